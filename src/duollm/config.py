@@ -1,0 +1,246 @@
+"""The recipe: every setting of a study, typed, read from YAML and overridden from the command line."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from duollm.errors import UserError, did_you_mean
+from duollm.files import write_text
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The duo model. The vocabulary size comes from the tokenizer unless it is given here."""
+
+    path: str | None = None
+    """A trained duo folder to study in place of training one."""
+    vocab_size: int | None = Field(default=None, ge=2)
+    """Size of the vocabulary; default: the tokenizer's."""
+    hidden_size: int = Field(default=128, ge=1)
+    """Width of the residual stream."""
+    num_hidden_layers: int = Field(default=12, ge=1)
+    """Number of layers L."""
+    num_attention_heads: int = Field(default=2, ge=1)
+    """Number of query heads."""
+    num_key_value_heads: int = Field(default=2, ge=1)
+    """Number of key/value heads; a divisor of num_attention_heads."""
+    intermediate_size: int = Field(default=512, ge=1)
+    """Inner width of the big FFN."""
+    small_intermediate_size: int = Field(default=32, ge=1)
+    """Inner width of the small FFN."""
+    skip_scope: Literal["ffn", "layer"] = "ffn"
+    """What skip bypasses: the FFN, or attention too."""
+    tie_word_embeddings: bool = True
+    """Share the input embedding with the output head."""
+    max_position_embeddings: int = Field(default=2048, ge=1)
+    """Longest sequence."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary embedding."""
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> "ModelConfig":
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads ({self.num_key_value_heads}) must divide "
+                f"num_attention_heads ({self.num_attention_heads})"
+            )
+        return self
+
+
+class DataConfig(Section):
+    """Text in, packed tokens out."""
+
+    domains: list[str] = Field(default=["prose", "code"], min_length=1)
+    """`prose`, `code`, a file or folder of text/JSONL/Parquet, or a Hugging Face data set id."""
+    tokenizer: str | None = None
+    """An existing tokenizer (folder or hub id); default: train a byte-level BPE on the train split."""
+    vocab_size: int = Field(default=4096, ge=257)
+    """Size of the vocabulary to train."""
+    sequence_length: int = Field(default=128, ge=2)
+    """Tokens T per training sequence and per evaluated window."""
+    validation_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of each domain's documents held out for calibration."""
+    test_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of each domain's documents held out for results."""
+
+
+class PretrainConfig(Section):
+    """Stage 1: random routing (paper, section 3)."""
+
+    tokens: int = Field(default=2_000_000, ge=1)
+    """Training tokens in all."""
+    batch_size: int = Field(default=32, ge=1)
+    """Sequences per optimiser step (over all ranks and accumulation steps)."""
+    accumulate: int = Field(default=1, ge=1)
+    """Forward/backward passes per optimiser step; a divisor of batch_size."""
+    branch_shares: tuple[float, float, float] = (0.0, 0.5, 0.5)
+    """Shares of tokens at every layer that take (skip, small, big); sum 1."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises linearly."""
+    final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak (cosine decay)."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW betas."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: autocast; auto: bf16 where a short measurement finds it faster."""
+    compile: bool = False
+    """torch.compile the model (about a minute of compiling; needs a C++ compiler)."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Optimiser steps between checkpoints."""
+    log_every: int = Field(default=10, ge=1)
+    """Optimiser steps between lines of metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _shares_and_steps(self) -> "PretrainConfig":
+        if min(self.branch_shares) < 0 or abs(sum(self.branch_shares) - 1) > 1e-6:
+            raise ValueError(f"branch_shares (skip, small, big) must be >= 0 and sum to 1, got {self.branch_shares}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
+        return self
+
+
+class OracleConfig(Section):
+    """Stage 2: exhaustive search over routes (paper, section 4)."""
+
+    documents: int = Field(default=40, ge=2)
+    """Test documents per domain (fewer if the domain has fewer)."""
+    windows_per_document: int = Field(default=1, ge=1)
+    """Windows of sequence_length tokens taken from each document, from its start."""
+    big_layers: list[int] | None = None
+    """Budgets k: exactly k big layers; default: every k from 0 to L."""
+    random_routes: int = Field(default=100, ge=1)
+    """N of the best-of-N controls."""
+    memory_gib: float = Field(default=1.0, gt=0)
+    """Memory budget of the search, GiB."""
+
+
+class RouterConfig(Section):
+    """Stage 3: the paper's linear router on a frozen backbone (paper, section 5)."""
+
+    kind: str = "linear"
+    """Which router; see docs/adding-a-router.md."""
+    big_layers: list[int] = Field(default=[2, 4, 6, 8, 10], min_length=1)
+    """Budgets k; a router is trained for each."""
+    tokens: int = Field(default=200_000, ge=1)
+    """Training tokens per router."""
+    batch_size: int = Field(default=32, ge=1)
+    """Sequences per optimiser step."""
+    learning_rate: float = Field(default=1e-2, gt=0)
+    """Peak learning rate."""
+    budget_weight: float = Field(default=10.0, ge=0)
+    """alpha: weight of the budget loss."""
+    temperatures: tuple[float, float] = (1.0, 0.1)
+    """Softmax temperature tau at the start and at the end (geometric annealing)."""
+    train_backbone: bool = False
+    """Also train the model, not only the router."""
+
+
+class ReportConfig(Section):
+    """Statistics and figures."""
+
+    bootstrap_samples: int = Field(default=2000, ge=100)
+    """Resamples of documents behind every interval."""
+    shown_documents: int = Field(default=2, ge=1)
+    """Documents per domain shown as coloured text."""
+
+
+class Recipe(Section):
+    """A whole study."""
+
+    name: str = "quick"
+    """Name of the study; the run folder defaults to runs/<name>."""
+    seed: int = 0
+    """Seed of everything random."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    oracle: OracleConfig = OracleConfig()
+    router: RouterConfig = RouterConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _budgets_fit(self) -> "Recipe":
+        layers = self.model.num_hidden_layers
+        for key, budgets in (("oracle", self.oracle.big_layers), ("router", self.router.big_layers)):
+            for budget in budgets or []:
+                if not 0 <= budget <= layers:
+                    raise ValueError(
+                        f"{key}.big_layers holds {budget}; a model of {layers} layers allows 0 .. {layers}"
+                    )
+        return self
+
+
+def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a YAML recipe and apply overrides such as {"pretrain.tokens": "5e5"}.
+
+    Raises:
+        UserError: missing or unreadable file, unknown key, illegal value; the message names the
+            key, what was given and what is allowed.
+    """
+    values: dict[str, Any] = _read_yaml(path) if path else {}
+    source = str(path) if path else "the command line"
+    for key, text in (overrides or {}).items():
+        _set(values, key.split("."), yaml.safe_load(text))
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, every key present, as YAML."""
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; the shipped ones are in recipes/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
+    return values or {}
+
+
+def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        nested = values.setdefault(key, {})
+        if not isinstance(nested, dict):
+            raise UserError(f"--{'.'.join(keys)}: {key} is not a section")
+        values = nested
+    values[keys[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first problem of a ValidationError."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key {key!r}; {did_you_mean(path[-1], section.model_fields)}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return f"{key}: {message}{given}" if key else f"{message}{given}"
