@@ -1,0 +1,1 @@
+"""Statistics of routing: arrays in, arrays out, no torch."""

@@ -1,0 +1,1 @@
+"""Losses under a policy."""

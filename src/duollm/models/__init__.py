@@ -1,0 +1,1 @@
+"""The duo model: configuration, modelling code, conversion."""

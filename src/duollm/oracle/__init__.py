@@ -1,0 +1,1 @@
+"""Exact search over all routes, with the label in hand."""

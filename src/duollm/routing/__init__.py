@@ -1,0 +1,1 @@
+"""Routes, policies and routers: who decides which branch a token takes."""

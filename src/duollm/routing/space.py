@@ -6,7 +6,7 @@ Shape letters: L layers, R routes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from duollm.models.branch import Branch
 if TYPE_CHECKING:
     import torch
 
-    Integers = TypeVar("Integers", NDArray[np.int64], torch.Tensor)
+Integers = TypeVar(Integers, NDArray[np.int64], "torch.Tensor")
 
 _LARGEST_ID = 2**63 - 1
 
@@ -56,31 +56,31 @@ class RouteSpace:
     @property
     def size(self) -> int:
         """Number of routes, R = C^L."""
-        return self.base**self.num_layers
+        return int(self.base**self.num_layers)
 
     @cached_property
     def _place_values_L(self) -> NDArray[np.int64]:
         return self.base ** np.arange(self.num_layers - 1, -1, -1, dtype=np.int64)
 
-    def decode(self, ids: "Integers") -> "Integers":
+    def decode(self, ids: Integers) -> Integers:
         """Turn ids [...] into routes [..., L], values of `Branch`.
 
         Raises:
             ValueError: an id is outside 0 .. size - 1.
         """
-        array = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids, dtype=np.int64)
-        if array.size and not (0 <= array.min() and array.max() < self.size):
+        array = _as_numpy(ids)
+        if array.size and (array.min() < 0 or array.max() >= self.size):
             raise ValueError(f"route ids must be in 0 .. {self.size - 1}, got {array.min()} .. {array.max()}")
         digits = array[..., None] // self._place_values_L % self.base
         return _like(np.asarray(self.branches, dtype=np.int64)[digits], ids)
 
-    def encode(self, routes: "Integers") -> "Integers":
+    def encode(self, routes: Integers) -> Integers:
         """Turn routes [..., L], values of `Branch`, into ids [...].
 
         Raises:
             ValueError: wrong number of layers, or a branch that is not in this space.
         """
-        array = np.asarray(routes.cpu() if hasattr(routes, "cpu") else routes, dtype=np.int64)
+        array = _as_numpy(routes)
         if array.ndim == 0 or array.shape[-1] != self.num_layers:
             raise ValueError(f"routes must end in a dimension of {self.num_layers} layers, got shape {array.shape}")
         digit_of = np.full(len(Branch), -1, dtype=np.int64)
@@ -101,9 +101,9 @@ class RouteSpace:
         check_big_layers(self, big)
         return np.flatnonzero(self.count_big(np.arange(self.size)) == big)
 
-    def count_big(self, ids: "Integers") -> "Integers":
+    def count_big(self, ids: Integers) -> Integers:
         """Return the number of big layers of routes [...], int64."""
-        return _like((np.asarray(self.decode(ids)) == Branch.BIG).sum(-1), ids)
+        return _like((self.decode(_as_numpy(ids)) == Branch.BIG).sum(-1), ids)
 
 
 def check_big_layers(space: RouteSpace, big: int) -> None:
@@ -119,10 +119,14 @@ def parse_branches(names: Sequence[str]) -> tuple[Branch, ...]:
     return tuple(sorted(Branch[name.upper()] for name in names))
 
 
-def _like(array: NDArray[np.int64], given: object) -> "Integers":
-    """Return `array` as the kind of array that was given."""
-    if hasattr(given, "device") and hasattr(given, "cpu"):
-        import torch
+def _as_numpy(given: Any) -> NDArray[np.int64]:
+    return np.asarray(given.cpu() if hasattr(given, "cpu") else given, dtype=np.int64)
 
-        return torch.as_tensor(array, device=given.device)
-    return array
+
+def _like(array: NDArray[np.int64], given: Any) -> Any:
+    """Return `array` as the kind of array that was given."""
+    if not hasattr(given, "cpu"):
+        return array
+    import torch
+
+    return torch.as_tensor(array, device=given.device)

@@ -1,0 +1,1 @@
+"""duollm: study adaptive computation in language models."""
