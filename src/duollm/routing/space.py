@@ -6,7 +6,7 @@ Shape letters: L layers, R routes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from duollm.models.branch import Branch
 if TYPE_CHECKING:
     import torch
 
-Integers = TypeVar(Integers, NDArray[np.int64], "torch.Tensor")
+Integers = TypeVar("Integers", NDArray[np.int64], "torch.Tensor")
 
 _LARGEST_ID = 2**63 - 1
 
@@ -103,7 +103,8 @@ class RouteSpace:
 
     def count_big(self, ids: Integers) -> Integers:
         """Return the number of big layers of routes [...], int64."""
-        return _like((self.decode(_as_numpy(ids)) == Branch.BIG).sum(-1), ids)
+        routes_L = self.decode(_as_numpy(ids))
+        return _like((routes_L == Branch.BIG).sum(-1), ids)
 
 
 def check_big_layers(space: RouteSpace, big: int) -> None:
@@ -123,10 +124,10 @@ def _as_numpy(given: Any) -> NDArray[np.int64]:
     return np.asarray(given.cpu() if hasattr(given, "cpu") else given, dtype=np.int64)
 
 
-def _like(array: NDArray[np.int64], given: Any) -> Any:
+def _like(array: NDArray[np.int64], given: Integers) -> Integers:
     """Return `array` as the kind of array that was given."""
     if not hasattr(given, "cpu"):
-        return array
+        return cast(Integers, array)
     import torch
 
-    return torch.as_tensor(array, device=given.device)
+    return cast(Integers, torch.as_tensor(array, device=given.device))
