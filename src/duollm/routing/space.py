@@ -6,7 +6,7 @@ Shape letters: L layers, R routes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +127,7 @@ def _as_numpy(given: Any) -> NDArray[np.int64]:
 def _like(array: NDArray[np.int64], given: Integers) -> Integers:
     """Return `array` as the kind of array that was given."""
     if not hasattr(given, "cpu"):
-        return cast(Integers, array)
+        return array
     import torch
 
-    return cast(Integers, torch.as_tensor(array, device=given.device))
+    return torch.as_tensor(array, device=given.device)
