@@ -124,7 +124,7 @@ def _as_numpy(given: Any) -> NDArray[np.int64]:
     return np.asarray(given.cpu() if hasattr(given, "cpu") else given, dtype=np.int64)
 
 
-def _like(array: NDArray[np.int64], given: Integers) -> Integers:
+def _like(array: NDArray[np.int64], given: Any) -> Any:
     """Return `array` as the kind of array that was given."""
     if not hasattr(given, "cpu"):
         return array
