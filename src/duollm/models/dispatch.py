@@ -1,0 +1,82 @@
+"""Choices of one layer, sorted by branch, so that each branch runs one dense product.
+
+Shape letters: B batch, T tokens, N = B * T, D hidden.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .branch import Branch
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """The tokens of one layer grouped by branch.
+
+    Attributes:
+        counts: how many tokens take skip, small, big (Python integers: shapes are known without
+            asking the device).
+        order_N: token indices sorted by branch; None when all tokens take the same branch.
+        place_N: the inverse permutation, where each token stands in `order_N`.
+    """
+
+    counts: tuple[int, int, int]
+    order_N: Tensor | None = None
+    place_N: Tensor | None = None
+
+    @classmethod
+    def uniform(cls, branch: Branch, tokens: int) -> "Dispatch":
+        """All `tokens` tokens take `branch`."""
+        skip, small, big = (tokens if branch == each else 0 for each in Branch)
+        return cls((skip, small, big))
+
+    @classmethod
+    def from_choice(cls, choice_BT: Tensor) -> "Dispatch":
+        """Group tokens by their choice, integers [B, T], values of `Branch`."""
+        choice_N = choice_BT.reshape(-1)
+        skip, small, big = torch.bincount(choice_N, minlength=len(Branch)).tolist()
+        if choice_N.numel() in (skip, small, big):
+            return cls((skip, small, big))
+        return cls.from_order((skip, small, big), torch.argsort(choice_N, stable=True))
+
+    @classmethod
+    def from_order(cls, counts: tuple[int, int, int], order_N: Tensor) -> "Dispatch":
+        """The first counts[0] tokens of `order_N` skip, the next counts[1] go small, the rest big."""
+        place_N = torch.empty_like(order_N)
+        place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
+        return cls(counts, order_N, place_N)
+
+    def choice_N(self, device: torch.device | None = None) -> Tensor:
+        """Return the choice of every token, integers [N]."""
+        device = self.order_N.device if self.order_N is not None else device
+        branches = torch.tensor(list(Branch), device=device)
+        sorted_N = branches.repeat_interleave(torch.tensor(self.counts, device=device))
+        return sorted_N if self.place_N is None else sorted_N[self.place_N]
+
+    def group(self, states_ND: Tensor) -> tuple[Tensor, ...]:
+        """Split states [N, D] into those of skip, small and big, in that order."""
+        if self.order_N is not None:
+            states_ND = _Permute.apply(states_ND, self.order_N, self.place_N)
+        return states_ND.split(self.counts)
+
+    def ungroup(self, groups: list[Tensor]) -> Tensor:
+        """Put the groups' rows back in the order of the tokens, [N, D]."""
+        states_ND = torch.cat(groups)
+        return states_ND if self.order_N is None else _Permute.apply(states_ND, self.place_N, self.order_N)
+
+
+class _Permute(torch.autograd.Function):
+    """Reorder rows. Autograd would scatter-add the gradient; a permutation only needs its inverse."""
+
+    @staticmethod
+    def forward(ctx: Any, states_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(inverse_N)
+        return states_ND.index_select(0, order_N)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+        (inverse_N,) = ctx.saved_tensors
+        return gradient_ND.index_select(0, inverse_N), None, None

@@ -1,0 +1,452 @@
+"""The duo language model, whole: a Llama in which each token takes a branch at each layer.
+
+Read it from the bottom up or the top down: `DuoForCausalLM` (head and loss) holds `DuoModel`
+(embedding, layers, final norm), which holds `DuoDecoderLayer` (attention, then the branch a policy
+chose: skip, small or big FFN).
+
+Shape letters: B batch, T tokens, N = B * T, L layers, C branches (skip, small, big), D hidden,
+H heads, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb, repeat_kv
+from transformers.utils.output_capturing import capture_outputs
+
+from .branch import Branch
+from .configuration_duo import DuoConfig
+from .dispatch import Dispatch
+
+Choice = Tensor | Dispatch
+"""Integers [B, T], values of `Branch` (hard); floats [B, T, C], weights of the branches (soft); or
+tokens already grouped by branch."""
+
+
+class Policy(Protocol):
+    """Says which branch each token takes at each layer."""
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
+        """Choose for one layer.
+
+        Args:
+            layer_idx: the layer, 0 first.
+            states_BTD: normalised hidden states that enter what is being chosen: the FFN's input
+                when skip_scope is "ffn", the layer's when it is "layer".
+            memory: what the previous layer's call returned; None at layer 0 of every forward.
+        """
+        ...
+
+
+class FixedRoutes:
+    """Policy that follows given routes, integers [L] or [B, T, L]."""
+
+    def __init__(self, routes: Tensor) -> None:
+        self.routes = routes
+        self.branches = [Branch(branch) for branch in routes.tolist()] if routes.ndim == 1 else None
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
+        """Return the given choice of this layer."""
+        if self.branches is not None:
+            return Dispatch.uniform(self.branches[layer_idx], states_BTD.shape[:2].numel()), None
+        return self.routes[..., layer_idx], None
+
+
+@dataclass
+class DuoModelOutput(BaseModelOutputWithPast):
+    """`choices`: per layer what the policy chose."""
+
+    choices: tuple[Any, ...] | None = None
+
+
+@dataclass
+class DuoCausalLMOutput(CausalLMOutputWithPast):
+    """`choices`: per layer what the policy chose; `routes`: the same as integers [B, T, L] (hard only)."""
+
+    choices: tuple[Any, ...] | None = None
+
+    @property
+    def routes(self) -> Tensor:
+        """The routes taken, integers [B, T, L], values of `Branch`; soft choices count as their largest weight."""
+        shape = self.logits.shape[:2]
+        return torch.stack([_as_integers(choice, self.logits.device).view(shape) for choice in self.choices], dim=-1)
+
+
+class DuoRMSNorm(nn.Module):
+    """Root mean square normalisation (Zhang & Sennrich, 2019), computed in float32."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        wide = states.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(states.dtype)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention as three plain operations, [B, H, T, d] -> [B, T, H, d].
+
+    On CPUs its backward is faster than the fused kernel's for short sequences.
+    """
+    key = repeat_kv(key, module.num_key_value_groups)
+    value = repeat_kv(value, module.num_key_value_groups)
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class DuoAttention(nn.Module):
+    """Rotary grouped-query attention, as in Llama."""
+
+    def __init__(self, config: DuoConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
+
+    def project(self, states_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries [B, H, T, d], rotated keys and values [B, H_kv, T, d]."""
+        shape = (*states_BTD.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            projection(states_BTD).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *rotary)
+        return query, key, value
+
+    def forward(
+        self,
+        states_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention output [B, T, D] and, where the implementation has them, its weights."""
+        query, key, value = self.project(states_BTD, rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        mixed, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(mixed.reshape(*states_BTD.shape[:-1], -1)), weights
+
+
+class DuoFFN(nn.Module):
+    """One SwiGLU feed-forward network."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str, bias: bool) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.act_fn = ACT2FN[hidden_act]
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
+
+
+class DuoMLP(nn.Module):
+    """The branches of one layer: nothing, the small FFN or the big FFN."""
+
+    def __init__(self, config: DuoConfig) -> None:
+        super().__init__()
+        self.small = DuoFFN(config.hidden_size, config.small_intermediate_size, config.hidden_act, config.mlp_bias)
+        self.big = DuoFFN(config.hidden_size, config.intermediate_size, config.hidden_act, config.mlp_bias)
+
+    def branch(self, branch: Branch, states: Tensor) -> Tensor:
+        """Send all states [..., D] through one branch."""
+        if branch == Branch.SKIP:
+            return torch.zeros_like(states)
+        return self.small(states) if branch == Branch.SMALL else self.big(states)
+
+    def forward(self, states_BTD: Tensor, choice: Choice) -> Tensor:
+        """Send each token through its branch; soft choices mix the branches by their weights."""
+        if isinstance(choice, Tensor) and choice.is_floating_point():
+            return self.mix(states_BTD, choice)
+        dispatch = choice if isinstance(choice, Dispatch) else Dispatch.from_choice(choice)
+        return self.sparse(states_BTD, dispatch)
+
+    def mix(self, states_BTD: Tensor, weights_BTC: Tensor) -> Tensor:
+        """Compute every branch and add them up, weighted. One-hot weights select: the reference path."""
+        weights_BTC = weights_BTC.to(states_BTD.dtype)
+        small = self.small(states_BTD) * weights_BTC[..., Branch.SMALL, None]
+        return small + self.big(states_BTD) * weights_BTC[..., Branch.BIG, None]
+
+    def sparse(self, states_BTD: Tensor, dispatch: Dispatch) -> Tensor:
+        """Compute for each token only its branch: gather, one dense product per branch, scatter."""
+        groups = dispatch.group(states_BTD.flatten(0, 1))
+        outputs = [self.branch(branch, states) for branch, states in zip(Branch, groups, strict=True) if len(states)]
+        return dispatch.ungroup(outputs).view_as(states_BTD)
+
+
+class DuoDecoderLayer(GradientCheckpointingLayer):
+    """Attention, then the chosen branch, each with a residual connection."""
+
+    def __init__(self, config: DuoConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.skip_scope = config.skip_scope
+        self.self_attn = DuoAttention(config, layer_idx)
+        self.mlp = DuoMLP(config)
+        self.input_layernorm = DuoRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = DuoRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, hidden_BTD: Tensor, policy: Policy, memory: Any, execution: str, **attention: Any
+    ) -> tuple[Tensor, Choice, Any]:
+        """Return the layer's output [B, T, D], what the policy chose and its memory."""
+        states_BTD = self.input_layernorm(hidden_BTD)
+        if self.skip_scope == "layer":
+            choice, memory = policy(self.layer_idx, states_BTD, memory)
+        attended_BTD, _ = self.self_attn(states_BTD, **attention)
+        if self.skip_scope == "layer":
+            attended_BTD = attended_BTD * _kept(choice, attended_BTD)
+        hidden_BTD = hidden_BTD + attended_BTD
+        states_BTD = self.post_attention_layernorm(hidden_BTD)
+        if self.skip_scope == "ffn":
+            choice, memory = policy(self.layer_idx, states_BTD, memory)
+        executed = _one_hot(choice, states_BTD) if execution == "reference" else choice
+        return hidden_BTD + self.mlp(states_BTD, executed), choice, memory
+
+
+class DuoPreTrainedModel(PreTrainedModel):
+    """What transformers has to know about the family."""
+
+    config_class = DuoConfig
+    config: DuoConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("DuoDecoderLayer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": DuoDecoderLayer, "attentions": DuoAttention}  # noqa: RUF012
+
+
+class DuoModel(DuoPreTrainedModel):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, config: DuoConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(DuoDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = DuoRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        policy: Policy | None = None,
+        execution: str = "sparse",
+        **kwargs: Any,
+    ) -> DuoModelOutput:
+        """Return the final normalised hidden states [B, T, D], the cache and the choices."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(seen, seen + hidden_BTD.shape[1], device=hidden_BTD.device)[None]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_BTD,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rotary = self.rotary_emb(hidden_BTD, position_ids=position_ids)
+        policy = policy or FixedRoutes(torch.full((len(self.layers),), Branch.BIG.value))
+        choices, memory = [], None
+        for layer in self.layers:
+            hidden_BTD, choice, memory = layer(
+                hidden_BTD,
+                policy=policy,
+                memory=memory,
+                execution=execution,
+                rotary=rotary,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            choices.append(choice)
+        return DuoModelOutput(
+            last_hidden_state=self.norm(hidden_BTD), past_key_values=past_key_values, choices=tuple(choices)
+        )
+
+
+class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
+    """The duo language model with its head; the model class of every study.
+
+    Attributes:
+        policy: the policy in force when a forward gets neither `routes` nor `policy`, for example a
+            trained router; None means all big. Not saved with the weights.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: DuoConfig) -> None:
+        super().__init__(config)
+        self.model = DuoModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._attached: tuple[Policy | None] = (None,)  # in a tuple: a router must not become a submodule
+        self.post_init()
+
+    @property
+    def policy(self) -> Policy | None:
+        """The attached policy."""
+        return self._attached[0]
+
+    def attach(self, policy: Policy | None) -> "DuoForCausalLM":
+        """Make `policy` the one in force (None: all big) and return the model."""
+        self._attached = (policy,)
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        routes: Tensor | None = None,
+        policy: Policy | None = None,
+        execution: str = "sparse",
+        **kwargs: Any,
+    ) -> DuoCausalLMOutput:
+        """Run the model under given routes, a given policy, the attached policy, or all big.
+
+        Args:
+            input_ids: token ids [B, T].
+            attention_mask: 1 for tokens, 0 for padding, [B, T past and present].
+            labels: token ids [B, T], -100 to leave a position out; shifted inside, so the loss is
+                the mean nll (nats) of token t + 1 given tokens up to t.
+            logits_to_keep: compute only the last so many logits (0: all), or those at given indices.
+            routes: integers [L] (all tokens alike) or [B, T, L], values of `Branch`.
+            policy: says which branch each token takes at each layer.
+            execution: "sparse" computes only the chosen branches, "reference" computes all and selects.
+
+        Raises:
+            ValueError: illegal routes, both routes and policy, or an unknown execution.
+        """
+        if execution not in ("sparse", "reference"):
+            raise ValueError(f"execution must be 'sparse' or 'reference', got {execution!r}")
+        if routes is not None:
+            if policy is not None:
+                raise ValueError("give routes or a policy, not both")
+            shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+            policy = FixedRoutes(check_routes(routes, *shape, self.config.num_hidden_layers))
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=self.config.use_cache if use_cache is None and not self.training else use_cache,
+            policy=policy or self.policy,
+            execution=execution,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return DuoCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            choices=outputs.choices,
+        )
+
+
+def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tensor:
+    """Return routes as an integer tensor, or raise a ValueError that says what is allowed."""
+    routes = torch.as_tensor(routes)
+    allowed = f"integers of shape [{num_layers}] or [{batch}, {tokens}, {num_layers}]"
+    if routes.is_floating_point() or routes.dtype == torch.bool:
+        raise ValueError(f"routes must be {allowed}, got dtype {routes.dtype}")
+    if tuple(routes.shape) not in ((num_layers,), (batch, tokens, num_layers)):
+        raise ValueError(f"routes must be {allowed}, got shape {list(routes.shape)}")
+    if routes.numel() and not (routes.min() >= min(Branch) and routes.max() <= max(Branch)):
+        raise ValueError(
+            f"routes may hold only {', '.join(f'{branch.name}={branch.value}' for branch in Branch)}, "
+            f"got values {routes.min().item()} .. {routes.max().item()}"
+        )
+    return routes.long()
+
+
+def _as_integers(choice: Choice, device: torch.device) -> Tensor:
+    """The branch of every token, [N] or [B, T]."""
+    if isinstance(choice, Dispatch):
+        return choice.choice_N(device)
+    return choice.argmax(-1) if choice.is_floating_point() else choice
+
+
+def _one_hot(choice: Choice, states_BTD: Tensor) -> Tensor:
+    """The choice as weights [B, T, C]."""
+    if isinstance(choice, Tensor) and choice.is_floating_point():
+        return choice
+    integers_BT = _as_integers(choice, states_BTD.device).view(states_BTD.shape[:2])
+    return nn.functional.one_hot(integers_BT, len(Branch)).to(states_BTD.dtype)
+
+
+def _kept(choice: Choice, states_BTD: Tensor) -> Tensor:
+    """How much of the attention output each token keeps when skip bypasses the layer, [B, T, 1]."""
+    return 1 - _one_hot(choice, states_BTD)[..., Branch.SKIP, None]
