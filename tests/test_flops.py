@@ -1,0 +1,149 @@
+import pytest
+
+from duollm.config import ModelConfig
+from duollm.flops import (
+    count_parameters,
+    head_flops,
+    layer_flops,
+    naive_search,
+    route_bytes,
+    sequence_flops,
+    shared_search,
+    token_flops,
+    training_flops,
+)
+
+SKIP, SMALL, BIG = 0, 1, 2
+LAYERS, HIDDEN, HEADS, KEY_VALUE_HEADS, INNER, SMALL_INNER, VOCABULARY = 4, 24, 6, 2, 40, 8, 50
+KEY_VALUE_WIDTH = HIDDEN // HEADS * KEY_VALUE_HEADS
+
+
+def toy(**changes):
+    sizes = dict(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEY_VALUE_HEADS,
+        intermediate_size=INNER,
+        small_intermediate_size=SMALL_INNER,
+    )
+    return ModelConfig(**(sizes | changes))
+
+
+def paper():
+    return ModelConfig(
+        vocab_size=32_000,
+        hidden_size=2560,
+        num_hidden_layers=12,
+        num_attention_heads=20,
+        num_key_value_heads=20,
+        intermediate_size=10_240,
+        small_intermediate_size=640,
+    )
+
+
+def products(branch, context, skip_scope):
+    """Every matrix product of one layer for one token, written out as (m, k, n)."""
+    keys_and_values = [(1, HIDDEN, KEY_VALUE_WIDTH)] * 2
+    if branch == SKIP and skip_scope == "layer":
+        return keys_and_values
+    head = HIDDEN // HEADS
+    attention = keys_and_values + [(1, HIDDEN, HIDDEN)] * 2 + HEADS * [(1, head, context), (1, context, head)]
+    inner = {SKIP: 0, SMALL: SMALL_INNER, BIG: INNER}[branch]
+    return [*attention, (1, HIDDEN, inner), (1, HIDDEN, inner), (1, inner, HIDDEN)]
+
+
+def naive_token_flops(route, context, skip_scope="ffn"):
+    return sum(2 * m * k * n for branch in route for m, k, n in products(branch, context, skip_scope))
+
+
+def test_paper_parameters():
+    parts = count_parameters(paper())
+    assert parts.big == 943_718_400
+    assert parts.small == 58_982_400
+    assert parts.attention == 314_572_800
+    assert parts.embedding == 81_920_000
+    assert parts.head == 0
+    assert f"{parts.total / 1e9:.3f}" == "1.399"
+
+
+def test_parameters_match_a_list_of_the_weights():
+    layer = [(HIDDEN, HIDDEN)] * 2 + [(HIDDEN, KEY_VALUE_WIDTH)] * 2 + [(HIDDEN, 1)] * 2
+    layer += [(HIDDEN, INNER)] * 3 + [(HIDDEN, SMALL_INNER)] * 3
+    weights = LAYERS * layer + [(VOCABULARY, HIDDEN), (HIDDEN, 1)]
+    assert count_parameters(toy()).total == sum(rows * columns for rows, columns in weights)
+
+
+def test_untied_head_is_counted():
+    tied, untied = count_parameters(toy()), count_parameters(toy(tie_word_embeddings=False))
+    assert untied.head == VOCABULARY * HIDDEN
+    assert untied.total == tied.total + VOCABULARY * HIDDEN
+
+
+@pytest.mark.parametrize("skip_scope", ["ffn", "layer"])
+@pytest.mark.parametrize("route", [[BIG, SMALL, SKIP, BIG], [SKIP] * LAYERS, [SMALL] * LAYERS])
+def test_token_flops_match_the_naive_count(route, skip_scope):
+    assert token_flops(toy(skip_scope=skip_scope), route, 7) == naive_token_flops(route, 7, skip_scope)
+
+
+def test_a_number_of_big_layers_stands_for_a_route():
+    assert token_flops(toy(), 3, 5) == naive_token_flops([BIG, SMALL, BIG, BIG], 5)
+
+
+@pytest.mark.parametrize("skip_scope", ["ffn", "layer"])
+def test_sequence_flops_are_the_sum_over_tokens(skip_scope):
+    route, length = [BIG, SKIP, SMALL, BIG], 6
+    tokens = sum(naive_token_flops(route, context, skip_scope) for context in range(1, length + 1))
+    heads = length * 2 * HIDDEN * VOCABULARY
+    assert sequence_flops(toy(skip_scope=skip_scope), route, length) == tokens + heads
+
+
+def test_training_is_three_forwards_of_the_average_route():
+    routes = [[SMALL, BIG, BIG, SMALL], [BIG, SMALL, SMALL, BIG]]
+    forward = sum(sequence_flops(toy(), route, 8) for route in routes)
+    assert training_flops(toy(), (0.0, 0.5, 0.5), sequence_length=8, tokens=16) == 3 * forward
+
+
+def test_search_costs_match_counting_routes_and_prefixes():
+    model, length = toy(), 5
+    routes = [[BIG if route >> layer & 1 else SMALL for layer in range(LAYERS)] for route in range(2**LAYERS)]
+    naive = naive_search(model, length)
+    assert naive.flops == sum(sequence_flops(model, route, length) for route in routes)
+    assert naive.big == sum(route.count(BIG) for route in routes)
+    assert naive.attention == LAYERS * len(routes)
+
+    shared = shared_search(model, length)
+    assert shared.attention == len({tuple(route[:layer]) for route in routes for layer in range(LAYERS)})
+    one_layer = toy(num_hidden_layers=1)
+    attention = sum(layer_flops(one_layer, context).skip for context in range(1, length + 1))
+    ffns = length * 2 * 3 * HIDDEN * (INNER + SMALL_INNER)
+    assert shared.flops == shared.attention * (attention + ffns) + len(routes) * length * head_flops(model)
+
+
+def test_twelve_layers_share_as_the_design_says():
+    shared, naive = shared_search(paper(), 128), naive_search(paper(), 128)
+    assert (shared.attention, shared.small, shared.big) == (4095, 4095, 4095)
+    assert (naive.attention, naive.small, naive.big) == (49_152, 24_576, 24_576)
+
+
+def test_route_bytes_of_the_all_big_route_leave_out_the_small_ffns():
+    parts = count_parameters(paper())
+    row = 2560
+    assert route_bytes(paper(), 12, 2) == 2 * (parts.total - parts.small + row)
+
+
+def test_more_big_layers_read_more_bytes_by_one_ffn_difference():
+    difference = 4 * 3 * HIDDEN * (INNER - SMALL_INNER)
+    assert route_bytes(toy(), 3, 4) - route_bytes(toy(), 2, 4) == difference
+
+
+@pytest.mark.parametrize("route", [[BIG] * (LAYERS - 1), LAYERS + 1, -1])
+def test_a_route_that_does_not_fit_is_refused(route):
+    with pytest.raises(ValueError, match=f"{LAYERS} layers"):
+        token_flops(toy(), route, 1)
+
+
+def test_an_unknown_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="vocab_size"):
+        count_parameters(toy(vocab_size=None))
