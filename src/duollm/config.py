@@ -1,11 +1,12 @@
 """The recipe: every setting of a study, typed, read from YAML and overridden from the command line."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from duollm.errors import UserError, did_you_mean
 from duollm.files import write_text
@@ -14,7 +15,13 @@ from duollm.files import write_text
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise ValueError(f"{key} holds {value!r} twice")
 
 
 class ModelConfig(Section):
@@ -75,6 +82,16 @@ class DataConfig(Section):
     test_share: float = Field(default=0.15, gt=0, lt=1)
     """Share of each domain's documents held out for results."""
 
+    @model_validator(mode="after")
+    def _domains_and_shares(self) -> "DataConfig":
+        _refuse_repeats("domains", self.domains)
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"validation_share ({self.validation_share}) and test_share ({self.test_share}) "
+                "leave nothing to train on; their sum must be below 1"
+            )
+        return self
+
 
 class PretrainConfig(Section):
     """Stage 1: random routing (paper, section 3)."""
@@ -124,7 +141,7 @@ class OracleConfig(Section):
     """Test documents per domain (fewer if the domain has fewer)."""
     windows_per_document: int = Field(default=1, ge=1)
     """Windows of sequence_length tokens taken from each document, from its start."""
-    big_layers: list[int] | None = None
+    big_layers: list[int] | None = Field(default=None, min_length=1)
     """Budgets k: exactly k big layers; default: every k from 0 to L."""
     random_routes: int = Field(default=100, ge=1)
     """N of the best-of-N controls."""
@@ -147,7 +164,7 @@ class RouterConfig(Section):
     """Peak learning rate."""
     budget_weight: float = Field(default=10.0, ge=0)
     """alpha: weight of the budget loss."""
-    temperatures: tuple[float, float] = (1.0, 0.1)
+    temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.1)
     """Softmax temperature tau at the start and at the end (geometric annealing)."""
     train_backbone: bool = False
     """Also train the model, not only the router."""
@@ -167,7 +184,7 @@ class Recipe(Section):
 
     name: str = "quick"
     """Name of the study; the run folder defaults to runs/<name>."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -177,15 +194,48 @@ class Recipe(Section):
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
-    def _budgets_fit(self) -> "Recipe":
+    def _budgets_and_sequences_fit(self) -> "Recipe":
         layers = self.model.num_hidden_layers
         for key, budgets in (("oracle", self.oracle.big_layers), ("router", self.router.big_layers)):
+            _refuse_repeats(f"{key}.big_layers", budgets or [])
             for budget in budgets or []:
                 if not 0 <= budget <= layers:
                     raise ValueError(
                         f"{key}.big_layers holds {budget}; a model of {layers} layers allows 0 .. {layers}"
                     )
+        if self.data.sequence_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"data.sequence_length ({self.data.sequence_length}) must not exceed "
+                f"model.max_position_embeddings ({self.model.max_position_embeddings})"
+            )
         return self
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 3e-4 as a string; this one reads it as a number, as YAML 1.2 does."""
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+SHIPPED_RECIPES = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
+"""Where the shipped recipes are: in an installed wheel, and in a checkout."""
+
+
+def find_recipe(given: str) -> Path:
+    """Return the recipe at path `given`, else the shipped one of that name ("quick", "recipes/quick.yaml").
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    shipped = {path.stem: path for folder in SHIPPED_RECIPES for path in folder.glob("*.yaml")}
+    if path.stem in shipped and path.parent in (Path(), Path("recipes")):
+        return shipped[path.stem]
+    raise UserError(f"{given}: no such recipe; give a path or a shipped one: {did_you_mean(path.stem, shipped)}")
 
 
 def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -196,13 +246,16 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
             key, what was given and what is allowed.
     """
     values: dict[str, Any] = _read_yaml(path) if path else {}
-    source = str(path) if path else "the command line"
-    for key, text in (overrides or {}).items():
-        _set(values, key.split("."), yaml.safe_load(text))
+    overrides = overrides or {}
+    for key, text in overrides.items():
+        _set(values, key.split("."), _parse_override(key, text))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
+        key, message = _explain(error)
+        overridden = [name for name in overrides if f"{key}.".startswith(f"{name}.")]
+        place = f"--{overridden[0]}" if overridden else ": ".join(filter(None, (str(path or ""), key)))
+        raise UserError(f"{place}: {message}" if place else message) from None
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -212,14 +265,21 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; the shipped ones are in recipes/") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
-    return values or {}
+    return {key: value for key, value in (values or {}).items() if value is not None}
+
+
+def _parse_override(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, _RecipeLoader)
+    except yaml.YAMLError:
+        raise UserError(f"--{key}: {text!r} is not a YAML value; quote it, or write lists as [2,4]") from None
 
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -231,8 +291,8 @@ def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
-def _explain(error: ValidationError) -> str:
-    """One line for the first problem of a ValidationError."""
+def _explain(error: ValidationError) -> tuple[str, str]:
+    """Return the key and one line for the first problem of a ValidationError."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
@@ -240,7 +300,8 @@ def _explain(error: ValidationError) -> str:
         section: Any = Recipe
         for part in path[:-1]:
             section = section.model_fields[part].annotation
-        return f"unknown key {key!r}; {did_you_mean(path[-1], section.model_fields)}"
+        return key, f"unknown key; {did_you_mean(path[-1], section.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{key}: {message}{given}" if key else f"{message}{given}"
+    example = "; write it as [a, b]" if first["type"] in ("list_type", "tuple_type") else ""
+    return key, f"{message}{given}{example}"

@@ -1,0 +1,160 @@
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duollm.config import Recipe, find_recipe, load_recipe, save_recipe
+from duollm.errors import UserError
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refusal(path=None, overrides=None):
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_no_file_gives_the_defaults():
+    assert load_recipe(None) == Recipe()
+
+
+def test_a_file_changes_only_what_it_names(recipe_file):
+    recipe = load_recipe(recipe_file("pretrain:\n  tokens: 5000\nmodel:\n  # all defaults\n"))
+    assert recipe.pretrain.tokens == 5000
+    assert recipe.pretrain.batch_size == Recipe().pretrain.batch_size
+    assert recipe.model == Recipe().model
+
+
+def test_overrides_win_over_the_file(recipe_file):
+    recipe = load_recipe(recipe_file("pretrain:\n  tokens: 5000\n"), {"pretrain.tokens": "6000", "seed": "3"})
+    assert (recipe.pretrain.tokens, recipe.seed) == (6000, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("pretrain.tokens", "5e5", 500_000),
+        ("pretrain.tokens", "2_000", 2000),
+        ("pretrain.learning_rate", "3e-4", 3e-4),
+        ("pretrain.learning_rate", "1.5E-3", 1.5e-3),
+        ("pretrain.learning_rate", "1", 1.0),
+        ("pretrain.compile", "true", True),
+        ("router.big_layers", "[2,4]", [2, 4]),
+        ("pretrain.betas", "[0.8, 0.9]", (0.8, 0.9)),
+        ("data.tokenizer", "null", None),
+        ("data.tokenizer", "some/folder", "some/folder"),
+    ],
+)
+def test_override_values_are_read_as_people_write_them(key, text, expected):
+    section, field = key.split(".")
+    assert getattr(getattr(load_recipe(None, {key: text}), section), field) == expected
+
+
+def test_exponents_are_numbers_in_files_too(recipe_file):
+    recipe = load_recipe(recipe_file("pretrain: {tokens: 1e6, learning_rate: 3e-4}"))
+    assert (recipe.pretrain.tokens, recipe.pretrain.learning_rate) == (1_000_000, 3e-4)
+
+
+@given(tokens=st.integers(1, 10**12), rate=st.floats(1e-9, 10), layers=st.sets(st.integers(0, 12), min_size=1))
+def test_a_saved_recipe_reads_back_equal(tmp_path_factory, tokens, rate, layers):
+    recipe = Recipe.model_validate(
+        {"pretrain": {"tokens": tokens, "learning_rate": rate}, "oracle": {"big_layers": sorted(layers)}}
+    )
+    path = tmp_path_factory.mktemp("saved") / "config.yaml"
+    save_recipe(recipe, path)
+    assert load_recipe(path) == recipe
+
+
+def test_a_saved_recipe_shows_every_key(tmp_path):
+    save_recipe(Recipe(), tmp_path / "config.yaml")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for name, field in Recipe.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            assert set(saved[name]) == set(field.annotation.model_fields)
+
+
+def test_an_unknown_key_is_answered_with_the_nearest(recipe_file):
+    path = recipe_file("pretrain:\n  token: 5\n")
+    message = refusal(path)
+    assert str(path) in message
+    assert "pretrain.token: unknown key" in message
+    assert "did you mean 'tokens'?" in message
+
+
+def test_a_bad_override_is_blamed_on_the_command_line_not_on_the_file(recipe_file):
+    path = recipe_file("pretrain:\n  tokens: 5\n")
+    message = refusal(path, {"pretrain.tokens": "many"})
+    assert message.startswith("--pretrain.tokens: ")
+    assert "'many'" in message
+    assert refusal(path, {"oracle.big_layers": "[1, x]"}).startswith("--oracle.big_layers: ")
+
+
+def test_lists_show_how_to_write_them():
+    assert "[a, b]" in refusal(None, {"router.big_layers": "2,4"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"model.num_attention_heads": "3"}, "must divide hidden_size"),
+        ({"model.num_attention_heads": "4", "model.num_key_value_heads": "3"}, "must divide num_attention_heads"),
+        ({"pretrain.branch_shares": "[0.5, 0.5, 0.5]"}, "sum to 1"),
+        ({"pretrain.branch_shares": "[-0.5, 1, 0.5]"}, ">= 0"),
+        ({"pretrain.accumulate": "3"}, "must divide batch_size"),
+        ({"pretrain.learning_rate": ".inf"}, "finite"),
+        ({"pretrain.tokens": "1.5"}, "1.5"),
+        ({"pretrain.precision": "fp8"}, "'fp32'"),
+        ({"data.domains": "[prose, prose]"}, "twice"),
+        ({"data.validation_share": "0.6", "data.test_share": "0.5"}, "below 1"),
+        ({"data.sequence_length": "4096"}, "max_position_embeddings"),
+        ({"oracle.big_layers": "[13]"}, "0 .. 12"),
+        ({"oracle.big_layers": "[]"}, "at least 1"),
+        ({"router.big_layers": "[2, 2]"}, "twice"),
+        ({"router.temperatures": "[1, 0]"}, "greater than 0"),
+        ({"seed": "-1"}, "greater than or equal to 0"),
+        ({"name": "y", "name.first": "x"}, "not a section"),
+        ({"pretrain.betas": "[0.1"}, "not a YAML value"),
+    ],
+)
+def test_illegal_values_are_refused_in_one_line(overrides, expected):
+    assert expected in refusal(None, overrides)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "a: [1", "\x00"])
+def test_a_file_that_is_no_recipe_is_refused(recipe_file, text):
+    path = recipe_file(text)
+    assert str(path) in refusal(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert "no such recipe" in refusal(tmp_path / "absent.yaml")
+
+
+def test_shipped_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quick", "quick.yaml", "recipes/quick.yaml"):
+        assert find_recipe(name).is_file()
+
+
+def test_a_recipe_at_the_given_path_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick.yaml").write_text("seed: 7\n")
+    assert load_recipe(find_recipe("quick.yaml")).seed == 7
+
+
+@pytest.mark.parametrize("name", ["quik", "elsewhere/quick.yaml"])
+def test_an_unknown_recipe_is_answered_with_the_shipped_ones(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="did you mean 'quick'"):
+        find_recipe(name)
