@@ -1,0 +1,232 @@
+"""The paper's claims, each turned into quantities with a rule (claim ids: see docs/formats.md).
+
+Shape letters: X draws of the bootstrap, L layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, Scores
+from duollm.analysis.statistics import Bootstrap, Floats, interval
+from duollm.analysis.verdicts import Claim, Condition, condition
+
+NEAR = 0.25
+"""C1: the router is near the best of 100 if it bridges less than this share of the way to the oracle."""
+EVEN = 0.1
+"""C7: big is nearly even over layers if no layer's share departs more than this from the mean."""
+PAPER_ROUTER = "linear"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the claims are decided on, as draws: row 0 the data, then the resamples."""
+
+    domain: str
+    num_layers: int
+    nll_X: dict[tuple[str, int], Floats]
+    """Mean nll by (policy, big layers k); routers by their kind."""
+    oracle_share_XL: dict[int, Floats]
+    """The oracle's share of big per layer, by k."""
+    router: str | None
+    """The kind of router the claims speak of."""
+
+    def budgets(self, policy: str | None) -> list[int]:
+        """Return the numbers of big layers at which `policy` was measured, ascending."""
+        return sorted(k for name, k in self.nll_X if name == policy)
+
+    def nll(self, policy: str | None, k: int) -> Floats | None:
+        """Return the draws of a policy's mean nll, or None if it was not measured at k."""
+        return self.nll_X.get((policy, k)) if policy else None
+
+    def difference(self, policy: tuple[str | None, int], other: tuple[str | None, int]) -> Floats | None:
+        """Return the draws of nll(policy) - nll(other), paired, or None if one was not measured."""
+        first, second = self.nll(*policy), self.nll(*other)
+        return None if first is None or second is None else first - second
+
+
+def gather_evidence(scores: Scores, bootstrap: Bootstrap, oracle_share_XL: dict[int, Floats]) -> Evidence:
+    """Draw what the claims need; among several kinds of router the paper's linear one is taken."""
+    kinds = sorted({row.kind for row in scores.rows if row.kind})
+    router = PAPER_ROUTER if PAPER_ROUTER in kinds else next(iter(kinds), None)
+    draws = zip(scores.rows, scores.nll_draws(bootstrap), strict=True)
+    nll_X = {(row.kind or row.policy, row.big_layers): nll_X for row, nll_X in draws}
+    return Evidence(scores.domain, scores.num_layers, nll_X, oracle_share_XL, router)
+
+
+def decide_claims(evidence: Evidence) -> list[Claim]:
+    """Decide C1 - C4 and C6 - C8 of the paper on one domain."""
+    decided = (_c1, _c2, _c3, _c4, _c6, _c7, _c8)
+    return [decide(evidence) for decide in decided]
+
+
+def focus_budgets(num_layers: int) -> tuple[int, int, int]:
+    """Return the low, middle and high budget: the paper's 4, 6 and 8 of 12, scaled to the depth."""
+    return round(num_layers / 3), round(num_layers / 2), round(2 * num_layers / 3)
+
+
+def _c1(evidence: Evidence) -> Claim:
+    """Near means: |router - best of 100| < 0.25 x (best of 100 - oracle), at a third of the layers."""
+    k = focus_budgets(evidence.num_layers)[0]
+    oracle_gain = evidence.difference((BEST_PATTERNS, k), (ORACLE, k))
+    router_gain = evidence.difference((BEST_PATTERNS, k), (evidence.router, k))
+    bridged = None if oracle_gain is None or router_gain is None else router_gain / oracle_gain
+    return Claim(
+        "C1",
+        evidence.domain,
+        "At one budget the oracle is far below the best of 100 random patterns; "
+        "the learned router sits near the best of 100, far from the oracle",
+        (
+            condition(
+                f"nll: oracle - best of 100 patterns, at k = {k}",
+                evidence.difference((ORACLE, k), (BEST_PATTERNS, k)),
+                below=0,
+            ),
+            condition(
+                f"share of the way from best of 100 patterns to oracle that the router goes, at k = {k}",
+                bridged,
+                above=-NEAR,
+                below=NEAR,
+            ),
+        ),
+    )
+
+
+def _c2(evidence: Evidence) -> Claim:
+    """Falls to the middle, rises from it, and the lowest budget lies in the middle third (half a layer of grace)."""
+    layers = evidence.num_layers
+    middle = focus_budgets(layers)[1]
+    budgets = evidence.budgets(ORACLE)
+    lowest_X = None
+    if {0, middle, layers} <= set(budgets):
+        nll_XK = np.stack([evidence.nll_X[ORACLE, k] for k in budgets], axis=1)
+        lowest_X = np.array(budgets, dtype=np.float64)[nll_XK.argmin(1)]
+    return Claim(
+        "C2",
+        evidence.domain,
+        f"The oracle's loss falls until half of the layers are big (k = {middle}) and rises again to k = {layers}",
+        (
+            condition(
+                f"nll: oracle at k = {middle} - at k = 0",
+                evidence.difference((ORACLE, middle), (ORACLE, 0)),
+                below=0,
+            ),
+            condition(
+                f"nll: oracle at k = {layers} - at k = {middle}",
+                evidence.difference((ORACLE, layers), (ORACLE, middle)),
+                above=0,
+            ),
+            condition(
+                "number of big layers at which the oracle's nll is lowest",
+                lowest_X,
+                above=layers / 3 - 0.5,
+                below=2 * layers / 3 + 0.5,
+            ),
+        ),
+    )
+
+
+def _c3(evidence: Evidence) -> Claim:
+    layers = evidence.num_layers
+    return Claim(
+        "C3",
+        evidence.domain,
+        f"The oracle with exactly 1 big layer beats big in all {layers} layers",
+        (
+            condition(
+                "nll: oracle at k = 1 - all big",
+                evidence.difference((ORACLE, 1), (ALL_BIG, layers)),
+                below=0,
+            ),
+        ),
+    )
+
+
+def _c4(evidence: Evidence) -> Claim:
+    """Steady: from least to most big layers the loss drops, and no single step rises beyond its interval."""
+    conditions = []
+    for name, policy in (("best fixed pattern", STATIC), ("router", evidence.router)):
+        budgets = evidence.budgets(policy)
+        if len(budgets) < 2:
+            conditions.append(condition(f"nll: {name} at most - at fewest big layers", None, below=0))
+            continue
+        conditions.append(
+            condition(
+                f"nll: {name} at k = {budgets[-1]} - at k = {budgets[0]}",
+                evidence.difference((policy, budgets[-1]), (policy, budgets[0])),
+                below=0,
+            )
+        )
+        conditions.append(_no_step_rises(evidence, name, str(policy), budgets))
+    return Claim(
+        "C4",
+        evidence.domain,
+        "The best fixed pattern and the learned router improve steadily with more big layers",
+        tuple(conditions),
+    )
+
+
+def _no_step_rises(evidence: Evidence, name: str, policy: str, budgets: Sequence[int]) -> Condition:
+    """Judge the step that rises most surely; its interval is widened for the number of steps (Bonferroni)."""
+    steps = list(pairwise(budgets))
+    level = 1 - 0.05 / len(steps)
+    rises = [interval(evidence.nll_X[policy, k] - evidence.nll_X[policy, j], level) for j, k in steps]
+    worst = max(range(len(steps)), key=lambda step: rises[step].low)
+    return Condition(
+        f"nll: {name}, the step that rises most surely (k = {steps[worst][0]} to {steps[worst][1]})",
+        f"interval (corrected for {len(steps)} steps) not above 0",
+        rises[worst],
+        "not reproduced" if rises[worst].low > 0 else "reproduced",
+    )
+
+
+def _c6(evidence: Evidence) -> Claim:
+    k = focus_budgets(evidence.num_layers)[0]
+    return Claim(
+        "C6",
+        evidence.domain,
+        f"At k = {k} of {evidence.num_layers} the oracle makes later layers big more often",
+        (condition(_SLOPE.format(k=k), _slope_over_depth(evidence, k), above=0),),
+    )
+
+
+def _c7(evidence: Evidence) -> Claim:
+    k = focus_budgets(evidence.num_layers)[1]
+    share_XL = evidence.oracle_share_XL.get(k)
+    departure_X = None if share_XL is None else np.abs(share_XL - k / evidence.num_layers).max(1)
+    return Claim(
+        "C7",
+        evidence.domain,
+        f"At k = {k} of {evidence.num_layers} the oracle's big layers are spread nearly evenly",
+        (
+            condition(
+                f"largest departure of a layer's share of big from k / L, at k = {k}",
+                departure_X,
+                below=EVEN,
+            ),
+        ),
+    )
+
+
+def _c8(evidence: Evidence) -> Claim:
+    k = focus_budgets(evidence.num_layers)[2]
+    return Claim(
+        "C8",
+        evidence.domain,
+        f"At k = {k} of {evidence.num_layers} the oracle makes earlier layers big more often",
+        (condition(_SLOPE.format(k=k), _slope_over_depth(evidence, k), below=0),),
+    )
+
+
+_SLOPE = "share of big, last layer - first layer on a fitted line, at k = {k}"
+
+
+def _slope_over_depth(evidence: Evidence, k: int) -> Floats | None:
+    """Return the least-squares slope of the share of big over depth (0 first layer, 1 last), draws [X]."""
+    share_XL = evidence.oracle_share_XL.get(k)
+    if share_XL is None or evidence.num_layers < 2:
+        return None
+    depth_L = np.linspace(-0.5, 0.5, evidence.num_layers)
+    return np.asarray(share_XL @ depth_L / (depth_L @ depth_L))

@@ -1,0 +1,60 @@
+"""Fixed patterns: one route for all tokens, chosen honestly.
+
+A pattern is chosen on one half of the documents and scored on the other half, and the other way
+round, so every document is scored once and never by a choice it took part in.
+
+Shape letters: D documents, R routes (patterns of one budget), N sizes of a draw.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duollm.analysis.statistics import Floats
+from duollm.errors import UserError
+
+
+def first_half(documents: int, seed: int) -> NDArray[np.bool_]:
+    """Return which documents [D] belong to the first half of a seeded random split.
+
+    Raises:
+        UserError: fewer than two documents.
+    """
+    if documents < 2:
+        raise UserError(
+            f"oracle.documents: a fixed pattern is chosen on one half of the documents and scored on the other, "
+            f"which needs at least 2 per domain, got {documents}"
+        )
+    order = np.random.default_rng(seed).permutation(documents)
+    return np.asarray(np.isin(np.arange(documents), order[: documents // 2]))
+
+
+def chance_of_best(patterns: int, drawn: int) -> Floats:
+    """Return the chance [R] that the pattern of rank i is the best of `drawn` distinct random ones.
+
+    C(R-1-i, N-1) / C(R, N): rank i is drawn and the other N-1 are all of a worse rank.
+    """
+    rank = np.arange(patterns - 1)
+    ratio = np.maximum(patterns - drawn - rank, 0) / (patterns - 1 - rank)
+    return drawn / patterns * np.concatenate([[1.0], np.cumprod(ratio)])
+
+
+def best_of(nll_sum_DR: Floats, drawn: Sequence[int], in_first_D: NDArray[np.bool_]) -> Floats:
+    """Return the expected nll sum [N, D] of the best of `drawn` distinct random patterns, cross-fitted.
+
+    The expectation over draws is exact. With fewer patterns than draws all are drawn; then, and
+    in general with drawn = R, this is the best of all patterns.
+    """
+    patterns = nll_sum_DR.shape[1]
+    chance_NR = np.stack([chance_of_best(patterns, min(size, patterns)) for size in drawn])
+    totals_ND = np.empty((len(drawn), len(nll_sum_DR)))
+    for scored_D in (in_first_D, ~in_first_D):
+        ranking_R = np.argsort(nll_sum_DR[~scored_D].sum(0), kind="stable")
+        totals_ND[:, scored_D] = chance_NR @ nll_sum_DR[np.ix_(scored_D, ranking_R)].T
+    return totals_ND
+
+
+def static(nll_sum_DR: Floats, in_first_D: NDArray[np.bool_]) -> Floats:
+    """Return the nll sum [D] of the best pattern, cross-fitted."""
+    return np.asarray(best_of(nll_sum_DR, [nll_sum_DR.shape[1]], in_first_D)[0])

@@ -1,0 +1,117 @@
+"""What every policy cost on every document, and the pooling of domains.
+
+Shape letters: D documents, X draws of the bootstrap, R routes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from duollm.analysis.patterns import best_of, first_half, static
+from duollm.analysis.statistics import Bootstrap, Floats, Integers, sum_by_document
+from duollm.analysis.tables import OracleTable, PatternTable, RouterTable
+
+ALL_SMALL = "all-small"
+ALL_BIG = "all-big"
+ORACLE = "oracle"
+STATIC = "static"
+RANDOM = "random-patterns"
+PATTERNS_DRAWN = 100
+BEST_PATTERNS = f"best-of-{PATTERNS_DRAWN}-patterns"
+
+
+def best_routes(drawn: int) -> str:
+    """Return the policy name of the best of `drawn` random routes per token."""
+    return f"best-of-{drawn}-routes"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One policy at one budget: sums over the tokens of each document."""
+
+    policy: str
+    big_layers: int
+    nll_D: Floats
+    """Nats."""
+    big_D: Floats
+    """Big layers taken."""
+    context: str | None = None
+    kind: str | None = None
+    """The kind of router; None for policies that are not trained."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All policies on the documents of one domain, or of several domains pooled."""
+
+    domain: str
+    num_layers: int
+    tokens_D: Integers
+    strata: tuple[int, ...]
+    """Documents per domain; a bootstrap resamples within each."""
+    rows: list[Score]
+
+    def nll_draws(self, bootstrap: Bootstrap) -> list[Floats]:
+        """Return each row's mean nll [X], nats per token, on the data and on every resample."""
+        totals_DQ = np.stack([row.nll_D for row in self.rows], axis=1)
+        return list(bootstrap.ratio(totals_DQ, self.tokens_D).T)
+
+
+def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequence[RouterTable], seed: int) -> Scores:
+    """Score every policy of one domain; `seed` splits the documents for the choice of patterns."""
+    layers, tokens_D = oracle.space.num_layers, patterns.tokens_D
+    documents = len(tokens_D)
+
+    def fixed(policy: str, k: int, nll_D: Floats, context: str | None = None) -> Score:
+        return Score(policy, k, nll_D, k * tokens_D.astype(np.float64), context)
+
+    def by_document(values_T: Floats) -> Floats:
+        return sum_by_document(values_T, oracle.document_T, documents)
+
+    rows = [
+        fixed(ALL_SMALL, 0, by_document(oracle.nll_small_T)),
+        fixed(ALL_BIG, layers, by_document(oracle.nll_big_T)),
+    ]
+    for k, nll_T in oracle.nll_oracle_T.items():
+        rows.append(fixed(ORACLE, k, by_document(nll_T), oracle.context))
+        rows.append(fixed(best_routes(oracle.random_routes), k, by_document(oracle.nll_random_T[k]), oracle.context))
+    in_first_D = first_half(documents, seed)
+    for k, nll_sum_DR in patterns_by_budget(oracle, patterns):
+        rows.append(fixed(STATIC, k, static(nll_sum_DR, in_first_D)))
+        rows.append(fixed(BEST_PATTERNS, k, best_of(nll_sum_DR, [PATTERNS_DRAWN], in_first_D)[0]))
+        rows.append(fixed(RANDOM, k, nll_sum_DR.mean(1)))
+    for router in routers:
+        big_D = by_document(oracle.space.count_big(router.route_T).astype(np.float64))
+        rows.append(Score(router.name, router.big_layers, by_document(router.nll_T), big_D, kind=router.kind))
+    return Scores(oracle.domain, layers, tokens_D, (documents,), rows)
+
+
+def patterns_by_budget(oracle: OracleTable, patterns: PatternTable) -> Iterator[tuple[int, Floats]]:
+    """Yield each number of big layers with the nll sums [D, R] of its patterns."""
+    big_R = oracle.space.count_big(patterns.route_R)
+    for k in np.unique(big_R):
+        yield int(k), patterns.nll_sum_DR[:, big_R == k]
+
+
+def pool(domains: Sequence[Scores]) -> Scores:
+    """Put the documents of all domains side by side, for the policies that every domain has.
+
+    What is chosen (a static pattern) stays chosen per domain. Means are over tokens, so a
+    domain counts by its number of tokens.
+    """
+    tables = [{(row.policy, row.big_layers): row for row in scores.rows} for scores in domains]
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    rows = []
+    for key in shared:
+        parts = [table[key] for table in tables]
+        nll_D = np.concatenate([part.nll_D for part in parts])
+        big_D = np.concatenate([part.big_D for part in parts])
+        rows.append(Score(*key, nll_D, big_D, parts[0].context, parts[0].kind))
+    return Scores(
+        domain="pooled",
+        num_layers=domains[0].num_layers,
+        tokens_D=np.concatenate([scores.tokens_D for scores in domains]),
+        strata=tuple(len(scores.tokens_D) for scores in domains),
+        rows=rows,
+    )

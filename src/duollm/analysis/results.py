@@ -1,0 +1,180 @@
+"""results.json: every number of the report, with intervals."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duollm.analysis.claims import decide_claims, gather_evidence
+from duollm.analysis.layer_use import count_layer_use, pool_layer_use, position_edges
+from duollm.analysis.policies import ORACLE, Scores, pool, score_policies
+from duollm.analysis.rows import (
+    PolicyLayerUse,
+    Row,
+    best_of_rows,
+    difficulty_rows,
+    gap_rows,
+    layer_use_rows,
+    nll_rows,
+)
+from duollm.analysis.statistics import Bootstrap, Integers
+from duollm.analysis.tables import (
+    OracleTable,
+    PatternTable,
+    RouterTable,
+    list_domains,
+    read_oracle,
+    read_patterns,
+    read_routers,
+)
+from duollm.errors import UserError
+from duollm.files import write_json
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """The tables of one domain."""
+
+    oracle: OracleTable
+    patterns: PatternTable
+    routers: list[RouterTable]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A set of documents that claims are decided on: a domain, or all domains pooled."""
+
+    scores: Scores
+    uses: list[PolicyLayerUse]
+    bootstrap: Bootstrap
+
+
+def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Analyse a run folder, write its results.json and return what was written.
+
+    Args:
+        run: the run folder; see docs/formats.md.
+        bootstrap_samples: resamples of documents behind every interval.
+        seed: seed of the resamples and of the halves that static is chosen and scored on.
+
+    Raises:
+        UserError: a file is missing, foreign, or does not fit the others.
+    """
+    domains = [_read_domain(run, name) for name in list_domains(run)]
+    _check_one_space(domains)
+    edges = position_edges(np.concatenate([domain.oracle.position_T for domain in domains]))
+    samples = [_sample(domain, edges, bootstrap_samples, seed) for domain in domains]
+    pooled = [_pool(samples, bootstrap_samples, seed)] if len(samples) > 1 else []
+    pairs = list(zip(domains, samples, strict=True))
+    results = {
+        "provenance": _read_json(run / "provenance.json"),
+        "model": _describe_model(run, domains[0].oracle),
+        "data": {one.scores.domain: _size(one.scores) for one in samples},
+        "bootstrap": {"samples": bootstrap_samples, "seed": seed, "level": 0.95},
+        "nll": _list(nll_rows(one.scores, one.bootstrap) for one in samples + pooled),
+        "gap_closed": _list(gap_rows(one.scores, one.bootstrap) for one in samples + pooled),
+        "best_of_patterns": _list(
+            best_of_rows(domain.oracle, domain.patterns, one.bootstrap, seed) for domain, one in pairs
+        ),
+        "layer_use": _list(layer_use_rows(one.scores.domain, one.uses, edges, one.bootstrap) for one in samples),
+        "difficulty": _list(difficulty_rows(domain.oracle, one.bootstrap) for domain, one in pairs),
+        "claims": _list(_claim_rows(one) for one in samples + pooled),
+    }
+    write_json(run / "results.json", results)
+    return results
+
+
+def _read_domain(run: Path, name: str) -> _Domain:
+    oracle = read_oracle(run, name)
+    return _Domain(oracle, read_patterns(run, oracle), read_routers(run, oracle))
+
+
+def _check_one_space(domains: Sequence[_Domain]) -> None:
+    first = domains[0].oracle
+    for oracle in (domain.oracle for domain in domains[1:]):
+        if oracle.space != first.space or oracle.context != first.context:
+            raise UserError(
+                f"{oracle.path}: its model or context is not that of {first.path}; run `duollm oracle` again"
+            )
+
+
+def _sample(domain: _Domain, edges: Integers, bootstrap_samples: int, seed: int) -> _Sample:
+    scores = score_policies(domain.oracle, domain.patterns, domain.routers, seed)
+    return _Sample(scores, _layer_uses(domain, edges), Bootstrap(scores.strata, bootstrap_samples, seed))
+
+
+def _layer_uses(domain: _Domain, edges: Integers) -> list[PolicyLayerUse]:
+    oracle = domain.oracle
+    routes_T: list[tuple[str, int, str | None, Integers]]
+    routes_T = [(ORACLE, k, None, route_T) for k, route_T in oracle.route_oracle_T.items()]
+    routes_T += [(router.name, router.big_layers, router.kind, router.route_T) for router in domain.routers]
+    return [
+        PolicyLayerUse(
+            policy, k, kind, count_layer_use(oracle.space, route_T, oracle.document_T, oracle.position_T, edges)
+        )
+        for policy, k, kind, route_T in routes_T
+    ]
+
+
+def _pool(samples: Sequence[_Sample], bootstrap_samples: int, seed: int) -> _Sample:
+    scores = pool([one.scores for one in samples])
+    uses = []
+    for first in samples[0].uses:
+        same = [
+            use.use
+            for one in samples
+            for use in one.uses
+            if (use.policy, use.big_layers) == (first.policy, first.big_layers)
+        ]
+        if len(same) == len(samples):
+            uses.append(PolicyLayerUse(first.policy, first.big_layers, first.kind, pool_layer_use(same)))
+    return _Sample(scores, uses, Bootstrap(scores.strata, bootstrap_samples, seed))
+
+
+def _claim_rows(sample: _Sample) -> list[Row]:
+    share_XL = {one.big_layers: one.use.by_layer(sample.bootstrap) for one in sample.uses if one.policy == ORACLE}
+    evidence = gather_evidence(sample.scores, sample.bootstrap, share_XL)
+    return [claim.as_dict() for claim in decide_claims(evidence)]
+
+
+def _describe_model(run: Path, oracle: OracleTable) -> dict[str, Any]:
+    """Return the model's sizes; what the run folder does not know (a model kept elsewhere) is left out."""
+    branches = [branch.name.lower() for branch in oracle.space.branches]
+    description: dict[str, Any] = {"num_layers": oracle.space.num_layers, "branches": branches}
+    config = run / "model" / "config.json"
+    if config.exists():
+        known = ("hidden_size", "intermediate_size", "small_intermediate_size", "num_attention_heads", "vocab_size")
+        description |= {key: value for key, value in _read_json(config).items() if key in known}
+    weights = sorted((run / "model").glob("*.safetensors"))
+    if weights:
+        description["parameters"] = sum(_count_parameters(file) for file in weights)
+    return description
+
+
+def _count_parameters(file: Path) -> int:
+    """Count from the header of a safetensors file: its length in 8 bytes, then JSON with the shapes."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _size(scores: Scores) -> dict[str, int]:
+    return {"documents": len(scores.tokens_D), "tokens": int(scores.tokens_D.sum())}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is {path.parent} a run folder of duollm?") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+
+
+def _list(rows: Iterable[Iterable[Row]]) -> list[Row]:
+    return list(chain.from_iterable(rows))

@@ -1,0 +1,132 @@
+"""The rows of results.json; their fields are described in docs/formats.md.
+
+Shape letters: D documents, N sizes of a draw, R routes, X draws of the bootstrap.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+import numpy as np
+
+from duollm.analysis.claims import focus_budgets
+from duollm.analysis.difficulty import difficulty, hard_without_gain
+from duollm.analysis.layer_use import LayerUse
+from duollm.analysis.patterns import best_of, first_half
+from duollm.analysis.policies import ORACLE, PATTERNS_DRAWN, STATIC, Scores, patterns_by_budget
+from duollm.analysis.statistics import Bootstrap, Floats, Integers, interval, intervals
+from duollm.analysis.tables import OracleTable, PatternTable
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PolicyLayerUse:
+    """The layer use of the oracle or of a trained router at one budget."""
+
+    policy: str
+    big_layers: int
+    kind: str | None
+    use: LayerUse
+
+
+def nll_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
+    """Yield the mean loss of every policy at every budget."""
+    tokens = int(scores.tokens_D.sum())
+    for row, nll_X in zip(scores.rows, scores.nll_draws(bootstrap), strict=True):
+        estimate = interval(nll_X)
+        yield {
+            "domain": scores.domain,
+            "policy": row.policy,
+            "kind": row.kind,
+            "big_layers": row.big_layers,
+            "mean_big_layers": float(row.big_D.sum() / tokens),
+            "context": row.context,
+            "nll": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "perplexity": exp(estimate.value),
+            "documents": len(scores.tokens_D),
+            "tokens": tokens,
+        }
+
+
+def gap_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
+    """Yield, for every router, the share of the gap from static to oracle that it closes."""
+    draws = scores.nll_draws(bootstrap)
+    nll_X = {(row.policy, row.big_layers): draw_X for row, draw_X in zip(scores.rows, draws, strict=True)}
+    for row in scores.rows:
+        k = row.big_layers
+        static_X, oracle_X = nll_X.get((STATIC, k)), nll_X.get((ORACLE, k))
+        # With no or all layers big there is one route only, so there is no gap to close.
+        if row.kind is None or static_X is None or oracle_X is None or not 0 < k < scores.num_layers:
+            continue
+        closed = interval((static_X - nll_X[row.policy, k]) / (static_X - oracle_X))
+        yield {
+            "domain": scores.domain,
+            "policy": row.policy,
+            "kind": row.kind,
+            "big_layers": k,
+            "closed": closed.value,
+            "low": closed.low,
+            "high": closed.high,
+        }
+
+
+def best_of_rows(oracle: OracleTable, patterns: PatternTable, bootstrap: Bootstrap, seed: int) -> Iterator[Row]:
+    """Yield the best of N random patterns as a function of N, at the low, middle and high budget."""
+    sizes = np.unique(np.geomspace(1, PATTERNS_DRAWN, 25).round().astype(np.int64)).tolist()
+    in_first_D = first_half(len(patterns.tokens_D), seed)
+    for k, nll_sum_DR in patterns_by_budget(oracle, patterns):
+        if k not in focus_budgets(oracle.space.num_layers):
+            continue
+        totals_ND = best_of(nll_sum_DR, sizes, in_first_D)
+        estimates = intervals(bootstrap.ratio(totals_ND.T, patterns.tokens_D))
+        yield {
+            "domain": oracle.domain,
+            "big_layers": k,
+            "patterns": nll_sum_DR.shape[1],
+            "drawn": sizes,
+            "nll": [estimate.value for estimate in estimates],
+            "low": [estimate.low for estimate in estimates],
+            "high": [estimate.high for estimate in estimates],
+        }
+
+
+def layer_use_rows(domain: str, uses: Sequence[PolicyLayerUse], edges: Integers, bootstrap: Bootstrap) -> Iterator[Row]:
+    """Yield how often each layer is big, over depth and position, for the oracle and every router."""
+    for measured in uses:
+        by_layer = intervals(measured.use.by_layer(bootstrap))
+        by_position = intervals(measured.use.by_position(bootstrap))
+        yield {
+            "domain": domain,
+            "policy": measured.policy,
+            "kind": measured.kind,
+            "big_layers": measured.big_layers,
+            "share_by_layer": [estimate.value for estimate in by_layer],
+            "low": [estimate.low for estimate in by_layer],
+            "high": [estimate.high for estimate in by_layer],
+            "position_edges": edges.tolist(),
+            "share_by_position": [estimate.value for estimate in by_position],
+            "low_by_position": [estimate.low for estimate in by_position],
+            "high_by_position": [estimate.high for estimate in by_position],
+            "share_by_layer_and_position": measured.use.by_layer_and_position().tolist(),
+        }
+
+
+def difficulty_rows(oracle: OracleTable, bootstrap: Bootstrap) -> Iterator[Row]:
+    """Yield, per budget, how loss and difficulty relate."""
+    for k, nll_T in oracle.nll_oracle_T.items():
+        if not 0 < k < oracle.space.num_layers:
+            continue
+        gain_T: Floats = difficulty(oracle.nll_small_T, nll_T)
+        share = interval(hard_without_gain(oracle.nll_small_T, gain_T, oracle.document_T, bootstrap))
+        yield {
+            "domain": oracle.domain,
+            "big_layers": k,
+            "median_gain": float(np.median(gain_T)),
+            "hard_without_gain": share.value,
+            "low": share.low,
+            "high": share.high,
+        }

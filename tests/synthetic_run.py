@@ -1,0 +1,154 @@
+"""A synthetic run folder in the documented formats, with planted effects and its own truth.
+
+Every file derives from one table of losses per token and route, which tests keep to compute naive
+truths from. Shape letters: T tokens, R routes, L layers, D documents.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from duollm.models.branch import Branch
+from duollm.routing.space import RouteSpace
+
+RANDOM_ROUTES = 100
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What one domain was made of."""
+
+    space: RouteSpace
+    nll_TR: NDArray[np.float64]
+    document_T: NDArray[np.int64]
+    position_T: NDArray[np.int64]
+    router_route_T: dict[int, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and planted effects of a synthetic run."""
+
+    num_layers: int = 6
+    documents: int = 12
+    tokens_per_document: int = 20
+    layer_gain: float = 0.05
+    """Nats that each big layer takes off, in the mean."""
+    noise: float = 0.3
+    """Standard deviation of the loss over routes: what an oracle can exploit."""
+    router_budgets: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seed: int = 7
+
+
+def write_run(run: Path, plan: Plan = Plan(), words: dict[str, list[str]] | None = None) -> dict[str, Truth]:
+    """Write a run folder and return each domain's truth. `words` gives the tokens' texts by domain."""
+    words = words or {
+        "prose": ["The", " state", " of", "\n", " the", " <union>", " & "],
+        "code": ["def", " f", "(", "\t"],
+    }
+    _write_json(run / "provenance.json", {"version": "0.1.0", "seed": plan.seed, "command": "duollm study"})
+    _write_json(run / "model" / "config.json", {"hidden_size": 8, "num_hidden_layers": plan.num_layers})
+    return {
+        domain: _write_domain(run, domain, plan, texts, np.random.default_rng([plan.seed, index]))
+        for index, (domain, texts) in enumerate(words.items())
+    }
+
+
+def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generator: np.random.Generator) -> Truth:
+    space = RouteSpace(plan.num_layers)
+    tokens = plan.documents * plan.tokens_per_document
+    document_T = np.repeat(np.arange(plan.documents), plan.tokens_per_document)
+    position_T = np.tile(np.arange(1, plan.tokens_per_document + 1), plan.documents)
+    nll_TR = _losses(space, plan, document_T, generator)
+    routers = {k: _router_routes(space, k, tokens, generator) for k in plan.router_budgets}
+    truth = Truth(space, nll_TR, document_T, position_T, routers)
+    texts = [words[i % len(words)] for i in range(tokens)]
+    keys = {
+        "document": pa.array([f"{domain}/{d:02d}.txt" for d in document_T]),
+        "window": pa.array(np.zeros(tokens), pa.int32()),
+        "position": pa.array(position_T, pa.int32()),
+        "token_id": pa.array(generator.integers(0, 300, tokens), pa.int32()),
+    }
+    facts: dict[str, Any] = {
+        "num_layers": plan.num_layers,
+        "branches": ["small", "big"],
+        "context": "shared",
+        "big_layers": list(range(plan.num_layers + 1)),
+        "sequence_length": plan.tokens_per_document + 1,
+        "random_routes": RANDOM_ROUTES,
+        "version": "0.1.0",
+    }
+    oracle = _oracle_columns(truth, plan, generator)
+    write_parquet(run / "oracle" / f"{domain}.parquet", {**keys, "text": pa.array(texts), **oracle}, facts)
+    write_parquet(run / "oracle" / f"{domain}.routes.parquet", _route_columns(truth, domain), facts)
+    for k, route_T in routers.items():
+        columns = {**keys, "nll": _float32(nll_TR[np.arange(tokens), route_T]), "route": pa.array(route_T)}
+        router = {"router": f"linear-k{k}", "kind": "linear", "budget": k / plan.num_layers, "big_layers": k}
+        path = run / "evaluate" / f"linear-k{k}" / f"{domain}.parquet"
+        write_parquet(path, columns, {**facts, **router, "calibrated_share": k / plan.num_layers})
+    return truth
+
+
+def _losses(
+    space: RouteSpace, plan: Plan, document_T: NDArray[np.int64], generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Base loss per document and token, minus a gain per big layer (more in late layers), plus noise per route."""
+    tokens = len(document_T)
+    is_big_RL = space.decode(np.arange(space.size)) == Branch.BIG
+    gain_L = plan.layer_gain * np.linspace(0.5, 1.5, plan.num_layers)
+    base_T = 3 + 0.3 * generator.standard_normal(plan.documents)[document_T] + generator.gamma(2, 0.5, tokens)
+    sensitivity_T = generator.gamma(1.0, 1.0, tokens)
+    noise_TL = plan.noise * sensitivity_T[:, None] * generator.standard_normal((tokens, plan.num_layers))
+    noise_TR = noise_TL @ (is_big_RL - 0.5).T
+    # Stored as float32, so the truth holds the very same numbers.
+    return (base_T[:, None] - is_big_RL @ gain_L + noise_TR).astype(np.float32).astype(np.float64)
+
+
+def _router_routes(space: RouteSpace, k: int, tokens: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """A router that makes random picks among the routes of its budget."""
+    return generator.choice(space.ids_with(big=k), tokens)
+
+
+def _oracle_columns(truth: Truth, plan: Plan, generator: np.random.Generator) -> dict[str, pa.Array]:
+    columns = {"nll_small": _float32(truth.nll_TR[:, 0]), "nll_big": _float32(truth.nll_TR[:, -1])}
+    for k in range(plan.num_layers + 1):
+        ids = truth.space.ids_with(big=k)
+        allowed_TR = truth.nll_TR[:, ids]
+        columns[f"nll_shared_k{k}"] = _float32(allowed_TR.min(1))
+        columns[f"route_shared_k{k}"] = pa.array(ids[allowed_TR.argmin(1)])
+        drawn_TN = generator.integers(0, len(ids), (len(allowed_TR), RANDOM_ROUTES))
+        columns[f"nll_random{RANDOM_ROUTES}_k{k}"] = _float32(np.take_along_axis(allowed_TR, drawn_TN, 1).min(1))
+    return columns
+
+
+def _route_columns(truth: Truth, domain: str) -> dict[str, pa.Array]:
+    documents, routes = int(truth.document_T.max()) + 1, truth.space.size
+    sums_DR = np.stack([truth.nll_TR[truth.document_T == d].sum(0) for d in range(documents)])
+    return {
+        "document": pa.array([f"{domain}/{d:02d}.txt" for d in np.repeat(np.arange(documents), routes)]),
+        "route": pa.array(np.tile(np.arange(routes), documents)),
+        "nll_sum": pa.array(sums_DR.ravel()),
+        "tokens": pa.array(np.repeat(np.bincount(truth.document_T), routes), pa.int32()),
+    }
+
+
+def write_parquet(path: Path, columns: dict[str, pa.Array], facts: dict[str, Any] | None) -> None:
+    """Write columns, with `facts` as duollm's metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    pq.write_table(table.replace_schema_metadata({"duollm": json.dumps(facts)}) if facts else table, path)
+
+
+def _float32(values: NDArray[np.float64]) -> pa.Array:
+    return pa.array(values, pa.float32())
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
