@@ -21,7 +21,7 @@ class ModelSizes(Protocol):
     @property
     def num_attention_heads(self) -> int: ...
     @property
-    def num_key_value_heads(self) -> int: ...
+    def num_key_value_heads(self) -> int | None: ...
     @property
     def intermediate_size(self) -> int: ...
     @property
@@ -103,7 +103,7 @@ def layer_flops(model: ModelSizes, context_length: int) -> ByBranch:
 
     `context_length` is the number of positions that the token attends to, itself included.
     """
-    queries_times_keys = weights_times_values = 2 * model.hidden_size * context_length
+    queries_times_keys = weights_times_values = 2 * model.num_attention_heads * _head_size(model) * context_length
     scores = queries_times_keys + weights_times_values
     skip, small, big = (2 * entries for entries in layer_parameters(model))
     return ByBranch(skip if model.skip_scope == "layer" else skip + scores, small + scores, big + scores)
@@ -195,12 +195,18 @@ def _as_route(model: ModelSizes, route: Sequence[int] | int) -> Sequence[int]:
 
 
 def _query_and_output(model: ModelSizes) -> int:
-    return 2 * model.hidden_size * model.hidden_size
+    return 2 * model.hidden_size * model.num_attention_heads * _head_size(model)
 
 
 def _key_and_value(model: ModelSizes) -> int:
-    head_size = model.hidden_size // model.num_attention_heads
-    return 2 * model.hidden_size * model.num_key_value_heads * head_size
+    heads = model.num_key_value_heads or model.num_attention_heads
+    return 2 * model.hidden_size * heads * _head_size(model)
+
+
+def _head_size(model: ModelSizes) -> int:
+    """Width of one attention head; converted checkpoints may set it apart from hidden_size / heads."""
+    given: int | None = getattr(model, "head_dim", None)
+    return given or model.hidden_size // model.num_attention_heads
 
 
 def _vocab_size(model: ModelSizes) -> int:

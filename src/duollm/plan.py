@@ -1,0 +1,257 @@
+"""What a recipe will take: parameters, FLOPs, memory, steps, routes; without building the model."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+from duollm.config import ModelConfig, Recipe
+from duollm.errors import UserError
+from duollm.flops import (
+    Parameters,
+    SearchCost,
+    count_parameters,
+    naive_search,
+    sequence_flops,
+    shared_search,
+    training_flops,
+)
+
+Row = tuple[str, int, str, str]  # name, number, unit, remark
+
+FLOAT32 = 4
+BFLOAT16 = 2
+
+
+class TrainingMemory(NamedTuple):
+    """Bytes on one device while training: master weights stay float32 whatever the precision."""
+
+    weights: int
+    gradients: int
+    moments: int
+    """AdamW's two moments."""
+    activations: int
+    """Kept for the backward pass; an estimate: fused attention, every layer kept."""
+    logits: int
+    """Logits in the compute precision, their float32 log-probabilities, and the gradient of those."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Stage 1 in numbers."""
+
+    steps: int
+    flops: int
+    memory: TrainingMemory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe in numbers.
+
+    `token_flops` are forward FLOPs per token, mean over a sequence, output head included, by route.
+    `training` is None when the recipe names a trained model. `windows` is how many sequences the
+    oracle searches at most, over all domains; the costs are for all of them.
+    """
+
+    recipe: Recipe
+    parameters: Parameters
+    token_flops: dict[str, int]
+    training: Training | None
+    router_steps: int
+    windows: int
+    naive: SearchCost
+    shared: SearchCost
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Count what `recipe` will take.
+
+    Raises:
+        UserError: the vocabulary size cannot be known without loading a tokenizer, or the recipe's
+            model folder is not a duo model.
+    """
+    model = _sizes(recipe)
+    length = recipe.data.sequence_length
+    layers = model.num_hidden_layers
+    budgets = {"all small": 0, f"{layers // 2} of {layers} big": layers // 2, "all big": layers}
+    windows = len(recipe.data.domains) * recipe.oracle.documents * recipe.oracle.windows_per_document
+    return Plan(
+        recipe=recipe,
+        parameters=count_parameters(model),
+        token_flops={name: sequence_flops(model, big, length) // length for name, big in budgets.items()},
+        training=None if recipe.model.path else _training(recipe, model),
+        router_steps=_steps(recipe.router.tokens, recipe.router.batch_size, length),
+        windows=windows,
+        naive=_times(naive_search(model, length), windows),
+        shared=_times(shared_search(model, length), windows),
+    )
+
+
+def training_memory(recipe: Recipe, model: ModelConfig) -> TrainingMemory:
+    """Estimate the bytes that stage 1 needs on one device, without sharding.
+
+    Precision "auto" counts as float32, the larger.
+    """
+    compute = BFLOAT16 if recipe.pretrain.precision == "bf16" else FLOAT32
+    parameters = count_parameters(model)
+    tokens = recipe.pretrain.batch_size // recipe.pretrain.accumulate * recipe.data.sequence_length
+    per_layer = _activation_bytes_per_layer(model, recipe.pretrain.branch_shares, compute)
+    return TrainingMemory(
+        weights=FLOAT32 * parameters.total,
+        gradients=FLOAT32 * parameters.total,
+        moments=2 * FLOAT32 * parameters.total,
+        activations=tokens * model.num_hidden_layers * per_layer,
+        logits=tokens * parameters.embedding // model.hidden_size * (compute + 2 * FLOAT32),
+    )
+
+
+def render(planned: Plan) -> str:
+    """Lay the plan out as a table for people."""
+    lines = []
+    for heading, rows in _tables(planned):
+        lines += ["", heading]
+        lines += [f"  {name:<22}{si(number, unit):>14}   {remark}".rstrip() for name, number, unit, remark in rows]
+    return "\n".join(lines[1:])
+
+
+def si(number: int, unit: str = "") -> str:
+    """Write a number for people: exact below 100,000, else three digits and a prefix (counts: B is billion)."""
+    if number < 100_000:
+        return f"{number:,} {unit}".rstrip()
+    value, prefixes = Decimal(number), ["", *("kMGTPEZYRQ" if unit else "kMBT")]
+    while value >= 1000 and len(prefixes) > 1:
+        value, prefixes = value / 1000, prefixes[1:]
+    digits = f"{value:.2e}" if value >= 1000 else f"{value:.{3 - len(str(int(value)))}f}"
+    return f"{digits} {prefixes[0]}{unit}"
+
+
+def _tables(planned: Plan) -> Iterator[tuple[str, list[Row]]]:
+    recipe = planned.recipe
+    parts = planned.parameters
+    yield (
+        f"{recipe.name}: parameters",
+        [
+            *((name, number, "", f"{number / parts.total:.1%}") for name, number in parts._asdict().items()),
+            ("total", parts.total, "", ""),
+        ],
+    )
+    yield (
+        f"forward per token, mean over {recipe.data.sequence_length} tokens",
+        [
+            (name, flops, "FLOP", f"{flops / planned.token_flops['all big']:.2f} of all big")
+            for name, flops in planned.token_flops.items()
+        ],
+    )
+    if planned.training:
+        yield from _training_tables(recipe, planned.training)
+    yield _oracle_table(planned)
+    routers = len(recipe.router.big_layers)
+    yield (
+        "routers",
+        [
+            ("routers", routers, "", f"one per budget {recipe.router.big_layers}"),
+            ("steps", planned.router_steps, "", f"each, of {recipe.router.batch_size} sequences"),
+        ],
+    )
+
+
+def _training_tables(recipe: Recipe, training: Training) -> Iterator[tuple[str, list[Row]]]:
+    pretrain = recipe.pretrain
+    step_tokens = pretrain.batch_size * recipe.data.sequence_length
+    yield (
+        "training",
+        [
+            ("tokens", pretrain.tokens, "", ""),
+            ("steps", training.steps, "", f"of {pretrain.batch_size} sequences, {si(step_tokens)} tokens"),
+            ("compute", training.flops, "FLOP", "three times the forward pass"),
+        ],
+    )
+    micro_batch = pretrain.batch_size // pretrain.accumulate
+    precision = "fp32 (auto: the larger)" if pretrain.precision == "auto" else pretrain.precision
+    remarks = {
+        "activations": f"estimate: {micro_batch} sequences in {precision}, fused attention",
+        "logits": f"{micro_batch} sequences",
+    }
+    yield (
+        "training memory on one device, not sharded",
+        [
+            *((name, number, "B", remarks.get(name, "")) for name, number in training.memory._asdict().items()),
+            ("total", training.memory.total, "B", ""),
+        ],
+    )
+
+
+def _oracle_table(planned: Plan) -> tuple[str, list[Row]]:
+    naive, shared, windows = planned.naive, planned.shared, planned.windows
+    sharing = Decimal(naive.flops) / shared.flops
+    tokens = windows * planned.recipe.data.sequence_length
+    return (
+        "oracle, every small/big route",
+        [
+            ("routes", naive.head // windows, "", "per token"),
+            ("tokens", tokens, "", f"in {windows:,} windows"),
+            ("layers, shared prefixes", shared.attention // windows, "", "evaluations of a layer per token"),
+            ("layers, route by route", naive.attention // windows, "", "evaluations of a layer per token"),
+            ("compute, shared prefixes", shared.flops, "FLOP", f"{sharing:.1f} times less"),
+            ("compute, route by route", naive.flops, "FLOP", ""),
+        ],
+    )
+
+
+def _training(recipe: Recipe, model: ModelConfig) -> Training:
+    settings, length = recipe.pretrain, recipe.data.sequence_length
+    return Training(
+        steps=_steps(settings.tokens, settings.batch_size, length),
+        flops=training_flops(model, settings.branch_shares, length, settings.tokens),
+        memory=training_memory(recipe, model),
+    )
+
+
+def _steps(tokens: int, batch_size: int, sequence_length: int) -> int:
+    return math.ceil(tokens / (batch_size * sequence_length))
+
+
+def _times(cost: SearchCost, windows: int) -> SearchCost:
+    return SearchCost(*(number * windows for number in cost))
+
+
+def _activation_bytes_per_layer(model: ModelConfig, shares: tuple[float, float, float], compute: int) -> int:
+    """Bytes per token that autograd keeps for one layer's backward pass."""
+    hidden = model.hidden_size
+    keys_and_values = 2 * model.num_key_value_heads * hidden // model.num_attention_heads
+    norms = 2 * (2 * FLOAT32 + compute) * hidden  # input and normalised in float32, output
+    attention = compute * (2 * hidden + keys_and_values)  # queries, keys, values, mixed values
+    inner = round(shares[1] * model.small_intermediate_size + shares[2] * model.intermediate_size)
+    ffn = compute * (hidden + 4 * inner)  # input; gate, its activation, up, their product
+    return norms + attention + ffn
+
+
+def _sizes(recipe: Recipe) -> ModelConfig:
+    """Return the model's sizes with the vocabulary filled in."""
+    model, data = recipe.model, recipe.data
+    if model.path:
+        return _sizes_of_folder(Path(model.path))
+    if model.vocab_size is None and data.tokenizer is not None:
+        raise UserError(
+            f"plan does not load tokenizers: add --model.vocab_size N, the vocabulary size of {data.tokenizer}"
+        )
+    return model.model_copy(update={"vocab_size": model.vocab_size or data.vocab_size})
+
+
+def _sizes_of_folder(folder: Path) -> ModelConfig:
+    try:
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"model.path: {folder} holds no readable config.json; give a duo model folder") from None
+    if saved.get("model_type") != "duo":
+        raise UserError(f"model.path: {folder} is a {saved.get('model_type')!r} model, not 'duo'; convert it first")
+    return ModelConfig(**{name: saved[name] for name in ModelConfig.model_fields if name in saved})
