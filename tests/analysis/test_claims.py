@@ -1,0 +1,127 @@
+"""Each claim on hand-made evidence that supports it, contradicts it, or says nothing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from duollm.analysis.claims import Evidence, decide_claims, focus_budgets
+
+LAYERS = 6
+PEAK = {0: 3.5, 1: 3.2, 2: 3.0, 3: 2.9, 4: 3.0, 5: 3.2, 6: 3.4}
+
+
+def _draws(value, generator, spread=0.001):
+    return np.concatenate([[value], generator.normal(value, spread, 400)])
+
+
+def _shares(share_L, spread=0.001):
+    noise_XL = np.random.default_rng(0).normal(0, spread, (401, LAYERS))
+    noise_XL[0] = 0
+    return np.array(share_L) + noise_XL
+
+
+def _evidence(**nll_by_policy):
+    """Evidence on which every claim holds, but for what is given."""
+    rising, falling = np.linspace(-0.2, 0.2, LAYERS), np.linspace(0.2, -0.2, LAYERS)
+    nll = {
+        "oracle": PEAK,
+        "static": {k: 3.5 - 0.02 * k for k in range(LAYERS + 1)},
+        "best-of-100-patterns": {k: 3.5 - 0.02 * k for k in range(LAYERS + 1)},
+        "linear": {k: 3.5 - 0.02 * k for k in (1, 2, 3, 4, 5)},
+        "all-big": {LAYERS: 3.4},
+    } | nll_by_policy
+    generator = np.random.default_rng(0)
+    return Evidence(
+        "prose",
+        LAYERS,
+        {(policy, k): _draws(value, generator) for policy, by_k in nll.items() for k, value in by_k.items()},
+        {2: _shares(1 / 3 + rising), 3: _shares([0.5] * LAYERS), 4: _shares(2 / 3 + falling)},
+        "linear",
+    )
+
+
+def _verdicts(evidence):
+    return {claim.id: claim.verdict for claim in decide_claims(evidence)}
+
+
+def _verdict(claim, evidence):
+    return _verdicts(evidence)[claim]
+
+
+def test_budgets_are_the_papers_scaled_to_the_depth():
+    assert focus_budgets(12) == (4, 6, 8)
+    assert focus_budgets(6) == (2, 3, 4)
+
+
+def test_all_hold_where_they_should():
+    assert set(_verdicts(_evidence()).values()) == {"reproduced"}
+
+
+def test_without_evidence_all_are_undecided():
+    verdicts = _verdicts(Evidence("prose", LAYERS, {}, {}, None))
+    assert list(verdicts) == ["C1", "C2", "C3", "C4", "C6", "C7", "C8"]
+    assert set(verdicts.values()) == {"undecided"}
+
+
+def test_c1_fails_if_the_oracle_is_no_better_than_patterns():
+    assert _verdict("C1", _evidence(oracle=PEAK | {2: 3.6})) == "not reproduced"
+
+
+@pytest.mark.parametrize("router", [3.2, 3.8])
+def test_c1_fails_if_the_router_is_far_from_the_best_of_100(router):
+    assert _verdict("C1", _evidence(linear={2: router})) == "not reproduced"
+
+
+def test_c1_is_undecided_without_a_router():
+    assert _verdict("C1", replace(_evidence(), router=None)) == "undecided"
+
+
+def test_c2_fails_if_the_loss_keeps_falling():
+    assert _verdict("C2", _evidence(oracle={k: 3.5 - 0.1 * k for k in range(LAYERS + 1)})) == "not reproduced"
+
+
+def test_c2_fails_if_the_lowest_budget_is_not_in_the_middle():
+    assert _verdict("C2", _evidence(oracle=PEAK | {1: 2.5})) == "not reproduced"
+
+
+def test_c3_fails_if_all_big_is_better():
+    assert _verdict("C3", _evidence(oracle=PEAK | {1: 3.45})) == "not reproduced"
+
+
+def test_c3_is_undecided_where_the_interval_straddles():
+    assert _verdict("C3", _evidence(oracle=PEAK | {1: 3.4})) == "undecided"
+
+
+def test_c4_fails_on_a_single_sure_rise():
+    static = {k: 3.5 - 0.02 * k for k in range(LAYERS + 1)} | {3: 3.5}
+    claim = next(claim for claim in decide_claims(_evidence(static=static)) if claim.id == "C4")
+    assert claim.verdict == "not reproduced"
+    assert "k = 2 to 3" in claim.as_dict()["quantity"]
+
+
+def test_c4_forgives_a_rise_within_the_interval():
+    flat = {k: 3.5 - 0.02 * k for k in range(LAYERS + 1)} | {3: 3.46 + 1e-5}
+    assert _verdict("C4", _evidence(static=flat)) == "reproduced"
+
+
+def test_c4_needs_a_drop_from_end_to_end():
+    assert _verdict("C4", _evidence(linear={1: 3.4, 5: 3.4})) == "undecided"
+
+
+def test_layer_claims_swap_when_depth_is_turned_over():
+    evidence = _evidence()
+    turned = {k: share_XL[:, ::-1] for k, share_XL in evidence.oracle_share_XL.items()}
+    verdicts = _verdicts(replace(evidence, oracle_share_XL=turned))
+    assert (verdicts["C6"], verdicts["C7"], verdicts["C8"]) == ("not reproduced", "reproduced", "not reproduced")
+
+
+def test_c7_fails_on_one_uneven_layer():
+    evidence = _evidence()
+    uneven = evidence.oracle_share_XL | {3: _shares([0.8, 0.44, 0.44, 0.44, 0.44, 0.44])}
+    assert _verdict("C7", replace(evidence, oracle_share_XL=uneven)) == "not reproduced"
+
+
+def test_slope_is_the_difference_between_last_and_first_layer():
+    claim = next(claim for claim in decide_claims(_evidence()) if claim.id == "C6")
+    assert claim.conditions[0].estimate.value == pytest.approx(0.4)

@@ -1,0 +1,59 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from duollm.analysis.patterns import best_of, chance_of_best, first_half, static
+from duollm.errors import UserError
+
+
+@pytest.mark.parametrize("drawn", [1, 2, 3, 6, 7])
+def test_chance_of_best_equals_counting_all_draws(drawn):
+    draws = list(combinations(range(7), drawn))
+    counted = [sum(min(draw) == rank for draw in draws) / len(draws) for rank in range(7)]
+    np.testing.assert_allclose(chance_of_best(7, drawn), counted, atol=1e-12)
+
+
+def test_chance_of_best_of_a_single_pattern():
+    assert chance_of_best(1, 1).tolist() == [1.0]
+
+
+def test_halves_split_evenly_by_the_seed():
+    halves = [first_half(10, seed) for seed in (0, 0, 1)]
+    assert halves[0].sum() == 5
+    assert np.array_equal(halves[0], halves[1])
+    assert not np.array_equal(halves[0], halves[2])
+
+
+def test_halves_need_two_documents():
+    with pytest.raises(UserError, match="at least 2 per domain, got 1"):
+        first_half(1, 0)
+
+
+def test_best_of_equals_a_plain_loop_over_all_draws():
+    nll_sum_DR = np.random.default_rng(0).normal(10, 1, (6, 5))
+    in_first_D = first_half(6, 0)
+    expected_D = np.zeros(6)
+    draws = list(combinations(range(5), 3))
+    for document in range(6):
+        choosing = in_first_D != in_first_D[document]
+        for draw in draws:
+            chosen = min(draw, key=lambda route: nll_sum_DR[choosing, route].sum())
+            expected_D[document] += nll_sum_DR[document, chosen] / len(draws)
+    np.testing.assert_allclose(best_of(nll_sum_DR, [3], in_first_D)[0], expected_D)
+
+
+def test_best_of_one_is_the_mean_and_best_of_all_is_static():
+    nll_sum_DR = np.random.default_rng(0).normal(10, 1, (8, 20))
+    in_first_D = first_half(8, 0)
+    one, everything, beyond = best_of(nll_sum_DR, [1, 20, 100], in_first_D)
+    np.testing.assert_allclose(one, nll_sum_DR.mean(1))
+    np.testing.assert_allclose(everything, static(nll_sum_DR, in_first_D))
+    np.testing.assert_allclose(beyond, everything)
+
+
+def test_static_on_pure_noise_gains_nothing():
+    nll_sum_DR = np.random.default_rng(0).normal(0, 1, (400, 300))
+    totals_D = static(nll_sum_DR, first_half(400, 0))
+    assert nll_sum_DR.mean(0).min() < -0.1
+    assert abs(totals_D.mean()) < 0.1

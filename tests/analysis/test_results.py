@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from duollm.analysis.results import analyse
+from duollm.errors import UserError
+from synthetic_run import Plan, write_run
+
+
+@pytest.fixture(scope="module")
+def analysed(synthetic, tmp_path_factory):
+    run = tmp_path_factory.mktemp("analysed")
+    truths = write_run(run)
+    return run, truths, analyse(run, bootstrap_samples=300, seed=0)
+
+
+def _pick(rows, **wanted):
+    found = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_file_holds_what_is_returned_and_is_strict_json(analysed):
+    run, _, results = analysed
+    text = (run / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == results
+
+
+def test_nll_rows_equal_the_truth(analysed):
+    _, truths, results = analysed
+    for domain, truth in truths.items():
+        row = _pick(results["nll"], domain=domain, policy="oracle", big_layers=2)
+        expected = truth.nll_TR[:, truth.space.ids_with(big=2)].min(1).mean()
+        assert row["nll"] == pytest.approx(expected)
+        assert row["perplexity"] == pytest.approx(np.exp(expected))
+        assert row["low"] < row["nll"] < row["high"]
+        assert (row["documents"], row["tokens"]) == (12, 240)
+
+
+def test_gap_closed_equals_its_definition(analysed):
+    _, _, results = analysed
+    for domain in ("code", "prose", "pooled"):
+        nll = {
+            policy: _pick(results["nll"], domain=domain, policy=policy, big_layers=3)["nll"]
+            for policy in ("static", "oracle", "linear-k3")
+        }
+        closed = (nll["static"] - nll["linear-k3"]) / (nll["static"] - nll["oracle"])
+        assert _pick(results["gap_closed"], domain=domain, big_layers=3)["closed"] == pytest.approx(closed)
+
+
+def test_best_of_curve_falls_from_random_to_static(analysed):
+    _, _, results = analysed
+    curve = _pick(results["best_of_patterns"], domain="code", big_layers=3)
+    assert curve["patterns"] == 20
+    assert (curve["drawn"][0], curve["drawn"][-1]) == (1, 100)
+    for index, policy in ((0, "random-patterns"), (-1, "static")):
+        row = _pick(results["nll"], domain="code", policy=policy, big_layers=3)
+        assert curve["nll"][index] == pytest.approx(row["nll"])
+
+
+def test_layer_use_equals_the_truth(analysed):
+    _, truths, results = analysed
+    truth = truths["prose"]
+    row = _pick(results["layer_use"], domain="prose", policy="linear-k2")
+    is_big_TL = truth.space.decode(truth.router_route_T[2]) == 2
+    np.testing.assert_allclose(row["share_by_layer"], is_big_TL.mean(0))
+    assert np.shape(row["share_by_layer_and_position"]) == (6, 8)
+
+
+def test_planted_effects_are_found(analysed):
+    """Noise per route makes the middle best for the oracle; late layers gain more, so they are big more often."""
+    _, _, results = analysed
+    verdicts = {(claim["id"], claim["domain"]): claim["verdict"] for claim in results["claims"]}
+    assert verdicts["C2", "pooled"] == "reproduced"
+    assert verdicts["C6", "pooled"] == "reproduced"
+    assert verdicts["C8", "pooled"] == "not reproduced"
+    assert {domain for _, domain in verdicts} == {"code", "prose", "pooled"}
+
+
+def test_more_documents_give_narrower_intervals(tmp_path):
+    widths = []
+    for documents in (6, 60):
+        run = tmp_path / str(documents)
+        write_run(run, Plan(documents=documents, router_budgets=()))
+        row = _pick(analyse(run, 300)["nll"], domain="pooled", policy="all-big")
+        widths.append(row["high"] - row["low"])
+    assert widths[1] < 0.6 * widths[0]
+
+
+def test_one_domain_without_routers(own_run):
+    for path in (own_run / "oracle").glob("code*"):
+        path.unlink()
+    for path in (own_run / "evaluate").glob("*/*.parquet"):
+        path.unlink()
+    results = analyse(own_run, 100)
+    assert list(results["data"]) == ["prose"]
+    assert {row["domain"] for row in results["nll"]} == {"prose"}
+    assert results["gap_closed"] == []
+    assert _pick(results["claims"], id="C1")["verdict"] == "undecided"
+
+
+def test_same_seed_same_numbers(own_run):
+    assert analyse(own_run, 100, seed=3) == analyse(own_run, 100, seed=3)
+
+
+def test_a_run_without_provenance(own_run):
+    (own_run / "provenance.json").unlink()
+    with pytest.raises(UserError, match=r"provenance\.json: no such file; is .* a run folder"):
+        analyse(own_run, 100)
+
+
+def test_domains_of_different_models_do_not_mix(own_run, tmp_path):
+    other = tmp_path / "other"
+    write_run(other, Plan(num_layers=4, router_budgets=()))
+    for name in ("code.parquet", "code.routes.parquet"):
+        (other / "oracle" / name).rename(own_run / "oracle" / name)
+    for path in (own_run / "evaluate").glob("*/code.parquet"):
+        path.unlink()
+    with pytest.raises(UserError, match="its model or context is not that of"):
+        analyse(own_run, 100)
+
+
+def test_parameters_are_counted_from_the_weights(own_run):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file({"a": np.zeros((3, 4)), "b": np.zeros(5)}, own_run / "model" / "model.safetensors")
+    assert analyse(own_run, 100)["model"]["parameters"] == 17
+
+
+def test_no_torch(synthetic):
+    code = (
+        "import sys; from pathlib import Path; from duollm.analysis.results import analyse; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from duollm.analysis.tables import list_domains, read_oracle, read_patterns, read_routers
+from duollm.errors import UserError
+from synthetic_run import write_parquet
+
+
+def _facts(path):
+    return json.loads(pq.read_schema(path).metadata[b"duollm"])
+
+
+def _rewrite(path, change):
+    """Write the table again after `change`; the metadata stays."""
+    write = change(pq.read_table(path))
+    write_parquet(path, {name: write.column(name) for name in write.column_names}, _facts(path))
+
+
+def test_reads_back_what_was_written(synthetic):
+    run, truths = synthetic
+    assert list_domains(run) == ["code", "prose"]
+    truth, oracle = truths["prose"], read_oracle(run, "prose")
+    assert oracle.space == truth.space
+    assert oracle.context == "shared"
+    assert oracle.documents == [f"prose/{d:02d}.txt" for d in range(12)]
+    assert np.array_equal(oracle.document_T, truth.document_T)
+    assert np.array_equal(oracle.position_T, truth.position_T)
+    assert oracle.text[3] == "\n"
+    for k in range(7):
+        ids = truth.space.ids_with(big=k)
+        np.testing.assert_array_equal(oracle.nll_oracle_T[k], truth.nll_TR[:, ids].min(1))
+        np.testing.assert_array_equal(oracle.route_oracle_T[k], ids[truth.nll_TR[:, ids].argmin(1)])
+
+
+def test_patterns_follow_the_oracles_documents_whatever_their_order(own_run, synthetic):
+    path = own_run / "oracle" / "prose.routes.parquet"
+    shuffled = np.random.default_rng(0).permutation(pq.read_metadata(path).num_rows)
+    _rewrite(path, lambda table: table.take(shuffled))
+    truth = synthetic[1]["prose"]
+    patterns = read_patterns(own_run, read_oracle(own_run, "prose"))
+    expected_DR = np.stack([truth.nll_TR[truth.document_T == d].sum(0) for d in range(12)])
+    np.testing.assert_allclose(patterns.nll_sum_DR, expected_DR)
+    assert patterns.tokens_D.tolist() == [20] * 12
+
+
+def test_routers_come_by_budget(synthetic):
+    run, truths = synthetic
+    routers = read_routers(run, read_oracle(run, "code"))
+    assert [(router.name, router.big_layers) for router in routers] == [(f"linear-k{k}", k) for k in range(1, 6)]
+    np.testing.assert_array_equal(routers[0].route_T, truths["code"].router_route_T[1])
+
+
+def test_no_routers_is_no_error(tmp_path, synthetic):
+    oracle = read_oracle(synthetic[0], "code")
+    assert read_routers(tmp_path, oracle) == []
+
+
+def test_no_oracle_results(tmp_path):
+    with pytest.raises(UserError, match="run `duollm oracle` first"):
+        list_domains(tmp_path)
+
+
+def test_missing_file(synthetic):
+    with pytest.raises(UserError, match=r"poetry\.parquet: no such file"):
+        read_oracle(synthetic[0], "poetry")
+
+
+def test_not_a_parquet_file(own_run):
+    path = own_run / "oracle" / "prose.parquet"
+    path.write_text("hello")
+    with pytest.raises(UserError, match="not a readable Parquet file") as error:
+        read_oracle(own_run, "prose")
+    assert "\n" not in str(error.value)
+
+
+def test_a_parquet_file_of_someone_else(own_run):
+    write_parquet(own_run / "oracle" / "prose.parquet", {"a": pa.array([1])}, None)
+    with pytest.raises(UserError, match="no `duollm` metadata"):
+        read_oracle(own_run, "prose")
+
+
+def test_missing_column(own_run):
+    _rewrite(own_run / "oracle" / "prose.parquet", lambda table: table.drop_columns(["nll_shared_k3"]))
+    with pytest.raises(UserError, match="column 'nll_shared_k3' is missing"):
+        read_oracle(own_run, "prose")
+
+
+def test_route_ids_outside_the_space(own_run):
+    path = own_run / "evaluate" / "linear-k2" / "prose.parquet"
+    _rewrite(path, lambda table: table.set_column(5, "route", pa.array(np.full(len(table), 64))))
+    with pytest.raises(UserError, match=r"route ids outside 0 \.\. 63"):
+        read_routers(own_run, read_oracle(own_run, "prose"))
+
+
+@pytest.mark.parametrize("spoil", [lambda table: table.slice(1), lambda table: table.take(np.arange(len(table))[::-1])])
+def test_routers_must_cover_the_oracles_tokens(own_run, spoil):
+    _rewrite(own_run / "evaluate" / "linear-k2" / "prose.parquet", spoil)
+    with pytest.raises(UserError, match="tokens or routes are not those of"):
+        read_routers(own_run, read_oracle(own_run, "prose"))
+
+
+def test_incomplete_patterns(own_run):
+    _rewrite(own_run / "oracle" / "prose.routes.parquet", lambda table: table.slice(5))
+    with pytest.raises(UserError, match="lack some routes"):
+        read_patterns(own_run, read_oracle(own_run, "prose"))
+
+
+def test_patterns_of_other_documents(own_run):
+    oracle = read_oracle(own_run, "prose")
+    code = own_run / "oracle" / "code.routes.parquet"
+    code.rename(own_run / "oracle" / "prose.routes.parquet")
+    with pytest.raises(UserError, match="documents are not those of"):
+        read_patterns(own_run, oracle)
