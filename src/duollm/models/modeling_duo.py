@@ -94,7 +94,7 @@ class DuoRMSNorm(nn.Module):
         """Normalise the last dimension."""
         wide = states.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(states.dtype)
+        return (self.weight * (wide * scale)).to(_compute_dtype(states))
 
 
 def eager_attention(
@@ -142,10 +142,10 @@ class DuoAttention(nn.Module):
         """Return rotated queries [B, H, T, d], rotated keys and values [B, H_kv, T, d]."""
         shape = (*states_BTD.shape[:-1], -1, self.head_dim)
         query, key, value = (
-            projection(states_BTD).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(states_BTD).view(shape).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = apply_rotary_pos_emb(query, key, *rotary)
+        cos, sin = (table.to(query.dtype) for table in rotary)
+        query, key = apply_rotary_pos_emb(query, key, cos, sin)
         return query, key, value
 
     def forward(
@@ -430,6 +430,12 @@ def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tenso
             f"got values {routes.min().item()} .. {routes.max().item()}"
         )
     return routes.long()
+
+
+def _compute_dtype(states: Tensor) -> torch.dtype:
+    """The type that matrix products will use: cast once here, not once per product under autocast."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 def _as_integers(choice: Choice, device: torch.device) -> Tensor:
