@@ -1,0 +1,169 @@
+"""Packed tokens on disk, memory-mapped: training batches and windows for evaluation.
+
+Shape letters: B batch, T tokens, W windows.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from duollm.data.splits import SPLITS
+from duollm.data.tokenizer import load_tokenizer
+from duollm.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Full windows from the start of documents, in order of document name, then window."""
+
+    token_ids: NDArray[np.int64]
+    """[W, T]"""
+    documents: list[str]
+    """The document of each window, [W]."""
+    window: list[int]
+    """Which window of its document each is, 0 first, [W]."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedData:
+    """A `data/` folder (docs/formats.md)."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    documents: pa.Table
+    """A row per document: split, domain, document, start, length, bytes."""
+    tokens: Mapping[str, NDArray[np.unsignedinteger[Any]]]
+    """Token ids of each split, flat, memory-mapped."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "PackedData":
+        """Open what `prepare_data` wrote.
+
+        Raises:
+            UserError: `folder` does not hold packed data.
+        """
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            documents = pq.read_table(folder / "documents.parquet")
+            tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+        except FileNotFoundError as error:
+            raise UserError(f"{folder}: not a folder of packed data: {Path(error.filename).name} is missing") from None
+        return cls(folder, manifest, documents, tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, V."""
+        return int(self.manifest["vocab_size"])
+
+    @property
+    def end_of_text_id(self) -> int:
+        """The token that closes every document."""
+        return int(self.manifest["end_of_text_id"])
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per training sequence and per window, T."""
+        return int(self.manifest["sequence_length"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the source text, the split and the tokenizer."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains, safe as file names, in the recipe's order."""
+        return [source["domain"] for source in self.manifest["sources"]]
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerFast":
+        """The tokenizer that made the tokens."""
+        return load_tokenizer(self.folder / "tokenizer")
+
+    def train_batch(self, step: int, batch_size: int, seed: int, split: str = "train") -> NDArray[np.int64]:
+        """Return the sequences of one step, [B, T]; they depend on the arguments alone.
+
+        The split is cut into chunks of T tokens, across documents. Every epoch shuffles the chunks
+        anew and starts cutting at another token, and takes each chunk once; a batch may span two epochs.
+
+        Raises:
+            UserError: the split is too short for one chunk.
+        """
+        tokens, length = self.tokens[split], self.sequence_length
+        chunks = chunks_per_epoch(len(tokens), length, split)
+        drawn_B = range(step * batch_size, (step + 1) * batch_size)
+        starts_B = [_chunk_starts(chunks, length, seed, draw // chunks)[draw % chunks] for draw in drawn_B]
+        return tokens[np.asarray(starts_B)[:, None] + np.arange(length)].astype(np.int64)
+
+    def windows(self, split: str, domain: str, documents: int, windows_per_document: int, seed: int) -> Windows:
+        """Return the first full windows of T tokens of documents drawn at random.
+
+        A document's closing end-of-text token counts as one of its tokens. The draw depends on the seed alone,
+        and asking for more documents adds to those of a smaller draw. There are fewer documents, or
+        fewer windows of a document, where there is too little text.
+
+        Raises:
+            UserError: unknown split or domain, or no document of T tokens.
+        """
+        length = self.sequence_length
+        rows = self._rows_of(split, domain)
+        eligible = [row for row in rows if row["length"] >= length]
+        if not eligible:
+            longest = max(row["length"] for row in rows)
+            raise UserError(
+                f"domain {domain!r} has no document of {length} tokens in the {split} split (the longest has "
+                f"{longest}); lower data.sequence_length or give longer documents"
+            )
+        drawn = np.random.default_rng(seed).permutation(len(eligible))[:documents]
+        places = [
+            (row["document"], window, row["start"] + window * length)
+            for row in sorted((eligible[index] for index in drawn), key=lambda row: str(row["document"]))
+            for window in range(min(windows_per_document, row["length"] // length))
+        ]
+        names, numbers, starts_W = zip(*places, strict=True)
+        token_ids_WT = self.tokens[split][np.asarray(starts_W)[:, None] + np.arange(length)]
+        return Windows(token_ids_WT.astype(np.int64), list(names), list(numbers))
+
+    def _rows_of(self, split: str, domain: str) -> list[dict[str, Any]]:
+        if split not in self.tokens:
+            raise UserError(f"unknown split {split!r}; {did_you_mean(split, self.tokens)}")
+        if domain not in self.domains:
+            raise UserError(f"unknown domain {domain!r}; {did_you_mean(domain, self.domains)}")
+        of_both = (pc.field("split") == split) & (pc.field("domain") == domain)
+        rows: list[dict[str, Any]] = self.documents.filter(of_both).to_pylist()
+        return rows
+
+
+def chunks_per_epoch(tokens: int, sequence_length: int, split: str) -> int:
+    """Return how many chunks fit, wherever within the first `sequence_length` tokens the cutting starts.
+
+    Raises:
+        UserError: not even one.
+    """
+    chunks = (tokens - sequence_length + 1) // sequence_length
+    if chunks < 1:
+        raise UserError(
+            f"the {split} split has {tokens} tokens; sequences of {sequence_length} need at least "
+            f"{2 * sequence_length - 1}: give more text or lower data.sequence_length"
+        )
+    return chunks
+
+
+@lru_cache(maxsize=2)  # the epochs that one batch may span
+def _chunk_starts(chunks: int, sequence_length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Where each chunk of an epoch starts, in the order in which they are taken."""
+    random = np.random.default_rng([seed, epoch])
+    offset = random.integers(sequence_length)
+    return np.asarray(offset + sequence_length * random.permutation(chunks), dtype=np.int64)

@@ -1,0 +1,172 @@
+"""Writing a `data/` folder: documents are read, split, tokenized and packed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from duollm.config import DataConfig
+from duollm.data.corpora import Corpus, files_fingerprint, find_corpus
+from duollm.data.documents import Document
+from duollm.data.encoding import Encoder
+from duollm.data.packed import PackedData, Windows, chunks_per_epoch
+from duollm.data.splits import SPLITS, distinct, split_documents, text_hash
+from duollm.data.tokenizer import load_tokenizer, train_tokenizer
+from duollm.errors import UserError
+from duollm.files import fingerprint, replacing, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["PackedData", "Windows", "prepare_data", "source_fingerprint"]
+
+_TOKENIZER_CHARACTERS = 50_000_000
+
+_LARGEST_UINT16_VOCABULARY = 2**16
+
+Splits = Mapping[str, Sequence[Document]]
+
+
+def prepare_data(
+    config: DataConfig, seed: int, folder: Path, progress: Callable[[str], None] = lambda line: None
+) -> PackedData:
+    """Write `folder` as docs/formats.md says, all of it or nothing, and open it.
+
+    Documents with the same text are kept once. A tokenizer is trained, if none is given, on the train
+    split: on all of it, or on documents drawn from it that hold about 50 million characters. The text
+    of all domains is held in memory. `progress` is told each step in a line.
+
+    Raises:
+        UserError: a domain that cannot be found, read, split or tokenized; too little text.
+    """
+    corpora = _find_corpora(config.domains)
+    texts = _read(corpora, progress)
+    splits = _split(texts, config, seed)
+    if config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer)
+    else:
+        progress(f"training a tokenizer of {config.vocab_size} tokens")
+        tokenizer = train_tokenizer(_tokenizer_texts(splits["train"], seed), config.vocab_size)
+    progress("packing tokens")
+    with replacing(folder) as partial:
+        partial.mkdir()
+        tokenizer.save_pretrained(partial / "tokenizer")
+        rows = _write_tokens(splits, tokenizer, partial)
+        train_tokens = sum(row["length"] for row in rows if row["split"] == "train")
+        chunks_per_epoch(train_tokens, config.sequence_length, "train")
+        pq.write_table(pa.Table.from_pylist(rows), partial / "documents.parquet")
+        write_json(partial / "manifest.json", _manifest(corpora, splits, rows, tokenizer, config.sequence_length))
+    return PackedData.open(folder)
+
+
+def source_fingerprint(config: DataConfig, seed: int) -> str:
+    """Return a fingerprint of all that `prepare_data` depends on, without tokenizing anything.
+
+    It covers the settings and the names and bytes of all source files, those of a tokenizer folder
+    included. What the Hugging Face hub holds is taken to change only with its id.
+    """
+    sources = [find_corpus(domain).fingerprint() for domain in config.domains]
+    if config.tokenizer and Path(config.tokenizer).exists():
+        files = sorted(Path(config.tokenizer).glob("*token*"))  # not the weights beside them
+        sources.append(files_fingerprint(files, Path(config.tokenizer)))
+    return fingerprint([config.model_dump(), seed, sources])
+
+
+def _find_corpora(domains: Sequence[str]) -> list[Corpus]:
+    corpora = [find_corpus(domain) for domain in domains]
+    names = [corpus.name for corpus in corpora]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"data.domains: two domains are called {name!r}; rename one of the files or folders")
+    return corpora
+
+
+def _read(corpora: Sequence[Corpus], progress: Callable[[str], None]) -> dict[str, list[Document]]:
+    """Read the different documents of each domain; a text of two domains counts for the first."""
+    documents: list[Document] = []
+    for corpus in corpora:
+        progress(f"reading {corpus.name}: {corpus.origin}")
+        documents.extend(corpus.documents())
+    of_domain: dict[str, list[Document]] = {corpus.name: [] for corpus in corpora}
+    for document in distinct(documents):
+        of_domain[document.domain].append(document)
+    return of_domain
+
+
+def _split(texts: Mapping[str, Sequence[Document]], config: DataConfig, seed: int) -> Splits:
+    splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    for domain, documents in texts.items():
+        parts = split_documents(domain, documents, config.validation_share, config.test_share, seed)
+        for split, part in parts.items():
+            splits[split].extend(part)
+    return splits
+
+
+def _tokenizer_texts(documents: Sequence[Document], seed: int) -> list[str]:
+    """Texts of documents drawn at random until they are enough to train a tokenizer on."""
+    texts: list[str] = []
+    characters = 0
+    for index in np.random.default_rng(seed).permutation(len(documents)):
+        if characters >= _TOKENIZER_CHARACTERS:
+            break
+        texts.append(documents[index].text)
+        characters += len(texts[-1])
+    return texts
+
+
+def _write_tokens(splits: Splits, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> list[dict[str, Any]]:
+    """Write the token file of each split; return the rows of documents.parquet."""
+    dtype = np.uint16 if _vocab_size(tokenizer) <= _LARGEST_UINT16_VOCABULARY else np.uint32
+    encoder = Encoder(tokenizer)
+    rows = []
+    for split, documents in splits.items():
+        packed, start = [], 0
+        for document, ids in zip(documents, encoder.encode(documents), strict=True):
+            packed.append(np.asarray([*ids, tokenizer.eos_token_id], dtype=dtype))
+            rows.append(_row(split, document, start, len(packed[-1])))
+            start += len(packed[-1])
+        np.save(folder / f"{split}.npy", np.concatenate(packed))
+    return rows
+
+
+def _row(split: str, document: Document, start: int, length: int) -> dict[str, Any]:
+    return {
+        "split": split,
+        "domain": document.domain,
+        "document": document.name,
+        "start": start,
+        "length": length,
+        "bytes": len(document.text.encode()),
+    }
+
+
+def _manifest(
+    corpora: Sequence[Corpus],
+    splits: Splits,
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: "PreTrainedTokenizerFast",
+    sequence_length: int,
+) -> dict[str, Any]:
+    """What was packed; no path of the machine occurs in it."""
+    texts = [[split, part.domain, part.name, text_hash(part)] for split in SPLITS for part in splits[split]]
+    return {
+        "fingerprint": fingerprint([texts, tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id]),
+        "sources": [{"domain": corpus.name, "origin": corpus.origin} for corpus in corpora],
+        "sequence_length": sequence_length,
+        "vocab_size": _vocab_size(tokenizer),
+        "end_of_text_id": tokenizer.eos_token_id,
+        "splits": {split: {corpus.name: _counts(rows, split, corpus.name) for corpus in corpora} for split in SPLITS},
+    }
+
+
+def _counts(rows: Sequence[Mapping[str, Any]], split: str, domain: str) -> dict[str, int]:
+    lengths = [row["length"] for row in rows if row["split"] == split and row["domain"] == domain]
+    return {"documents": len(lengths), "tokens": sum(lengths)}
+
+
+def _vocab_size(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """One more than the largest id; a vocabulary with gaps has fewer tokens than that."""
+    return int(max(tokenizer.get_vocab().values())) + 1

@@ -1,0 +1,68 @@
+"""The tokenizer: a byte-level BPE trained here, or an existing one."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from duollm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+
+_SMALLEST_VOCABULARY = 257  # every byte and the end of text
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE, which represents any text; deterministic.
+
+    Its only special token, `<|endoftext|>`, has id 0 and serves as beginning, end and padding. It has
+    fewer than `vocab_size` tokens if the text has too few different words.
+
+    Raises:
+        UserError: `vocab_size` is below 257.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < _SMALLEST_VOCABULARY:
+        raise UserError(
+            f"data.vocab_size must be at least {_SMALLEST_VOCABULARY} "
+            f"(256 bytes and the end-of-text token), got {vocab_size}"
+        )
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **ends)  # type: ignore[no-untyped-call]
+
+
+def load_tokenizer(path_or_id: str | Path) -> "PreTrainedTokenizerFast":
+    """Load an existing tokenizer: a Hugging Face folder, or a hub id (which needs the network once).
+
+    Raises:
+        UserError: nothing loads from there, it has no fast version, or it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"tokenizer {path_or_id}: neither a folder with tokenizer.json nor a hub id that can be loaded: {reason}"
+        ) from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"tokenizer {path_or_id}: {type(tokenizer).__name__} has no fast version (tokenizer.json)")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {path_or_id}: has no end-of-text token; set eos_token in its tokenizer_config.json")
+    return tokenizer
