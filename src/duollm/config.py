@@ -260,7 +260,12 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, every key present, as YAML."""
-    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(path, to_yaml(recipe))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return the resolved recipe, every key present, as YAML."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

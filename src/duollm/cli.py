@@ -1,0 +1,248 @@
+"""The command line: `duollm VERB ...`. The work is imported only when a verb runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+
+from duollm.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from duollm.config import Recipe
+
+DEFAULT_RECIPE = "recipes/quick.yaml"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A subcommand: what it does in a line, its options, and its work."""
+
+    summary: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, list[str]], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for the user's mistakes, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(given)
+    except UserError as error:
+        print(f"duollm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("duollm: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _dispatch(given: list[str]) -> None:
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_overview())
+    elif given[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"duollm {version('duollm')}")
+    elif given[0] not in VERBS:
+        raise UserError(f"unknown verb {given[0]!r}; {did_you_mean(given[0], VERBS)}")
+    else:
+        _run_verb(given[0], given[1:])
+
+
+def _run_verb(name: str, given: list[str]) -> None:
+    verb = VERBS[name]
+    parser = _Parser(prog=f"duollm {name}", description=verb.summary, formatter_class=_WideHelp, allow_abbrev=False)
+    verb.add_options(parser)
+    try:
+        options = parser.parse(given)
+    except SystemExit:  # argparse has printed the help
+        return
+    verb.run(options, ["duollm", name, *given])
+
+
+def _overview() -> str:
+    lines = [
+        "usage: duollm VERB [options]",
+        "",
+        "Study adaptive computation in language models: which tokens need how much compute, in which",
+        "layers, and how much of that a router can capture.",
+        "",
+        *(f"  {name:<14}{verb.summary}" for name, verb in VERBS.items()),
+        "",
+        "duollm VERB --help lists a verb's options; duollm --version prints the version.",
+    ]
+    return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors with the nearest option."""
+
+    def parse(self, given: Sequence[str]) -> argparse.Namespace:
+        options, unknown = self.parse_known_args(given)
+        for argument in unknown:
+            if argument.startswith("-"):
+                raise UserError(f"unknown option {argument.partition('=')[0]}; {self._nearest(argument)}")
+        if unknown:
+            raise UserError(f"{self.prog} takes no further argument, got {unknown[0]!r}; {self._see_help()}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self._see_help()}")
+
+    def _nearest(self, argument: str) -> str:
+        name = argument.partition("=")[0]
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        same_key = [option for option in options if option.rpartition(".")[2] == name.lstrip("-")]
+        near = same_key or get_close_matches(name, options, n=1)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{hint}{self._see_help()}"
+
+    def _see_help(self) -> str:
+        return f"{self.prog} --help lists all options"
+
+
+class _WideHelp(argparse.HelpFormatter):
+    """Help with room for the names of recipe keys."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+
+def _add_study_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/NAME, NAME from the recipe)")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    _add_recipe_options(parser)
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add RECIPE and an option for every key of a recipe; keys that are not given leave no trace."""
+    from duollm.config import Recipe
+
+    parser.usage = f"{parser.prog} [RECIPE] [options] [--section.key VALUE ...]"
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", default=DEFAULT_RECIPE, help="a YAML file (default: %(default)s)"
+    )
+    whole = parser.add_argument_group("recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4], text.")
+    for name, field in Recipe.model_fields.items():
+        inner_fields = getattr(field.annotation, "model_fields", None)
+        if inner_fields is None:
+            _add_key(whole, name, field)
+            continue
+        section = parser.add_argument_group(name, field.annotation.__doc__)
+        for inner_name, inner in inner_fields.items():
+            _add_key(section, f"{name}.{inner_name}", inner)
+
+
+def _add_key(group: Any, key: str, field: Any) -> None:
+    text = field.description.replace("\n", " ").replace("%", "%%")
+    default = "" if field.default is None else f" (default: {_as_yaml(field.default)})"
+    group.add_argument(
+        f"--{key}", metavar=_type_name(field.annotation), default=argparse.SUPPRESS, help=f"{text}{default}"
+    )
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_yaml, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    """Say what a key takes: INTEGER, ffn|layer, [NUMBER,NUMBER], ..."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(inner)
+    if origin in (Union, UnionType):
+        return "|".join(_type_name(each) for each in inner if each is not NoneType)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is list:
+        return f"[{_type_name(inner[0])},...]"
+    if origin is tuple:
+        return f"[{','.join(map(_type_name, inner))}]"
+    return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}[annotation]
+
+
+def _resolve(options: argparse.Namespace) -> "Recipe":
+    from duollm.config import Recipe, find_recipe, load_recipe
+
+    sections = tuple(Recipe.model_fields)
+    overrides = {key: text for key, text in vars(options).items() if key.partition(".")[0] in sections}
+    return load_recipe(find_recipe(options.recipe), overrides)
+
+
+def _study(options: argparse.Namespace, command: list[str], until: str) -> None:
+    recipe = _resolve(options)
+    if options.dry_run:
+        from duollm.config import to_yaml
+
+        print(to_yaml(recipe), end="")
+        return
+    run = Path(options.out or Path("runs", recipe.name))
+    _check_run_folder(run)
+    _prepare_for_torch()
+    from duollm.study import run_study
+
+    run_study(recipe, run, command, until)
+
+
+def _check_run_folder(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; give a folder")
+    if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+        raise UserError(f"--out {folder} holds files but no config.yaml, so it is no run folder; give a new one")
+
+
+def _prepare_for_torch() -> None:
+    """Settings that count only before torch is imported: threads that sleep while they wait, memory that is kept."""
+    from duollm.machine import keep_freed_memory
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    keep_freed_memory()
+
+
+def _plan(options: argparse.Namespace, command: list[str]) -> None:
+    from duollm.plan import plan, render
+
+    print(render(plan(_resolve(options))))
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("which", choices=["train", "oracle", "forward"], help="what to measure")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time per measurement (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _bench(options: argparse.Namespace, command: list[str]) -> None:
+    _prepare_for_torch()
+    from duollm import bench
+
+    bench.main(options.which, options)
+
+
+def _study_verb(summary: str, until: str) -> Verb:
+    return Verb(summary, _add_study_options, partial(_study, until=until))
+
+
+VERBS = {
+    "study": _study_verb("the whole study: train a duo, search, train routers, compare, report", until="report"),
+    "plan": Verb("print what a recipe takes: parameters, FLOPs, memory, steps", _add_recipe_options, _plan),
+    "pretrain": _study_verb("the study up to the trained duo", until="pretrain"),
+    "oracle": _study_verb("the study up to the best route of every token", until="oracle"),
+    "train-router": _study_verb("the study up to the trained routers", until="train-router"),
+    "evaluate": _study_verb("the study up to the losses under the trained routers", until="evaluate"),
+    "report": _study_verb("the study up to the report, the last stage", until="report"),
+    "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The machine a run happens on: what it is, how fast it multiplies, and how its memory is kept."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+Precision = Literal["fp32", "bf16"]
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+_SHAPES = ((2048, 2048, 2048), (4096, 512, 512))  # (rows, inner, columns) of useful matrix products
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory instead of returning it to the system; True if it was told.
+
+    Training frees and takes the same large blocks at every step; faulting their pages in anew costs
+    about a third of the time on CPUs. Does nothing where there is no glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 << 20}
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+@cache
+def matmul_peak(precision: Precision, seconds: float = 0.5) -> float:
+    """Measure the best rate of matrix products, FLOP/s, on the GPU if there is one; once per process."""
+    return max(_matmul_rate(precision, shape, seconds / len(_SHAPES)) for shape in _SHAPES)
+
+
+@cache
+def faster_precision() -> Precision:
+    """Choose the faster of fp32 and bf16: by measuring on a CPU, by what is supported on a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fp32, bf16 = (_matmul_rate(precision, (1024, 512, 512), 0.1) for precision in ("fp32", "bf16"))
+    return "bf16" if bf16 > fp32 else "fp32"
+
+
+def _matmul_rate(precision: Precision, shape: tuple[int, int, int], seconds: float) -> float:
+    """Multiply for about `seconds` and return FLOP/s of the fastest product."""
+    import torch
+
+    rows, inner, columns = shape
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    left = torch.randn(rows, inner, device=device, dtype=dtype)
+    right = torch.randn(inner, columns, device=device, dtype=dtype)
+    durations: list[float] = []
+    deadline = time.perf_counter() + seconds
+    while len(durations) < 3 or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        durations.append(time.perf_counter() - start)
+    return 2 * rows * inner * columns / min(durations)
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has held so far (resident set), bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def describe_machine() -> dict[str, Any]:
+    """Describe hardware and software: what a reader needs to judge a timing. Memory is in bytes."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+
+
+def provenance(command: list[str], seed: int, **details: Any) -> dict[str, Any]:
+    """Return where a run's numbers come from; `details` are added, for example the data's fingerprint."""
+    return {
+        "version": version("duollm"),
+        "commit": _commit(),
+        "command": command,
+        "seed": seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(),
+        **details,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout this package runs from, "-dirty" if it was edited; else None."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

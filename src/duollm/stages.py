@@ -1,0 +1,177 @@
+"""Running the stages of a study, each once: finished ones are skipped, killed ones continue, changed ones rerun.
+
+`stages/<name>.json` in the run folder marks a finished stage, `stages/<name>.started.json` one in
+progress. Both hold the stage's fingerprint: a hash of its settings, its code's version and the
+fingerprints of the stages it builds on.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from duollm.files import fingerprint, write_json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a study.
+
+    Attributes:
+        name: names the stage and its marker.
+        run: does the work. It may find its own unfinished outputs, made with the same fingerprint,
+            and continue from them.
+        settings: what the result depends on, JSON-serialisable.
+        after: names of the stages whose results it reads.
+        outputs: files and folders it makes, relative to the run folder; no other stage's.
+        version: to be raised when the stage's code starts to give different results.
+    """
+
+    name: str
+    run: Callable[[], None]
+    settings: Any
+    after: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    version: int = 1
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    folder: Path,
+    until: str | None = None,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Bring the stage `until` (default: all stages) and what it builds on up to date, in order.
+
+    A stage is skipped if its marker has its fingerprint and its outputs exist. Otherwise the markers
+    of all stages that build on it are removed, and it runs: on top of its own partial outputs if the
+    run that left them had the same fingerprint, else after removing them.
+
+    Raises:
+        ValueError: `until` is no stage, or a stage comes before one that it builds on.
+    """
+    fingerprints = _fingerprints(stages)
+    needed = _with_predecessors(stages, {until} if until else set(fingerprints))
+    for stage in stages:
+        if stage.name not in needed:
+            continue
+        progress = _Progress(stage, folder, fingerprints[stage.name])
+        if progress.finished():
+            announce(f"{stage.name}: unchanged")
+            continue
+        for later in _successors(stages, stage.name):
+            _Progress(later, folder, fingerprints[later.name]).forget()
+        continued = progress.begin()
+        announce(f"{stage.name}: {'continues' if continued else 'starts'}")
+        seconds = _timed(stage.run)
+        progress.finish(seconds)
+        announce(f"{stage.name}: done in {seconds:.1f} s")
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """The markers of one stage."""
+
+    stage: Stage
+    folder: Path
+    fingerprint: str
+
+    @property
+    def done_marker(self) -> Path:
+        return self.folder / "stages" / f"{self.stage.name}.json"
+
+    @property
+    def started_marker(self) -> Path:
+        return self.folder / "stages" / f"{self.stage.name}.started.json"
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [self.folder / output for output in self.stage.outputs]
+
+    def finished(self) -> bool:
+        same = _fingerprint_in(self.done_marker) == self.fingerprint
+        return same and all(output.exists() for output in self.outputs)
+
+    def begin(self) -> bool:
+        """Mark the stage as in progress; True if its partial outputs are kept."""
+        continued = _fingerprint_in(self.started_marker) == self.fingerprint
+        self.done_marker.unlink(missing_ok=True)
+        if not continued:
+            self.started_marker.unlink(missing_ok=True)
+            for output in self.outputs:
+                _remove(output)
+            write_json(self.started_marker, {"fingerprint": self.fingerprint})
+        return continued
+
+    def finish(self, seconds: float) -> None:
+        missing = [str(output) for output in self.outputs if not output.exists()]
+        if missing:
+            raise RuntimeError(f"stage {self.stage.name} ended without making {', '.join(missing)}")
+        finished_at = datetime.now(UTC).isoformat(timespec="seconds")
+        marker = {"fingerprint": self.fingerprint, "seconds": round(seconds, 3), "finished_at": finished_at}
+        write_json(self.done_marker, marker)
+        self.started_marker.unlink()
+
+    def forget(self) -> None:
+        self.done_marker.unlink(missing_ok=True)
+        self.started_marker.unlink(missing_ok=True)
+
+
+def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for stage in stages:
+        late = [name for name in stage.after if name not in known]
+        if late:
+            raise ValueError(f"stage {stage.name} builds on {', '.join(late)}, which must come before it")
+        known[stage.name] = fingerprint(
+            {
+                "settings": stage.settings,
+                "version": stage.version,
+                "after": {name: known[name] for name in stage.after},
+            }
+        )
+    return known
+
+
+def _with_predecessors(stages: Sequence[Stage], names: set[str]) -> set[str]:
+    unknown = names - {stage.name for stage in stages}
+    if unknown:
+        raise ValueError(f"no stage {unknown.pop()!r}; there are {', '.join(stage.name for stage in stages)}")
+    needed = set(names)
+    for stage in reversed(stages):
+        if stage.name in needed:
+            needed.update(stage.after)
+    return needed
+
+
+def _successors(stages: Sequence[Stage], name: str) -> list[Stage]:
+    touched = {name}
+    for stage in stages:
+        if touched & set(stage.after):
+            touched.add(stage.name)
+    return [stage for stage in stages if stage.name in touched - {name}]
+
+
+def _fingerprint_in(marker: Path) -> str | None:
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8")).get("fingerprint")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _timed(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
