@@ -6,29 +6,27 @@ registered at once if transformers' auto classes are loaded already, and else at
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 _AUTO = "transformers.models.auto.modeling_auto"
+_MODEL = "duollm.models.modeling_duo"
 
 
 def register_when_transformers_is_used() -> None:
     """Register the duo classes now, or when transformers' auto classes get loaded."""
     if _AUTO in sys.modules:
-        _register()
+        _load_model()
     else:
         sys.meta_path.insert(0, _AutoClassesFinder())
 
 
-def _register() -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from duollm.models.configuration_duo import DuoConfig
-    from duollm.models.modeling_duo import DuoForCausalLM
-
-    AutoConfig.register(DuoConfig.model_type, DuoConfig, exist_ok=True)
-    AutoModelForCausalLM.register(DuoConfig, DuoForCausalLM, exist_ok=True)
+def _load_model() -> None:
+    """Import the model's file, which registers itself (it may be what is being imported right now)."""
+    if _MODEL not in sys.modules:
+        import_module(_MODEL)
 
 
 class _AutoClassesFinder(MetaPathFinder):
@@ -57,4 +55,4 @@ class _RegisteringLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _register()
+        _load_model()

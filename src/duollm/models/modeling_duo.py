@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -456,3 +456,7 @@ def _one_hot(choice: Choice, states_BTD: Tensor) -> Tensor:
 def _kept(choice: Choice, states_BTD: Tensor) -> Tensor:
     """How much of the attention output each token keeps when skip bypasses the layer, [B, T, 1]."""
     return 1 - _one_hot(choice, states_BTD)[..., Branch.SKIP, None]
+
+
+AutoConfig.register(DuoConfig.model_type, DuoConfig, exist_ok=True)
+AutoModelForCausalLM.register(DuoConfig, DuoForCausalLM, exist_ok=True)

@@ -1,0 +1,111 @@
+"""Walks the tree of routes: every prefix of choices is computed once.
+
+A node at depth l is a prefix of l choices; its content is the hidden states of all tokens under that
+prefix. All nodes of one depth that fit the row budget are expanded together (wide, so that the
+matrix products are large); a wider block is split and its parts are walked to the leaves one after
+the other (deep, so that memory stays bounded).
+
+Shape letters: P prefixes (nodes in a block), N tokens, D hidden, C branches.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
+from duollm.routing.space import RouteSpace
+
+Attend = Callable[[DuoDecoderLayer, Tensor], Tensor]
+"""Attention output [P, N, D] of one layer for normalised states [P, N, D]."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Nodes of one depth; leaves when the depth is L.
+
+    Attributes:
+        ids_P: the prefixes as numbers in base C, first layer most significant; route ids at the leaves.
+        big_P: how many of the choices so far are big.
+        hidden_PND: hidden states after the layers walked so far.
+    """
+
+    ids_P: Tensor
+    big_P: Tensor
+    hidden_PND: Tensor
+
+    @classmethod
+    def root(cls, hidden_ND: Tensor) -> "Block":
+        """The empty prefix, with the embeddings of the tokens."""
+        zero = torch.zeros(1, dtype=torch.long, device=hidden_ND.device)
+        return cls(zero, zero, hidden_ND[None])
+
+    @property
+    def rows(self) -> int:
+        """Number of hidden vectors in the block."""
+        return self.hidden_PND.shape[0] * self.hidden_PND.shape[1]
+
+    def parts(self, max_rows: int) -> "list[Block]":
+        """Split along the prefixes so that each part has at most `max_rows` rows (at least one prefix)."""
+        prefixes = max(1, max_rows // self.hidden_PND.shape[1])
+        pieces = (self.ids_P.split(prefixes), self.big_P.split(prefixes), self.hidden_PND.split(prefixes))
+        return [Block(*piece) for piece in zip(*pieces, strict=True)]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The routes of `space` with one of the given numbers of big layers, over a model's layers.
+
+    Attributes:
+        big_layers: the budgets that are wanted; prefixes that cannot reach any of them are cut.
+        max_rows: how many hidden vectors a block may hold before it is split.
+    """
+
+    model: DuoModel
+    space: RouteSpace
+    big_layers: frozenset[int]
+    max_rows: int
+
+    def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Block]:
+        """Yield blocks of leaves, route ids ascending, from the embeddings [N, D] of the tokens."""
+        yield from self._walk(Block.root(hidden_ND), 0, attend)
+
+    def _walk(self, block: Block, depth: int, attend: Attend) -> Iterator[Block]:
+        if depth == self.space.num_layers:
+            yield block
+            return
+        for part in block.parts(self.max_rows):
+            yield from self._walk(self._expand(part, depth, attend), depth + 1, attend)
+
+    def _expand(self, block: Block, depth: int, attend: Attend) -> Block:
+        """Send a block through layer `depth`, once per branch."""
+        layer = self.model.layers[depth]
+        entered_PND = block.hidden_PND
+        attended_PND = entered_PND + attend(layer, layer.input_layernorm(entered_PND))
+        states_PND = layer.post_attention_layernorm(attended_PND)
+        prefixes, (tokens, width) = len(block.ids_P), attended_PND.shape[1:]
+        children_PCND = attended_PND.new_empty(prefixes, self.space.base, tokens, width)
+        for digit, branch in enumerate(self.space.branches):
+            if branch == Branch.SKIP:
+                children_PCND[:, digit] = entered_PND if layer.skip_scope == "layer" else attended_PND
+            else:
+                torch.add(attended_PND, layer.mlp.branch(branch, states_PND), out=children_PCND[:, digit])
+        digits_C = torch.arange(self.space.base, device=block.ids_P.device)
+        big_C = torch.tensor([branch == Branch.BIG for branch in self.space.branches], device=block.ids_P.device)
+        children = Block(
+            (block.ids_P[:, None] * self.space.base + digits_C).flatten(),
+            (block.big_P[:, None] + big_C).flatten(),
+            children_PCND.flatten(0, 1),
+        )
+        return self._cut(children, remaining=self.space.num_layers - depth - 1)
+
+    def _cut(self, block: Block, remaining: int) -> Block:
+        """Drop prefixes from which no wanted number of big layers can be reached."""
+        fits_P = torch.zeros_like(block.big_P, dtype=torch.bool)
+        for big in self.big_layers:
+            fits_P |= (block.big_P <= big) & (big <= block.big_P + remaining)
+        if fits_P.all():
+            return block
+        return Block(block.ids_P[fits_P], block.big_P[fits_P], block.hidden_PND[fits_P])
