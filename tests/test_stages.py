@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -30,8 +31,15 @@ class Study:
             read = [(self.folder / f"{before}.txt").read_text() for before in self.AFTER[name]]
             (self.folder / f"{name}.txt").write_text(f"{name}{self.settings[name]}({''.join(read)})")
 
-        outputs = (f"{name}.txt", f"{name}.parts")
-        return Stage(name, work, self.settings[name], self.AFTER[name], outputs, self.versions.get(name, 1))
+        return Stage(
+            name,
+            work,
+            settings=self.settings[name],
+            after=self.AFTER[name],
+            outputs=(f"{name}.txt",),
+            scratch=(f"{name}.parts",),
+            version=self.versions.get(name, 1),
+        )
 
     def run(self, until=None):
         """Run and return the stages that did work, as one word."""
@@ -142,6 +150,12 @@ def test_a_broken_marker_counts_as_absent(study):
     study.run()
     (study.folder / "stages" / "d.json").write_text("[")
     assert study.run() == "d"
+
+
+def test_scratch_need_not_outlive_the_stage(study):
+    study.run()
+    shutil.rmtree(study.folder / "b.parts")
+    assert study.run() == ""
 
 
 def test_a_stage_that_does_not_make_its_outputs_is_not_finished(tmp_path):

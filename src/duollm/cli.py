@@ -223,9 +223,9 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
 
 def _bench(options: argparse.Namespace, command: list[str]) -> None:
     _prepare_for_torch()
-    from duollm import bench
+    from duollm.bench import main as run_bench
 
-    bench.main(options.which, options)
+    run_bench(options.which, options)
 
 
 def _study_verb(summary: str, until: str) -> Verb:

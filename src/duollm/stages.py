@@ -28,6 +28,7 @@ class Stage:
         settings: what the result depends on, JSON-serialisable.
         after: names of the stages whose results it reads.
         outputs: files and folders it makes, relative to the run folder; no other stage's.
+        scratch: the same for what is there only while it is unfinished, such as checkpoints.
         version: to be raised when the stage's code starts to give different results.
     """
 
@@ -36,6 +37,7 @@ class Stage:
     settings: Any
     after: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
     version: int = 1
 
 
@@ -102,8 +104,8 @@ class _Progress:
         self.done_marker.unlink(missing_ok=True)
         if not continued:
             self.started_marker.unlink(missing_ok=True)
-            for output in self.outputs:
-                _remove(output)
+            for path in (*self.stage.outputs, *self.stage.scratch):
+                _remove(self.folder / path)
             write_json(self.started_marker, {"fingerprint": self.fingerprint})
         return continued
 

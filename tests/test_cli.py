@@ -1,0 +1,203 @@
+import os
+import subprocess
+import sys
+import time
+from types import ModuleType
+
+import pytest
+import yaml
+
+from duollm import cli
+from duollm.config import Recipe
+from duollm.errors import UserError
+
+STUDY_VERBS = {
+    "study": "report",
+    "pretrain": "pretrain",
+    "oracle": "oracle",
+    "train-router": "train-router",
+    "evaluate": "evaluate",
+    "report": "report",
+}
+
+
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    """Stand in for the work: records what the command line asks for."""
+    calls = []
+    module = ModuleType("duollm.study")
+    module.run_study = lambda *arguments: calls.append(arguments)
+    monkeypatch.setitem(sys.modules, "duollm.study", module)
+    monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def refusal(capsys, *arguments):
+    """Run a command that must fail and return its one line."""
+    assert cli.main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("duollm: error: ")
+    return output.err
+
+
+def python(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([verb, "--help"] for verb in cli.VERBS)])
+def test_help_is_light(arguments):
+    code = "import sys\nfrom duollm.cli import main\nmain(sys.argv[1:])\nprint('MODULES', *sys.modules)"
+    modules = python(code, *arguments).partition("MODULES")[2].split()
+    assert not {"torch", "transformers", "matplotlib", "pyarrow", "numpy"} & set(modules)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"]])
+def test_help_takes_less_than_half_a_second(arguments):
+    def seconds():
+        start = time.perf_counter()
+        python("import sys\nfrom duollm.cli import main\nmain(sys.argv[1:])", *arguments)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_the_overview_names_every_verb(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in cli.VERBS)
+
+
+def test_the_help_of_a_verb_describes_every_recipe_key(capsys):
+    assert cli.main(["study", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in Recipe.model_fields.items():
+        for key, inner in getattr(field.annotation, "model_fields", {}).items():
+            assert f"--{name}.{key} " in shown
+            assert " ".join(inner.description.split()) in shown
+    assert "auto|fp32|bf16" in shown
+    assert "(default: [2, 4, 6, 8, 10])" in shown
+
+
+@pytest.mark.parametrize(("verb", "until"), STUDY_VERBS.items())
+def test_verbs_run_the_study_up_to_their_stage(study, tmp_path, verb, until):
+    assert cli.main([verb, "--out", str(tmp_path / "run")]) == 0
+    [(recipe, run, command, asked)] = study
+    assert recipe == Recipe()
+    assert run == tmp_path / "run"
+    assert command == ["duollm", verb, "--out", str(tmp_path / "run")]
+    assert asked == until
+
+
+def test_the_run_folder_is_named_after_the_recipe(study):
+    cli.main(["study", "--name", "mine"])
+    assert study[0][1].parts == ("runs", "mine")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--pretrain.tokens", "5e5", "recipe.yaml", "--router.big_layers=[2,4]"],
+        ["recipe.yaml", "--pretrain.tokens=5e5", "--router.big_layers", "[2,4]"],
+    ],
+)
+def test_overrides_come_in_both_spellings_and_any_order(study, tmp_path, arguments):
+    (tmp_path / "recipe.yaml").write_text("seed: 9\npretrain: {tokens: 7}\n")
+    assert cli.main(["study", *arguments]) == 0
+    recipe = study[0][0]
+    assert (recipe.seed, recipe.pretrain.tokens, recipe.router.big_layers) == (9, 500_000, [2, 4])
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(study, capsys, tmp_path):
+    assert cli.main(["study", "--dry-run", "--pretrain.learning_rate", "3e-4"]) == 0
+    shown = Recipe.model_validate(yaml.safe_load(capsys.readouterr().out))
+    assert shown.pretrain.learning_rate == 3e-4
+    assert shown.oracle == Recipe().oracle
+    assert study == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_prints_the_numbers(capsys):
+    assert cli.main(["plan", "paper"]) == 0
+    shown = capsys.readouterr().out
+    assert "1.40 B" in shown
+    assert "944 M" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["studdy"], "did you mean 'study'?"),
+        (["study", "--pretrain.token", "5"], "did you mean --pretrain.tokens?"),
+        (["study", "--pretrain.token=5"], "did you mean --pretrain.tokens?"),
+        (["study", "--sequence_length", "5"], "did you mean --data.sequence_length?"),
+        (["study", "--pretrain.tok", "5"], "unknown option --pretrain.tok;"),
+        (["study", "--dryrun"], "did you mean --dry-run?"),
+        (["study", "--pretrain.tokens"], "expected one argument"),
+        (["study", "--pretrain.tokens", "many"], "--pretrain.tokens: "),
+        (["study", "quick", "again"], "got 'again'"),
+        (["study", "quik"], "did you mean 'quick'?"),
+        (["bench", "everything"], "'train'"),
+    ],
+)
+def test_mistakes_get_one_line_with_the_way_out(study, capsys, arguments, expected):
+    assert expected in refusal(capsys, *arguments)
+    assert study == []
+
+
+def test_a_file_is_no_run_folder(study, capsys, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    assert "is a file" in refusal(capsys, "study", "--out", "taken")
+
+
+def test_somebody_elses_folder_is_not_written_to(study, capsys, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").touch()
+    assert "no run folder" in refusal(capsys, "study", "--out", "thesis")
+    assert study == []
+
+
+@pytest.mark.parametrize("files", [[], ["config.yaml", "results.json"]])
+def test_empty_folders_and_run_folders_are_welcome(study, tmp_path, files):
+    (tmp_path / "run").mkdir()
+    for name in files:
+        (tmp_path / "run" / name).touch()
+    assert cli.main(["study", "--out", "run"]) == 0
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("no such text"), 2), (KeyboardInterrupt(), 130)])
+def test_user_mistakes_and_interrupts_end_in_one_line(study, monkeypatch, capsys, error, code):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(sys.modules["duollm.study"], "run_study", fail)
+    assert cli.main(["study"]) == code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_our_own_mistakes_keep_their_traceback(study, monkeypatch):
+    monkeypatch.setattr(sys.modules["duollm.study"], "run_study", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["study"])
+
+
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(study, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli.main(["study"])
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cli.main(["study"])
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+def test_bench_passes_its_options_on(monkeypatch):
+    asked = []
+    module = ModuleType("duollm.bench")
+    module.main = lambda which, options: asked.append((which, options.seconds, options.json))
+    monkeypatch.setitem(sys.modules, "duollm.bench", module)
+    monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
+    assert cli.main(["bench", "oracle", "--seconds", "2", "--json"]) == 0
+    assert asked == [("oracle", 2.0, True)]

@@ -1,0 +1,88 @@
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from duollm import machine
+
+ON_GLIBC = platform.libc_ver()[0] == "glibc"
+
+
+@pytest.mark.skipif(not ON_GLIBC, reason="needs glibc")
+def test_freed_memory_is_kept_on_glibc():
+    code = """
+import ctypes, resource
+from duollm.machine import keep_freed_memory
+assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def touch(size=32 << 20):
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+touch()
+before = faults()
+for _ in range(10):
+    touch()
+print(faults() - before)
+"""
+    faults = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert faults < 1000  # every fresh 32 MiB would fault 8,192 pages
+
+
+def test_other_platforms_are_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert machine.keep_freed_memory() is False
+
+
+def test_the_peak_is_measured_once_per_process():
+    first = machine.matmul_peak("fp32", seconds=0.02)
+    assert 1e8 < first < 1e16
+    assert machine.matmul_peak("fp32", seconds=0.02) == first
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(2.0, 1.0, "fp32"), (1.0, 2.0, "bf16")])
+def test_the_faster_precision_wins(monkeypatch, fp32, bf16, chosen):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "_matmul_rate", lambda precision, *_: {"fp32": fp32, "bf16": bf16}[precision])
+    assert machine.faster_precision.__wrapped__() == chosen
+
+
+def test_peak_memory_is_in_bytes():
+    before = machine.peak_memory_bytes()
+    block = bytearray(200_000_000)
+    assert before > 1_000_000
+    assert machine.peak_memory_bytes() >= len(block)
+
+
+def test_provenance_says_what_ran_and_where():
+    found = machine.provenance(["duollm", "study"], seed=3, data_fingerprint="abc")
+    assert found["command"] == ["duollm", "study"]
+    assert (found["seed"], found["data_fingerprint"]) == (3, "abc")
+    assert found["machine"]["cores"] >= 1
+    assert found["machine"]["memory"] > 1_000_000
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_commit_is_that_of_the_checkout_of_this_package_only(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / "src" / "duollm"
+    package.mkdir(parents=True)
+    (package / "machine.py").write_text("")
+    monkeypatch.setattr(machine, "__file__", str(package / "machine.py"))
+    assert machine._commit() is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert machine._commit() == git("rev-parse", "HEAD")
+    (package / "machine.py").write_text("edited")
+    assert machine._commit() == git("rev-parse", "HEAD") + "-dirty"
