@@ -3,7 +3,7 @@
 Shape letters: X draws of the bootstrap, L layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -47,10 +47,15 @@ class Evidence:
         return None if first is None or second is None else first - second
 
 
+def studied_router(kinds: Iterable[str | None]) -> str | None:
+    """Return the kind of router that the claims speak of: the paper's linear one, else the first by name."""
+    trained = {kind for kind in kinds if kind}
+    return PAPER_ROUTER if PAPER_ROUTER in trained else min(trained, default=None)
+
+
 def gather_evidence(scores: Scores, bootstrap: Bootstrap, oracle_share_XL: dict[int, Floats]) -> Evidence:
-    """Draw what the claims need; among several kinds of router the paper's linear one is taken."""
-    kinds = sorted({row.kind for row in scores.rows if row.kind})
-    router = PAPER_ROUTER if PAPER_ROUTER in kinds else next(iter(kinds), None)
+    """Draw what the claims need."""
+    router = studied_router(row.kind for row in scores.rows)
     draws = zip(scores.rows, scores.nll_draws(bootstrap), strict=True)
     nll_X = {(row.kind or row.policy, row.big_layers): nll_X for row, nll_X in draws}
     return Evidence(scores.domain, scores.num_layers, nll_X, oracle_share_XL, router)

@@ -89,6 +89,16 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str
     return results
 
 
+def read_results(run: Path) -> dict[str, Any]:
+    """Read a run's results.json.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    results: dict[str, Any] = _read_json(run / "results.json")
+    return results
+
+
 def _read_domain(run: Path, name: str) -> _Domain:
     oracle = read_oracle(run, name)
     return _Domain(oracle, read_patterns(run, oracle), read_routers(run, oracle))

@@ -1,1 +1,1 @@
-"""Figures and the page."""
+"""Figures and the page: from results.json and the oracle's files, no torch."""

@@ -1,0 +1,84 @@
+"""Figures of loss: against the budget (paper, figure 4b) and against the size of a random draw (4a)."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from duollm.analysis.policies import ALL_BIG, ALL_SMALL, ORACLE, RANDOM, STATIC
+from duollm.report.style import GREY, Look, Row, panels, policy_look, router_looks
+
+
+def nll_by_budget(results: dict[str, Any]) -> Figure:
+    """Draw nll against the number of big layers for every policy, a panel per domain."""
+    domains = list(results["data"])
+    figure, [row] = panels(1, len(domains), 5.4, 4.4)
+    for axes, domain in zip(row, domains, strict=True):
+        rows = [one for one in results["nll"] if one["domain"] == domain]
+        _draw_budgets(axes, rows, router_looks(results["nll"]))
+        axes.set(title=domain, xlabel="big layers per token", ylabel="nll (nats per token)")
+    _legend_below(figure, row[0])
+    return figure
+
+
+def best_of_draws(results: dict[str, Any], big_layers: int) -> Figure:
+    """Draw the best of N random patterns against N at one budget, beside oracle, static and routers."""
+    domains = list(results["data"])
+    figure, [row] = panels(1, len(domains), 5.4, 4.2)
+    for axes, domain in zip(row, domains, strict=True):
+        _draw_best_of(axes, results, domain, big_layers)
+        axes.set(title=f"{domain}, k = {big_layers}", xscale="log", xlabel="random patterns drawn, N")
+        axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+        axes.set_ylabel("nll (nats per token)")
+    _legend_below(figure, row[0])
+    return figure
+
+
+def _draw_budgets(axes: Axes, rows: list[Row], routers: dict[str, Look]) -> None:
+    for policy in (ALL_SMALL, ALL_BIG):
+        _draw_level(axes, next(row for row in rows if row["policy"] == policy), policy_look(policy))
+    for policy in (RANDOM, STATIC, ORACLE):
+        _draw_line(axes, [row for row in rows if row["policy"] == policy], policy_look(policy))
+    for kind, look in routers.items():
+        _draw_line(axes, [row for row in rows if row["kind"] == kind], look)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_line(axes: Axes, rows: list[Row], look: Look) -> None:
+    rows = sorted(rows, key=lambda row: float(row["mean_big_layers"]))
+    spent = [row["mean_big_layers"] for row in rows]
+    low, high = [row["low"] for row in rows], [row["high"] for row in rows]
+    axes.fill_between(spent, low, high, color=look.colour, alpha=0.13, linewidth=0)
+    nll = [row["nll"] for row in rows]
+    axes.plot(spent, nll, color=look.colour, marker=look.marker, linestyle=look.line, label=look.label)
+
+
+def _draw_level(axes: Axes, row: Row, look: Look) -> None:
+    axes.axhline(row["nll"], color=look.colour, linestyle=look.line, linewidth=1.2, label=look.label)
+
+
+def _draw_best_of(axes: Axes, results: dict[str, Any], domain: str, big_layers: int) -> None:
+    rows = [row for row in results["nll"] if row["domain"] == domain and row["big_layers"] == big_layers]
+    routers = router_looks(results["nll"])
+    for curve in results["best_of_patterns"]:
+        if curve["domain"] == domain and curve["big_layers"] == big_layers:
+            axes.fill_between(curve["drawn"], curve["low"], curve["high"], color=GREY, alpha=0.15, linewidth=0)
+            axes.plot(curve["drawn"], curve["nll"], color=GREY, label="best of N random patterns")
+    for row in rows:
+        if row["policy"] in (ORACLE, STATIC) or row["kind"]:
+            _draw_band(axes, row, routers[row["kind"]] if row["kind"] else policy_look(row["policy"]))
+        elif row["policy"].endswith("-routes"):
+            look, drawn = policy_look(row["policy"]), int(row["policy"].split("-")[2])
+            error = [[row["nll"] - row["low"]], [row["high"] - row["nll"]]]
+            axes.errorbar(drawn, row["nll"], error, color=look.colour, marker=look.marker, capsize=3, label=look.label)
+
+
+def _draw_band(axes: Axes, row: Row, look: Look) -> None:
+    axes.axhspan(row["low"], row["high"], color=look.colour, alpha=0.1, linewidth=0)
+    axes.axhline(row["nll"], color=look.colour, label=look.label)
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)

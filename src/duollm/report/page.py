@@ -1,0 +1,176 @@
+"""The page: one offline HTML file that shows what a run found."""
+
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from duollm.analysis.claims import studied_router
+from duollm.analysis.policies import ALL_BIG, ALL_SMALL, BEST_PATTERNS, ORACLE, RANDOM, STATIC, best_routes
+from duollm.analysis.results import read_results
+from duollm.analysis.tables import read_oracle, read_routers
+from duollm.files import write_text
+from duollm.report.figures import draw_figures, shown_budget
+from duollm.report.numbers import estimate, nats, percent
+from duollm.report.style import Row
+from duollm.report.text import passages
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value with its interval, ready to print."""
+
+    value: str
+    interval: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """One claim of the paper with its outcome in every domain."""
+
+    id: str
+    statement: str
+    outcomes: list[Row]
+
+
+@dataclass(frozen=True)
+class BudgetTable:
+    """The losses of one domain: a row per number of big layers, a column per policy."""
+
+    domain: str
+    columns: list[str]
+    rows: list[tuple[int, list[Cell | None]]]
+
+
+def write_report(run: Path, shown_documents: int = 2) -> Path:
+    """Draw the figures of an analysed run and write its report.html; return the page's path.
+
+    Args:
+        run: a run folder that holds results.json.
+        shown_documents: documents per domain that are shown as coloured text.
+
+    Raises:
+        UserError: the run was not analysed, or a file is missing or foreign.
+    """
+    results = read_results(run)
+    oracles = [read_oracle(run, domain) for domain in results["data"]]
+    routers = {oracle.domain: read_routers(run, oracle) for oracle in oracles}
+    budget = shown_budget(oracles)
+    figures = draw_figures(run, results, oracles, routers)
+    page = _template().render(
+        name=run.resolve().name,
+        results=results,
+        facts=list(_flatten(results["provenance"])),
+        layers=results["model"]["num_layers"],
+        context=oracles[0].context,
+        random_routes=oracles[0].random_routes,
+        budget=budget,
+        router=studied_router(row["kind"] for row in results["nll"]),
+        glance=_glance(results, budget),
+        claims=_claim_rows(results["claims"]),
+        verdicts=Counter(claim["verdict"] for claim in results["claims"] if claim["domain"] == _widest(results)),
+        widest=_widest(results),
+        tables=[_budget_table(results["nll"], domain, oracles[0].random_routes) for domain in results["data"]],
+        images={name: _data_uri(path) for name, path in figures.items()},
+        texts={oracle.domain: passages(oracle, budget, shown_documents) for oracle in oracles},
+    )
+    write_text(run / "report.html", page)
+    return run / "report.html"
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("duollm.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["estimate"] = estimate
+    return environment.get_template("template.html.jinja")
+
+
+def _interval(row: Row) -> str:
+    return f"[{nats(row['low'])}, {nats(row['high'])}]"
+
+
+def _data_uri(image: Path) -> str:
+    return f"data:image/svg+xml;base64,{b64encode(image.read_bytes()).decode()}"
+
+
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, value) for every leaf of nested JSON objects."""
+    if not isinstance(value, dict):
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return
+    for key, inner in value.items():
+        yield from _flatten(inner, f"{name}.{key}" if name else key)
+
+
+def _widest(results: dict[str, Any]) -> str:
+    """Return the domain that speaks for the run: all pooled, or the only one."""
+    domains = list(results["data"])
+    return "pooled" if len(domains) > 1 else str(domains[0])
+
+
+def _glance(results: dict[str, Any], budget: int) -> list[tuple[str, Cell]]:
+    """Return the few numbers that sum the run up, at one budget."""
+    domain = _widest(results)
+    router = studied_router(row["kind"] for row in results["nll"])
+    layers = results["model"]["num_layers"]
+    wanted = [(ALL_SMALL, 0), (ALL_BIG, layers), (STATIC, budget), (router, budget), (ORACLE, budget)]
+    losses = {(row["kind"] or row["policy"], row["big_layers"]): row for row in _of(results["nll"], domain)}
+    tiles = []
+    for policy, k in wanted:
+        if policy and (row := losses.get((policy, k))):
+            label = _title(row) if policy in (ALL_SMALL, ALL_BIG) else f"{_title(row)}, k = {k}"
+            tiles.append((label, Cell(nats(row["nll"]), _interval(row), "nats per token")))
+    for row in _of(results["gap_closed"], domain):
+        if (row["kind"], row["big_layers"]) == (router, budget):
+            interval = f"[{percent(row['low'])}, {percent(row['high'])}]"
+            tiles.append(("gap closed by the router", Cell(percent(row["closed"]), interval, "from static to oracle")))
+    return tiles
+
+
+def _claim_rows(claims: list[Row]) -> list[ClaimRow]:
+    ids = dict.fromkeys(claim["id"] for claim in claims)
+    grouped = [[claim for claim in claims if claim["id"] == name] for name in ids]
+    return [ClaimRow(same[0]["id"], same[0]["statement"], same) for same in grouped]
+
+
+def _budget_table(rows: list[Row], domain: str, random_routes: int) -> BudgetTable:
+    mine = _of(rows, domain)
+    fixed = [RANDOM, BEST_PATTERNS, STATIC]
+    kinds = sorted({row["kind"] for row in mine if row["kind"]})
+    policies = [*fixed, *kinds, best_routes(random_routes), ORACLE]
+    losses = {(row["kind"] or row["policy"], row["big_layers"]): row for row in mine}
+    budgets = sorted({row["big_layers"] for row in mine})
+    return BudgetTable(
+        domain,
+        [_heading(policy, kinds) for policy in policies],
+        [(k, [_cell(losses.get((policy, k))) for policy in policies]) for k in budgets],
+    )
+
+
+def _of(rows: Iterable[Row], domain: str) -> list[Row]:
+    return [row for row in rows if row["domain"] == domain]
+
+
+def _title(row: Row) -> str:
+    return _heading(row["kind"] or row["policy"], [row["kind"]])
+
+
+def _heading(policy: str, kinds: Iterable[str | None]) -> str:
+    return f"router ({policy})" if policy in kinds else policy.replace("-", " ")
+
+
+def _cell(row: Row | None) -> Cell | None:
+    if row is None:
+        return None
+    spent = f"{row['mean_big_layers']:.2f} big" if row["kind"] else ""
+    return Cell(nats(row["nll"]), _interval(row), spent)

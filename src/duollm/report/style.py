@@ -1,0 +1,92 @@
+"""How figures look: one colour and marker per policy, one way to save."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from duollm.files import replacing
+
+Row = dict[str, Any]
+
+GREY = "#6b6b6b"
+DEPARTURE_COLOURS = "PuOr_r"
+_SETTINGS: Any = {
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "svg.hashsalt": "duollm",
+    "savefig.dpi": 150,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look of one policy in every figure (colours of Okabe and Ito, safe for the colour-blind)."""
+
+    label: str
+    colour: str
+    marker: str
+    line: str = "-"
+
+
+_POLICIES = {
+    "oracle": Look("oracle", "#0072B2", "o"),
+    "static": Look("static (best fixed pattern)", "#009E73", "s"),
+    "random-patterns": Look("random patterns, mean", "#8c8c8c", "x"),
+    "all-small": Look("all small", "#000000", "", ":"),
+    "all-big": Look("all big", "#000000", "", "--"),
+}
+_BEST_ROUTES = Look("best of {drawn} random routes per token", "#56B4E9", "^")
+_BEST_PATTERNS = Look("best of {drawn} random patterns", "#B8860B", "d")
+_ROUTERS = ("#D55E00", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#6A3D9A", "*")
+
+
+def policy_look(policy: str) -> Look:
+    """Return the look of a policy that is not a trained router."""
+    if policy in _POLICIES:
+        return _POLICIES[policy]
+    drawn = policy.split("-")[2]
+    best = _BEST_ROUTES if policy.endswith("-routes") else _BEST_PATTERNS
+    return Look(best.label.format(drawn=drawn), best.colour, best.marker, best.line)
+
+
+def router_looks(rows: list[Row]) -> dict[str, Look]:
+    """Return a look for every kind of trained router in `rows`."""
+    kinds = sorted({row["kind"] for row in rows if row["kind"]})
+    return {kind: Look(f"router ({kind})", *_ROUTERS[i % len(_ROUTERS)]) for i, kind in enumerate(kinds)}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw with the settings of all figures."""
+    with mpl.rc_context(_SETTINGS):
+        yield
+
+
+def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure of rows x columns axes, each about `width` x `height` inches."""
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """Write <name>.svg and <name>.pdf, byte for byte the same for the same figure; return the SVG's path."""
+    for suffix, undated in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+        with replacing(folder / f"{name}.{suffix}") as temporary:
+            figure.savefig(temporary, format=suffix, metadata=undated)
+    return folder / f"{name}.svg"
