@@ -6,6 +6,7 @@ Shape letters: N tokens, L layers.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,3 +56,8 @@ def draw_route_ids(space: RouteSpace, big: int, shape: Sequence[int], generator:
     others = torch.tensor([branch for branch in space.branches if branch != Branch.BIG], device=device)
     other = others[torch.randint(len(others), size, generator=generator, device=device)]
     return space.encode(torch.where(rank < big, int(Branch.BIG), other))
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed that depends on all the given numbers, so that a draw can be repeated without a state."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

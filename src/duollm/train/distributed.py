@@ -1,0 +1,62 @@
+"""One process or many: rank, device and averaged gradients (torchrun sets the environment)."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all that work together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's rows of a global batch [B, ...], on its device."""
+        return batch[self.rank :: self.size].to(self.device)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over all processes."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        flat = _flatten_dense_tensors(gradients)
+        distributed.all_reduce(flat)
+        flat /= self.size
+        for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+            gradient.copy_(mean)
+
+    def average(self, value: Tensor) -> float:
+        """The mean of a scalar over all processes."""
+        value = value.detach().clone()
+        if self.size > 1:
+            distributed.all_reduce(value)
+        return value.item() / self.size
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+def join_world() -> World:
+    """Join the processes that torchrun started; a world of one without torchrun."""
+    on_gpu = torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if "WORLD_SIZE" not in os.environ:
+        return World(0, 1, device)
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return World(distributed.get_rank(), distributed.get_world_size(), device)

@@ -1,0 +1,120 @@
+"""The training loop, one for every stage: what differs is the loss function."""
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from duollm.files import fingerprint
+from duollm.machine import matmul_peak
+from duollm.train.checkpoint import load_checkpoint, save_checkpoint
+from duollm.train.distributed import World
+from duollm.train.optimizer import TrainingPlan, make_optimizer
+from duollm.train.progress import Progress
+
+LossFn = Callable[[Tensor, int, int], tuple[Tensor, dict[str, float]]]
+"""(token ids [B, T], step, part of the step) -> (loss to minimise, what else to log). What it draws
+must depend on its arguments alone, so that a resumed training repeats an uninterrupted one."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is not a number any more; the weights are those of the step before."""
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    loss_fn: LossFn,
+    batch_at: Callable[[int], NDArray],
+    plan: TrainingPlan,
+    world: World,
+    run: Path,
+    flops_per_token: float,
+) -> None:
+    """Train the trainable parameters of `module` for `plan.steps` steps, continuing a checkpoint if there is one.
+
+    Args:
+        name: names the checkpoint `run/resume/<name>.pt` and the records in `run/metrics.jsonl`.
+        module: holds the parameters; it is the loss function that runs it.
+        batch_at: the global batch of a step, token ids [B, T]; must depend on the step alone.
+        flops_per_token: of forward and backward, for the progress line.
+
+    Raises:
+        NonFiniteLossError: before the optimiser would have spoiled the weights.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the current step and a checkpoint.
+    """
+    checkpoint = run / "resume" / f"{name}.pt"
+    identity = fingerprint([name, asdict(plan), world.size])
+    optimizer = make_optimizer(module, plan)
+    trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    start = load_checkpoint(checkpoint, module, optimizer, identity)
+    peak = matmul_peak(plan.precision) * world.size
+    tokens_per_step = batch_at(0).size
+    progress = Progress(name, plan, tokens_per_step, flops_per_token, peak, run / "metrics.jsonl", start)
+    with _stop_requests() as stop:
+        for step in range(start, plan.steps):
+            learning_rate = plan.learning_rate_at(step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            measured = _accumulate_gradients(loss_fn, world.share(torch.from_numpy(batch_at(step))), step, plan, world)
+            world.average_gradients(trainable)
+            norm = nn.utils.clip_grad_norm_(trainable, plan.gradient_clip).item()
+            if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):
+                raise NonFiniteLossError(_non_finite(name, step, measured["loss"], norm, checkpoint))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            finished = step + 1
+            if world.first:
+                progress.step(finished, learning_rate, measured | {"gradient_norm": norm})
+                if stop() or (finished % plan.checkpoint_every == 0 and finished < plan.steps):
+                    save_checkpoint(checkpoint, module, optimizer, finished, identity)
+            if stop():
+                raise KeyboardInterrupt(f"stopped after step {finished}; run the same command to continue")
+
+
+def _accumulate_gradients(
+    loss_fn: LossFn, batch_BT: Tensor, step: int, plan: TrainingPlan, world: World
+) -> dict[str, float]:
+    """Add up the gradients of the step's parts; return the mean of what was measured."""
+    totals: dict[str, float] = {}
+    for part, part_BT in enumerate(batch_BT.chunk(plan.accumulate)):
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            loss, details = loss_fn(part_BT, step, part)
+        (loss / plan.accumulate).backward()
+        for key, value in ({"loss": world.average(loss)} | details).items():
+            totals[key] = totals.get(key, 0.0) + value / plan.accumulate
+    return totals
+
+
+def _non_finite(name: str, step: int, loss: float, norm: float, checkpoint: Path) -> str:
+    good = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+    return (
+        f"{name}: loss {loss} with gradient norm {norm} at step {step + 1}; the step was not taken; {good}. "
+        "Lower the learning rate, or use precision fp32."
+    )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C acts at once."""
+    asked = False
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

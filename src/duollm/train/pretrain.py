@@ -1,0 +1,103 @@
+"""Stage 1: train the duo with random routing (paper, section 3).
+
+Shape letters: B batch, T tokens.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from duollm.config import ModelConfig, PretrainConfig
+from duollm.data.packed import PackedData
+from duollm.files import replacing
+from duollm.flops import training_flops
+from duollm.machine import faster_precision
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.sampling import RandomSplit, derived_seed
+from duollm.train.distributed import World
+from duollm.train.loop import LossFn, train
+from duollm.train.optimizer import TrainingPlan
+
+
+def pretrain(
+    model_config: ModelConfig, config: PretrainConfig, data: PackedData, seed: int, world: World, run: Path
+) -> None:
+    """Train a duo from scratch and write `run/model`, a Hugging Face folder with the tokenizer."""
+    torch.manual_seed(seed)
+    model = DuoForCausalLM(duo_config(model_config, data)).to(world.device)
+    prepare_for_training(model, config.compile)
+    plan = training_plan(config, data.sequence_length)
+    train(
+        "pretrain",
+        model,
+        random_routing_loss(model, config.branch_shares, seed, world),
+        lambda step: data.train_batch(step, config.batch_size, seed),
+        plan,
+        world,
+        run,
+        training_flops(model.config, config.branch_shares, data.sequence_length, data.sequence_length)
+        / data.sequence_length,
+    )
+    if world.first:
+        save_model(model, data, run / "model")
+    world.wait()
+
+
+def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
+    """The model's configuration: the recipe's sizes, the tokenizer's vocabulary."""
+    given = sizes.model_dump(exclude={"path"})
+    given["vocab_size"] = given["vocab_size"] or data.vocab_size
+    return DuoConfig(**given, eos_token_id=data.end_of_text_id)
+
+
+def training_plan(config: PretrainConfig, sequence_length: int) -> TrainingPlan:
+    """Turn the recipe's tokens into steps and its "auto" precision into the faster one."""
+    return TrainingPlan(
+        steps=max(1, round(config.tokens / (config.batch_size * sequence_length))),
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        accumulate=config.accumulate,
+        warmup_share=config.warmup_share,
+        final_share=config.final_learning_rate_share,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+        gradient_clip=config.gradient_clip,
+        precision=faster_precision() if config.precision == "auto" else config.precision,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+    )
+
+
+def prepare_for_training(model: DuoForCausalLM, compile_blocks: bool) -> None:
+    """Choose the fastest attention for training here, and compile the blocks if asked for."""
+    model.train()
+    if model.device.type == "cpu":
+        model.set_attn_implementation("eager")  # its backward is faster on CPUs (docs/LOG.md)
+    if compile_blocks:
+        # Block by block: all layers share the compiled code, and policies stay ordinary Python.
+        for layer in model.model.layers:
+            for block in (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp):
+                block.compile()
+
+
+def random_routing_loss(
+    model: DuoForCausalLM, branch_shares: tuple[float, float, float], seed: int, world: World
+) -> LossFn:
+    """Mean nll (nats) of the next token with an exact random share of the tokens on each branch."""
+    generator = torch.Generator(world.device)
+
+    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        generator.manual_seed(derived_seed(seed, step, part, world.rank))
+        policy = RandomSplit(model.config.num_hidden_layers, batch_BT.numel(), branch_shares, generator)
+        return model(input_ids=batch_BT, labels=batch_BT, policy=policy, use_cache=False).loss, {}
+
+    return loss_fn
+
+
+def save_model(model: DuoForCausalLM, data: PackedData, folder: Path) -> None:
+    """Write a Hugging Face folder: configuration, safetensors and tokenizer."""
+    with replacing(folder) as temporary:
+        model.save_pretrained(temporary)
+        data.tokenizer.save_pretrained(temporary)
