@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from duollm.errors import UserError
@@ -73,14 +72,14 @@ def _text_of_json(line: str, where: str) -> str:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+        table = pq.ParquetFile(path)  # type: ignore[no-untyped-call]
+    except ValueError as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
     _check_text_column(table.schema_arrow, path)
     row = 0
-    for batch in table.iter_batches(columns=[TEXT_KEY]):
+    for batch in table.iter_batches(columns=[TEXT_KEY]):  # type: ignore[no-untyped-call]
         # As bytes, because Arrow does not check that its strings are UTF-8.
-        for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
+        for raw in batch.column(0).cast("large_binary").to_pylist():
             row += 1
             where = f"{path}, row {row}"
             yield f":{row}", _checked(_decode(raw or b"", where), where)
@@ -90,7 +89,7 @@ def _check_text_column(schema: Any, path: Path) -> None:
     if TEXT_KEY not in schema.names:
         raise UserError(f"{path}: no column {TEXT_KEY!r}; columns here: {', '.join(schema.names) or 'none'}")
     kind = schema.field(TEXT_KEY).type
-    if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+    if str(kind) not in ("string", "large_string", "binary", "large_binary"):
         raise UserError(f"{path}: the column {TEXT_KEY!r} must hold strings, got {kind}")
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -42,8 +40,6 @@ class PackedData:
 
     folder: Path
     manifest: Mapping[str, Any]
-    documents: pa.Table
-    """A row per document: split, domain, document, start, length, bytes."""
     tokens: Mapping[str, NDArray[np.unsignedinteger[Any]]]
     """Token ids of each split, flat, memory-mapped."""
 
@@ -56,11 +52,10 @@ class PackedData:
         """
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            documents = pq.read_table(folder / "documents.parquet")
             tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
         except FileNotFoundError as error:
             raise UserError(f"{folder}: not a folder of packed data: {Path(error.filename).name} is missing") from None
-        return cls(folder, manifest, documents, tokens)
+        return cls(folder, manifest, tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -141,9 +136,9 @@ class PackedData:
             raise UserError(f"unknown split {split!r}; {did_you_mean(split, self.tokens)}")
         if domain not in self.domains:
             raise UserError(f"unknown domain {domain!r}; {did_you_mean(domain, self.domains)}")
-        of_both = (pc.field("split") == split) & (pc.field("domain") == domain)
-        rows: list[dict[str, Any]] = self.documents.filter(of_both).to_pylist()
-        return rows
+        of_both = [("split", "==", split), ("domain", "==", domain)]
+        table = pq.read_table(self.folder / "documents.parquet", filters=of_both)  # type: ignore[no-untyped-call]
+        return table.to_pylist()
 
 
 def chunks_per_epoch(tokens: int, sequence_length: int, split: str) -> int:

@@ -57,7 +57,7 @@ def prepare_data(
         rows = _write_tokens(splits, tokenizer, partial)
         train_tokens = sum(row["length"] for row in rows if row["split"] == "train")
         chunks_per_epoch(train_tokens, config.sequence_length, "train")
-        pq.write_table(pa.Table.from_pylist(rows), partial / "documents.parquet")
+        _write_table(rows, partial / "documents.parquet")
         write_json(partial / "manifest.json", _manifest(corpora, splits, rows, tokenizer, config.sequence_length))
     return PackedData.open(folder)
 
@@ -130,6 +130,11 @@ def _write_tokens(splits: Splits, tokenizer: "PreTrainedTokenizerFast", folder: 
             start += len(packed[-1])
         np.save(folder / f"{split}.npy", np.concatenate(packed))
     return rows
+
+
+def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
+    table = pa.Table.from_pylist(rows)  # type: ignore[attr-defined]
+    pq.write_table(table, path)  # type: ignore[no-untyped-call]
 
 
 def _row(split: str, document: Document, start: int, length: int) -> dict[str, Any]:

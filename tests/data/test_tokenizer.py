@@ -1,0 +1,49 @@
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from duollm.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from duollm.errors import UserError
+
+TEXTS = ["the owl reads the letter", "the owl reads\n\tthe other letter"] * 3
+
+
+def test_a_trained_tokenizer_has_one_special_token_and_every_byte():
+    tokenizer = train_tokenizer(TEXTS, 270)
+    assert len(tokenizer) == 270
+    assert tokenizer.all_special_tokens == [END_OF_TEXT]
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
+    unseen = "Ünseen ☃ \x00\ttext\r\n "
+    assert tokenizer.decode(tokenizer(unseen).input_ids) == unseen
+    assert len(tokenizer("the owl").input_ids) < len("the owl")
+
+
+def test_training_is_deterministic():
+    one, two = train_tokenizer(TEXTS, 270), train_tokenizer(iter(TEXTS), 270)
+    assert one.backend_tokenizer.to_str() == two.backend_tokenizer.to_str()
+
+
+def test_a_vocabulary_below_the_bytes_is_refused():
+    with pytest.raises(UserError, match=r"data\.vocab_size must be at least 257 .* got 256"):
+        train_tokenizer(TEXTS, 256)
+
+
+def test_a_saved_tokenizer_loads_the_same_here_and_in_transformers(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, 270)
+    tokenizer.save_pretrained(tmp_path)
+    for loaded in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+        assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+        assert loaded.eos_token_id == 0
+
+
+def test_a_folder_without_tokenizer_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"neither a folder with tokenizer\.json nor a hub id") as error:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_end_of_text_is_an_error(tmp_path):
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no end-of-text token; set eos_token"):
+        load_tokenizer(tmp_path)
