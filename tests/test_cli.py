@@ -178,6 +178,11 @@ def test_user_mistakes_and_interrupts_end_in_one_line(study, monkeypatch, capsys
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f'{sys.executable} -c \'import sys, duollm.cli; sys.exit(duollm.cli.main(["study", "--help"]))\' | true'
+    assert subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stderr == ""
+
+
 def test_our_own_mistakes_keep_their_traceback(study, monkeypatch):
     monkeypatch.setattr(sys.modules["duollm.study"], "run_study", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):

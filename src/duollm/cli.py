@@ -33,12 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _dispatch(given)
+        sys.stdout.flush()
     except UserError as error:
         print(f"duollm: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("duollm: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output, such as `head`, has left; Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 
