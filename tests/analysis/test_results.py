@@ -129,7 +129,7 @@ def test_parameters_are_counted_from_the_weights(own_run):
     assert analyse(own_run, 100)["model"]["parameters"] == 17
 
 
-def test_no_torch(synthetic):
+def test_no_torch():
     code = (
         "import sys; from pathlib import Path; from duollm.analysis.results import analyse; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -25,13 +25,14 @@ def nll_by_budget(results: dict[str, Any]) -> Figure:
 def best_of_draws(results: dict[str, Any], big_layers: int) -> Figure:
     """Draw the best of N random patterns against N at one budget, beside oracle, static and routers."""
     domains = list(results["data"])
-    figure, [row] = panels(1, len(domains), 5.4, 4.2)
-    for axes, domain in zip(row, domains, strict=True):
-        _draw_best_of(axes, results, domain, big_layers)
-        axes.set(title=f"{domain}, k = {big_layers}", xscale="log", xlabel="random patterns drawn, N")
-        axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-        axes.set_ylabel("nll (nats per token)")
-    _legend_below(figure, row[0])
+    figure, [whole, close] = panels(2, len(domains), 5.4, 3.3)
+    for row, closeness in ((whole, ""), (close, ", without the oracle")):
+        for axes, domain in zip(row, domains, strict=True):
+            _draw_best_of(axes, results, domain, big_layers, with_oracle=not closeness)
+            axes.set(title=f"{domain}, k = {big_layers}{closeness}", xscale="log", ylabel="nll (nats per token)")
+            axes.set_xlabel("random patterns drawn, N")
+            axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+    _legend_below(figure, whole[0])
     return figure
 
 
@@ -58,7 +59,7 @@ def _draw_level(axes: Axes, row: Row, look: Look) -> None:
     axes.axhline(row["nll"], color=look.colour, linestyle=look.line, linewidth=1.2, label=look.label)
 
 
-def _draw_best_of(axes: Axes, results: dict[str, Any], domain: str, big_layers: int) -> None:
+def _draw_best_of(axes: Axes, results: dict[str, Any], domain: str, big_layers: int, with_oracle: bool) -> None:
     rows = [row for row in results["nll"] if row["domain"] == domain and row["big_layers"] == big_layers]
     routers = router_looks(results["nll"])
     for curve in results["best_of_patterns"]:
@@ -66,12 +67,16 @@ def _draw_best_of(axes: Axes, results: dict[str, Any], domain: str, big_layers: 
             axes.fill_between(curve["drawn"], curve["low"], curve["high"], color=GREY, alpha=0.15, linewidth=0)
             axes.plot(curve["drawn"], curve["nll"], color=GREY, label="best of N random patterns")
     for row in rows:
-        if row["policy"] in (ORACLE, STATIC) or row["kind"]:
+        if row["policy"] == STATIC or row["kind"] or (with_oracle and row["policy"] == ORACLE):
             _draw_band(axes, row, routers[row["kind"]] if row["kind"] else policy_look(row["policy"]))
-        elif row["policy"].endswith("-routes"):
-            look, drawn = policy_look(row["policy"]), int(row["policy"].split("-")[2])
-            error = [[row["nll"] - row["low"]], [row["high"] - row["nll"]]]
-            axes.errorbar(drawn, row["nll"], error, color=look.colour, marker=look.marker, capsize=3, label=look.label)
+        elif with_oracle and row["policy"].endswith("-routes"):
+            _draw_best_routes(axes, row)
+
+
+def _draw_best_routes(axes: Axes, row: Row) -> None:
+    look, drawn = policy_look(row["policy"]), int(row["policy"].split("-")[2])
+    error = [[row["nll"] - row["low"]], [row["high"] - row["nll"]]]
+    axes.errorbar(drawn, row["nll"], error, color=look.colour, marker=look.marker, capsize=3, label=look.label)
 
 
 def _draw_band(axes: Axes, row: Row, look: Look) -> None:

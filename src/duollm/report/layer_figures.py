@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from duollm.analysis.claims import studied_router
 from duollm.analysis.policies import ORACLE
@@ -31,12 +32,13 @@ def share_over_depth(results: dict[str, Any], budgets: Sequence[int]) -> Figure:
 def share_over_depth_and_position(results: dict[str, Any], budgets: Sequence[int]) -> Figure:
     """Draw layer x position maps of the share of big above k / L: a row per domain and policy."""
     lines = [(domain, policy) for domain in results["data"] for policy in _policies(results)]
+    titles = {policy: policy if policy == ORACLE else f"router ({policy})" for policy in _policies(results)}
     scale = _colour_scale(results, budgets)
-    figure, grid = panels(len(lines), len(budgets), 3.7, 2.3)
+    figure, grid = panels(len(lines), len(budgets), 3.7, 2.1)
     for (domain, policy), row in zip(lines, grid, strict=True):
         for k, axes in zip(budgets, row, strict=True):
             found = _find(results, domain, policy, k)
-            axes.set(title=f"{domain}, {policy}, k = {k}", xlabel="position in the window", ylabel="layer")
+            axes.set(title=f"{domain}, {titles[policy]}, k = {k}", xlabel="position in the window", ylabel="layer")
             if found is None:
                 _say_not_measured(axes)
             else:
@@ -76,6 +78,7 @@ def _draw_map(axes: Axes, row: Row, even: float, scale: Normalize) -> None:
     share_LP = np.array(row["share_by_layer_and_position"])
     layer_edges = np.arange(len(share_LP) + 1) - 0.5
     axes.pcolormesh(row["position_edges"], layer_edges, share_LP - even, norm=scale, cmap=DEPARTURE_COLOURS)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(False)
 
 

@@ -89,4 +89,5 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     for suffix, undated in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         with replacing(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, metadata=undated)
+        figure.set_layout_engine("none")  # laid out once; the second format need not repeat it
     return folder / f"{name}.svg"

@@ -37,9 +37,11 @@ def difficulty_by_loss(oracles: Sequence[OracleTable], results: dict[str, Any], 
             oracle.nll_small_T, gain_T, gridsize=45, bins="log", cmap="cividis_r", mincnt=1, rasterized=True
         )
         _mark_thresholds(axes, float(np.quantile(oracle.nll_small_T, HIGH_LOSS_QUANTILE)), float(np.median(gain_T)))
-        summary = _find_summary(results, oracle.domain, big_layers)
+        axes.text(
+            0.98, 0.02, _summary(results, oracle.domain, big_layers), ha="right", va="bottom", transform=axes.transAxes
+        )
         axes.set(
-            title=f"{oracle.domain}, k = {big_layers}: {summary}",
+            title=f"{oracle.domain}, k = {big_layers}",
             xlabel="nll under all small (nats)",
             ylabel="gain of the oracle (nats)",
         )
@@ -64,13 +66,16 @@ def route_strips(strips: Sequence[RouteStrip]) -> Figure:
 def _mark_thresholds(axes: Axes, high_loss: float, median_gain: float) -> None:
     axes.axvline(high_loss, color="#D55E00", linestyle="--", linewidth=1.3)
     axes.axhline(median_gain, color="#D55E00", linestyle=":", linewidth=1.3)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom - 0.15 * (top - bottom), top)  # room for the summary
 
 
-def _find_summary(results: dict[str, Any], domain: str, k: int) -> str:
+def _summary(results: dict[str, Any], domain: str, k: int) -> str:
     for row in results["difficulty"]:
         if row["domain"] == domain and row["big_layers"] == k:
-            return f"{row['hard_without_gain']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
-    return "not measured"
+            share = f"{row['hard_without_gain']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
+            return f"below the median gain: {share}\nof the high-loss tokens"
+    return ""
 
 
 def _draw_strip(axes: Axes, strip: RouteStrip) -> None:
