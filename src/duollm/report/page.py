@@ -70,7 +70,6 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
         context=oracles[0].context,
         random_routes=oracles[0].random_routes,
         budget=budget,
-        router=studied_router(row["kind"] for row in results["nll"]),
         glance=_glance(results, budget),
         claims=_claim_rows(results["claims"]),
         verdicts=Counter(claim["verdict"] for claim in results["claims"] if claim["domain"] == _widest(results)),
