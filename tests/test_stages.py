@@ -1,5 +1,8 @@
+import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Lock
 
 import pytest
 
@@ -174,3 +177,33 @@ def test_stages_must_come_in_order(tmp_path):
 def test_an_unknown_stage_is_refused(study):
     with pytest.raises(ValueError, match="no stage 'e'"):
         study.run(until="e")
+
+
+class Together:
+    """One of several threads that stand for processes."""
+
+    def __init__(self, barrier, first):
+        self.wait = barrier.wait
+        self.first = first
+
+
+def test_processes_agree_and_only_the_first_writes_and_speaks(study):
+    barrier = Barrier(3, timeout=30)
+    stages = [study.stage(name) for name in study.AFTER]
+    announced = []
+    lock = Lock()
+
+    def run(rank):
+        with_lock = [dataclasses.replace(stage, run=lambda work=stage.run: locked(work)) for stage in stages]
+        run_stages(with_lock, study.folder, None, announced.append, Together(barrier, first=rank == 0))
+
+    def locked(work):
+        with lock:
+            work()
+
+    for expected in ("aaabbbcccddd", ""):
+        study.ran.clear()
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(run, range(3)))
+        assert "".join(study.ran) == expected
+    assert announced.count("a: starts") == announced.count("a: unchanged") == 1

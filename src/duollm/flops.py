@@ -143,6 +143,11 @@ def training_flops(model: ModelSizes, branch_shares: Sequence[float], sequence_l
     return round(3 * forward * tokens)
 
 
+def training_steps(tokens: int, batch_size: int, sequence_length: int) -> int:
+    """Return the number of optimiser steps, at least 1, whose tokens come nearest to `tokens`."""
+    return max(1, round(tokens / (batch_size * sequence_length)))
+
+
 def route_bytes(model: ModelSizes, route: Sequence[int] | int, bytes_per_parameter: int) -> int:
     """Count the bytes of weights that one token's forward pass reads under a route.
 

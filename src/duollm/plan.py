@@ -1,7 +1,6 @@
 """What a recipe will take: parameters, FLOPs, memory, steps, routes; without building the model."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,6 +17,7 @@ from duollm.flops import (
     sequence_flops,
     shared_search,
     training_flops,
+    training_steps,
 )
 
 Row = tuple[str, int, str, str]  # name, number, unit, remark
@@ -89,7 +89,7 @@ def plan(recipe: Recipe) -> Plan:
         parameters=count_parameters(model),
         token_flops={name: sequence_flops(model, big, length) // length for name, big in budgets.items()},
         training=None if recipe.model.path else _training(recipe, model),
-        router_steps=_steps(recipe.router.tokens, recipe.router.batch_size, length),
+        router_steps=training_steps(recipe.router.tokens, recipe.router.batch_size, length),
         windows=windows,
         naive=_times(naive_search(model, length), windows),
         shared=_times(shared_search(model, length), windows),
@@ -210,14 +210,10 @@ def _oracle_table(planned: Plan) -> tuple[str, list[Row]]:
 def _training(recipe: Recipe, model: ModelConfig) -> Training:
     settings, length = recipe.pretrain, recipe.data.sequence_length
     return Training(
-        steps=_steps(settings.tokens, settings.batch_size, length),
+        steps=training_steps(settings.tokens, settings.batch_size, length),
         flops=training_flops(model, settings.branch_shares, length, settings.tokens),
         memory=training_memory(recipe, model),
     )
-
-
-def _steps(tokens: int, batch_size: int, sequence_length: int) -> int:
-    return math.ceil(tokens / (batch_size * sequence_length))
 
 
 def _times(cost: SearchCost, windows: int) -> SearchCost:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from duollm.files import fingerprint, write_json
 
@@ -41,11 +41,34 @@ class Stage:
     version: int = 1
 
 
+class Processes(Protocol):
+    """All processes that run the same stages together, such as `duollm.train.distributed.World`."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes the markers and speaks."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        ...
+
+
+class Alone:
+    """A single process."""
+
+    first = True
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
 def run_stages(
     stages: Sequence[Stage],
     folder: Path,
     until: str | None = None,
     announce: Callable[[str], None] = print,
+    processes: Processes | None = None,
 ) -> None:
     """Bring the stage `until` (default: all stages) and what it builds on up to date, in order.
 
@@ -56,22 +79,37 @@ def run_stages(
     Raises:
         ValueError: `until` is no stage, or a stage comes before one that it builds on.
     """
+    processes = processes or Alone()
     fingerprints = _fingerprints(stages)
-    needed = _with_predecessors(stages, {until} if until else set(fingerprints))
-    for stage in stages:
-        if stage.name not in needed:
-            continue
-        progress = _Progress(stage, folder, fingerprints[stage.name])
-        if progress.finished():
-            announce(f"{stage.name}: unchanged")
-            continue
-        for later in _successors(stages, stage.name):
-            _Progress(later, folder, fingerprints[later.name]).forget()
-        continued = progress.begin()
-        announce(f"{stage.name}: {'continues' if continued else 'starts'}")
-        seconds = _timed(stage.run)
+    progress = {stage.name: _Progress(stage, folder, fingerprints[stage.name]) for stage in stages}
+    for name in _with_predecessors(stages, {until} if until else set(progress)):
+        successors = [progress[later] for later in _successors(stages, name)]
+        _bring_up_to_date(progress[name], successors, announce if processes.first else _silence, processes)
+
+
+def _bring_up_to_date(
+    progress: "_Progress", successors: Sequence["_Progress"], announce: Callable[[str], None], processes: Processes
+) -> None:
+    finished = progress.finished()
+    processes.wait()  # all processes have looked before one of them writes
+    name = progress.stage.name
+    if finished:
+        announce(f"{name}: unchanged")
+        return
+    if processes.first:
+        for later in successors:
+            later.forget()
+        announce(f"{name}: {'continues' if progress.begin() else 'starts'}")
+    processes.wait()
+    seconds = _timed(progress.stage.run)
+    processes.wait()
+    if processes.first:
         progress.finish(seconds)
-        announce(f"{stage.name}: done in {seconds:.1f} s")
+    announce(f"{name}: done in {seconds:.1f} s")
+
+
+def _silence(line: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -139,23 +177,24 @@ def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
     return known
 
 
-def _with_predecessors(stages: Sequence[Stage], names: set[str]) -> set[str]:
-    unknown = names - {stage.name for stage in stages}
+def _with_predecessors(stages: Sequence[Stage], names: set[str]) -> list[str]:
+    order = [stage.name for stage in stages]
+    unknown = names - set(order)
     if unknown:
-        raise ValueError(f"no stage {unknown.pop()!r}; there are {', '.join(stage.name for stage in stages)}")
+        raise ValueError(f"no stage {unknown.pop()!r}; there are {', '.join(order)}")
     needed = set(names)
     for stage in reversed(stages):
         if stage.name in needed:
             needed.update(stage.after)
-    return needed
+    return [name for name in order if name in needed]
 
 
-def _successors(stages: Sequence[Stage], name: str) -> list[Stage]:
-    touched = {name}
+def _successors(stages: Sequence[Stage], name: str) -> list[str]:
+    touched = [name]
     for stage in stages:
-        if touched & set(stage.after):
-            touched.add(stage.name)
-    return [stage for stage in stages if stage.name in touched - {name}]
+        if set(touched) & set(stage.after):
+            touched.append(stage.name)
+    return touched[1:]
 
 
 def _fingerprint_in(marker: Path) -> str | None:
