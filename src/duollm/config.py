@@ -166,6 +166,8 @@ class RouterConfig(Section):
     """alpha: weight of the budget loss."""
     temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.1)
     """Softmax temperature tau at the start and at the end (geometric annealing)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """As for pretrain."""
     train_backbone: bool = False
     """Also train the model, not only the router."""
 

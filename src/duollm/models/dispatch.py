@@ -72,11 +72,11 @@ class _Permute(torch.autograd.Function):
     """Reorder rows. Autograd would scatter-add the gradient; a permutation only needs its inverse."""
 
     @staticmethod
-    def forward(ctx: Any, states_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, states_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
         ctx.save_for_backward(inverse_N)
         return states_ND.index_select(0, order_N)
 
     @staticmethod
-    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+    def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, None, None]:
         (inverse_N,) = ctx.saved_tensors
         return gradient_ND.index_select(0, inverse_N), None, None

@@ -50,9 +50,7 @@ class HeadBound:
     bias_NJ: Tensor
 
     @classmethod
-    def around(
-        cls, model: DuoForCausalLM, hidden_ND: Tensor, singles: int = 24, pools: int = 8
-    ) -> "HeadBound":
+    def around(cls, model: DuoForCausalLM, hidden_ND: Tensor, singles: int = 24, pools: int = 8) -> "HeadBound":
         """Build the bound from reference final states [N, D]: `singles` exact words, `pools` groups."""
         weight_VD = model.lm_head.weight.float()
         singles = min(singles, weight_VD.shape[0] - 1)

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
-from duollm.machine import Precision
+from duollm.machine import Precision, faster_precision
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,8 @@ def make_optimizer(module: nn.Module, plan: TrainingPlan) -> torch.optim.AdamW:
         {"params": [each for each in trainable if each.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas, fused=True)
+
+
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16"]) -> Precision:
+    """Turn "auto" into what a short measurement finds faster on this machine."""
+    return faster_precision() if wanted == "auto" else wanted

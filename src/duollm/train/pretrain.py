@@ -11,14 +11,13 @@ from torch import Tensor
 from duollm.config import ModelConfig, PretrainConfig
 from duollm.data.packed import PackedData
 from duollm.files import replacing
-from duollm.flops import training_flops
-from duollm.machine import faster_precision
+from duollm.flops import training_flops, training_steps
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.sampling import RandomSplit, derived_seed
 from duollm.train.distributed import World
 from duollm.train.loop import LossFn, train
-from duollm.train.optimizer import TrainingPlan
+from duollm.train.optimizer import TrainingPlan, resolve_precision
 
 
 def pretrain(
@@ -42,6 +41,7 @@ def pretrain(
     )
     if world.first:
         save_model(model, data, run / "model")
+        (run / "resume" / "pretrain.pt").unlink(missing_ok=True)
     world.wait()
 
 
@@ -55,7 +55,7 @@ def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
 def training_plan(config: PretrainConfig, sequence_length: int) -> TrainingPlan:
     """Turn the recipe's tokens into steps and its "auto" precision into the faster one."""
     return TrainingPlan(
-        steps=max(1, round(config.tokens / (config.batch_size * sequence_length))),
+        steps=training_steps(config.tokens, config.batch_size, sequence_length),
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         accumulate=config.accumulate,
@@ -64,7 +64,7 @@ def training_plan(config: PretrainConfig, sequence_length: int) -> TrainingPlan:
         weight_decay=config.weight_decay,
         betas=config.betas,
         gradient_clip=config.gradient_clip,
-        precision=faster_precision() if config.precision == "auto" else config.precision,
+        precision=resolve_precision(config.precision),
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
     )

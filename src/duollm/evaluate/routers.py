@@ -1,0 +1,55 @@
+"""The evaluation stage: losses and routes of the oracle's tokens under every trained router."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from duollm.config import OracleConfig
+from duollm.data.packed import PackedData, Windows
+from duollm.evaluate.losses import policy_losses
+from duollm.files import replacing
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.folder import load_router
+from duollm.routing.space import RouteSpace
+
+
+def evaluate_routers(model: DuoForCausalLM, data: PackedData, config: OracleConfig, seed: int, run: Path) -> None:
+    """Write `run/evaluate/<router>/<domain>.parquet` for every router in `run/routers`.
+
+    The windows are the oracle's (docs/formats.md), so the rows of both stores correspond.
+    """
+    space = RouteSpace(model.config.num_hidden_layers)
+    for folder in sorted((run / "routers").iterdir()):
+        router, facts = load_router(folder, model.config)
+        router.to(model.device)
+        for domain in data.domains:
+            windows = data.windows("test", domain, config.documents, config.windows_per_document, seed)
+            token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
+            nll_WT, routes_WTL = policy_losses(model, token_ids_WT, policy=router)
+            columns = _columns(windows, nll_WT.cpu().numpy(), space.encode(routes_WTL).cpu().numpy())
+            metadata = {
+                "router": folder.name,
+                **facts,
+                "num_layers": space.num_layers,
+                "branches": [branch.name.lower() for branch in space.branches],
+            }
+            table = pa.table(columns).replace_schema_metadata({"duollm": json.dumps(metadata)})
+            with replacing(run / "evaluate" / folder.name / f"{domain}.parquet") as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+
+
+def _columns(windows: Windows, nll_WT: Any, ids_WT: Any) -> dict[str, Any]:
+    predicted = nll_WT.shape[1]
+    return {
+        "document": np.repeat(windows.documents, predicted),
+        "window": np.repeat(np.asarray(windows.window, dtype=np.int32), predicted),
+        "position": np.tile(np.arange(1, predicted + 1, dtype=np.int32), len(windows.window)),
+        "token_id": windows.token_ids[:, 1:].flatten().astype(np.int32),
+        "nll": nll_WT.flatten().astype(np.float32),
+        "route": ids_WT.flatten(),
+    }

@@ -1,0 +1,55 @@
+"""Trained routers by name, saved to and loaded from a folder.
+
+To add a router, write a module like `routing/linear.py` and enter it in `ROUTERS`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from duollm.errors import UserError, did_you_mean
+from duollm.files import replacing, write_json
+from duollm.models.configuration_duo import DuoConfig
+from duollm.routing.linear import LinearRouter
+from duollm.routing.space import parse_branches
+
+ROUTERS = {"linear": LinearRouter}
+
+
+def make_router(kind: str, config: DuoConfig, branches: list[str]) -> LinearRouter:
+    """Build an untrained router of a named kind for a model; `branches` by name, e.g. ["small", "big"].
+
+    Raises:
+        UserError: unknown kind.
+    """
+    if kind not in ROUTERS:
+        raise UserError(f"router.kind: unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
+    return ROUTERS[kind](config.num_hidden_layers, config.hidden_size, parse_branches(branches))
+
+
+def save_router(router: LinearRouter, folder: Path, facts: dict[str, Any]) -> None:
+    """Write router.safetensors and router.json; `facts` hold at least `kind` and `branches`."""
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        save_file(router.state_dict(), temporary / "router.safetensors")
+        write_json(temporary / "router.json", facts)
+
+
+def load_router(folder: Path, config: DuoConfig) -> tuple[LinearRouter, dict[str, Any]]:
+    """Read what `save_router` wrote; return the router in evaluation mode and its facts.
+
+    Raises:
+        UserError: missing or damaged files, or a router for another model.
+    """
+    try:
+        facts = json.loads((folder / "router.json").read_text(encoding="utf-8"))
+        router = make_router(facts["kind"], config, facts["branches"])
+        router.load_state_dict(load_file(folder / "router.safetensors"))
+    except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: not a router folder ({error}); train one with `duollm train-router`") from None
+    except RuntimeError:
+        raise UserError(f"{folder}: was trained for a model of other sizes; train one for this model") from None
+    return router.eval(), facts

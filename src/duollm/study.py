@@ -1,0 +1,200 @@
+"""The whole study, stage by stage: what each stage does, depends on and leaves behind."""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from duollm.analysis.results import analyse
+from duollm.config import Recipe, save_recipe
+from duollm.data.packed import PackedData
+from duollm.data.packing import prepare_data, source_fingerprint
+from duollm.errors import UserError
+from duollm.evaluate.routers import evaluate_routers
+from duollm.files import write_json
+from duollm.machine import provenance
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.store import run_oracle
+from duollm.report.page import write_report
+from duollm.stages import Stage, run_stages
+from duollm.train.distributed import World, join_world
+from duollm.train.pretrain import pretrain
+from duollm.train.router import router_name, train_router
+
+
+def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "report") -> None:
+    """Bring the run folder up to date, up to and including the stage `until`.
+
+    Args:
+        run: the run folder (docs/formats.md); finished stages in it are not repeated.
+        command: the command line, for the provenance.
+
+    Raises:
+        UserError: bad input, named in one line.
+    """
+    world = join_world()
+    study = Study(recipe, run, world)
+    if world.first:
+        save_recipe(recipe, run / "config.yaml")
+        write_json(run / "provenance.json", provenance(command, recipe.seed))
+    announce: Callable[[str], None] = partial(print, flush=True) if world.first else lambda line: None
+    run_stages(study.stages(), run, until, announce, world)
+
+
+class Study:
+    """The stages of a recipe in a run folder."""
+
+    def __init__(self, recipe: Recipe, run: Path, world: World) -> None:
+        self.recipe, self.run, self.world = recipe, run, world
+
+    def stages(self) -> list[Stage]:
+        """All stages in the order of the study."""
+        recipe = self.recipe
+        router, sampled = recipe.router.model_dump(), recipe.oracle.model_dump()
+        seen = {key: sampled[key] for key in ("documents", "windows_per_document")}
+        return [
+            Stage(
+                "data",
+                self._prepare_data,
+                {"sources": source_fingerprint(recipe.data, recipe.seed)},
+                outputs=("data",),
+            ),
+            self._model_stage(),
+            Stage(
+                "oracle",
+                self._search,
+                {**sampled, "seed": recipe.seed},
+                after=("data", "pretrain"),
+                outputs=("oracle",),
+            ),
+            *self._router_stages(router),
+            Stage(
+                "train-router",
+                lambda: None,
+                {"routers": self._router_names()},
+                after=tuple(self._router_names()),
+            ),
+            Stage(
+                "evaluate",
+                self._evaluate,
+                {**seen, "seed": recipe.seed},
+                after=("data", "pretrain", "train-router"),
+                outputs=("evaluate",),
+            ),
+            Stage(
+                "report",
+                self._report,
+                recipe.report.model_dump() | {"seed": recipe.seed},
+                after=("oracle", "evaluate"),
+                outputs=("results.json", "figures", "report.html"),
+            ),
+        ]
+
+    def _model_stage(self) -> Stage:
+        """Train a duo, or take the one that the recipe names."""
+        recipe = self.recipe
+        if recipe.model.path is not None:
+            weights = _fingerprint_weights(Path(recipe.model.path))
+            return Stage("pretrain", lambda: None, {"weights": weights}, after=("data",))
+        settings = {"model": recipe.model.model_dump(), **recipe.pretrain.model_dump(exclude={"log_every"})}
+        return Stage(
+            "pretrain",
+            self._pretrain,
+            {**settings, "seed": recipe.seed},
+            after=("data",),
+            outputs=("model",),
+            scratch=("resume/pretrain.pt",),
+        )
+
+    def _router_stages(self, settings: dict[str, Any]) -> list[Stage]:
+        """One stage per router: a further budget does not repeat the others."""
+        settings = {key: value for key, value in settings.items() if key != "big_layers"}
+        return [
+            Stage(
+                name,
+                partial(self._train_router, big),
+                {**settings, "big_layers": big, "seed": self.recipe.seed},
+                after=("data", "pretrain"),
+                outputs=(f"routers/{name}",),
+                scratch=(f"resume/{name}.pt",),
+            )
+            for name, big in zip(self._router_names(), self.recipe.router.big_layers, strict=True)
+        ]
+
+    def _router_names(self) -> list[str]:
+        return [router_name(self.recipe.router.kind, big) for big in self.recipe.router.big_layers]
+
+    def _prepare_data(self) -> None:
+        if self.world.first:
+            prepare_data(self.recipe.data, self.recipe.seed, self.run / "data", progress=print)
+        self.world.wait()
+
+    def _pretrain(self) -> None:
+        recipe = self.recipe
+        pretrain(recipe.model, recipe.pretrain, self._data, recipe.seed, self.world, self.run)
+
+    def _search(self) -> None:
+        facts = {
+            "model_fingerprint": _fingerprint_weights(self._model_folder),
+            "data_fingerprint": self._data.fingerprint,
+            "version": version("duollm"),
+        }
+        recipe = self.recipe
+        if self.world.first:
+            run_oracle(self._load_model(), self._data, recipe.oracle, recipe.seed, self.run / "oracle", facts)
+        self.world.wait()
+
+    def _train_router(self, big_layers: int) -> None:
+        recipe = self.recipe
+        train_router(self._load_model(), recipe.router, big_layers, self._data, recipe.seed, self.world, self.run)
+
+    def _evaluate(self) -> None:
+        if self.world.first:
+            recipe = self.recipe
+            evaluate_routers(self._load_model(), self._data, recipe.oracle, recipe.seed, self.run)
+        self.world.wait()
+
+    def _report(self) -> None:
+        if self.world.first:
+            analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
+            write_report(self.run, self.recipe.report.shown_documents)
+        self.world.wait()
+
+    @property
+    def _data(self) -> PackedData:
+        return PackedData.open(self.run / "data")
+
+    @property
+    def _model_folder(self) -> Path:
+        return Path(self.recipe.model.path) if self.recipe.model.path else self.run / "model"
+
+    def _load_model(self) -> DuoForCausalLM:
+        return load_model(self._model_folder).to(self.world.device)
+
+
+def load_model(folder: Path) -> DuoForCausalLM:
+    """Load a saved duo in float32, in evaluation mode.
+
+    Raises:
+        UserError: the folder is missing, is no duo, or its weights are damaged.
+    """
+    try:
+        return DuoForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`") from error
+
+
+def _fingerprint_weights(folder: Path) -> str:
+    """Hash of the configuration and all weight files of a model folder."""
+    files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
+    if len(files) < 2:
+        raise UserError(f"model.path: {folder} holds no config.json with *.safetensors; give a saved duo folder")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
