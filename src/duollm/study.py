@@ -155,7 +155,7 @@ class Study:
     def _evaluate(self) -> None:
         if self.world.first:
             recipe = self.recipe
-            evaluate_routers(self._load_model(), self._data, recipe.oracle, recipe.seed, self.run)
+            evaluate_routers(self._load_model(), self._router_names(), self._data, recipe.oracle, recipe.seed, self.run)
         self.world.wait()
 
     def _report(self) -> None:

@@ -18,14 +18,16 @@ from duollm.routing.folder import load_router
 from duollm.routing.space import RouteSpace
 
 
-def evaluate_routers(model: DuoForCausalLM, data: PackedData, config: OracleConfig, seed: int, run: Path) -> None:
-    """Write `run/evaluate/<router>/<domain>.parquet` for every router in `run/routers`.
+def evaluate_routers(
+    model: DuoForCausalLM, names: list[str], data: PackedData, config: OracleConfig, seed: int, run: Path
+) -> None:
+    """Write `run/evaluate/<router>/<domain>.parquet` for the named routers in `run/routers`.
 
     The windows are the oracle's (docs/formats.md), so the rows of both stores correspond.
     """
     space = RouteSpace(model.config.num_hidden_layers)
-    for folder in sorted((run / "routers").iterdir()):
-        router, facts = load_router(folder, model.config)
+    for name in names:
+        router, facts = load_router(run / "routers" / name, model.config)
         router.to(model.device)
         for domain in data.domains:
             windows = data.windows("test", domain, config.documents, config.windows_per_document, seed)
@@ -33,13 +35,13 @@ def evaluate_routers(model: DuoForCausalLM, data: PackedData, config: OracleConf
             nll_WT, routes_WTL = policy_losses(model, token_ids_WT, policy=router)
             columns = _columns(windows, nll_WT.cpu().numpy(), space.encode(routes_WTL).cpu().numpy())
             metadata = {
-                "router": folder.name,
+                "router": name,
                 **facts,
                 "num_layers": space.num_layers,
                 "branches": [branch.name.lower() for branch in space.branches],
             }
             table = pa.table(columns).replace_schema_metadata({"duollm": json.dumps(metadata)})
-            with replacing(run / "evaluate" / folder.name / f"{domain}.parquet") as temporary:
+            with replacing(run / "evaluate" / name / f"{domain}.parquet") as temporary:
                 pq.write_table(table, temporary, compression="zstd")
 
 

@@ -168,7 +168,8 @@ def _check(
         raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {context!r}")
     if space.num_layers != model.config.num_hidden_layers:
         raise ValueError(
-            f"the route space has {space.num_layers} layers, the model {model.config.num_hidden_layers}; make them equal"
+            f"the route space has {space.num_layers} layers, the model {model.config.num_hidden_layers}; "
+            "make them equal"
         )
     if input_ids.ndim != 2 or input_ids.shape[1] < 2:
         raise ValueError(f"input_ids must be [B, T] with T >= 2, got shape {list(input_ids.shape)}")
