@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from duollm.analysis.results import analyse
 from duollm.config import Recipe, save_recipe
@@ -173,7 +174,9 @@ class Study:
         return Path(self.recipe.model.path) if self.recipe.model.path else self.run / "model"
 
     def _load_model(self) -> DuoForCausalLM:
-        return load_model(self._model_folder).to(self.world.device)
+        model = load_model(self._model_folder)
+        nn.Module.to(model, self.world.device)  # transformers wraps its own so that mypy does not see a method
+        return model
 
 
 def load_model(folder: Path) -> DuoForCausalLM:

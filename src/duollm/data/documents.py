@@ -72,12 +72,12 @@ def _text_of_json(line: str, where: str) -> str:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        table = pq.ParquetFile(path)  # type: ignore[no-untyped-call]
+        table = pq.ParquetFile(path)
     except ValueError as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
     _check_text_column(table.schema_arrow, path)
     row = 0
-    for batch in table.iter_batches(columns=[TEXT_KEY]):  # type: ignore[no-untyped-call]
+    for batch in table.iter_batches(columns=[TEXT_KEY]):
         # As bytes, because Arrow does not check that its strings are UTF-8.
         for raw in batch.column(0).cast("large_binary").to_pylist():
             row += 1

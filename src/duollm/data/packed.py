@@ -137,7 +137,7 @@ class PackedData:
         if domain not in self.domains:
             raise UserError(f"unknown domain {domain!r}; {did_you_mean(domain, self.domains)}")
         of_both = [("split", "==", split), ("domain", "==", domain)]
-        table = pq.read_table(self.folder / "documents.parquet", filters=of_both)  # type: ignore[no-untyped-call]
+        table = pq.read_table(self.folder / "documents.parquet", filters=of_both)
         return table.to_pylist()
 
 

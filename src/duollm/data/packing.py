@@ -133,8 +133,8 @@ def _write_tokens(splits: Splits, tokenizer: "PreTrainedTokenizerFast", folder: 
 
 
 def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    table = pa.Table.from_pylist(rows)  # type: ignore[attr-defined]
-    pq.write_table(table, path)  # type: ignore[no-untyped-call]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, path)
 
 
 def _row(split: str, document: Document, start: int, length: int) -> dict[str, Any]:

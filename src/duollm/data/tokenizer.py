@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     )
     bpe.train_from_iterator(texts, trainer)
     ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **ends)  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **ends)
 
 
 def load_tokenizer(path_or_id: str | Path) -> "PreTrainedTokenizerFast":

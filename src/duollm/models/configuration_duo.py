@@ -18,6 +18,17 @@ _TRANSFORMERS_KEYS = {
     "torch_dtype",
 }
 
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "small_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
 
 @strict
 class DuoConfig(PreTrainedConfig):
@@ -65,7 +76,7 @@ class DuoConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
         super().__post_init__(**kwargs)
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
@@ -78,17 +89,22 @@ class DuoConfig(PreTrainedConfig):
             hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(sorted(fields))}"
             raise ValueError(f"DuoConfig has no key {key!r}{hint}")
 
+    @property
+    def attention_shape(self) -> tuple[int, int, int]:
+        """Query heads, key/value heads, and the width of each."""
+        assert self.num_key_value_heads is not None
+        assert self.head_dim is not None
+        return self.num_attention_heads, self.num_key_value_heads, self.head_dim
+
     def validate_architecture(self) -> None:
         """Check sizes against each other (called by transformers after construction)."""
-        for name in ("hidden_size", "intermediate_size", "small_intermediate_size", "num_hidden_layers", "vocab_size"):
+        for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads ({self.num_key_value_heads}) must divide "
-                f"num_attention_heads ({self.num_attention_heads})"
-            )
+        heads, key_value_heads, head_dim = self.attention_shape
+        if self.hidden_size % heads:
+            raise ValueError(f"num_attention_heads ({heads}) must divide hidden_size ({self.hidden_size})")
+        if heads % key_value_heads:
+            raise ValueError(f"num_key_value_heads ({key_value_heads}) must divide num_attention_heads ({heads})")
+        if head_dim % 2:
+            raise ValueError(f"head_dim ({head_dim}) must be even for rotary positions")

@@ -10,7 +10,7 @@ H heads, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,10 @@ class DuoCausalLMOutput(CausalLMOutputWithPast):
     @property
     def routes(self) -> Tensor:
         """The routes taken, integers [B, T, L], values of `Branch`; soft choices count as their largest weight."""
-        shape = self.logits.shape[:2]
-        return torch.stack([_as_integers(choice, self.logits.device).view(shape) for choice in self.choices], dim=-1)
+        assert self.logits is not None
+        assert self.choices is not None
+        batch, device = len(self.logits), self.logits.device
+        return torch.stack([_as_integers(choice, device).view(batch, -1) for choice in self.choices], dim=-1)
 
 
 class DuoRMSNorm(nn.Module):
@@ -98,7 +100,7 @@ class DuoRMSNorm(nn.Module):
 
 
 def eager_attention(
-    module: nn.Module,
+    module: "DuoAttention",
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -128,15 +130,15 @@ class DuoAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        heads, key_value_heads, self.head_dim = config.attention_shape
+        self.num_key_value_groups = heads // key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
         width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
+        self.q_proj = nn.Linear(width, heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, key_value_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, key_value_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(heads * self.head_dim, width, bias=bias)
 
     def project(self, states_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries [B, H, T, d], rotated keys and values [B, H_kv, T, d]."""
@@ -256,8 +258,8 @@ class DuoPreTrainedModel(PreTrainedModel):
     config: DuoConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("DuoDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["DuoDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -273,7 +275,7 @@ class DuoModel(DuoPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(DuoDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = DuoRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.rotary_emb = LlamaRotaryEmbedding(config=cast(Any, config))  # the fields it reads are the same
         self.post_init()
 
     @capture_outputs
@@ -290,9 +292,8 @@ class DuoModel(DuoPreTrainedModel):
         **kwargs: Any,
     ) -> DuoModelOutput:
         """Return the final normalised hidden states [B, T, D], the cache and the choices."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        given = _only_one(input_ids, inputs_embeds)
+        hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -353,6 +354,15 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
         self._attached = (policy,)
         return self
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Give each beam its row of everything; routes [L] for all tokens have no rows."""
+        routes = {"routes": model_kwargs.pop("routes")} if "routes" in model_kwargs else {}
+        expand = cast(Any, super())._expand_inputs_for_generation
+        input_ids, expanded = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+        return input_ids, expanded | routes
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -388,8 +398,8 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
         if routes is not None:
             if policy is not None:
                 raise ValueError("give routes or a policy, not both")
-            shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-            policy = FixedRoutes(check_routes(routes, *shape, self.config.num_hidden_layers))
+            batch, tokens = _only_one(input_ids, inputs_embeds).shape[:2]
+            policy = FixedRoutes(check_routes(routes, batch, tokens, self.config.num_hidden_layers))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -430,6 +440,14 @@ def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tenso
             f"got values {routes.min().item()} .. {routes.max().item()}"
         )
     return routes.long()
+
+
+def _only_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Whichever of the two was given."""
+    given = [each for each in (input_ids, inputs_embeds) if each is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of input_ids and inputs_embeds, got {len(given)}")
+    return given[0]
 
 
 def _compute_dtype(states: Tensor) -> torch.dtype:

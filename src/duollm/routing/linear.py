@@ -27,6 +27,8 @@ class LinearRouter(nn.Module):
         threshold: set by calibration so that the hard big share meets the budget.
     """
 
+    threshold: Tensor
+
     def __init__(self, num_layers: int, hidden_size: int, branches: Sequence[Branch]) -> None:
         super().__init__()
         if Branch.BIG not in branches:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def train(
     name: str,
     module: nn.Module,
     loss_fn: LossFn,
-    batch_at: Callable[[int], NDArray],
+    batch_at: Callable[[int], NDArray[np.int64]],
     plan: TrainingPlan,
     world: World,
     run: Path,

@@ -6,7 +6,7 @@ Shape letters: B batch, T tokens.
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duollm.config import ModelConfig, PretrainConfig
 from duollm.data.packed import PackedData
@@ -25,7 +25,8 @@ def pretrain(
 ) -> None:
     """Train a duo from scratch and write `run/model`, a Hugging Face folder with the tokenizer."""
     torch.manual_seed(seed)
-    model = DuoForCausalLM(duo_config(model_config, data)).to(world.device)
+    model = DuoForCausalLM(duo_config(model_config, data))
+    nn.Module.to(model, world.device)  # transformers wraps its own so that mypy does not see a method
     prepare_for_training(model, config.compile)
     plan = training_plan(config, data.sequence_length)
     train(
