@@ -78,6 +78,7 @@ class DuoConfig(PreTrainedConfig):
         if self.head_dim is None:
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
         super().__post_init__(**kwargs)
+        self._check_sizes()
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         """transformers sets unknown keys silently; a misspelt size must not pass."""
@@ -96,8 +97,8 @@ class DuoConfig(PreTrainedConfig):
         assert self.head_dim is not None
         return self.num_attention_heads, self.num_key_value_heads, self.head_dim
 
-    def validate_architecture(self) -> None:
-        """Check sizes against each other (called by transformers after construction)."""
+    def _check_sizes(self) -> None:
+        """Not transformers' `validate_architecture`, which wraps the error in one that is no ValueError."""
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
