@@ -7,10 +7,12 @@ those, H heads, G key/value heads, d head width, D hidden.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers.cache_utils import Cache
 
 from duollm.models.modeling_duo import DuoAttention, DuoDecoderLayer
 
@@ -33,7 +35,7 @@ class SharedContext:
         """Attention output [P, N, D], N = B * T."""
         prefixes, _, width = states_PND.shape
         batch, tokens = self.rotary[0].shape[:2]
-        rotary = tuple(table.repeat(prefixes, 1, 1) if batch > 1 else table for table in self.rotary)
+        rotary = repeat_rotary(self.rotary, prefixes)
         query, key, value = layer.self_attn.project(states_PND.view(prefixes * batch, tokens, width), rotary)
         mask = None if self.visible_BTT is None else self.visible_BTT[:, None].repeat(prefixes, 1, 1, 1)
         mixed = scaled_dot_product_attention(
@@ -47,51 +49,62 @@ class CachedContext:
     """Earlier tokens are fixed: their keys and values are given; a token adds only its own.
 
     Serves `reference` (all T tokens of a sequence at once, S = T) and `committed` (one token at a
-    time, T = 1). The compared tokens are the last T of the S positions, so the slot of a token's
-    own key is the diagonal that ends in the last corner of the [T, S] scores.
+    time, T = 1). The compared tokens are the last T of the S positions, so a token's own slot lies on
+    the diagonal that ends in the last corner of the [T, S] scores.
 
     Attributes:
         rotary: cosines and sines [B, T, d] of the compared tokens.
-        keys: per layer [B, G, S, d]; the slot of a compared token itself is not read for that token.
+        keys: per layer [B, H, S, d]; a compared token's own slot is replaced by its own key.
         values: likewise.
-        hidden_BTS: True where a key must not be seen (later tokens, padding).
+        hidden_BTS: True where a key must not be seen (later tokens, padding); None if all are seen.
     """
 
     rotary: Rotary
     keys: list[Tensor]
     values: list[Tensor]
-    hidden_BTS: Tensor | None = None
+    hidden_BTS: Tensor | None
+
+    @classmethod
+    def over(cls, cache: Cache, groups: int, rotary: Rotary, hidden_BTS: Tensor | None, free_slots: int = 0) -> Self:
+        """Read a filled cache; `groups` query heads share a key head; add empty slots at the end."""
+
+        def prepared(cached_BGSd: Tensor) -> Tensor:
+            return pad(cached_BGSd.repeat_interleave(groups, dim=1), (0, 0, 0, free_slots))
+
+        layers = cache.layers
+        return cls(rotary, [prepared(x.keys) for x in layers], [prepared(x.values) for x in layers], hidden_BTS)
 
     def __call__(self, layer: DuoDecoderLayer, states_PND: Tensor) -> Tensor:
         """Attention output [P, N, D], N = B * T."""
-        attention, index = layer.self_attn, layer.layer_idx
+        attention, keys_BHSd = layer.self_attn, self.keys[layer.layer_idx]
         query, key, value = self._project(attention, states_PND)
-        groups = attention.num_key_value_groups
-        cached_BHSd = self.keys[index].repeat_interleave(groups, dim=1)
-        values_BHSd = self.values[index].repeat_interleave(groups, dim=1)
-        prefixes, batch, heads, tokens, head_dim = query.shape
+        batch, heads, prefixes, tokens, head_dim = query.shape
         # One product per sequence and head for all prefixes together: [P * T, d] x [d, S].
-        rows = query.permute(1, 2, 0, 3, 4).reshape(batch, heads, prefixes * tokens, head_dim) * attention.scaling
-        scores = torch.matmul(rows, cached_BHSd.transpose(2, 3)).view(batch, heads, prefixes, tokens, -1)
+        rows = query.flatten(2, 3) * attention.scaling
+        scores = torch.matmul(rows, keys_BHSd.transpose(2, 3)).view(batch, heads, prefixes, tokens, -1)
         if self.hidden_BTS is not None:
             scores.masked_fill_(self.hidden_BTS[:, None, None], -torch.inf)
         own_slot = scores.shape[-1] - tokens
-        own = ((query * key).sum(-1) * attention.scaling).permute(1, 2, 0, 3)
-        scores.diagonal(own_slot, -2, -1).copy_(own)
+        scores.diagonal(own_slot, -2, -1).copy_((query * key).sum(-1) * attention.scaling)
         weights = scores.softmax(-1)
         own_weight = weights.diagonal(own_slot, -2, -1).clone()
         weights.diagonal(own_slot, -2, -1).zero_()
-        mixed = torch.matmul(weights.view(batch, heads, prefixes * tokens, -1), values_BHSd)
-        mixed = mixed.view(batch, heads, prefixes, tokens, head_dim)
-        mixed = torch.addcmul(mixed, own_weight[..., None], value.permute(1, 2, 0, 3, 4))
-        return attention.o_proj(mixed.permute(2, 0, 3, 1, 4).reshape(prefixes, batch * tokens, -1))
+        mixed = torch.matmul(weights.flatten(2, 3), self.values[layer.layer_idx]).view_as(query)
+        mixed = torch.addcmul(mixed, own_weight[..., None], value)
+        return attention.o_proj(mixed.permute(2, 0, 3, 1, 4).reshape(prefixes, batch * tokens, heads * head_dim))
 
     def _project(self, attention: DuoAttention, states_PND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, own keys and own values, all [P, B, H, T, d]."""
+        """Queries, own keys and own values, all [B, H, P, T, d]."""
         prefixes, _, width = states_PND.shape
         batch, tokens = self.rotary[0].shape[:2]
-        rotary = tuple(table.repeat(prefixes, 1, 1) for table in self.rotary)
-        query, key, value = attention.project(states_PND.reshape(prefixes * batch, tokens, width), rotary)
+        rotary = repeat_rotary(self.rotary, prefixes)
+        projected = attention.project(states_PND.reshape(prefixes * batch, tokens, width), rotary)
         groups = attention.num_key_value_groups
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        return tuple(each.view(prefixes, batch, *each.shape[1:]) for each in (query, key, value))
+        query, key, value = (each.view(prefixes, batch, *each.shape[1:]).permute(1, 2, 0, 3, 4) for each in projected)
+        return query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+
+
+def repeat_rotary(rotary: Rotary, prefixes: int) -> Rotary:
+    """Rotary tables [B, T, d] for prefixes x sequences; one sequence broadcasts."""
+    cos, sin = rotary
+    return (cos, sin) if len(cos) == 1 else (cos.repeat(prefixes, 1, 1), sin.repeat(prefixes, 1, 1))

@@ -3,7 +3,8 @@
 Shape letters: P prefixes (routes), N tokens, D hidden, V vocabulary, J columns of the bound, M rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class HeadBound:
     bias_NJ: Tensor
 
     @classmethod
-    def around(cls, model: DuoForCausalLM, hidden_ND: Tensor, singles: int = 24, pools: int = 8) -> "HeadBound":
+    def around(cls, model: DuoForCausalLM, hidden_ND: Tensor, singles: int = 24, pools: int = 8) -> Self:
         """Build the bound from reference final states [N, D]: `singles` exact words, `pools` groups."""
         weight_VD = model.lm_head.weight.float()
         singles = min(singles, weight_VD.shape[0] - 1)
@@ -83,3 +84,7 @@ class HeadBound:
         """Lower bound of the log-normaliser [P, N] for normalised final states [P, N, D]."""
         scores_NPJ = torch.baddbmm(self.bias_NJ[:, None], hidden_PND.transpose(0, 1).float(), self.columns_NDJ)
         return scores_NPJ.logsumexp(-1).T
+
+    def rows(self, index: Tensor) -> Self:
+        """The bound at some of the tokens."""
+        return replace(self, columns_NDJ=self.columns_NDJ[index], bias_NJ=self.bias_NJ[index])

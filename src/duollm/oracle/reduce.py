@@ -1,9 +1,10 @@
 """Reductions of leaf losses while they stream by, and the judge that spares the head most leaves.
 
-Shape letters: P routes in a block, N tokens, K budgets, S draws, R routes, G groups, M rows, D hidden.
+Shape letters: P routes in a block, N tokens, Q cells, S draws, R routes, G groups, M rows, D hidden.
 """
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,44 +18,53 @@ _ROUNDING = 1e-4
 
 @dataclass
 class Contest:
-    """The lowest nll of each token under each budget, and the route that reached it.
+    """The lowest nll of each token in each cell, and the route that reached it.
 
     Ties go to the smaller route id.
 
     Attributes:
-        label_ND: the head's embeddings of the labels.
-        nll_KN: float32, +inf until a route of that budget was seen.
-        ids_KN: int64 route ids.
-        drawn_KNS: route ids that compete, per budget and token (random controls); None: all routes.
+        label_ND: the head's embeddings of the labels that choose.
+        nll_QN: float32, +inf until a route of that cell was seen.
+        ids_QN: int64 route ids.
+        drawn_QNS: route ids that compete, per cell and token (random controls); None: all routes.
+        scored_ND: embeddings of other labels under which the chosen routes are scored too.
+        score_QN: the nll of those labels under the chosen routes.
     """
 
     label_ND: Tensor
-    nll_KN: Tensor
-    ids_KN: Tensor
-    drawn_KNS: Tensor | None = None
+    nll_QN: Tensor
+    ids_QN: Tensor
+    drawn_QNS: Tensor | None = None
+    scored_ND: Tensor | None = None
+    score_QN: Tensor | None = None
 
     @classmethod
-    def open(cls, label_ND: Tensor, budgets: int, drawn_KNS: Tensor | None = None) -> "Contest":
+    def open(
+        cls, label_ND: Tensor, cells: int, drawn_QNS: Tensor | None = None, scored_ND: Tensor | None = None
+    ) -> Self:
         """Start with nothing seen."""
-        shape, device = (budgets, len(label_ND)), label_ND.device
-        ids_KN = torch.full(shape, torch.iinfo(torch.long).max, device=device)
-        return cls(label_ND, torch.full(shape, torch.inf, device=device), ids_KN, drawn_KNS)
+        nll_QN = torch.full((cells, len(label_ND)), torch.inf, device=label_ND.device)
+        ids_QN = torch.full_like(nll_QN, torch.iinfo(torch.long).max, dtype=torch.long)
+        return cls(label_ND, nll_QN, ids_QN, drawn_QNS, scored_ND, None if scored_ND is None else nll_QN.clone())
 
-    def eligible(self, ids_P: Tensor, budget_P: Tensor) -> Tensor | None:
+    def eligible(self, ids_P: Tensor, cell_P: Tensor) -> Tensor | None:
         """Which routes compete for which tokens, bool [P, N]; None when all do."""
-        if self.drawn_KNS is None:
+        if self.drawn_QNS is None:
             return None
-        return (self.drawn_KNS[budget_P] == ids_P[:, None, None]).any(-1)
+        return (self.drawn_QNS[cell_P] == ids_P[:, None, None]).any(-1)
 
-    def update(self, budget_M: Tensor, tokens_M: Tensor, ids_M: Tensor, nll_M: Tensor) -> None:
+    def update(self, cell_M: Tensor, tokens_M: Tensor, ids_M: Tensor, nll_M: Tensor, score_M: Tensor | None) -> None:
         """Take in exact losses; a token may occur under many routes."""
-        cell_M = budget_M * self.nll_KN.shape[1] + tokens_M
-        best, ids = self.nll_KN.view(-1), self.ids_KN.view(-1)
-        lowest = best.scatter_reduce(0, cell_M, nll_M, "amin")
+        place_M = cell_M * self.nll_QN.shape[1] + tokens_M
+        best, ids = self.nll_QN.view(-1), self.ids_QN.view(-1)
+        lowest = best.scatter_reduce(0, place_M, nll_M, "amin")
         ids[lowest < best] = torch.iinfo(torch.long).max
-        reached_M = nll_M == lowest[cell_M]
-        ids.scatter_reduce_(0, cell_M[reached_M], ids_M[reached_M], "amin")
+        reached_M = nll_M == lowest[place_M]
+        ids.scatter_reduce_(0, place_M[reached_M], ids_M[reached_M], "amin")
         best.copy_(lowest)
+        if self.score_QN is not None and score_M is not None:
+            won_M = reached_M & (ids_M == ids[place_M])
+            self.score_QN.view(-1)[place_M[won_M]] = score_M[won_M]
 
 
 @dataclass
@@ -92,7 +102,7 @@ class Judge:
 
     Attributes:
         contests: what is being searched for.
-        bound: the lower bound; None evaluates every leaf.
+        bound: the lower bound of the log-normaliser; None evaluates every leaf.
         sums: sums over fixed patterns; its counted tokens are evaluated under every route.
         evaluated, seen: how many leaves (route, token) ran the full head, of how many.
     """
@@ -104,63 +114,80 @@ class Judge:
     evaluated: int = field(default=0, init=False)
     seen: int = field(default=0, init=False)
 
-    def update(self, ids_P: Tensor, budget_P: Tensor, hidden_PND: Tensor) -> None:
-        """Take in normalised final states [P, N, D] of routes `ids_P`, budget indices `budget_P`."""
-        logits = [torch.einsum("pnd,nd->pn", hidden_PND, contest.label_ND) for contest in self.contests]
-        self.seen += logits[0].numel()
-        log_z_PN = torch.full_like(logits[0], torch.nan)
+    def update(self, ids_P: Tensor, cell_P: Tensor, hidden_PND: Tensor) -> None:
+        """Take in normalised final states [P, N, D] of routes `ids_P` that lie in cells `cell_P`."""
+        block = _Block.of(ids_P, cell_P, hidden_PND, self.contests)
+        self.seen += block.log_z_PN.numel()
         if self.bound is None:
-            self._evaluate(log_z_PN, torch.ones_like(log_z_PN, dtype=torch.bool), hidden_PND)
-            self._report(log_z_PN, log_z_PN.isfinite(), ids_P, budget_P, logits)
+            self._enter(block, torch.ones_like(block.log_z_PN, dtype=torch.bool))
         else:
-            self._evaluate_pruned(log_z_PN, ids_P, budget_P, hidden_PND, logits)
+            self._enter_possible(block, self.bound(hidden_PND) - _ROUNDING)
         if self.sums is not None:
-            self.sums.update(ids_P, log_z_PN - logits[0])
+            self.sums.update(ids_P, block.log_z_PN - block.logits[0])
 
-    def _evaluate_pruned(
-        self, log_z_PN: Tensor, ids_P: Tensor, budget_P: Tensor, hidden_PND: Tensor, logits: list[Tensor]
-    ) -> None:
+    def _enter_possible(self, block: "_Block", bound_PN: Tensor) -> None:
         """First the most promising leaf of each cell, which lowers the bar; then all that still pass it."""
-        bound_PN = self.bound(hidden_PND) - _ROUNDING
-        lower = []
-        for contest, logit_PN in zip(self.contests, logits, strict=True):
-            eligible_PN = contest.eligible(ids_P, budget_P)
-            lower_PN = bound_PN - logit_PN
-            lower.append(lower_PN if eligible_PN is None else lower_PN.where(eligible_PN, torch.inf))
-        for pick in (_most_promising, _still_possible):
-            chosen_PN = torch.zeros_like(log_z_PN, dtype=torch.bool)
+        lower = [
+            bound_PN - logit_PN if eligible_PN is None else (bound_PN - logit_PN).where(eligible_PN, torch.inf)
+            for logit_PN, eligible_PN in zip(block.logits, block.eligible, strict=True)
+        ]
+        for choose in (_most_promising, _still_possible):
+            chosen_PN = torch.zeros_like(bound_PN, dtype=torch.bool)
             for contest, lower_PN in zip(self.contests, lower, strict=True):
-                chosen_PN |= pick(lower_PN, budget_P, contest.nll_KN)
+                chosen_PN |= choose(lower_PN, block.cell_P, contest.nll_QN)
             if self.sums is not None:
                 chosen_PN |= self.sums.counted_N
-            chosen_PN &= log_z_PN.isnan()
-            self._evaluate(log_z_PN, chosen_PN, hidden_PND)
-            self._report(log_z_PN, chosen_PN, ids_P, budget_P, logits)
+            self._enter(block, chosen_PN & block.log_z_PN.isnan())
 
-    def _evaluate(self, log_z_PN: Tensor, chosen_PN: Tensor, hidden_PND: Tensor) -> None:
-        """Fill in the exact log-normaliser of the chosen leaves."""
-        self.evaluated += int(chosen_PN.sum())
-        log_z_PN[chosen_PN] = log_normaliser(self.model, hidden_PND[chosen_PN])
-
-    def _report(
-        self, log_z_PN: Tensor, chosen_PN: Tensor, ids_P: Tensor, budget_P: Tensor, logits: list[Tensor]
-    ) -> None:
-        """Enter the chosen leaves in every contest that they are eligible for."""
-        for contest, logit_PN in zip(self.contests, logits, strict=True):
-            eligible_PN = contest.eligible(ids_P, budget_P)
-            entering_PN = chosen_PN if eligible_PN is None else chosen_PN & eligible_PN
-            rows_M, tokens_M = entering_PN.nonzero(as_tuple=True)
-            nll_M = (log_z_PN - logit_PN)[rows_M, tokens_M]
-            contest.update(budget_P[rows_M], tokens_M, ids_P[rows_M], nll_M)
-
-
-def _most_promising(lower_PN: Tensor, budget_P: Tensor, best_KN: Tensor) -> Tensor:
-    """Where the lower bound is the block's lowest for its budget and token, and below the best so far."""
-    lowest_KN = torch.full_like(best_KN, torch.inf)
-    lowest_KN.scatter_reduce_(0, budget_P[:, None].expand_as(lower_PN), lower_PN, "amin")
-    return (lower_PN == lowest_KN[budget_P]) & _still_possible(lower_PN, budget_P, best_KN)
+    def _enter(self, block: "_Block", chosen_PN: Tensor) -> None:
+        """Run the full head on the chosen leaves and enter them in the contests they are eligible for."""
+        rows_M, tokens_M = chosen_PN.nonzero(as_tuple=True)
+        hidden_MD = block.hidden_PND[rows_M, tokens_M]
+        log_z_M = log_normaliser(self.model, hidden_MD)
+        block.log_z_PN[rows_M, tokens_M] = log_z_M
+        self.evaluated += len(rows_M)
+        ids_M, cell_M = block.ids_P[rows_M], block.cell_P[rows_M]
+        for contest, logit_PN, eligible_PN in zip(self.contests, block.logits, block.eligible, strict=True):
+            nll_M = log_z_M - logit_PN[rows_M, tokens_M]
+            score_M = None
+            if contest.scored_ND is not None:
+                score_M = log_z_M - (hidden_MD * contest.scored_ND[tokens_M]).sum(-1)
+            if eligible_PN is not None:
+                nll_M = nll_M.where(eligible_PN[rows_M, tokens_M], torch.inf)
+            contest.update(cell_M, tokens_M, ids_M, nll_M, score_M)
 
 
-def _still_possible(lower_PN: Tensor, budget_P: Tensor, best_KN: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Block:
+    """A block of leaves under judgement.
+
+    Attributes:
+        logits: per contest the logit [P, N] of its label.
+        eligible: per contest which leaves compete, [P, N]; None when all do.
+        log_z_PN: the exact log-normaliser; nan where the full head was not run.
+    """
+
+    ids_P: Tensor
+    cell_P: Tensor
+    hidden_PND: Tensor
+    logits: list[Tensor]
+    eligible: list[Tensor | None]
+    log_z_PN: Tensor
+
+    @classmethod
+    def of(cls, ids_P: Tensor, cell_P: Tensor, hidden_PND: Tensor, contests: list[Contest]) -> Self:
+        logits = [torch.einsum("pnd,nd->pn", hidden_PND, contest.label_ND) for contest in contests]
+        eligible = [contest.eligible(ids_P, cell_P) for contest in contests]
+        return cls(ids_P, cell_P, hidden_PND, logits, eligible, torch.full_like(logits[0], torch.nan))
+
+
+def _most_promising(lower_PN: Tensor, cell_P: Tensor, best_QN: Tensor) -> Tensor:
+    """Where the lower bound is the block's lowest for its cell and token, and could beat the best so far."""
+    lowest_QN = torch.full_like(best_QN, torch.inf)
+    lowest_QN.scatter_reduce_(0, cell_P[:, None].expand_as(lower_PN), lower_PN, "amin")
+    return (lower_PN == lowest_QN[cell_P]) & _still_possible(lower_PN, cell_P, best_QN)
+
+
+def _still_possible(lower_PN: Tensor, cell_P: Tensor, best_QN: Tensor) -> Tensor:
     """Where the lower bound does not exceed the best so far."""
-    return (lower_PN <= best_KN[budget_P]) & (lower_PN < torch.inf)
+    return (lower_PN <= best_QN[cell_P]) & (lower_PN < torch.inf)

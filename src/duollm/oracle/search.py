@@ -1,42 +1,31 @@
-"""Exact oracle search: the public functions and what drives tree, context and judge.
+"""Exact oracle search: the public functions, and how each context is searched.
 
-Shape letters: B sequences, T tokens, N = B * (T - 1) predicted tokens, K budgets, R routes, D hidden.
+Shape letters: B sequences, T tokens given, N = B * (T - 1) predicted tokens, Q cells, K budgets,
+S label pairs, R routes, L layers, D hidden.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers.cache_utils import DynamicCache
 
+from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.contexts import SharedContext
+from duollm.oracle.batch import Batch
+from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budgets, pick
 from duollm.oracle.head import HeadBound, log_normaliser
+from duollm.oracle.noise import Resampling
 from duollm.oracle.reduce import Contest, Judge, RouteSums
-from duollm.oracle.tree import Attend, Tree
+from duollm.oracle.result import OracleResult, join_positions, stack_budgets
+from duollm.oracle.tree import Attend, Block, Tree
 from duollm.routing.sampling import draw_route_ids
-from duollm.routing.space import RouteSpace, check_big_layers
+from duollm.routing.space import RouteSpace
 
-CONTEXTS = ("shared",)
-
-
-@dataclass(frozen=True)
-class OracleResult:
-    """The best route of every predicted token under every budget.
-
-    Attributes:
-        big_layers: the K budgets, exactly so many big layers.
-        nll: float32 [K, B, T - 1], nats.
-        route_ids: int64 [K, B, T - 1].
-        random_nll: float32 [K, B, T - 1], the best of N random routes; None if not asked for.
-        evaluated_share: share of leaves for which the full head was run.
-    """
-
-    big_layers: list[int]
-    nll: Tensor
-    route_ids: Tensor
-    random_nll: Tensor | None
-    evaluated_share: float
+CONTEXTS = ("shared", "reference", "committed")
 
 
 @torch.inference_mode()
@@ -47,7 +36,12 @@ def search_oracle(
     context: str = "shared",
     big_layers: Sequence[int] | None = None,
     *,
+    budgets: Sequence[Budget] | None = None,
+    attention_mask: Tensor | None = None,
+    reference: Tensor | None = None,
+    rounds: int = 1,
     random_routes: int = 0,
+    resampling: Resampling | None = None,
     generator: torch.Generator | None = None,
     sums: RouteSums | None = None,
     memory_bytes: int = 2**30,
@@ -56,37 +50,39 @@ def search_oracle(
     """Find, for every predicted token, the route of lowest nll under each budget, over all routes.
 
     Args:
-        input_ids: token ids [B, T], without padding; position t predicts token t + 1.
-        context: which routes the earlier tokens take (docs/oracle.md).
+        input_ids: token ids [B, T]; position t predicts token t + 1.
+        context: which routes the earlier tokens take: "shared", "reference" or "committed"
+            (docs/oracle.md). In a committed search each budget is its own left-to-right run.
         big_layers: budgets, exactly k big layers; default: every k from 0 to L.
-        random_routes: also the best of so many random routes per token and budget.
-        generator: source of the random routes, on the model's device.
+        budgets: instead of big_layers, any budgets of `duollm.oracle.budgets`.
+        attention_mask: 1 for tokens, 0 for padding, [B, T].
+        reference: routes [L] or [B, T, L] of the earlier tokens in context "reference"; default all big.
+        rounds: in context "reference": how often to search, each time with the last picks as reference.
+        random_routes: also the best of so many random routes per token and budget (not committed).
+        resampling: also pick with drawn labels, to measure selection noise.
+        generator: source of the random draws, on the model's device; default: seeded with 0.
         sums: filled with per-group sums over fixed patterns; the tokens it counts run the full head
-            under every route.
+            under every route (not committed).
         memory_bytes: budget for the search's tensors, the model not counted.
         prune: spare leaves that provably cannot win the full head; the result is the same.
 
     Raises:
-        ValueError: illegal ids, context, space or budget; the message says what is allowed.
+        ValueError: illegal ids, context, space or budget, or options that exclude each other; the
+            message says what is allowed.
     """
-    budgets = _check(model, input_ids, space, context, big_layers)
-    labels_N = input_ids[:, 1:].flatten()
-    label_ND = model.lm_head.weight[labels_N]
-    contests = [Contest.open(label_ND, len(budgets))]
-    if random_routes:
-        drawn = [draw_route_ids(space, big, (len(labels_N), random_routes), generator) for big in budgets]
-        contests.append(Contest.open(label_ND, len(budgets), torch.stack(drawn)))
-    bound = HeadBound.around(model, _all_big_states(model, input_ids[:, :-1])) if prune else None
-    judge = Judge(model, contests, bound, sums)
-    _run(model, input_ids[:, :-1], space, frozenset(budgets), judge, memory_bytes)
-    shape = (len(budgets), input_ids.shape[0], -1)
-    return OracleResult(
-        big_layers=budgets,
-        nll=contests[0].nll_KN.view(shape),
-        route_ids=contests[0].ids_KN.view(shape),
-        random_nll=contests[1].nll_KN.view(shape) if random_routes else None,
-        evaluated_share=judge.evaluated / judge.seen,
-    )
+    check_search(model, input_ids, space, context)
+    wanted = parse_budgets(big_layers, budgets, space)
+    if context == "committed" and (random_routes or sums or any(isinstance(each, OnAverage) for each in wanted)):
+        raise ValueError("context 'committed' has no random routes, no sums and no budget on average")
+    if context != "reference" and (reference is not None or rounds != 1):
+        raise ValueError(f"reference and rounds go with context 'reference', got context {context!r}")
+    search = _Search(Batch(model, input_ids, attention_mask), space, wanted, memory_bytes, sums)
+    search.prepare(generator or torch.Generator(model.device).manual_seed(0), resampling, random_routes, prune)
+    if context == "committed":
+        return search.committed()
+    if context == "reference":
+        return search.reference(reference, rounds)
+    return search.read(search.judge_all(search.batch.shared_context()))
 
 
 @torch.inference_mode()
@@ -95,92 +91,217 @@ def loss_table(
     input_ids: Tensor,
     space: RouteSpace,
     context: str = "shared",
+    reference: Tensor | None = None,
     *,
+    attention_mask: Tensor | None = None,
     memory_bytes: int = 2**30,
 ) -> Tensor:
     """Return the nll (nats) of every predicted token under every route, float32 [B, T - 1, R].
 
-    The table itself takes 4 * B * (T - 1) * R bytes; `search_oracle` streams instead.
+    The table itself takes 4 * B * (T - 1) * R bytes; `search_oracle` streams instead. Context is
+    "shared" or "reference" (in "committed" losses depend on what was picked before).
+
+    Raises:
+        ValueError: as `search_oracle`.
     """
-    _check(model, input_ids, space, context, None)
-    batch, tokens = input_ids.shape
-    label_ND = model.lm_head.weight[input_ids[:, 1:].flatten()]
+    check_search(model, input_ids, space, context)
+    if context == "committed":
+        raise ValueError("a loss table needs context 'shared' or 'reference'; use search_oracle for 'committed'")
+    batch = Batch(model, input_ids, attention_mask)
+    attend = batch.shared_context() if context == "shared" else batch.reference_context(reference)
+    search = _Search(batch, space, parse_budgets(None, None, space), memory_bytes, None)
+    label_ND = model.lm_head.weight[batch.labels_N]
     table_NR = torch.empty(len(label_ND), space.size, device=input_ids.device)
-    tree, attend, hidden_ND = _prepare(model, input_ids[:, :-1], space, memory_bytes)
-    for leaves in tree.leaves(hidden_ND, attend):
+    for leaves in search.leaves(batch.hidden_BTD.flatten(0, 1), attend, search.wanted_cells()):
         final_PND = model.model.norm(leaves.hidden_PND)
         log_z_PN = log_normaliser(model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
         table_NR[:, leaves.ids_P] = (log_z_PN - torch.einsum("pnd,nd->pn", final_PND, label_ND)).T
-    return table_NR.view(batch, tokens - 1, space.size)
+    table_BTR = table_NR.view(*batch.padding_BT.shape, space.size)
+    return table_BTR.masked_fill(batch.padding_BT[..., None], torch.nan)
 
 
-def _run(
+@torch.inference_mode()
+def executed_nll(
     model: DuoForCausalLM,
     input_ids: Tensor,
     space: RouteSpace,
-    budgets: frozenset[int],
-    judge: Judge,
-    memory_bytes: int,
-) -> None:
-    """Show every leaf with a wanted budget to the judge."""
-    index_of = torch.full((space.num_layers + 1,), -1, device=input_ids.device)
-    index_of[sorted(budgets)] = torch.arange(len(budgets), device=input_ids.device)
-    tree, attend, hidden_ND = _prepare(model, input_ids, space, memory_bytes, budgets)
-    for leaves in tree.leaves(hidden_ND, attend):
-        judge.update(leaves.ids_P, index_of[leaves.big_P], model.model.norm(leaves.hidden_PND))
+    route_ids_BT: Tensor,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """The nll [B, T - 1] of one forward pass in which every token takes its picked route.
+
+    In context "committed" it equals the search's own losses; elsewhere the picks come from different
+    passes, and the difference is what they promise too much.
+    """
+    routes_BTL = Batch(model, input_ids, attention_mask).as_routes(space, route_ids_BT)
+    logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask, routes=routes_BTL, use_cache=False).logits
+    nll_N = cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none")
+    return nll_N.view(route_ids_BT.shape).masked_fill(route_ids_BT < 0, torch.nan)
 
 
-def _prepare(
-    model: DuoForCausalLM,
-    input_ids: Tensor,
-    space: RouteSpace,
-    memory_bytes: int,
-    budgets: frozenset[int] | None = None,
-) -> tuple[Tree, Attend, Tensor]:
-    """The tree, the shared context and the embeddings of the tokens [N, D]."""
-    hidden_BTD = model.model.embed_tokens(input_ids)
-    positions_BT = torch.arange(input_ids.shape[1], device=input_ids.device).expand(len(input_ids), -1)
-    rotary = model.model.rotary_emb(hidden_BTD, position_ids=positions_BT)
-    budgets = budgets if budgets is not None else frozenset(range(space.num_layers + 1))
-    tree = Tree(model.model, space, budgets, max_rows_for(model, space, memory_bytes))
-    return tree, SharedContext(rotary), hidden_BTD.flatten(0, 1)
+@dataclass
+class _Search:
+    """A batch, what is wanted of it, and what was drawn for it."""
+
+    batch: Batch
+    space: RouteSpace
+    budgets: list[Budget]
+    memory_bytes: int
+    sums: RouteSums | None
+    bound: HeadBound | None = None
+    labels: tuple[Tensor, Tensor] | None = None
+    drawn_QNS: Tensor | None = None
+
+    @property
+    def model(self) -> DuoForCausalLM:
+        """The model that is searched."""
+        return self.batch.model
+
+    @cached_property
+    def cells(self) -> Cells:
+        """Costs are in FFN FLOPs, which go as the inner widths."""
+        config = self.model.config
+        return Cells(self.space, config.small_intermediate_size, config.intermediate_size)
+
+    def prepare(
+        self, generator: torch.Generator, resampling: Resampling | None, random_routes: int, prune: bool
+    ) -> None:
+        """Build the bound and draw the labels and routes that all contexts need."""
+        if prune:
+            self.bound = HeadBound.around(self.model, self.batch.states())
+        if resampling is not None:
+            self.labels = resampling.draw(self.model, self.batch.ids_BT, self.space, generator)
+        if random_routes:
+            shape = (len(self.batch.labels_N), random_routes)
+            bigs = {budget.big for budget in self.budgets if isinstance(budget, Exactly)}
+            drawn = {big: draw_route_ids(self.space, big, shape, generator) for big in sorted(bigs)}
+            nothing = torch.full(shape, -1, device=generator.device)
+            self.drawn_QNS = torch.stack([drawn.get(big, nothing) for _, big in self.cells.spent])
+
+    def wanted_cells(self, budgets: list[Budget] | None = None) -> Tensor:
+        """Cells that some budget allows somewhere, bool [Q]."""
+        positions = range(self.batch.ids_BT.shape[1])
+        allowed = [allowed_cells(budget, self.cells, positions).any(-1) for budget in budgets or self.budgets]
+        return torch.stack(allowed).any(0)
+
+    def leaves(self, hidden_ND: Tensor, attend: Attend, wanted_Q: Tensor) -> Iterator[Block]:
+        """Walk the tree down to the wanted cells."""
+        spent_Q2 = torch.tensor(self.cells.spent, device=hidden_ND.device)
+        max_rows = max_rows_for(self.model.config, self.space, self.memory_bytes)
+        yield from Tree(self.model.model, self.space, spent_Q2[wanted_Q], max_rows).leaves(hidden_ND, attend)
+
+    def judge_all(self, attend: Attend, budgets: list[Budget] | None = None) -> Judge:
+        """Search all tokens at once in a context."""
+        judge = Judge(self.model, self._contests(None), self.bound, self.sums)
+        self._run(judge, self.batch.hidden_BTD.flatten(0, 1), attend, self.wanted_cells(budgets))
+        return judge
+
+    def reference(self, reference: Tensor | None, rounds: int) -> OracleResult:
+        """Search in the reference context, then feed the picks of each budget back as its reference."""
+        result = self.read(self.judge_all(self.batch.reference_context(reference)))
+        changed = []
+        for _ in range(rounds - 1):
+            following = stack_budgets([self._again(result, k) for k in range(len(self.budgets))])
+            changed.append((result.route_ids != following.route_ids).float().mean((1, 2)))
+            result = following
+        return replace(result, changed=torch.stack(changed)) if changed else result
+
+    def _again(self, result: OracleResult, k: int) -> OracleResult:
+        """Search under budget k with its own picks as reference."""
+        routes_BTL = self.batch.as_routes(self.space, result.route_ids[k])
+        only = [self.budgets[k]]
+        return self.read(self.judge_all(self.batch.reference_context(routes_BTL), only), only)
+
+    def committed(self) -> OracleResult:
+        """Search left to right, each budget for itself; every pick is executed before the next token."""
+        return stack_budgets([self._committed(budget) for budget in self.budgets])
+
+    def _committed(self, budget: Budget) -> OracleResult:
+        batch, length = self.batch, self.batch.ids_BT.shape[1]
+        cache = DynamicCache(config=self.model.config)
+        steps = []
+        for position in range(length):
+            rows_B = torch.arange(len(batch.ids_BT), device=batch.ids_BT.device) * length + position
+            judge = Judge(self.model, self._contests(rows_B), self.bound and self.bound.rows(rows_B))
+            wanted_Q = allowed_cells(budget, self.cells, range(position, position + 1))[:, 0]
+            self._run(judge, batch.hidden_BTD[:, position], batch.step_context(cache, position), wanted_Q)
+            steps.append(self.read(judge, [budget], position))
+            batch.commit(cache, position, self.space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0)))
+        return join_positions(steps)
+
+    def _contests(self, rows: Tensor | None) -> list[Contest]:
+        """The search for the labels, then for the drawn labels, then among the drawn routes."""
+        weight_VD, cells = self.model.lm_head.weight, len(self.cells.spent)
+
+        def embedded(labels_N: Tensor) -> Tensor:
+            return weight_VD[labels_N if rows is None else labels_N[rows]]
+
+        true_ND = embedded(self.batch.labels_N)
+        contests = [Contest.open(true_ND, cells)]
+        for first_N, second_N in zip(*(self.labels or ((), ())), strict=True):
+            contests.append(Contest.open(embedded(first_N), cells, scored_ND=embedded(second_N)))
+        if self.drawn_QNS is not None:
+            contests.append(Contest.open(true_ND, cells, drawn_QNS=self.drawn_QNS))
+        return contests
+
+    def _run(self, judge: Judge, hidden_ND: Tensor, attend: Attend, wanted_Q: Tensor) -> None:
+        """Show every wanted leaf to the judge."""
+        layers = self.space.num_layers
+        cell_of = torch.zeros(layers + 1, layers + 1, dtype=torch.long)
+        for cell, (small, big) in enumerate(self.cells.spent):
+            cell_of[small, big] = cell
+        cell_of = cell_of.to(hidden_ND.device)
+        for leaves in self.leaves(hidden_ND, attend, wanted_Q):
+            cell_P = cell_of[leaves.spent_P2[:, 0], leaves.spent_P2[:, 1]]
+            judge.update(leaves.ids_P, cell_P, self.model.model.norm(leaves.hidden_PND))
+
+    def read(self, judge: Judge, budgets: list[Budget] | None = None, position: int | None = None) -> OracleResult:
+        """Read every budget off the judge's frontiers; of all positions, or of a single one."""
+        padding_BT = self.batch.padding_BT if position is None else self.batch.padding_BT[:, position, None]
+        budgets = budgets or self.budgets
+        first = position or 0
+
+        def best(contest: Contest, payload_QN: Tensor) -> Tensor:
+            shape = (len(self.cells.spent), *padding_BT.shape)
+            nll_QBT, payload_QBT = contest.nll_QN.view(shape), payload_QN.view(shape)
+            picked = [pick(budget, self.cells, nll_QBT, payload_QBT, first, padding_BT) for budget in budgets]
+            nothing = torch.nan if payload_QN.is_floating_point() else -1
+            return torch.stack(picked).masked_fill(padding_BT, nothing)
+
+        true, *others = judge.contests
+        resampled = [contest for contest in others if contest.score_QN is not None]
+        random = [contest for contest in others if contest.drawn_QNS is not None]
+        return OracleResult(
+            budgets=budgets,
+            nll=best(true, true.nll_QN),
+            route_ids=best(true, true.ids_QN),
+            random_nll=best(random[0], random[0].nll_QN) if random else None,
+            resampled_nll=torch.stack([best(each, each.nll_QN) for each in resampled]) if resampled else None,
+            resampled_score=torch.stack([best(each, each.score_QN) for each in resampled]) if resampled else None,
+            evaluated_share=judge.evaluated / judge.seen,
+        )
 
 
-def max_rows_for(model: DuoForCausalLM, space: RouteSpace, memory_bytes: int) -> int:
+def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int:
     """How many hidden vectors a block may hold within the memory budget, and where larger does not pay."""
-    config = model.config
     kept_per_level = (space.base + 1) * config.hidden_size
     working = 8 * config.hidden_size + 3 * config.intermediate_size
     row_bytes = 4 * (space.num_layers * kept_per_level + working)
     return max(1, min(memory_bytes // row_bytes, 4096))
 
 
-def _all_big_states(model: DuoForCausalLM, input_ids: Tensor) -> Tensor:
-    """Normalised final states [N, D] with every layer big."""
-    return model.model(input_ids=input_ids).last_hidden_state.flatten(0, 1)
-
-
-def _check(
-    model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str, big_layers: Sequence[int] | None
-) -> list[int]:
-    """Return the budgets, ascending order kept as given, or raise a ValueError that says what is allowed."""
+def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:
+    """Raise a ValueError that says what is allowed unless the search can be done."""
+    config = model.config
     if context not in CONTEXTS:
         raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {context!r}")
-    if space.num_layers != model.config.num_hidden_layers:
+    if space.num_layers != config.num_hidden_layers:
         raise ValueError(
-            f"the route space has {space.num_layers} layers, the model {model.config.num_hidden_layers}; "
-            "make them equal"
+            f"the route space has {space.num_layers} layers, the model {config.num_hidden_layers}; make them equal"
         )
     if input_ids.ndim != 2 or input_ids.shape[1] < 2:
         raise ValueError(f"input_ids must be [B, T] with T >= 2, got shape {list(input_ids.shape)}")
-    if input_ids.min() < 0 or input_ids.max() >= model.config.vocab_size:
+    if input_ids.min() < 0 or input_ids.max() >= config.vocab_size:
         raise ValueError(
-            f"token ids must be in 0 .. {model.config.vocab_size - 1}, "
-            f"got {input_ids.min().item()} .. {input_ids.max().item()}"
+            f"token ids must be in 0 .. {config.vocab_size - 1}, got {input_ids.min()} .. {input_ids.max()}"
         )
-    budgets = list(range(space.num_layers + 1)) if big_layers is None else [int(big) for big in big_layers]
-    if not budgets or len(set(budgets)) != len(budgets):
-        raise ValueError(f"big_layers must hold one or more different budgets, got {budgets}")
-    for big in budgets:
-        check_big_layers(space, big)
-    return budgets

@@ -28,19 +28,19 @@ class Block:
 
     Attributes:
         ids_P: the prefixes as numbers in base C, first layer most significant; route ids at the leaves.
-        big_P: how many of the choices so far are big.
+        spent_P2: how many of the choices so far are small, and how many big.
         hidden_PND: hidden states after the layers walked so far.
     """
 
     ids_P: Tensor
-    big_P: Tensor
+    spent_P2: Tensor
     hidden_PND: Tensor
 
     @classmethod
     def root(cls, hidden_ND: Tensor) -> "Block":
         """The empty prefix, with the embeddings of the tokens."""
-        zero = torch.zeros(1, dtype=torch.long, device=hidden_ND.device)
-        return cls(zero, zero, hidden_ND[None])
+        ids_P = torch.zeros(1, dtype=torch.long, device=hidden_ND.device)
+        return cls(ids_P, ids_P.new_zeros(1, 2), hidden_ND[None])
 
     @property
     def rows(self) -> int:
@@ -50,22 +50,22 @@ class Block:
     def parts(self, max_rows: int) -> "list[Block]":
         """Split along the prefixes so that each part has at most `max_rows` rows (at least one prefix)."""
         prefixes = max(1, max_rows // self.hidden_PND.shape[1])
-        pieces = (self.ids_P.split(prefixes), self.big_P.split(prefixes), self.hidden_PND.split(prefixes))
+        pieces = (self.ids_P.split(prefixes), self.spent_P2.split(prefixes), self.hidden_PND.split(prefixes))
         return [Block(*piece) for piece in zip(*pieces, strict=True)]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The routes of `space` with one of the given numbers of big layers, over a model's layers.
+    """The routes of `space` that end in one of the wanted cells, over a model's layers.
 
     Attributes:
-        big_layers: the budgets that are wanted; prefixes that cannot reach any of them are cut.
+        wanted_Q2: (small, big) layers of the wanted cells; prefixes that reach none of them are cut.
         max_rows: how many hidden vectors a block may hold before it is split.
     """
 
     model: DuoModel
     space: RouteSpace
-    big_layers: frozenset[int]
+    wanted_Q2: Tensor
     max_rows: int
 
     def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Block]:
@@ -92,20 +92,23 @@ class Tree:
                 children_PCND[:, digit] = entered_PND if layer.skip_scope == "layer" else attended_PND
             else:
                 torch.add(attended_PND, layer.mlp.branch(branch, states_PND), out=children_PCND[:, digit])
-        digits_C = torch.arange(self.space.base, device=block.ids_P.device)
-        big_C = torch.tensor([branch == Branch.BIG for branch in self.space.branches], device=block.ids_P.device)
+        device = block.ids_P.device
+        digits_C = torch.arange(self.space.base, device=device)
+        spends_C2 = torch.tensor([[b == Branch.SMALL, b == Branch.BIG] for b in self.space.branches], device=device)
         children = Block(
             (block.ids_P[:, None] * self.space.base + digits_C).flatten(),
-            (block.big_P[:, None] + big_C).flatten(),
+            (block.spent_P2[:, None] + spends_C2).flatten(0, 1),
             children_PCND.flatten(0, 1),
         )
         return self._cut(children, remaining=self.space.num_layers - depth - 1)
 
     def _cut(self, block: Block, remaining: int) -> Block:
-        """Drop prefixes from which no wanted number of big layers can be reached."""
-        fits_P = torch.zeros_like(block.big_P, dtype=torch.bool)
-        for big in self.big_layers:
-            fits_P |= (block.big_P <= big) & (big <= block.big_P + remaining)
-        if fits_P.all():
+        """Drop prefixes from which no wanted cell can be reached."""
+        left_PQ2 = self.wanted_Q2 - block.spent_P2[:, None]
+        reachable_PQ = (left_PQ2 >= 0).all(-1) & (left_PQ2.sum(-1) <= remaining)
+        if Branch.SKIP not in self.space.branches:
+            reachable_PQ &= left_PQ2.sum(-1) == remaining
+        kept_P = reachable_PQ.any(-1)
+        if kept_P.all():
             return block
-        return Block(block.ids_P[fits_P], block.big_P[fits_P], block.hidden_PND[fits_P])
+        return Block(block.ids_P[kept_P], block.spent_P2[kept_P], block.hidden_PND[kept_P])

@@ -1,0 +1,121 @@
+"""A batch of text prepared for search: embeddings, positions, padding, and what its tokens attend to.
+
+Shape letters: B sequences, T tokens given, N = B * (T - 1) predicted tokens, L layers, D hidden,
+S keys seen so far.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM, FixedRoutes, check_routes
+from duollm.oracle.contexts import CachedContext, Rotary, SharedContext
+from duollm.routing.space import RouteSpace
+
+
+@dataclass
+class Batch:
+    """Token ids [B, T] to be searched; the last token is only a label.
+
+    Attributes:
+        ids_BT: the tokens that predict, [B, T - 1].
+        labels_N: what they have to predict.
+        padding_BT: where a prediction does not count, [B, T - 1].
+        hidden_BTD: embeddings of the tokens that predict.
+    """
+
+    model: DuoForCausalLM
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    ids_BT: Tensor = field(init=False)
+    labels_N: Tensor = field(init=False)
+    padding_BT: Tensor = field(init=False)
+    hidden_BTD: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        given_BT = self.input_ids.new_ones(self.input_ids.shape) if self.attention_mask is None else self.attention_mask
+        self.ids_BT, self.labels_N = self.input_ids[:, :-1], self.input_ids[:, 1:].flatten()
+        self._mask_BT = given_BT[:, :-1].bool()
+        self.padding_BT = ~(self._mask_BT & given_BT[:, 1:].bool())
+        self._positions_BT = (self._mask_BT.long().cumsum(-1) - 1).clamp(min=0)
+        self.hidden_BTD = self.model.model.embed_tokens(self.ids_BT)
+        self._rotary: Rotary = self.model.model.rotary_emb(self.hidden_BTD, position_ids=self._positions_BT)
+
+    def states(self) -> Tensor:
+        """Normalised final states of the predicting tokens with all layers big, [N, D]."""
+        return self._forward(None, None).flatten(0, 1)
+
+    def shared_context(self) -> SharedContext:
+        """Every token attends to tokens on the same route."""
+        if self._mask_BT.all():
+            # All sequences have the same positions; one table broadcasts.
+            return SharedContext(self._rotary, None)
+        return SharedContext(self._rotary, self._visible())
+
+    def reference_context(self, reference: Tensor | None) -> CachedContext:
+        """Every token attends to tokens on the reference routes, [L] or [B, T, L]; default all big."""
+        layers = self.model.config.num_hidden_layers
+        given = torch.full((layers,), int(Branch.BIG)) if reference is None else reference
+        routes = check_routes(given, *self.input_ids.shape, layers).to(self.input_ids.device)
+        cache = DynamicCache(config=self.model.config)
+        self._forward(routes if routes.ndim == 1 else routes[:, :-1], cache)
+        return CachedContext.over(cache, self._groups, self._rotary, ~self._visible())
+
+    def step_context(self, cache: DynamicCache, position: int) -> CachedContext:
+        """The tokens at `position` attend to a cache of all earlier ones, and fill a free slot."""
+        cos, sin = self._rotary
+        rotary = cos[:, position : position + 1], sin[:, position : position + 1]
+        hidden_B1S = None
+        if not self._mask_BT.all():
+            hidden_B1S = ~self._visible()[:, position : position + 1, : position + 1]
+        if position == 0:
+            config = self.model.config
+            empty = self.hidden_BTD.new_zeros(len(self.ids_BT), config.num_attention_heads, 1, config.head_dim)
+            layers = [empty] * config.num_hidden_layers
+            return CachedContext(rotary, layers, layers, hidden_B1S)
+        return CachedContext.over(cache, self._groups, rotary, hidden_B1S, free_slots=1)
+
+    def commit(self, cache: DynamicCache, position: int, routes_BL: Tensor) -> None:
+        """Run the tokens at `position` on their routes, so that the cache holds them."""
+        self.model.model(
+            input_ids=self.ids_BT[:, position : position + 1],
+            attention_mask=self._given_mask(position + 1),
+            position_ids=self._positions_BT[:, position : position + 1],
+            past_key_values=cache,
+            use_cache=True,
+            policy=FixedRoutes(routes_BL[:, None]),
+        )
+
+    def as_routes(self, space: RouteSpace, route_ids_BT: Tensor) -> Tensor:
+        """Route ids of the predicting tokens as routes [B, T, L] of all tokens; the last token is big."""
+        routes_BTL = torch.full((*self.input_ids.shape, space.num_layers), int(Branch.BIG))
+        routes_BTL = routes_BTL.to(self.input_ids.device)
+        routes_BTL[:, :-1] = space.decode(route_ids_BT.clamp(min=0))
+        return routes_BTL
+
+    def _forward(self, routes: Tensor | None, cache: DynamicCache | None) -> Tensor:
+        return self.model.model(
+            input_ids=self.ids_BT,
+            attention_mask=self._given_mask(self.ids_BT.shape[1]),
+            position_ids=self._positions_BT,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            policy=None if routes is None else FixedRoutes(routes),
+        ).last_hidden_state
+
+    def _given_mask(self, length: int) -> Tensor | None:
+        return None if self._mask_BT.all() else self._mask_BT[:, :length].long()
+
+    def _visible(self) -> Tensor:
+        """Which keys each token sees, [B, T - 1, T - 1]; padding sees itself, so that its row holds numbers."""
+        length, device = self.ids_BT.shape[1], self.ids_BT.device
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        own_TT = torch.eye(length, dtype=torch.bool, device=device)
+        return causal_TT & self._mask_BT[:, None] | own_TT
+
+    @property
+    def _groups(self) -> int:
+        return self.model.config.num_attention_heads // self.model.config.num_key_value_heads

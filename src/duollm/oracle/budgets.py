@@ -1,0 +1,225 @@
+"""Budgets: what a route may spend, and the frontier of best losses from which every budget is read.
+
+The search keeps the best route per token and *cell*. A cell is what a route spends: how many layers
+are small and how many big. A budget allows some cells; its oracle is the best over those.
+
+Shape letters: Q cells, N tokens, K budgets, B sequences, T tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from duollm.models.branch import Branch
+from duollm.routing.space import RouteSpace, check_big_layers
+
+
+@dataclass(frozen=True)
+class Cells:
+    """All ways to spend in a route space, cheapest first (equal costs: fewer big layers first).
+
+    Args:
+        space: the routes.
+        small_cost, big_cost: of one layer, in any unit (the FFNs' inner widths: FFN FLOPs are proportional).
+    """
+
+    space: RouteSpace
+    small_cost: int
+    big_cost: int
+
+    @cached_property
+    def spent(self) -> list[tuple[int, int]]:
+        """(small layers, big layers) of every cell."""
+        layers, branches = self.space.num_layers, self.space.branches
+        pairs = [
+            (small, big)
+            for big in range(layers + 1)
+            for small in range(layers + 1 - big)
+            if (Branch.SKIP in branches or small + big == layers)
+            and (Branch.SMALL in branches or small == 0)
+            and (Branch.BIG in branches or big == 0)
+        ]
+        return sorted(pairs, key=lambda pair: (self.cost(*pair), pair[1]))
+
+    def cost(self, small: int, big: int) -> int:
+        """Cost of so many small and big layers."""
+        return small * self.small_cost + big * self.big_cost
+
+    def share(self, small: int, big: int) -> float:
+        """Cost as a share of all big."""
+        return self.cost(small, big) / (self.space.num_layers * self.big_cost)
+
+
+class Budget(Protocol):
+    """What a token may spend."""
+
+    def allows(self, cells: Cells, position: int) -> list[bool]:
+        """Which cells a token at `position` (0 first) may take."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """Exactly `big` big layers."""
+
+    big: int
+
+    def allows(self, cells: Cells, position: int) -> list[bool]:
+        """Cells with that many big layers."""
+        check_big_layers(cells.space, self.big)
+        return [big == self.big for _, big in cells.spent]
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """At most `big` big layers."""
+
+    big: int
+
+    def allows(self, cells: Cells, position: int) -> list[bool]:
+        """Cells with up to that many big layers."""
+        check_big_layers(cells.space, self.big)
+        return [big <= self.big for _, big in cells.spent]
+
+
+@dataclass(frozen=True)
+class FlopsShare:
+    """At most `share` of the FFN FLOPs of all big."""
+
+    share: float
+
+    def allows(self, cells: Cells, position: int) -> list[bool]:
+        """Cells that cost no more."""
+        allowed = [cells.share(*pair) <= self.share + 1e-9 for pair in cells.spent]
+        if not any(allowed):
+            cheapest = cells.share(*cells.spent[0])
+            raise ValueError(f"no route costs at most {self.share} of all big; the cheapest costs {cheapest:.4f}")
+        return allowed
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Exactly so many big layers at each position of the sequence; the last value holds on."""
+
+    big_by_position: tuple[int, ...]
+
+    @classmethod
+    def ramp(cls, first: int, last: int, tokens: int) -> "Schedule":
+        """From `first` to `last` in equal steps over `tokens` positions (paper, Fig. 4c)."""
+        slope = (last - first) / max(1, tokens - 1)
+        return cls(tuple(round(first + slope * position) for position in range(tokens)))
+
+    def allows(self, cells: Cells, position: int) -> list[bool]:
+        """Cells with the position's number of big layers."""
+        return Exactly(self.big_by_position[min(position, len(self.big_by_position) - 1)]).allows(cells, position)
+
+
+@dataclass(frozen=True)
+class OnAverage:
+    """`big` big layers on average over all tokens given, split between tokens as helps most."""
+
+    big: float
+
+    def allows(self, cells: Cells, position: int) -> list[bool]:
+        """Any cell: the limit is on the sum."""
+        most = max(big for _, big in cells.spent)
+        if not 0 <= self.big <= most:
+            raise ValueError(f"an average of {self.big} big layers is impossible here; allowed: 0 .. {most}")
+        return [True] * len(cells.spent)
+
+
+def allowed_cells(budget: Budget, cells: Cells, positions: range) -> Tensor:
+    """Which cells a budget allows at each position, bool [Q, positions]."""
+    return torch.tensor([budget.allows(cells, position) for position in positions]).T
+
+
+def pick(
+    budget: Budget,
+    cells: Cells,
+    nll_QBT: Tensor,
+    wanted_QBT: Tensor,
+    first_position: int = 0,
+    padding_BT: Tensor | None = None,
+) -> Tensor:
+    """Read a budget's oracle off the frontier, [B, T]. Ties go to the cheaper cell.
+
+    Args:
+        nll_QBT: best nll (nats) of each cell, +inf where a cell was not searched.
+        wanted_QBT: what is wanted of the best cell: its nll, its route ids.
+        first_position: position of the first of the T tokens in the sequence.
+        padding_BT: tokens that neither spend nor count.
+    """
+    if isinstance(budget, OnAverage):
+        counted_BT = torch.ones_like(nll_QBT[0], dtype=torch.bool) if padding_BT is None else ~padding_BT
+        chosen_BT = torch.zeros_like(nll_QBT[0], dtype=torch.long)
+        chosen_BT[counted_BT] = _split_between_tokens(budget.big, cells, nll_QBT[:, counted_BT])
+    else:
+        positions = range(first_position, first_position + nll_QBT.shape[-1])
+        allowed_QT = allowed_cells(budget, cells, positions).to(nll_QBT.device)
+        chosen_BT = _first_lowest(nll_QBT.masked_fill(~allowed_QT[:, None], torch.inf))
+    return wanted_QBT.gather(0, chosen_BT[None])[0]
+
+
+def _first_lowest(values: Tensor) -> Tensor:
+    """Index of the lowest value along the first axis, the first of equals (argmin promises no order)."""
+    lowest = values.amin(0, keepdim=True)
+    positions = torch.arange(len(values), device=values.device).view(-1, *[1] * (values.ndim - 1))
+    return positions.where(values == lowest, len(values)).amin(0)
+
+
+def _split_between_tokens(mean_big: float, cells: Cells, nll_QN: Tensor) -> Tensor:
+    """Cells per token that minimise the total nll with `mean_big` big layers on average, [N].
+
+    A price per big layer makes every token choose for itself (the Lagrangian); the total spent falls
+    as the price rises. Bisection finds the price at which the tokens spend just what is allowed; what
+    a step of the price leaves unspent goes, one token at a time, to those that gain most per layer.
+    """
+    big_Q = torch.tensor([float(big) for _, big in cells.spent], device=nll_QN.device)
+    limit = mean_big * nll_QN.shape[1]
+
+    def choose(price: float) -> Tensor:
+        return _first_lowest(nll_QN.double() + price * big_Q[:, None])
+
+    low, high = 0.0, 1.0
+    if big_Q[choose(0.0)].sum() <= limit:
+        return choose(0.0)
+    while big_Q[choose(high)].sum() > limit:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if big_Q[choose(middle)].sum() > limit else (low, middle)
+    return _spend_rest(choose(high), choose(low), nll_QN, big_Q, limit)
+
+
+def _spend_rest(frugal_N: Tensor, lavish_N: Tensor, nll_QN: Tensor, big_Q: Tensor, limit: float) -> Tensor:
+    """Move tokens from their frugal to their lavish cell, best gain per layer first, while it fits."""
+    extra_N = big_Q[lavish_N] - big_Q[frugal_N]
+    gain_N = (nll_QN.gather(0, frugal_N[None]) - nll_QN.gather(0, lavish_N[None]))[0]
+    order = (gain_N / extra_N.clamp(min=1)).argsort(descending=True)
+    order = order[extra_N[order] > 0]
+    fits = big_Q[frugal_N].sum() + extra_N[order].cumsum(0) <= limit
+    chosen_N = frugal_N.clone()
+    chosen_N[order[fits]] = lavish_N[order[fits]]
+    return chosen_N
+
+
+def parse_budgets(
+    big_layers: Sequence[int] | None, budgets: Sequence[Budget] | None, space: RouteSpace
+) -> list[Budget]:
+    """Turn the two ways to ask for budgets into one list; default: exactly k for every k.
+
+    Raises:
+        ValueError: both given, none left, or an impossible number of big layers.
+    """
+    if big_layers is not None and budgets is not None:
+        raise ValueError("give big_layers or budgets, not both")
+    if budgets is None:
+        most = space.num_layers if Branch.BIG in space.branches else 0
+        budgets = [Exactly(int(big)) for big in (range(most + 1) if big_layers is None else big_layers)]
+    if not budgets or len(set(budgets)) != len(budgets):
+        raise ValueError(f"budgets must be one or more different ones, got {list(budgets)}")
+    return list(budgets)

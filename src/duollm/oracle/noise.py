@@ -1,0 +1,61 @@
+"""Selection noise: what a peek at the label buys, measured with labels that nobody could predict.
+
+The oracle picks the best of thousands of routes with the label in hand, so part of its gain is luck.
+To measure it, draw two labels y' and y'' from a reference prediction, pick with y', score on y''
+(docs/oracle.md, "Selection noise").
+
+Shape letters: B sequences, T tokens, N = B * T, S pairs of labels, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.space import RouteSpace
+
+_MEAN_ROUTES = 64
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How labels are drawn.
+
+    Attributes:
+        pairs: S, pairs (y', y'') per position.
+        source: the reference prediction: "all-big", "mean" over 64 random routes, or probabilities
+            [B, T, V] of another model.
+    """
+
+    pairs: int = 1
+    source: Literal["all-big", "mean"] | Tensor = "all-big"
+
+    def draw(
+        self, model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw labels y' and y'', each [S, N], for the predictions at `input_ids` [B, T]."""
+        probabilities_NV = self._probabilities(model, input_ids, space, generator)
+        drawn_NS = torch.multinomial(probabilities_NV, 2 * self.pairs, replacement=True, generator=generator)
+        first_SN, second_SN = drawn_NS.T.split(self.pairs)
+        return first_SN, second_SN
+
+    def _probabilities(
+        self, model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, generator: torch.Generator
+    ) -> Tensor:
+        if isinstance(self.source, Tensor):
+            expected = (*input_ids.shape, model.config.vocab_size)
+            if tuple(self.source.shape) != expected:
+                raise ValueError(f"probabilities must have shape {list(expected)}, got {list(self.source.shape)}")
+            return self.source.flatten(0, 1)
+        if self.source == "all-big":
+            return model(input_ids=input_ids, use_cache=False).logits.float().softmax(-1).flatten(0, 1)
+        if self.source != "mean":
+            raise ValueError(f"source must be 'all-big', 'mean' or probabilities, got {self.source!r}")
+        ids = torch.randint(space.size, (_MEAN_ROUTES,), generator=generator, device=generator.device)
+        total = sum(
+            model(input_ids=input_ids, routes=route, use_cache=False).logits.float().softmax(-1)
+            for route in space.decode(ids)
+        )
+        return (total / _MEAN_ROUTES).flatten(0, 1)

@@ -1,0 +1,272 @@
+import pytest
+import torch
+
+from duollm import Branch, RouteSpace, loss_table, search_oracle
+from duollm.oracle.budgets import AtMost, Exactly, FlopsShare, OnAverage, Schedule
+from duollm.oracle.noise import Resampling
+from duollm.oracle.reduce import RouteSums
+from duollm.oracle.search import executed_nll
+from naive_oracle import forward_nll, naive_committed, naive_table, tiny_model, tiny_tokens
+
+SKIP, SMALL, BIG = Branch
+OPTIONS = [(SMALL, BIG), (SKIP, BIG), (SKIP, SMALL, BIG)]
+KINDS = [
+    pytest.param(branches, scope, heads, id=f"{'-'.join(b.name.lower() for b in branches)} {scope} kv{heads}")
+    for branches in OPTIONS
+    for scope in ("ffn", "layer")
+    for heads in (1, 2)
+]
+
+
+def best_of(table, ids):
+    return table[..., ids].min(-1).values
+
+
+def assert_picks(result, table, space):
+    """Route ids decode to routes whose loss is the one reported."""
+    for nll, ids in zip(result.nll, result.route_ids, strict=True):
+        torch.testing.assert_close(table.gather(-1, ids[..., None])[..., 0], nll, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("branches", "scope", "heads"), KINDS)
+@pytest.mark.parametrize("context", ["shared", "reference"])
+def test_search_and_table_equal_one_forward_per_route(branches, scope, heads, context):
+    model, tokens, space = tiny_model(3, scope, heads), tiny_tokens(), RouteSpace(3, branches)
+    truth = naive_table(model, tokens, space, context)
+    torch.testing.assert_close(loss_table(model, tokens, space, context), truth, atol=1e-4, rtol=0)
+    result = search_oracle(model, tokens, space, context)
+    assert result.big_layers == [0, 1, 2, 3]
+    for big, nll in zip(result.big_layers, result.nll, strict=True):
+        torch.testing.assert_close(nll, best_of(truth, space.ids_with(big)), atol=1e-4, rtol=0)
+    assert_picks(result, truth, space)
+
+
+@pytest.mark.parametrize(("branches", "scope", "heads"), KINDS)
+def test_committed_search_equals_one_forward_per_token_and_route(branches, scope, heads):
+    model, tokens, space = tiny_model(3, scope, heads), tiny_tokens(), RouteSpace(3, branches)
+    result = search_oracle(model, tokens, space, "committed", big_layers=[1, 2])
+    for k, big in enumerate(result.big_layers):
+        allowed = [torch.as_tensor(space.ids_with(big))] * 5
+        nll, _ = naive_committed(model, tokens, space, allowed)
+        torch.testing.assert_close(result.nll[k], nll, atol=1e-4, rtol=0)
+        executed = executed_nll(model, tokens, space, result.route_ids[k])
+        torch.testing.assert_close(executed, result.nll[k], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("context", ["shared", "reference", "committed"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing_for_the_other_tokens(context, side):
+    model, space, short = tiny_model(), RouteSpace(3), tiny_tokens(1, 4, seed=5)
+    alone = search_oracle(model, short, space, context, big_layers=[1])
+    pad, ones = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)
+    order = (lambda a, b: (a, b)) if side == "left" else (lambda a, b: (b, a))
+    tokens = torch.cat([torch.cat(order(pad, short), 1), tiny_tokens(1, 6)])
+    mask = torch.cat([torch.cat(order(pad, ones), 1), torch.ones(1, 6, dtype=torch.long)])
+    result = search_oracle(model, tokens, space, context, big_layers=[1], attention_mask=mask)
+    counted = slice(2, None) if side == "left" else slice(None, 3)
+    torch.testing.assert_close(result.nll[0, 0, counted], alone.nll[0, 0], atol=1e-4, rtol=0)
+    padded = result.nll[0, 0].isnan()
+    assert padded.sum() == 2
+    assert (result.route_ids[0, 0][padded] == -1).all()
+    assert not result.nll[0, 1].isnan().any()
+
+
+def test_reference_may_be_any_routes():
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+    reference = torch.randint(0, 3, (2, 6, 3), generator=torch.Generator().manual_seed(3))
+    truth = naive_table(model, tokens, space, "reference", reference)
+    torch.testing.assert_close(
+        loss_table(model, tokens, space, "reference", reference=reference), truth, atol=1e-4, rtol=0
+    )
+
+
+def test_reference_rounds_feed_the_picks_back_and_report_the_change():
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+    first = search_oracle(model, tokens, space, "reference", [1])
+    second = search_oracle(model, tokens, space, "reference", [1], rounds=2)
+    routes = torch.full((2, 6, 3), 2)
+    routes[:, :-1] = space.decode(first.route_ids[0])
+    truth = naive_table(model, tokens, space, "reference", routes)
+    torch.testing.assert_close(second.nll[0], best_of(truth, space.ids_with(1)), atol=1e-4, rtol=0)
+    assert second.changed[0, 0] == (first.route_ids != second.route_ids).float().mean()
+
+
+def test_reference_at_a_fixed_point_is_realised_by_one_forward():
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+    result = search_oracle(model, tokens, space, "reference", [1], rounds=8)
+    assert result.changed[-1, 0] == 0
+    torch.testing.assert_close(
+        executed_nll(model, tokens, space, result.route_ids[0]), result.nll[0], atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("context", ["shared", "reference"])
+def test_pruning_changes_nothing_and_spares_leaves(context):
+    model, tokens, space = tiny_model(6), tiny_tokens(), RouteSpace(6)
+    pruned = search_oracle(model, tokens, space, context, random_routes=5)
+    full = search_oracle(model, tokens, space, context, random_routes=5, prune=False)
+    torch.testing.assert_close(pruned.nll, full.nll, atol=1e-5, rtol=0)
+    assert pruned.route_ids.equal(full.route_ids)
+    torch.testing.assert_close(pruned.random_nll, full.random_nll, atol=1e-5, rtol=0)
+    assert full.evaluated_share == 1
+    assert pruned.evaluated_share < 0.8
+
+
+def test_small_memory_gives_the_same_result():
+    model, tokens, space = tiny_model(5), tiny_tokens(), RouteSpace(5)
+    wide, deep = (search_oracle(model, tokens, space, memory_bytes=size) for size in (2**30, 1))
+    torch.testing.assert_close(wide.nll, deep.nll, atol=1e-5, rtol=0)
+    assert wide.route_ids.equal(deep.route_ids)
+
+
+@pytest.mark.parametrize("branches", OPTIONS)
+def test_every_budget_is_the_best_of_what_it_allows(branches):
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3, branches)
+    truth = naive_table(model, tokens, space, "shared")
+    routes = space.decode(torch.arange(space.size))
+    big, small = (routes == BIG).sum(-1), (routes == SMALL).sum(-1)
+    share = (48 * big + 8 * small) / (48 * 3)
+    result = search_oracle(model, tokens, space, budgets=[AtMost(2), FlopsShare(0.5), Schedule((3, 2, 1, 0, 0))])
+    torch.testing.assert_close(result.nll[0], best_of(truth, (big <= 2).nonzero()[:, 0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.nll[1], best_of(truth, (share <= 0.5).nonzero()[:, 0]), atol=1e-4, rtol=0)
+    for position, count in enumerate((3, 2, 1, 0, 0)):
+        expected = best_of(truth[:, position], space.ids_with(count))
+        torch.testing.assert_close(result.nll[2, :, position], expected, atol=1e-4, rtol=0)
+
+
+def test_committed_search_follows_a_schedule():
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+    result = search_oracle(model, tokens, space, "committed", budgets=[Schedule((3, 2, 1, 0, 0))])
+    allowed = [torch.as_tensor(space.ids_with(count)) for count in (3, 2, 1, 0, 0)]
+    torch.testing.assert_close(result.nll[0], naive_committed(model, tokens, space, allowed)[0], atol=1e-4, rtol=0)
+
+
+def test_budget_on_average_is_the_best_split_between_tokens():
+    model, tokens, space = tiny_model(), tiny_tokens(1, 6), RouteSpace(3)
+    frontier = search_oracle(model, tokens, space).nll[:, 0]
+    spent = torch.cartesian_prod(*[torch.arange(4)] * 5)
+    total = frontier[spent, torch.arange(5)].sum(-1)
+    for mean in (0, 1, 2, 3):
+        best = total[spent.sum(-1) <= mean * 5].min()
+        found = search_oracle(model, tokens, space, budgets=[OnAverage(mean)])
+        assert space.count_big(found.route_ids).sum() <= mean * 5
+        steps = (frontier[:-1] - frontier[1:]).abs().max()
+        assert best - 1e-5 <= found.nll.sum() <= best + 3 * steps  # the Lagrangian misses at most a token's step
+
+
+def test_padding_spends_nothing_of_an_average():
+    model, space = tiny_model(), RouteSpace(3)
+    alone = search_oracle(model, tiny_tokens(1, 4), space, budgets=[OnAverage(1)])
+    padded = torch.cat([tiny_tokens(1, 4), torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0]])
+    result = search_oracle(model, padded, space, budgets=[OnAverage(1)], attention_mask=mask)
+    assert result.route_ids[0, 0, :3].equal(alone.route_ids[0, 0])
+
+
+def test_random_routes_compete_only_if_drawn():
+    model, tokens, space = tiny_model(4), tiny_tokens(), RouteSpace(4)
+    result = search_oracle(model, tokens, space, random_routes=2, generator=torch.Generator().manual_seed(0))
+    assert (result.random_nll >= result.nll - 1e-5).all()
+    assert (result.random_nll > result.nll + 1e-3).any()
+    many = search_oracle(model, tokens, space, random_routes=200, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(many.random_nll, many.nll, atol=1e-5, rtol=0)
+
+
+def test_route_sums_are_those_of_the_counted_tokens():
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+    truth = naive_table(model, tokens, space, "shared").flatten(0, 1).double()
+    group = torch.tensor([0, 0, -1, 1, 1, 0, -1, 1, 1, 1])
+    sums = RouteSums(group, torch.zeros(2, space.size, dtype=torch.float64))
+    search_oracle(model, tokens, space, sums=sums)
+    for index in (0, 1):
+        torch.testing.assert_close(sums.sums_GR[index], truth[group == index].sum(0), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("source", ["all-big", "mean", "given"])
+def test_resampled_labels_are_picked_and_scored_with_their_own_losses(source):
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+    uniform = torch.full((2, 5, 97), 1 / 97)
+    resampling = Resampling(pairs=3, source=uniform if source == "given" else source)
+    first, second = resampling.draw(model, tokens[:, :-1], space, torch.Generator().manual_seed(7))
+    result = search_oracle(
+        model, tokens, space, big_layers=[1], resampling=resampling, generator=torch.Generator().manual_seed(7)
+    )
+    ids = torch.as_tensor(space.ids_with(1))
+    for pair in range(3):
+        with torch.no_grad():
+            log_p = torch.stack([model(tokens, routes=space.decode(r)).logits[:, :-1].log_softmax(-1) for r in ids])
+        picked = -log_p.gather(-1, first[pair].view(1, 2, 5, 1).expand(len(ids), -1, -1, -1))[..., 0]
+        scored = -log_p.gather(-1, second[pair].view(1, 2, 5, 1).expand(len(ids), -1, -1, -1))[..., 0]
+        best = picked.min(0)
+        torch.testing.assert_close(result.resampled_nll[pair, 0], best.values, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            result.resampled_score[pair, 0], scored.gather(0, best.indices[None])[0], atol=1e-4, rtol=0
+        )
+
+
+def test_ties_go_to_the_cheaper_then_the_smaller_id():
+    model, tokens = tiny_model(), tiny_tokens()
+    for layer in model.model.layers:
+        for ffn in (layer.mlp.small, layer.mlp.big):
+            torch.nn.init.zeros_(ffn.down_proj.weight)
+    space = RouteSpace(3, (SKIP, SMALL, BIG))
+    result = search_oracle(model, tokens, space, budgets=[Exactly(1), AtMost(3), Exactly(0)])
+    assert (result.route_ids[0] == space.encode(torch.tensor([0, 0, 2]))).all()
+    assert (result.route_ids[1] == 0).all()
+    assert (result.route_ids[2] == 0).all()
+
+
+@pytest.mark.parametrize("context", ["shared", "reference", "committed"])
+def test_every_context_reads_only_earlier_tokens(context):
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+    later = tokens.clone()
+    later[:, 4:] = (later[:, 4:] + 1) % 97
+    first, second = (search_oracle(model, each, space, context, [1]) for each in (tokens, later))
+    torch.testing.assert_close(first.nll[..., :3], second.nll[..., :3], atol=1e-5, rtol=0)
+
+
+def test_executed_together_is_one_forward_with_the_picks():
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+    found = search_oracle(model, tokens, space, big_layers=[2])
+    routes = torch.full((2, 6, 3), 2)
+    routes[:, :-1] = space.decode(found.route_ids[0])
+    torch.testing.assert_close(
+        executed_nll(model, tokens, space, found.route_ids[0]), forward_nll(model, tokens, routes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": "other"}, "context must be one of shared, reference, committed, got 'other'"),
+        ({"big_layers": [4]}, "a budget of 4 big layers is impossible here; allowed: 0 .. 3"),
+        ({"big_layers": [1, 1]}, "different"),
+        ({"big_layers": []}, "one or more"),
+        ({"big_layers": [1], "budgets": [Exactly(1)]}, "not both"),
+        ({"budgets": [FlopsShare(0.01)]}, "no route costs at most 0.01"),
+        ({"budgets": [OnAverage(4)]}, "allowed: 0 .. 3"),
+        ({"context": "committed", "budgets": [OnAverage(1)]}, "no budget on average"),
+        ({"context": "shared", "rounds": 2}, "context 'reference'"),
+    ],
+)
+def test_impossible_searches_are_refused(options, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        search_oracle(tiny_model(), tiny_tokens(), RouteSpace(3), **options)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "space", "message"),
+    [
+        (torch.tensor([[1, 97]]), RouteSpace(3), "token ids must be in 0 .. 96"),
+        (torch.tensor([[1]]), RouteSpace(3), "T >= 2"),
+        (torch.tensor([[1, 2]]), RouteSpace(4), "the route space has 4 layers, the model 3"),
+    ],
+)
+def test_bad_input_is_refused(tokens, space, message):
+    with pytest.raises(ValueError, match=message):
+        search_oracle(tiny_model(), tokens, space)
+
+
+def test_a_table_of_committed_losses_is_refused():
+    with pytest.raises(ValueError, match="use search_oracle"):
+        loss_table(tiny_model(), tiny_tokens(), RouteSpace(3), "committed")
