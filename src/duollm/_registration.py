@@ -1,7 +1,8 @@
-"""Makes `AutoModelForCausalLM.from_pretrained` know the duo model after `import duollm`.
+"""Makes `AutoConfig` and `AutoModelForCausalLM` know the duo model after `import duollm`.
 
-Importing transformers takes seconds, which `duollm --help` must not pay. So the classes are
-registered at once if transformers' auto classes are loaded already, and else at the moment they are.
+Importing transformers takes seconds, which `duollm --help` must not pay. So the duo's files, which
+register themselves, are imported at once if transformers' auto classes are loaded already, and else
+at the moment they are.
 """
 
 import sys
@@ -11,48 +12,54 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-_AUTO = "transformers.models.auto.modeling_auto"
-_MODEL = "duollm.models.modeling_duo"
+_FILE_FOR = {
+    "transformers.models.auto.configuration_auto": "duollm.models.configuration_duo",
+    "transformers.models.auto.modeling_auto": "duollm.models.modeling_duo",
+}
 
 
 def register_when_transformers_is_used() -> None:
     """Register the duo classes now, or when transformers' auto classes get loaded."""
-    if _AUTO in sys.modules:
-        _load_model()
-    else:
-        sys.meta_path.insert(0, _AutoClassesFinder())
+    for auto in _FILE_FOR:
+        if auto in sys.modules:
+            _load_file_for(auto)
+        else:
+            sys.meta_path.insert(0, _AutoClassesFinder(auto))
 
 
-def _load_model() -> None:
-    """Import the model's file, which registers itself (it may be what is being imported right now)."""
-    if _MODEL not in sys.modules:
-        import_module(_MODEL)
+def _load_file_for(auto: str) -> None:
+    """Import the duo's file that belongs to `auto` (it may be what is being imported right now)."""
+    if _FILE_FOR[auto] not in sys.modules:
+        import_module(_FILE_FOR[auto])
 
 
 class _AutoClassesFinder(MetaPathFinder):
-    """Waits for the import of transformers' auto classes, then steps aside."""
+    """Waits for the import of one of transformers' auto modules, then steps aside."""
+
+    def __init__(self, auto: str) -> None:
+        self.auto = auto
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _AUTO:
+        if fullname != self.auto:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
+            spec.loader = _RegisteringLoader(spec.loader, self.auto)
         return spec
 
 
 class _RegisteringLoader(Loader):
-    """Loads a module the usual way and then registers the duo classes."""
+    """Loads an auto module the usual way and then registers the duo's class."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    def __init__(self, loader: Loader, auto: str) -> None:
+        self.loader, self.auto = loader, auto
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _load_model()
+        _load_file_for(self.auto)

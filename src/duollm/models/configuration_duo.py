@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 # Keys that transformers itself passes through a config, in addition to the declared fields.
 _TRANSFORMERS_KEYS = {
@@ -109,3 +109,6 @@ class DuoConfig(PreTrainedConfig):
             raise ValueError(f"num_key_value_heads ({key_value_heads}) must divide num_attention_heads ({heads})")
         if head_dim % 2:
             raise ValueError(f"head_dim ({head_dim}) must be even for rotary positions")
+
+
+AutoConfig.register(DuoConfig.model_type, DuoConfig, exist_ok=True)

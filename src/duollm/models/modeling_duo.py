@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -476,5 +476,4 @@ def _kept(choice: Choice, states_BTD: Tensor) -> Tensor:
     return 1 - _one_hot(choice, states_BTD)[..., Branch.SKIP, None]
 
 
-AutoConfig.register(DuoConfig.model_type, DuoConfig, exist_ok=True)
 AutoModelForCausalLM.register(DuoConfig, DuoForCausalLM, exist_ok=True)
