@@ -43,6 +43,8 @@ class Plan:
     noise: float = 0.3
     """Standard deviation of the loss over routes: what an oracle can exploit."""
     router_budgets: tuple[int, ...] = (1, 2, 3, 4, 5)
+    counted_share: float = 1.0
+    """Share of each document's tokens on which fixed patterns are run."""
     seed: int = 7
 
 
@@ -84,9 +86,13 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
         "random_routes": RANDOM_ROUTES,
         "version": "0.1.0",
     }
+    counted_T = np.ones(tokens, dtype=bool)
+    if plan.counted_share < 1:
+        facts["counted_share"] = plan.counted_share
+        counted_T = _sample(document_T, plan.counted_share, generator)
     oracle = _oracle_columns(truth, plan, generator)
     write_parquet(run / "oracle" / f"{domain}.parquet", {**keys, "text": pa.array(texts), **oracle}, facts)
-    write_parquet(run / "oracle" / f"{domain}.routes.parquet", _route_columns(truth, domain), facts)
+    write_parquet(run / "oracle" / f"{domain}.routes.parquet", _route_columns(truth, domain, counted_T), facts)
     for k, route_T in routers.items():
         columns = {**keys, "nll": _float32(nll_TR[np.arange(tokens), route_T]), "route": pa.array(route_T)}
         router = {"router": f"linear-k{k}", "kind": "linear", "budget": k / plan.num_layers, "big_layers": k}
@@ -127,14 +133,23 @@ def _oracle_columns(truth: Truth, plan: Plan, generator: np.random.Generator) ->
     return columns
 
 
-def _route_columns(truth: Truth, domain: str) -> dict[str, pa.Array]:
+def _sample(document_T: NDArray[np.int64], share: float, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose the same number of tokens from every document at random."""
+    chosen_T = np.zeros(len(document_T), dtype=bool)
+    for document in np.unique(document_T):
+        mine = np.flatnonzero(document_T == document)
+        chosen_T[generator.choice(mine, round(share * len(mine)), replace=False)] = True
+    return chosen_T
+
+
+def _route_columns(truth: Truth, domain: str, counted_T: NDArray[np.bool_]) -> dict[str, pa.Array]:
     documents, routes = int(truth.document_T.max()) + 1, truth.space.size
-    sums_DR = np.stack([truth.nll_TR[truth.document_T == d].sum(0) for d in range(documents)])
+    sums_DR = np.stack([truth.nll_TR[counted_T & (truth.document_T == d)].sum(0) for d in range(documents)])
     return {
         "document": pa.array([f"{domain}/{d:02d}.txt" for d in np.repeat(np.arange(documents), routes)]),
         "route": pa.array(np.tile(np.arange(routes), documents)),
         "nll_sum": pa.array(sums_DR.ravel()),
-        "tokens": pa.array(np.repeat(np.bincount(truth.document_T), routes), pa.int32()),
+        "tokens": pa.array(np.repeat(np.bincount(truth.document_T[counted_T]), routes), pa.int32()),
     }
 
 

@@ -125,3 +125,23 @@ def test_c7_fails_on_one_uneven_layer():
 def test_slope_is_the_difference_between_last_and_first_layer():
     claim = next(claim for claim in decide_claims(_evidence()) if claim.id == "C6")
     assert claim.conditions[0].estimate.value == pytest.approx(0.4)
+
+
+def test_findings_print_the_numbers_of_the_conditions():
+    findings = {claim.id: claim.as_dict()["finding"] for claim in decide_claims(_evidence())}
+    assert "k = 2 the oracle lies 0.460 [" in findings["C1"]
+    assert "From k = 0 to 3 it falls by 0.600 [" in findings["C2"]
+    assert "lowest at k = 3 [3, 3]" in findings["C2"]
+    assert "changes by 0.400 [" in findings["C6"]
+
+
+def test_findings_say_what_is_not_steady():
+    static = {k: 3.5 - 0.02 * k for k in range(LAYERS + 1)} | {3: 3.5}
+    finding = next(claim.finding for claim in decide_claims(_evidence(static=static)) if claim.id == "C4")
+    assert finding.startswith("Best fixed pattern: falls by 0.120 [")
+    assert finding.count("but not steadily") == 1
+
+
+def test_findings_without_evidence_say_so():
+    for claim in decide_claims(Evidence("prose", LAYERS, {}, {}, None)):
+        assert "not measured" in claim.finding

@@ -3,8 +3,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from duollm.analysis.patterns import best_of, chance_of_best, first_half, static
+from duollm.analysis.patterns import best_of, chance_of_best, first_half, static, whole_document_sums
+from duollm.analysis.tables import PatternTable, read_oracle, read_patterns
 from duollm.errors import UserError
+from synthetic_run import Plan, write_run
 
 
 @pytest.mark.parametrize("drawn", [1, 2, 3, 6, 7])
@@ -57,3 +59,48 @@ def test_static_on_pure_noise_gains_nothing():
     totals_D = static(nll_sum_DR, first_half(400, 0))
     assert nll_sum_DR.mean(0).min() < -0.1
     assert abs(totals_D.mean()) < 0.1
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A domain whose patterns were run on a quarter of the tokens, with its truth."""
+    run = tmp_path_factory.mktemp("sampled")
+    truth = write_run(run, Plan(counted_share=0.25, tokens_per_document=40, noise=0.05))["prose"]
+    oracle = read_oracle(run, "prose")
+    return oracle, read_patterns(run, oracle), truth
+
+
+def _errors(estimate_DR, truth):
+    """Absolute errors in nats per token, over all documents, of every route."""
+    return np.abs(estimate_DR.sum(0) - truth.nll_TR.sum(0)) / len(truth.nll_TR)
+
+
+def test_all_small_and_all_big_are_exact_on_a_sample(sampled):
+    oracle, patterns, truth = sampled
+    assert patterns.counted_D.tolist() == [10] * 12
+    assert _errors(whole_document_sums(oracle, patterns), truth)[[0, -1]] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_sample_is_extended_better_than_by_scaling(sampled):
+    oracle, patterns, truth = sampled
+    extended, scaled = whole_document_sums(oracle, patterns), patterns.nll_sum_DR * 4
+    assert _errors(extended, truth).mean() < 0.5 * _errors(scaled, truth).mean()
+
+
+def test_extension_is_unbiased(sampled):
+    """Over many random samples the mean estimate is the sum over all tokens."""
+    oracle, _, truth = sampled
+    generator, draws = np.random.default_rng(0), []
+    for _ in range(300):
+        chosen = [generator.choice(np.flatnonzero(truth.document_T == d), 10, replace=False) for d in range(12)]
+        sums_DR = np.stack([truth.nll_TR[tokens].sum(0) for tokens in chosen])
+        table = PatternTable(np.arange(truth.space.size), sums_DR, np.full(12, 10))
+        draws.append(whole_document_sums(oracle, table).sum(0))
+    standard_error_R = np.std(draws, axis=0) / np.sqrt(len(draws))
+    assert (np.abs(np.mean(draws, axis=0) - truth.nll_TR.sum(0)) <= 4.5 * standard_error_R + 1e-9).all()
+
+
+def test_nothing_is_estimated_where_all_tokens_are_counted(synthetic):
+    oracle = read_oracle(synthetic[0], "prose")
+    patterns = read_patterns(synthetic[0], oracle)
+    assert whole_document_sums(oracle, patterns) is patterns.nll_sum_DR

@@ -46,6 +46,17 @@ def test_static_is_chosen_on_the_other_half(prose):
         assert _mean(scores, rows["static", k]) == pytest.approx(np.concatenate(scored).mean())
 
 
+def test_static_on_all_tokens_is_taken_where_it_was_run(synthetic):
+    run, _ = synthetic
+    oracle = read_oracle(run, "prose")
+    known_T = np.random.default_rng(0).normal(3, 1, len(oracle.document_T))
+    oracle.nll_static_T[2] = known_T
+    scores = score_policies(oracle, read_patterns(run, oracle), [], 0)
+    static = {row.big_layers: row for row in scores.rows if row.policy == "static"}
+    assert _mean(scores, static[2]) == pytest.approx(known_T.mean())
+    assert _mean(scores, static[3]) != pytest.approx(known_T.mean())
+
+
 def test_order_of_policies_at_equal_budget(prose):
     scores, rows, _ = prose
     for k in range(7):

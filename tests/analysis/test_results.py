@@ -61,6 +61,31 @@ def test_best_of_curve_falls_from_random_to_static(analysed):
         assert curve["nll"][index] == pytest.approx(row["nll"])
 
 
+def test_differences_from_all_big_are_paired(tmp_path):
+    """Documents differ by tenths of a nat, but the policies on them move together."""
+    write_run(tmp_path, Plan(noise=0.05))
+    results = analyse(tmp_path, 300)
+    big = _pick(results["nll"], domain="prose", policy="all-big")
+    for row in results["nll"]:
+        if row["domain"] == "prose":
+            assert row["over_all_big"] == pytest.approx(row["nll"] - big["nll"], abs=1e-12)
+    oracle = _pick(results["nll"], domain="prose", policy="oracle", big_layers=3)
+    assert oracle["over_all_big_high"] - oracle["over_all_big_low"] < 0.5 * (oracle["high"] - oracle["low"])
+
+
+def test_patterns_on_a_sample_are_compared_on_all_tokens(tmp_path):
+    """What was run on a quarter of the tokens stands beside what was run on all, within its interval."""
+    write_run(tmp_path / "all", Plan(documents=30))
+    write_run(tmp_path / "sample", Plan(documents=30, counted_share=0.25))
+    exact, estimated = (analyse(tmp_path / name, 300) for name in ("all", "sample"))
+    assert estimated["data"]["prose"] == {"documents": 30, "tokens": 600, "pattern_tokens": 150}
+    for k in (1, 3, 5):
+        wanted = _pick(exact["nll"], domain="pooled", policy="random-patterns", big_layers=k)
+        found = _pick(estimated["nll"], domain="pooled", policy="random-patterns", big_layers=k)
+        assert found["nll"] == pytest.approx(wanted["nll"], abs=0.02)
+        assert found["over_all_big_low"] < wanted["over_all_big"] < found["over_all_big_high"]
+
+
 def test_layer_use_equals_the_truth(analysed):
     _, truths, results = analysed
     truth = truths["prose"]

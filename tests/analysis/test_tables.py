@@ -36,6 +36,35 @@ def test_reads_back_what_was_written(synthetic):
         np.testing.assert_array_equal(oracle.route_oracle_T[k], ids[truth.nll_TR[:, ids].argmin(1)])
 
 
+def test_domains_come_in_the_order_of_the_recipe(own_run):
+    (own_run / "data").mkdir()
+    sources = [{"domain": domain, "origin": "..."} for domain in ("prose", "unsearched", "code")]
+    (own_run / "data" / "manifest.json").write_text(json.dumps({"sources": sources}))
+    assert list_domains(own_run) == ["prose", "code"]
+
+
+def test_static_on_all_tokens_is_read_where_it_is(own_run):
+    path = own_run / "oracle" / "prose.parquet"
+    nll_T = np.arange(240, dtype=np.float32)
+    _rewrite(path, lambda table: table.append_column("nll_static_k2", pa.array(nll_T)))
+    static = read_oracle(own_run, "prose").nll_static_T
+    assert list(static) == [2]
+    assert np.array_equal(static[2], nll_T)
+
+
+def test_patterns_on_fewer_tokens_must_say_so(own_run):
+    path = own_run / "oracle" / "prose.routes.parquet"
+    fewer = pa.array(np.full(12 * 64, 19), pa.int32())
+    _rewrite(path, lambda table: table.set_column(3, "tokens", fewer))
+    oracle = read_oracle(own_run, "prose")
+    with pytest.raises(UserError, match="token counts are not those of"):
+        read_patterns(own_run, oracle)
+    table = pq.read_table(path)
+    facts = _facts(path) | {"counted_share": 0.95}
+    write_parquet(path, {name: table.column(name) for name in table.column_names}, facts)
+    assert read_patterns(own_run, oracle).counted_D.tolist() == [19] * 12
+
+
 def test_patterns_follow_the_oracles_documents_whatever_their_order(own_run, synthetic):
     path = own_run / "oracle" / "prose.routes.parquet"
     shuffled = np.random.default_rng(0).permutation(pq.read_metadata(path).num_rows)
@@ -44,7 +73,7 @@ def test_patterns_follow_the_oracles_documents_whatever_their_order(own_run, syn
     patterns = read_patterns(own_run, read_oracle(own_run, "prose"))
     expected_DR = np.stack([truth.nll_TR[truth.document_T == d].sum(0) for d in range(12)])
     np.testing.assert_allclose(patterns.nll_sum_DR, expected_DR)
-    assert patterns.tokens_D.tolist() == [20] * 12
+    assert patterns.counted_D.tolist() == [20] * 12
 
 
 def test_routers_come_by_budget(synthetic):

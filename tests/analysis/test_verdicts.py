@@ -49,7 +49,7 @@ def test_what_was_not_measured_is_undecided(draws_X):
 )
 def test_a_claim_is_as_good_as_its_worst_condition(verdicts, whole, decisive):
     conditions = tuple(Condition(f"q{i}", "rule", None, verdict) for i, verdict in enumerate(verdicts))
-    written = Claim("C0", "prose", "...", conditions).as_dict()
+    written = Claim("C0", "prose", "...", "found", conditions).as_dict()
     assert written["verdict"] == whole
     assert written["quantity"] == f"q{decisive}"
     assert len(written["conditions"]) == 2

@@ -26,7 +26,7 @@ def _line(axes, label):
 
 def test_curves_hold_the_results(analysed):
     results = analysed[1]
-    axes = nll_by_budget(results).axes[1]
+    axes = nll_by_budget(results, ["code", "prose"]).axes[1]
     assert axes.get_title() == "prose"
     rows = [row for row in results["nll"] if row["domain"] == "prose"]
     for policy, label in (("oracle", "oracle"), ("static", "static (best fixed pattern)")):
@@ -38,7 +38,20 @@ def test_curves_hold_the_results(analysed):
 def test_routers_stand_where_they_spend(analysed):
     results = analysed[1]
     spent = results | {"nll": [row | {"mean_big_layers": row["mean_big_layers"] * 0.5} for row in results["nll"]]}
-    assert list(_line(nll_by_budget(spent).axes[0], "router (linear)").get_xdata()) == [0.5, 1.0, 1.5, 2.0, 2.5]
+    [axes] = nll_by_budget(spent, ["code"]).axes
+    assert list(_line(axes, "router (linear)").get_xdata()) == [0.5, 1.0, 1.5, 2.0, 2.5]
+
+
+def test_bands_are_paired_differences_put_where_all_big_stands(analysed):
+    results = analysed[1]
+    [axes] = nll_by_budget(results, ["pooled"]).axes
+    rows = [row for row in results["nll"] if row["domain"] == "pooled"]
+    big = next(row["nll"] for row in rows if row["policy"] == "all-big")
+    oracle = sorted((row for row in rows if row["policy"] == "oracle"), key=lambda row: row["big_layers"])
+    edge = {tuple(point) for point in axes.collections[2].get_paths()[0].vertices.round(9)}
+    for row in oracle:
+        assert (row["big_layers"], round(big + row["over_all_big_low"], 9)) in edge
+        assert (row["big_layers"], round(big + row["over_all_big_high"], 9)) in edge
 
 
 def test_the_close_up_leaves_the_oracle_out(analysed):
@@ -70,7 +83,7 @@ def test_all_figures_twice_the_same(analysed, tmp_path):
     oracles = [read_oracle(run, domain) for domain in results["data"]]
     routers = {oracle.domain: read_routers(run, oracle) for oracle in oracles}
     once, again = (draw_figures(folder, results, oracles, routers) for folder in (tmp_path / "a", tmp_path / "b"))
-    assert len(once) == 6
+    assert len(once) == 7
     for name, svg in once.items():
         assert svg.read_bytes() == again[name].read_bytes()
         assert svg.with_suffix(".pdf").read_bytes() == again[name].with_suffix(".pdf").read_bytes()

@@ -7,10 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from duollm.analysis.numbers import estimate, nats, percent
 from duollm.analysis.results import analyse
 from duollm.errors import UserError
-from duollm.report.numbers import estimate, nats, percent
 from duollm.report.page import write_report
+from synthetic_run import Plan, write_run
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_well_formed_with_every_figure_described(page):
     parser = _Balance()
     parser.feed(page[0])
     assert parser.open == []
-    assert len(parser.images) == 6
+    assert len(parser.images) == 7
     assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in parser.images)
 
 
@@ -80,6 +81,21 @@ def test_verdicts_are_counted_on_the_pooled_domains(page):
         f"{pooled.count(verdict)} {verdict}" for verdict in ("reproduced", "not reproduced", "undecided")
     )
     assert wanted in " ".join(html.split())
+
+
+def test_the_first_section_gives_a_finding_for_every_claim(page):
+    html, results = page
+    first = html[html.index('<section class="first"') : html.index("</section>")].replace("\xa0", " ")
+    for claim in results["claims"]:
+        assert (claim["finding"] in first) == (claim["domain"] == "pooled")
+
+
+def test_a_sample_of_patterns_is_said(tmp_path, page):
+    write_run(tmp_path, Plan(counted_share=0.25))
+    analyse(tmp_path, 100)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert html.count("on a random 25% of each document") == 3
+    assert "on a random" not in page[0]
 
 
 def test_caveats_name_the_context(page):

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from duollm.analysis.numbers import percent, whole, with_interval
 from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, Scores
 from duollm.analysis.statistics import Bootstrap, Floats, interval
 from duollm.analysis.verdicts import Claim, Condition, condition
@@ -78,24 +79,25 @@ def _c1(evidence: Evidence) -> Claim:
     oracle_gain = evidence.difference((BEST_PATTERNS, k), (ORACLE, k))
     router_gain = evidence.difference((BEST_PATTERNS, k), (evidence.router, k))
     bridged = None if oracle_gain is None or router_gain is None else router_gain / oracle_gain
+    below = condition(
+        f"nll: oracle - best of 100 patterns, at k = {k}",
+        evidence.difference((ORACLE, k), (BEST_PATTERNS, k)),
+        below=0,
+    )
+    way = condition(
+        f"share of the way from best of 100 patterns to oracle that the router goes, at k = {k}",
+        bridged,
+        above=-NEAR,
+        below=NEAR,
+    )
     return Claim(
         "C1",
         evidence.domain,
         "At one budget the oracle is far below the best of 100 random patterns; "
         "the learned router sits near the best of 100, far from the oracle",
-        (
-            condition(
-                f"nll: oracle - best of 100 patterns, at k = {k}",
-                evidence.difference((ORACLE, k), (BEST_PATTERNS, k)),
-                below=0,
-            ),
-            condition(
-                f"share of the way from best of 100 patterns to oracle that the router goes, at k = {k}",
-                bridged,
-                above=-NEAR,
-                below=NEAR,
-            ),
-        ),
+        f"At k = {k} the oracle lies {with_interval(below.drop)} nats below the best of 100 patterns; "
+        f"share of that way which the router goes: {with_interval(way.estimate, percent)}.",
+        (below, way),
     )
 
 
@@ -108,67 +110,70 @@ def _c2(evidence: Evidence) -> Claim:
     if {0, middle, layers} <= set(budgets):
         nll_XK = np.stack([evidence.nll_X[ORACLE, k] for k in budgets], axis=1)
         lowest_X = np.array(budgets, dtype=np.float64)[nll_XK.argmin(1)]
+    fall = condition(
+        f"nll: oracle at k = {middle} - at k = 0", evidence.difference((ORACLE, middle), (ORACLE, 0)), below=0
+    )
+    rise = condition(
+        f"nll: oracle at k = {layers} - at k = {middle}",
+        evidence.difference((ORACLE, layers), (ORACLE, middle)),
+        above=0,
+    )
+    lowest = condition(
+        "number of big layers at which the oracle's nll is lowest",
+        lowest_X,
+        above=layers / 3 - 0.5,
+        below=2 * layers / 3 + 0.5,
+    )
     return Claim(
         "C2",
         evidence.domain,
         f"The oracle's loss falls until half of the layers are big (k = {middle}) and rises again to k = {layers}",
-        (
-            condition(
-                f"nll: oracle at k = {middle} - at k = 0",
-                evidence.difference((ORACLE, middle), (ORACLE, 0)),
-                below=0,
-            ),
-            condition(
-                f"nll: oracle at k = {layers} - at k = {middle}",
-                evidence.difference((ORACLE, layers), (ORACLE, middle)),
-                above=0,
-            ),
-            condition(
-                "number of big layers at which the oracle's nll is lowest",
-                lowest_X,
-                above=layers / 3 - 0.5,
-                below=2 * layers / 3 + 0.5,
-            ),
-        ),
+        f"From k = 0 to {middle} it falls by {with_interval(fall.drop)} nats, from {middle} to {layers} it rises by "
+        f"{with_interval(rise.estimate)}; it is lowest at k = {with_interval(lowest.estimate, whole)}.",
+        (fall, rise, lowest),
     )
 
 
 def _c3(evidence: Evidence) -> Claim:
     layers = evidence.num_layers
+    below = condition("nll: oracle at k = 1 - all big", evidence.difference((ORACLE, 1), (ALL_BIG, layers)), below=0)
     return Claim(
         "C3",
         evidence.domain,
         f"The oracle with exactly 1 big layer beats big in all {layers} layers",
-        (
-            condition(
-                "nll: oracle at k = 1 - all big",
-                evidence.difference((ORACLE, 1), (ALL_BIG, layers)),
-                below=0,
-            ),
-        ),
+        f"With 1 big layer the oracle lies {with_interval(below.drop)} nats below all big.",
+        (below,),
     )
 
 
 def _c4(evidence: Evidence) -> Claim:
     """Steady: from least to most big layers the loss drops, and no single step rises beyond its interval."""
-    conditions = []
+    conditions: list[Condition] = []
+    findings = []
     for name, policy in (("best fixed pattern", STATIC), ("router", evidence.router)):
         budgets = evidence.budgets(policy)
         if len(budgets) < 2:
             conditions.append(condition(f"nll: {name} at most - at fewest big layers", None, below=0))
+            findings.append(f"{name}: not measured at two budgets")
             continue
-        conditions.append(
-            condition(
-                f"nll: {name} at k = {budgets[-1]} - at k = {budgets[0]}",
-                evidence.difference((policy, budgets[-1]), (policy, budgets[0])),
-                below=0,
-            )
+        first, last = budgets[0], budgets[-1]
+        fall = condition(
+            f"nll: {name} at k = {last} - at k = {first}",
+            evidence.difference((policy, last), (policy, first)),
+            below=0,
         )
-        conditions.append(_no_step_rises(evidence, name, str(policy), budgets))
+        step = _no_step_rises(evidence, name, str(policy), budgets)
+        conditions += [fall, step]
+        findings.append(
+            f"{name}: falls by {with_interval(fall.drop)} nats from k = {first} to {last}"
+            f"{', but not steadily' if step.verdict == 'not reproduced' else ''}"
+        )
+    finding = "; ".join(findings)
     return Claim(
         "C4",
         evidence.domain,
         "The best fixed pattern and the learned router improve steadily with more big layers",
+        f"{finding[0].upper()}{finding[1:]}.",
         tuple(conditions),
     )
 
@@ -189,11 +194,13 @@ def _no_step_rises(evidence: Evidence, name: str, policy: str, budgets: Sequence
 
 def _c6(evidence: Evidence) -> Claim:
     k = focus_budgets(evidence.num_layers)[0]
+    slope = condition(_SLOPE.format(k=k), _slope_over_depth(evidence, k), above=0)
     return Claim(
         "C6",
         evidence.domain,
         f"At k = {k} of {evidence.num_layers} the oracle makes later layers big more often",
-        (condition(_SLOPE.format(k=k), _slope_over_depth(evidence, k), above=0),),
+        _slope_finding(slope),
+        (slope,),
     )
 
 
@@ -201,31 +208,36 @@ def _c7(evidence: Evidence) -> Claim:
     k = focus_budgets(evidence.num_layers)[1]
     share_XL = evidence.oracle_share_XL.get(k)
     departure_X = None if share_XL is None else np.abs(share_XL - k / evidence.num_layers).max(1)
+    departure = condition(
+        f"largest departure of a layer's share of big from k / L, at k = {k}", departure_X, below=EVEN
+    )
     return Claim(
         "C7",
         evidence.domain,
         f"At k = {k} of {evidence.num_layers} the oracle's big layers are spread nearly evenly",
-        (
-            condition(
-                f"largest departure of a layer's share of big from k / L, at k = {k}",
-                departure_X,
-                below=EVEN,
-            ),
-        ),
+        f"The layer that departs most from an even share of big does so by {with_interval(departure.estimate)} "
+        f"(nearly even: below {EVEN:g}).",
+        (departure,),
     )
 
 
 def _c8(evidence: Evidence) -> Claim:
     k = focus_budgets(evidence.num_layers)[2]
+    slope = condition(_SLOPE.format(k=k), _slope_over_depth(evidence, k), below=0)
     return Claim(
         "C8",
         evidence.domain,
         f"At k = {k} of {evidence.num_layers} the oracle makes earlier layers big more often",
-        (condition(_SLOPE.format(k=k), _slope_over_depth(evidence, k), below=0),),
+        _slope_finding(slope),
+        (slope,),
     )
 
 
 _SLOPE = "share of big, last layer - first layer on a fitted line, at k = {k}"
+
+
+def _slope_finding(slope: Condition) -> str:
+    return f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}."
 
 
 def _slope_over_depth(evidence: Evidence, k: int) -> Floats | None:

@@ -1,4 +1,4 @@
-"""Fixed patterns: one route for all tokens, chosen honestly.
+"""Fixed patterns: one route for all tokens, chosen honestly and compared on equal footing.
 
 A pattern is chosen on one half of the documents and scored on the other half, and the other way
 round, so every document is scored once and never by a choice it took part in.
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from duollm.analysis.statistics import Floats
+from duollm.analysis.statistics import Floats, sum_by_document
+from duollm.analysis.tables import OracleTable, PatternTable
 from duollm.errors import UserError
+from duollm.models.branch import Branch
 
 
 def first_half(documents: int, seed: int) -> NDArray[np.bool_]:
@@ -58,3 +60,30 @@ def best_of(nll_sum_DR: Floats, drawn: Sequence[int], in_first_D: NDArray[np.boo
 def static(nll_sum_DR: Floats, in_first_D: NDArray[np.bool_]) -> Floats:
     """Return the nll sum [D] of the best pattern, cross-fitted."""
     return np.asarray(best_of(nll_sum_DR, [nll_sum_DR.shape[1]], in_first_D)[0])
+
+
+def whole_document_sums(oracle: OracleTable, patterns: PatternTable) -> Floats:
+    """Return every pattern's nll sum [D, R] over all tokens of each document, from its sums over those counted.
+
+    A plain scaling would compare a pattern on its few tokens with an oracle on all. All small and
+    all big are known on both, so they tell how hard the counted tokens happened to be (a difference
+    estimator): sum over all = anchor over all + tokens / counted * (pattern - anchor over counted),
+    where the anchor of a pattern with k of L layers big is (1 - k/L) all small + k/L all big. It is
+    unbiased, and exact for all small, for all big, and where every token is counted.
+    """
+    tokens_D = oracle.tokens_D
+    if np.array_equal(patterns.counted_D, tokens_D):
+        return patterns.nll_sum_DR
+    big_share_R = oracle.space.count_big(patterns.route_R) / oracle.space.num_layers
+    estimate_DR = (tokens_D / patterns.counted_D)[:, None] * patterns.nll_sum_DR
+    for branch, nll_T, weight_R in (
+        (Branch.SMALL, oracle.nll_small_T, 1 - big_share_R),
+        (Branch.BIG, oracle.nll_big_T, big_share_R),
+    ):
+        if branch not in oracle.space.branches:
+            continue
+        same_everywhere = oracle.space.encode(np.full(oracle.space.num_layers, branch))
+        counted_D = patterns.nll_sum_DR[:, np.searchsorted(patterns.route_R, same_everywhere)]
+        all_D = sum_by_document(nll_T, oracle.document_T, len(tokens_D))
+        estimate_DR += np.outer(all_D - tokens_D / patterns.counted_D * counted_D, weight_R)
+    return estimate_DR

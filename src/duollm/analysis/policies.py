@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from duollm.analysis.patterns import best_of, first_half, static
+from duollm.analysis.patterns import best_of, first_half, static, whole_document_sums
 from duollm.analysis.statistics import Bootstrap, Floats, Integers, sum_by_document
 from duollm.analysis.tables import OracleTable, PatternTable, RouterTable
 
@@ -60,7 +60,7 @@ class Scores:
 
 def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequence[RouterTable], seed: int) -> Scores:
     """Score every policy of one domain; `seed` splits the documents for the choice of patterns."""
-    layers, tokens_D = oracle.space.num_layers, patterns.tokens_D
+    layers, tokens_D = oracle.space.num_layers, oracle.tokens_D
     documents = len(tokens_D)
 
     def fixed(policy: str, k: int, nll_D: Floats, context: str | None = None) -> Score:
@@ -78,7 +78,8 @@ def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequenc
         rows.append(fixed(best_routes(oracle.random_routes), k, by_document(oracle.nll_random_T[k]), oracle.context))
     in_first_D = first_half(documents, seed)
     for k, nll_sum_DR in patterns_by_budget(oracle, patterns):
-        rows.append(fixed(STATIC, k, static(nll_sum_DR, in_first_D)))
+        exact_T = oracle.nll_static_T.get(k)
+        rows.append(fixed(STATIC, k, static(nll_sum_DR, in_first_D) if exact_T is None else by_document(exact_T)))
         rows.append(fixed(BEST_PATTERNS, k, best_of(nll_sum_DR, [PATTERNS_DRAWN], in_first_D)[0]))
         rows.append(fixed(RANDOM, k, nll_sum_DR.mean(1)))
     for router in routers:
@@ -88,10 +89,11 @@ def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequenc
 
 
 def patterns_by_budget(oracle: OracleTable, patterns: PatternTable) -> Iterator[tuple[int, Floats]]:
-    """Yield each number of big layers with the nll sums [D, R] of its patterns."""
+    """Yield each number of big layers with the nll sums [D, R] of its patterns over all tokens."""
     big_R = oracle.space.count_big(patterns.route_R)
+    nll_sum_DR = whole_document_sums(oracle, patterns)
     for k in np.unique(big_R):
-        yield int(k), patterns.nll_sum_DR[:, big_R == k]
+        yield int(k), nll_sum_DR[:, big_R == k]
 
 
 def pool(domains: Sequence[Scores]) -> Scores:

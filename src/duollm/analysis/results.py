@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from duollm.analysis.claims import decide_claims, gather_evidence
 from duollm.analysis.layer_use import count_layer_use, pool_layer_use, position_edges
@@ -74,7 +75,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str
     results = {
         "provenance": _read_json(run / "provenance.json"),
         "model": _describe_model(run, domains[0].oracle),
-        "data": {one.scores.domain: _size(one.scores) for one in samples},
+        "data": {domain.oracle.domain: _size(domain) for domain in domains},
         "bootstrap": {"samples": bootstrap_samples, "seed": seed, "level": 0.95},
         "nll": _list(nll_rows(one.scores, one.bootstrap) for one in samples + pooled),
         "gap_closed": _list(gap_rows(one.scores, one.bootstrap) for one in samples + pooled),
@@ -97,6 +98,12 @@ def read_results(run: Path) -> dict[str, Any]:
     """
     results: dict[str, Any] = _read_json(run / "results.json")
     return results
+
+
+def headline_domain(results: dict[str, Any]) -> str:
+    """Return the domain that speaks for the run: all pooled, or the only one."""
+    domains = list(results["data"])
+    return "pooled" if len(domains) > 1 else str(domains[0])
 
 
 def _read_domain(run: Path, name: str) -> _Domain:
@@ -160,10 +167,21 @@ def _describe_model(run: Path, oracle: OracleTable) -> dict[str, Any]:
     if config.exists():
         known = ("hidden_size", "intermediate_size", "small_intermediate_size", "num_attention_heads", "vocab_size")
         description |= {key: value for key, value in _read_json(config).items() if key in known}
+    training_tokens = _training_tokens(run / "config.yaml")
+    if training_tokens:
+        description["training_tokens"] = training_tokens
     weights = sorted((run / "model").glob("*.safetensors"))
     if weights:
         description["parameters"] = sum(_count_parameters(file) for file in weights)
     return description
+
+
+def _training_tokens(recipe: Path) -> int | None:
+    """Return for how many tokens the recipe had the model trained; None if it took one or is not there."""
+    if not recipe.exists():
+        return None
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    return None if settings["model"]["path"] else int(settings["pretrain"]["tokens"])
 
 
 def _count_parameters(file: Path) -> int:
@@ -173,8 +191,12 @@ def _count_parameters(file: Path) -> int:
     return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
-def _size(scores: Scores) -> dict[str, int]:
-    return {"documents": len(scores.tokens_D), "tokens": int(scores.tokens_D.sum())}
+def _size(domain: _Domain) -> dict[str, int]:
+    return {
+        "documents": len(domain.oracle.documents),
+        "tokens": len(domain.oracle.document_T),
+        "pattern_tokens": int(domain.patterns.counted_D.sum()),
+    }
 
 
 def _read_json(path: Path) -> Any:

@@ -14,8 +14,8 @@ from duollm.analysis.claims import focus_budgets
 from duollm.analysis.difficulty import difficulty, hard_without_gain
 from duollm.analysis.layer_use import LayerUse
 from duollm.analysis.patterns import best_of, first_half
-from duollm.analysis.policies import ORACLE, PATTERNS_DRAWN, STATIC, Scores, patterns_by_budget
-from duollm.analysis.statistics import Bootstrap, Floats, Integers, interval, intervals
+from duollm.analysis.policies import ALL_BIG, ORACLE, PATTERNS_DRAWN, STATIC, Scores, patterns_by_budget
+from duollm.analysis.statistics import Bootstrap, Floats, Integers, interval, intervals, sum_by_document
 from duollm.analysis.tables import OracleTable, PatternTable
 
 Row = dict[str, Any]
@@ -34,8 +34,10 @@ class PolicyLayerUse:
 def nll_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
     """Yield the mean loss of every policy at every budget."""
     tokens = int(scores.tokens_D.sum())
-    for row, nll_X in zip(scores.rows, scores.nll_draws(bootstrap), strict=True):
-        estimate = interval(nll_X)
+    draws = scores.nll_draws(bootstrap)
+    all_big_X = next(nll_X for row, nll_X in zip(scores.rows, draws, strict=True) if row.policy == ALL_BIG)
+    for row, nll_X in zip(scores.rows, draws, strict=True):
+        estimate, over_big = interval(nll_X), interval(nll_X - all_big_X)
         yield {
             "domain": scores.domain,
             "policy": row.policy,
@@ -47,6 +49,9 @@ def nll_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
             "low": estimate.low,
             "high": estimate.high,
             "perplexity": exp(estimate.value),
+            "over_all_big": over_big.value,
+            "over_all_big_low": over_big.low,
+            "over_all_big_high": over_big.high,
             "documents": len(scores.tokens_D),
             "tokens": tokens,
         }
@@ -77,12 +82,14 @@ def gap_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
 def best_of_rows(oracle: OracleTable, patterns: PatternTable, bootstrap: Bootstrap, seed: int) -> Iterator[Row]:
     """Yield the best of N random patterns as a function of N, at the low, middle and high budget."""
     sizes = np.unique(np.geomspace(1, PATTERNS_DRAWN, 25).round().astype(np.int64)).tolist()
-    in_first_D = first_half(len(patterns.tokens_D), seed)
+    all_big_D = sum_by_document(oracle.nll_big_T, oracle.document_T, len(oracle.documents))
+    in_first_D = first_half(len(oracle.documents), seed)
     for k, nll_sum_DR in patterns_by_budget(oracle, patterns):
         if k not in focus_budgets(oracle.space.num_layers):
             continue
         totals_ND = best_of(nll_sum_DR, sizes, in_first_D)
-        estimates = intervals(bootstrap.ratio(totals_ND.T, patterns.tokens_D))
+        estimates = intervals(bootstrap.ratio(totals_ND.T, oracle.tokens_D))
+        over_big = intervals(bootstrap.ratio((totals_ND - all_big_D).T, oracle.tokens_D))
         yield {
             "domain": oracle.domain,
             "big_layers": k,
@@ -91,6 +98,9 @@ def best_of_rows(oracle: OracleTable, patterns: PatternTable, bootstrap: Bootstr
             "nll": [estimate.value for estimate in estimates],
             "low": [estimate.low for estimate in estimates],
             "high": [estimate.high for estimate in estimates],
+            "over_all_big": [estimate.value for estimate in over_big],
+            "over_all_big_low": [estimate.low for estimate in over_big],
+            "over_all_big_high": [estimate.high for estimate in over_big],
         }
 
 

@@ -25,6 +25,10 @@ class Estimate:
     low: float
     high: float
 
+    def __neg__(self) -> "Estimate":
+        """Return the estimate of the negated quantity."""
+        return Estimate(-self.value, -self.high, -self.low)
+
 
 class Bootstrap:
     """Resamples of documents, drawn with replacement within each stratum (domain).

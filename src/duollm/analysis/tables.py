@@ -39,15 +39,25 @@ class OracleTable:
     nll_oracle_T: dict[int, Floats]
     route_oracle_T: dict[int, Integers]
     nll_random_T: dict[int, Floats]
+    nll_static_T: dict[int, Floats]
+    """The cross-fitted static pattern, at the budgets for which it was run on all tokens."""
+
+    @property
+    def tokens_D(self) -> Integers:
+        """Tokens of each document."""
+        return np.bincount(self.document_T)
 
 
 @dataclass(frozen=True)
 class PatternTable:
-    """What every fixed route cost on every document: sums of nll in nats."""
+    """What every fixed route cost on a sample of every document's tokens, the same for all routes."""
 
     route_R: Integers
+    """Ascending."""
     nll_sum_DR: Floats
-    tokens_D: Integers
+    """Nats, over the counted tokens."""
+    counted_D: Integers
+    """How many of each document's tokens were counted."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class RouterTable:
 
 
 def list_domains(run: Path) -> list[str]:
-    """Return the domains that the oracle has searched.
+    """Return the domains that the oracle has searched, in the recipe's order where the run folder knows it.
 
     Raises:
         UserError: there are none.
@@ -71,7 +81,16 @@ def list_domains(run: Path) -> list[str]:
     domains = [file.name.removesuffix(".parquet") for file in files if not file.name.endswith(_ROUTES_SUFFIX)]
     if not domains:
         raise UserError(f"{run / 'oracle'}: no oracle results here; run `duollm oracle` first")
-    return domains
+    order = _recipe_order(run / "data" / "manifest.json")
+    return sorted(domains, key=lambda domain: (order.get(domain, len(order)), domain))
+
+
+def _recipe_order(manifest: Path) -> dict[str, int]:
+    """Return the place of every domain in the recipe; empty for a run on data kept elsewhere."""
+    if not manifest.exists():
+        return {}
+    sources = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+    return {source["domain"]: place for place, source in enumerate(sources)}
 
 
 def read_oracle(run: Path, domain: str) -> OracleTable:
@@ -100,6 +119,7 @@ def read_oracle(run: Path, domain: str) -> OracleTable:
         nll_oracle_T={k: file.floats(f"nll_{context}_k{k}") for k in budgets},
         route_oracle_T={k: file.route_ids(f"route_{context}_k{k}") for k in budgets},
         nll_random_T={k: file.floats(f"nll_random{drawn}_k{k}") for k in budgets},
+        nll_static_T={k: file.floats(f"nll_static_k{k}") for k in budgets if file.has(f"nll_static_k{k}")},
     )
 
 
@@ -117,13 +137,15 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
     route_R, column = np.unique(file.route_ids("route"), return_inverse=True)
     nll_sum_DR = np.full((len(names), len(route_R)), np.nan)
     nll_sum_DR[document, column] = file.floats("nll_sum")
-    tokens_D = np.zeros(len(names), dtype=np.int64)
-    tokens_D[document] = file.integers("tokens")
+    counted_D = np.zeros(len(names), dtype=np.int64)
+    counted_D[document] = file.integers("tokens")
     if np.isnan(nll_sum_DR).any():
         raise UserError(f"{file.path}: some documents lack some routes; run `duollm oracle` again")
-    if not np.array_equal(tokens_D, np.bincount(oracle.document_T)):
+    all_counted = file.facts.get("counted_share", 1) == 1
+    fewest_D = oracle.tokens_D if all_counted else 1
+    if (counted_D < fewest_D).any() or (counted_D > oracle.tokens_D).any():
         raise UserError(f"{file.path}: its token counts are not those of {oracle.path}; run `duollm oracle` again")
-    return PatternTable(route_R, nll_sum_DR, tokens_D)
+    return PatternTable(route_R, nll_sum_DR, counted_D)
 
 
 def read_routers(run: Path, oracle: OracleTable) -> list[RouterTable]:
@@ -176,7 +198,7 @@ class _File:
     @classmethod
     def open(cls, path: Path, made_by: str) -> "_File":
         try:
-            table = pq.read_table(path).combine_chunks()  # type: ignore[no-untyped-call]
+            table = pq.read_table(path).combine_chunks()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; run `{made_by}` first") from None
         except (ValueError, OSError) as error:
@@ -196,8 +218,11 @@ class _File:
     def space(self) -> RouteSpace:
         return RouteSpace(self.fact("num_layers"), parse_branches(self.fact("branches")))
 
+    def has(self, name: str) -> bool:
+        return name in self.table.column_names
+
     def _column(self, name: str) -> Any:
-        if name not in self.table.column_names:
+        if not self.has(name):
             raise UserError(f"{self.path}: column {name!r} is missing; run `{self.made_by}` again")
         return self.table.column(name)
 

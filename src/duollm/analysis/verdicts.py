@@ -19,6 +19,11 @@ class Condition:
     estimate: Estimate | None
     verdict: Verdict
 
+    @property
+    def drop(self) -> Estimate | None:
+        """The estimate with its sign turned: how far a difference lies below 0."""
+        return -self.estimate if self.estimate else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form; see docs/formats.md."""
         return {
@@ -38,6 +43,8 @@ class Claim:
     id: str
     domain: str
     statement: str
+    finding: str
+    """What was measured, as one sentence."""
     conditions: tuple[Condition, ...]
 
     @property
@@ -57,6 +64,7 @@ class Claim:
             "domain": self.domain,
             "statement": self.statement,
             "verdict": self.verdict,
+            "finding": self.finding,
             **{key: decisive[key] for key in ("quantity", "estimate", "low", "high")},
             "conditions": [condition.as_dict() for condition in self.conditions],
         }

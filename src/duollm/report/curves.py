@@ -1,7 +1,9 @@
 """Figures of loss: against the budget (paper, figure 4b) and against the size of a random draw (4a)."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -10,15 +12,15 @@ from duollm.analysis.policies import ALL_BIG, ALL_SMALL, ORACLE, RANDOM, STATIC
 from duollm.report.style import GREY, Look, Row, panels, policy_look, router_looks
 
 
-def nll_by_budget(results: dict[str, Any]) -> Figure:
-    """Draw nll against the number of big layers for every policy, a panel per domain."""
-    domains = list(results["data"])
+def nll_by_budget(results: dict[str, Any], domains: Sequence[str]) -> Figure:
+    """Draw nll against the number of big layers for every policy, a panel per domain (or "pooled")."""
     figure, [row] = panels(1, len(domains), 5.4, 4.4)
     for axes, domain in zip(row, domains, strict=True):
         rows = [one for one in results["nll"] if one["domain"] == domain]
         _draw_budgets(axes, rows, router_looks(results["nll"]))
-        axes.set(title=domain, xlabel="big layers per token", ylabel="nll (nats per token)")
-    _legend_below(figure, row[0])
+        title = "all domains pooled" if domain == "pooled" else domain
+        axes.set(title=title, xlabel="big layers per token", ylabel="nll (nats per token)")
+    _legend_below(figure, row[0], columns=3 if len(domains) > 1 else 2)
     return figure
 
 
@@ -49,8 +51,8 @@ def _draw_budgets(axes: Axes, rows: list[Row], routers: dict[str, Look]) -> None
 def _draw_line(axes: Axes, rows: list[Row], look: Look) -> None:
     rows = sorted(rows, key=lambda row: float(row["mean_big_layers"]))
     spent = [row["mean_big_layers"] for row in rows]
-    low, high = [row["low"] for row in rows], [row["high"] for row in rows]
-    axes.fill_between(spent, low, high, color=look.colour, alpha=0.13, linewidth=0)
+    low, high = zip(*(_paired_band(row) for row in rows), strict=True)
+    axes.fill_between(spent, low, high, color=look.colour, alpha=0.18, linewidth=0)
     nll = [row["nll"] for row in rows]
     axes.plot(spent, nll, color=look.colour, marker=look.marker, linestyle=look.line, label=look.label)
 
@@ -64,7 +66,8 @@ def _draw_best_of(axes: Axes, results: dict[str, Any], domain: str, big_layers: 
     routers = router_looks(results["nll"])
     for curve in results["best_of_patterns"]:
         if curve["domain"] == domain and curve["big_layers"] == big_layers:
-            axes.fill_between(curve["drawn"], curve["low"], curve["high"], color=GREY, alpha=0.15, linewidth=0)
+            low, high = _paired_band({key: np.array(value) for key, value in curve.items()})
+            axes.fill_between(curve["drawn"], low, high, color=GREY, alpha=0.2, linewidth=0)
             axes.plot(curve["drawn"], curve["nll"], color=GREY, label="best of N random patterns")
     for row in rows:
         if row["policy"] == STATIC or row["kind"] or (with_oracle and row["policy"] == ORACLE):
@@ -75,15 +78,25 @@ def _draw_best_of(axes: Axes, results: dict[str, Any], domain: str, big_layers: 
 
 def _draw_best_routes(axes: Axes, row: Row) -> None:
     look, drawn = policy_look(row["policy"]), int(row["policy"].split("-")[2])
-    error = [[row["nll"] - row["low"]], [row["high"] - row["nll"]]]
+    low, high = _paired_band(row)
+    error = [[row["nll"] - low], [high - row["nll"]]]
     axes.errorbar(drawn, row["nll"], error, color=look.colour, marker=look.marker, capsize=3, label=look.label)
 
 
 def _draw_band(axes: Axes, row: Row, look: Look) -> None:
-    axes.axhspan(row["low"], row["high"], color=look.colour, alpha=0.1, linewidth=0)
+    axes.axhspan(*_paired_band(row), color=look.colour, alpha=0.12, linewidth=0)
     axes.axhline(row["nll"], color=look.colour, label=look.label)
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def _paired_band(row: Row) -> tuple[Any, Any]:
+    """Return the interval of the difference from all big, put where all big stands.
+
+    The interval of the mean itself would mostly show how much documents differ, which moves all policies together.
+    """
+    all_big = row["nll"] - row["over_all_big"]
+    return all_big + row["over_all_big_low"], all_big + row["over_all_big_high"]
+
+
+def _legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

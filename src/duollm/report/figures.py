@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from duollm.analysis.claims import focus_budgets, studied_router
+from duollm.analysis.results import headline_domain
 from duollm.analysis.tables import OracleTable, RouterTable
 from duollm.report.curves import best_of_draws, nll_by_budget
 from duollm.report.layer_figures import share_over_depth, share_over_depth_and_position
@@ -31,7 +32,8 @@ def draw_figures(
     strips = [strip for oracle in oracles for strip in _strips(oracle, routers[oracle.domain], budget)]
     with styled():
         figures = {
-            "nll_by_budget": nll_by_budget(results),
+            "overview": nll_by_budget(results, [headline_domain(results)]),
+            "nll_by_budget": nll_by_budget(results, list(results["data"])),
             "best_of_draws": best_of_draws(results, budget),
             "layer_use": share_over_depth(results, focus),
             "layer_use_by_position": share_over_depth_and_position(results, focus),

@@ -23,7 +23,9 @@ def share_over_depth(results: dict[str, Any], budgets: Sequence[int]) -> Figure:
     for domain, row in zip(domains, grid, strict=True):
         for k, axes in zip(budgets, row, strict=True):
             _draw_profile(axes, results, domain, k)
-            axes.set(title=f"{domain}, k = {k}", ylim=(0, 1), xlabel="layer (0 is the first)", ylabel="share of big")
+            axes.set(title=f"{domain}, k = {k}", xlabel="layer (0 is the first)", ylabel="share of big")
+            axes.set_ylim(-0.04, 1.04)  # markers at 0 and 1 stay whole
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure

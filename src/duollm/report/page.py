@@ -10,14 +10,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from duollm.analysis.claims import studied_router
+from duollm.analysis.numbers import estimate, nats, percent
 from duollm.analysis.policies import ALL_BIG, ALL_SMALL, BEST_PATTERNS, ORACLE, RANDOM, STATIC, best_routes
-from duollm.analysis.results import read_results
+from duollm.analysis.results import headline_domain, read_results
 from duollm.analysis.tables import read_oracle, read_routers
 from duollm.files import write_text
 from duollm.report.figures import draw_figures, shown_budget
-from duollm.report.numbers import estimate, nats, percent
 from duollm.report.style import Row
 from duollm.report.text import passages
+from duollm.report.token_figures import EXTREME_SHARE
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
     results = read_results(run)
     oracles = [read_oracle(run, domain) for domain in results["data"]]
     routers = {oracle.domain: read_routers(run, oracle) for oracle in oracles}
-    budget = shown_budget(oracles)
+    budget, headline = shown_budget(oracles), headline_domain(results)
     figures = draw_figures(run, results, oracles, routers)
     page = _template().render(
         name=run.resolve().name,
@@ -70,10 +71,14 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
         context=oracles[0].context,
         random_routes=oracles[0].random_routes,
         budget=budget,
-        glance=_glance(results, budget),
+        glance=_glance(results, headline, budget),
         claims=_claim_rows(results["claims"]),
-        verdicts=Counter(claim["verdict"] for claim in results["claims"] if claim["domain"] == _widest(results)),
-        widest=_widest(results),
+        headline=headline,
+        findings=_of(results["claims"], headline),
+        verdicts=Counter(claim["verdict"] for claim in _of(results["claims"], headline)),
+        pattern_share=_pattern_share(results),
+        static_exact=all(oracle.nll_static_T for oracle in oracles),
+        extreme_share=percent(EXTREME_SHARE),
         tables=[_budget_table(results["nll"], domain, oracles[0].random_routes) for domain in results["data"]],
         images={name: _data_uri(path) for name, path in figures.items()},
         texts={oracle.domain: passages(oracle, budget, shown_documents) for oracle in oracles},
@@ -111,15 +116,15 @@ def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield from _flatten(inner, f"{name}.{key}" if name else key)
 
 
-def _widest(results: dict[str, Any]) -> str:
-    """Return the domain that speaks for the run: all pooled, or the only one."""
-    domains = list(results["data"])
-    return "pooled" if len(domains) > 1 else str(domains[0])
+def _pattern_share(results: dict[str, Any]) -> str | None:
+    """Return on which share of the tokens fixed patterns were run, or None if on all."""
+    sizes = results["data"].values()
+    counted, tokens = (sum(size[key] for size in sizes) for key in ("pattern_tokens", "tokens"))
+    return None if counted == tokens else percent(counted / tokens)
 
 
-def _glance(results: dict[str, Any], budget: int) -> list[tuple[str, Cell]]:
+def _glance(results: dict[str, Any], domain: str, budget: int) -> list[tuple[str, Cell]]:
     """Return the few numbers that sum the run up, at one budget."""
-    domain = _widest(results)
     router = studied_router(row["kind"] for row in results["nll"])
     layers = results["model"]["num_layers"]
     wanted = [(ALL_SMALL, 0), (ALL_BIG, layers), (STATIC, budget), (router, budget), (ORACLE, budget)]

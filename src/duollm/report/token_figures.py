@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from duollm.analysis.difficulty import HIGH_LOSS_QUANTILE, difficulty
-from duollm.analysis.statistics import Integers
+from duollm.analysis.statistics import Floats, Integers
 from duollm.analysis.tables import OracleTable
 from duollm.models.branch import Branch
 from duollm.report.style import panels
 
+EXTREME_SHARE = 0.01
+"""Share of tokens, those of highest and of lowest gain, left outside the figure of difficulty."""
+_COUNT_COLOURS = LinearSegmentedColormap.from_list("counts", ["#bcd9ea", "#0b4f7d", "#04192b"])
 _BRANCH_COLOURS = {Branch.SKIP: "#ffffff", Branch.SMALL: "#cfe3f1", Branch.BIG: "#0b4f7d"}
 
 
@@ -34,18 +37,22 @@ def difficulty_by_loss(oracles: Sequence[OracleTable], results: dict[str, Any], 
     for axes, oracle in zip(row, oracles, strict=True):
         gain_T = difficulty(oracle.nll_small_T, oracle.nll_oracle_T[big_layers])
         shown = axes.hexbin(
-            oracle.nll_small_T, gain_T, gridsize=45, bins="log", cmap="cividis_r", mincnt=1, rasterized=True
+            oracle.nll_small_T,
+            gain_T,
+            gridsize=45,
+            extent=_frame(oracle.nll_small_T, gain_T),
+            bins="log",
+            cmap=_COUNT_COLOURS,
+            mincnt=1,
+            rasterized=True,
         )
         _mark_thresholds(axes, float(np.quantile(oracle.nll_small_T, HIGH_LOSS_QUANTILE)), float(np.median(gain_T)))
-        axes.text(
-            0.98, 0.02, _summary(results, oracle.domain, big_layers), ha="right", va="bottom", transform=axes.transAxes
-        )
         axes.set(
             title=f"{oracle.domain}, k = {big_layers}",
-            xlabel="nll under all small (nats)",
+            xlabel=f"nll under all small (nats)\n{_summary(results, oracle.domain, big_layers)}",
             ylabel="gain of the oracle (nats)",
         )
-        figure.colorbar(shown, ax=axes, label="tokens")
+        figure.colorbar(shown, ax=axes, label="tokens", format="%g")
     return figure
 
 
@@ -63,18 +70,22 @@ def route_strips(strips: Sequence[RouteStrip]) -> Figure:
     return figure
 
 
+def _frame(nll_T: Floats, gain_T: Floats) -> tuple[float, float, float, float]:
+    """Return the limits (left, right, bottom, top) of what is drawn: few extreme gains would flatten all others."""
+    bottom, top = np.quantile(gain_T, [EXTREME_SHARE / 2, 1 - EXTREME_SHARE / 2])
+    return float(nll_T.min()), float(nll_T.max()), float(bottom), float(top)
+
+
 def _mark_thresholds(axes: Axes, high_loss: float, median_gain: float) -> None:
     axes.axvline(high_loss, color="#D55E00", linestyle="--", linewidth=1.3)
     axes.axhline(median_gain, color="#D55E00", linestyle=":", linewidth=1.3)
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom - 0.15 * (top - bottom), top)  # room for the summary
 
 
 def _summary(results: dict[str, Any], domain: str, k: int) -> str:
     for row in results["difficulty"]:
         if row["domain"] == domain and row["big_layers"] == k:
             share = f"{row['hard_without_gain']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
-            return f"below the median gain: {share}\nof the high-loss tokens"
+            return f"{share} of the high-loss tokens gain less than the median"
     return ""
 
 
