@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from duollm.analysis.results import analyse
 from duollm.config import Recipe, save_recipe
@@ -37,6 +38,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
     Raises:
         UserError: bad input, named in one line.
     """
+    silence_transformers()
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
@@ -100,8 +102,9 @@ class Study:
         recipe = self.recipe
         if recipe.model.path is not None:
             weights = _fingerprint_weights(Path(recipe.model.path))
-            return Stage("pretrain", lambda: None, {"weights": weights}, after=("data",))
-        settings = {"model": recipe.model.model_dump(), **recipe.pretrain.model_dump(exclude={"log_every"})}
+            return Stage("pretrain", self._check_given_model, {"weights": weights}, after=("data",))
+        unimportant = {"log_every", "checkpoint_every"}
+        settings = {"model": recipe.model.model_dump(), **recipe.pretrain.model_dump(exclude=unimportant)}
         return Stage(
             "pretrain",
             self._pretrain,
@@ -137,6 +140,19 @@ class Study:
     def _pretrain(self) -> None:
         recipe = self.recipe
         pretrain(recipe.model, recipe.pretrain, self._data, recipe.seed, self.world, self.run)
+
+    def _check_given_model(self) -> None:
+        """Refuse a model that does not fit the recipe before hours are spent on it."""
+        config, folder = self._load_model().config, self._model_folder
+        if config.vocab_size < self._data.vocab_size:
+            raise UserError(
+                f"model.path: {folder} knows {config.vocab_size} tokens, the data has {self._data.vocab_size}; "
+                "set data.tokenizer to the model's own"
+            )
+        for key, budgets in (("oracle", self.recipe.oracle.big_layers), ("router", self.recipe.router.big_layers)):
+            for big in budgets or []:
+                if big > config.num_hidden_layers:
+                    raise UserError(f"{key}.big_layers holds {big}; {folder} has {config.num_hidden_layers} layers")
 
     def _search(self) -> None:
         facts = {
@@ -185,11 +201,30 @@ def load_model(folder: Path) -> DuoForCausalLM:
     Raises:
         UserError: the folder is missing, is no duo, or its weights are damaged.
     """
+    load: Any = DuoForCausalLM.from_pretrained  # it returns a pair when asked to, which its type does not say
+    model: DuoForCausalLM
     try:
-        return DuoForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        model, found = load(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+        reason = _mismatch(found)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`") from error
+    if reason:
+        raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`")
+    return model.eval()
+
+
+def _mismatch(found: dict[str, Any]) -> str:
+    """Name a weight that the model lacks or does not know; transformers would fill it in at random, or ignore it."""
+    for key, complaint in (("missing_keys", "lacks the weight"), ("unexpected_keys", "does not know the weight")):
+        if found[key]:
+            return f"it {complaint} {sorted(found[key])[0]}"
+    return ""
+
+
+def silence_transformers() -> None:
+    """The stages say what happens; progress bars of loading and saving, and reports of a bad file, are noise."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _fingerprint_weights(folder: Path) -> str:

@@ -82,7 +82,7 @@ class DuoConfig(PreTrainedConfig):
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         """transformers sets unknown keys silently; a misspelt size must not pass."""
-        fields = set(self.__dataclass_fields__)
+        fields = DuoConfig.__annotations__
         for key in kwargs:
             if key.startswith("_") or key in _TRANSFORMERS_KEYS or hasattr(PreTrainedConfig, key):
                 continue

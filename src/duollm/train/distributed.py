@@ -44,6 +44,10 @@ class World:
             distributed.all_reduce(value)
         return value.item() / self.size
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process, so that all act alike."""
+        return self.average(torch.tensor(float(flag), device=self.device)) > 0
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:

@@ -4,7 +4,6 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from duollm.errors import UserError
 from duollm.files import fingerprint
 from duollm.machine import matmul_peak
 from duollm.train.checkpoint import load_checkpoint, save_checkpoint
@@ -48,17 +48,20 @@ def train(
         flops_per_token: of forward and backward, for the progress line.
 
     Raises:
+        UserError: the batch cannot be shared evenly, or the checkpoint is not of this training.
         NonFiniteLossError: before the optimiser would have spoiled the weights.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the current step and a checkpoint.
     """
+    _check_shares(plan, world)
     checkpoint = run / "resume" / f"{name}.pt"
-    identity = fingerprint([name, asdict(plan), world.size])
+    identity = fingerprint([name, plan.decisive(), world.size])
     optimizer = make_optimizer(module, plan)
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     start = load_checkpoint(checkpoint, module, optimizer, identity)
-    peak = matmul_peak(plan.precision) * world.size
-    tokens_per_step = batch_at(0).size
-    progress = Progress(name, plan, tokens_per_step, flops_per_token, peak, run / "metrics.jsonl", start)
+    progress = None
+    if world.first:
+        peak = matmul_peak(plan.precision) * world.size
+        progress = Progress(name, plan, batch_at(0).size, flops_per_token, peak, run / "metrics.jsonl", start)
     with _stop_requests() as stop:
         for step in range(start, plan.steps):
             learning_rate = plan.learning_rate_at(step)
@@ -71,13 +74,22 @@ def train(
                 raise NonFiniteLossError(_non_finite(name, step, measured["loss"], norm, checkpoint))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            finished = step + 1
-            if world.first:
+            finished, stopped = step + 1, world.any(stop())
+            if progress:
                 progress.step(finished, learning_rate, measured | {"gradient_norm": norm})
-                if stop() or (finished % plan.checkpoint_every == 0 and finished < plan.steps):
+                if stopped or (finished % plan.checkpoint_every == 0 and finished < plan.steps):
                     save_checkpoint(checkpoint, module, optimizer, finished, identity)
-            if stop():
+            if stopped:
                 raise KeyboardInterrupt(f"stopped after step {finished}; run the same command to continue")
+
+
+def _check_shares(plan: TrainingPlan, world: World) -> None:
+    """Uneven shares would give sequences uneven weights."""
+    if plan.batch_size % (world.size * plan.accumulate):
+        raise UserError(
+            f"batch_size ({plan.batch_size}) must be a multiple of processes x accumulate "
+            f"({world.size} x {plan.accumulate})"
+        )
 
 
 def _accumulate_gradients(

@@ -1,8 +1,8 @@
 """AdamW and its learning-rate schedule."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -36,6 +36,10 @@ class TrainingPlan:
     precision: Precision = "fp32"
     checkpoint_every: int = 200
     log_every: int = 10
+
+    def decisive(self) -> dict[str, Any]:
+        """What the result depends on: all but how often the training speaks and saves."""
+        return {key: value for key, value in asdict(self).items() if key not in ("checkpoint_every", "log_every")}
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, 0 first."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from duollm.config import ModelConfig, PretrainConfig
 from duollm.data.packed import PackedData
+from duollm.errors import UserError
 from duollm.files import replacing
 from duollm.flops import training_flops, training_steps
 from duollm.models.configuration_duo import DuoConfig
@@ -47,10 +48,22 @@ def pretrain(
 
 
 def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
-    """The model's configuration: the recipe's sizes, the tokenizer's vocabulary."""
+    """The model's configuration: the recipe's sizes, the tokenizer's vocabulary.
+
+    Raises:
+        UserError: sizes that do not fit together or do not hold the vocabulary.
+    """
     given = sizes.model_dump(exclude={"path"})
     given["vocab_size"] = given["vocab_size"] or data.vocab_size
-    return DuoConfig(**given, eos_token_id=data.end_of_text_id)
+    if given["vocab_size"] < data.vocab_size:
+        raise UserError(
+            f"model.vocab_size ({given['vocab_size']}) is smaller than the tokenizer's vocabulary "
+            f"({data.vocab_size}); leave it out or raise it"
+        )
+    try:
+        return DuoConfig(**given, eos_token_id=data.end_of_text_id)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
 
 
 def training_plan(config: PretrainConfig, sequence_length: int) -> TrainingPlan:

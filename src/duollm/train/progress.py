@@ -70,11 +70,14 @@ def _drop_records(metrics: Path, name: str, start: int) -> None:
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    kept = [
-        line
-        for line, record in zip(lines, records, strict=True)
-        if record["training"] != name or record["step"] <= start
-    ]
+    kept = [line for line in lines if _is_kept(line, name, start)]
     if len(kept) < len(lines):
         write_text(metrics, "".join(f"{line}\n" for line in kept))
+
+
+def _is_kept(line: str, name: str, start: int) -> bool:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:  # the process was killed while it wrote this line
+        return False
+    return bool(record["training"] != name or record["step"] <= start)

@@ -6,10 +6,11 @@ Shape letters: B batch, T tokens.
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from duollm.config import RouterConfig
 from duollm.data.packed import PackedData
+from duollm.errors import UserError
 from duollm.flops import token_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -33,11 +34,17 @@ def router_name(kind: str, big_layers: int) -> str:
 def train_router(
     model: DuoForCausalLM, config: RouterConfig, big_layers: int, data: PackedData, seed: int, world: World, run: Path
 ) -> None:
-    """Train one router, calibrate it on validation text and write `run/routers/<name>`."""
+    """Train one router on the frozen model, calibrate it on validation text and write `run/routers/<name>`.
+
+    Raises:
+        UserError: unknown kind of router, or the model is to be trained too.
+    """
+    if config.train_backbone:
+        raise UserError("router.train_backbone: a model trained with its router is not saved yet; leave it false")
     name, layers = router_name(config.kind, big_layers), model.config.num_hidden_layers
     budget = big_layers / layers
     router = make_router(config.kind, model.config, _BRANCHES).to(world.device)
-    model.requires_grad_(config.train_backbone)
+    model.requires_grad_(False)
     prepare_for_training(model, compile_blocks=False)
     plan = TrainingPlan(
         steps=training_steps(config.tokens, config.batch_size, data.sequence_length),
@@ -45,10 +52,9 @@ def train_router(
         learning_rate=config.learning_rate,
         precision=resolve_precision(config.precision),
     )
-    trained = nn.ModuleList([router, model]) if config.train_backbone else router
     batch_at = lambda step: data.train_batch(step, config.batch_size, seed + 1)  # noqa: E731
     loss_fn = soft_routing_loss(model, router, budget, config, plan.steps)
-    train(name, trained, loss_fn, batch_at, plan, world, run, _flops_per_token(model, data.sequence_length))
+    train(name, router, loss_fn, batch_at, plan, world, run, _flops_per_token(model, data.sequence_length))
     model.eval()
     share = calibrate(model, router, _calibration_batches(data, config.batch_size, world), budget)
     facts = {
