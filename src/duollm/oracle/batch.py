@@ -59,7 +59,7 @@ class Batch:
         """Every token attends to tokens on the reference routes, [L] or [B, T, L]; default all big."""
         layers = self.model.config.num_hidden_layers
         given = torch.full((layers,), int(Branch.BIG)) if reference is None else reference
-        routes = check_routes(given, *self.input_ids.shape, layers).to(self.input_ids.device)
+        routes = check_routes(given, len(self.input_ids), self.input_ids.shape[1], layers).to(self.input_ids.device)
         cache = DynamicCache(config=self.model.config)
         self._forward(routes if routes.ndim == 1 else routes[:, :-1], cache)
         return CachedContext.over(cache, self._groups, self._rotary, ~self._visible())
@@ -73,7 +73,8 @@ class Batch:
             hidden_B1S = ~self._visible()[:, position : position + 1, : position + 1]
         if position == 0:
             config = self.model.config
-            empty = self.hidden_BTD.new_zeros(len(self.ids_BT), config.num_attention_heads, 1, config.head_dim)
+            width = config.hidden_size // config.num_attention_heads if config.head_dim is None else config.head_dim
+            empty = self.hidden_BTD.new_zeros(len(self.ids_BT), config.num_attention_heads, 1, width)
             layers = [empty] * config.num_hidden_layers
             return CachedContext(rotary, layers, layers, hidden_B1S)
         return CachedContext.over(cache, self._groups, rotary, hidden_B1S, free_slots=1)
@@ -118,4 +119,5 @@ class Batch:
 
     @property
     def _groups(self) -> int:
-        return self.model.config.num_attention_heads // self.model.config.num_key_value_heads
+        config = self.model.config
+        return config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads)

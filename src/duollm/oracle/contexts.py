@@ -7,7 +7,7 @@ those, H heads, G key/value heads, d head width, D hidden.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class CachedContext:
         def prepared(cached_BGSd: Tensor) -> Tensor:
             return pad(cached_BGSd.repeat_interleave(groups, dim=1), (0, 0, 0, free_slots))
 
-        layers = cache.layers
+        layers: list[Any] = cache.layers
         return cls(rotary, [prepared(x.keys) for x in layers], [prepared(x.values) for x in layers], hidden_BTS)
 
     def __call__(self, layer: DuoDecoderLayer, states_PND: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Shape letters: B sequences, T tokens given, K budgets, S label pairs.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ def join_positions(results: list[OracleResult]) -> OracleResult:
     )
 
 
-def _join(tensors: list[Tensor | None], axis: int) -> Tensor | None:
+def _join(tensors: list[Tensor | None], axis: int) -> Any:
     present = [each for each in tensors if each is not None]
     return torch.cat(present, dim=axis) if present else None
 

@@ -261,7 +261,8 @@ class _Search:
         budgets = budgets or self.budgets
         first = position or 0
 
-        def best(contest: Contest, payload_QN: Tensor) -> Tensor:
+        def best(contest: Contest, payload_QN: Tensor | None) -> Tensor:
+            payload_QN = contest.nll_QN if payload_QN is None else payload_QN
             shape = (len(self.cells.spent), *padding_BT.shape)
             nll_QBT, payload_QBT = contest.nll_QN.view(shape), payload_QN.view(shape)
             picked = [pick(budget, self.cells, nll_QBT, payload_QBT, first, padding_BT) for budget in budgets]

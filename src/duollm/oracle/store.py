@@ -25,7 +25,8 @@ from duollm.data.packed import PackedData, Windows
 from duollm.files import replacing
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.reduce import RouteSums
-from duollm.oracle.search import OracleResult, search_oracle
+from duollm.oracle.result import OracleResult
+from duollm.oracle.search import search_oracle
 from duollm.routing.sampling import derived_seed
 from duollm.routing.space import RouteSpace
 

@@ -10,6 +10,7 @@ Shape letters: P prefixes (nodes in a block), N tokens, D hidden, C branches.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class Tree:
 
     def _expand(self, block: Block, depth: int, attend: Attend) -> Block:
         """Send a block through layer `depth`, once per branch."""
-        layer = self.model.layers[depth]
+        layer = cast(DuoDecoderLayer, self.model.layers[depth])
         entered_PND = block.hidden_PND
         attended_PND = entered_PND + attend(layer, layer.input_layernorm(entered_PND))
         states_PND = layer.post_attention_layernorm(attended_PND)

@@ -1,0 +1,121 @@
+"""The exact oracle against the naive loop over transformers' Llama: one forward per route.
+
+Shape letters: B sequences, T tokens.
+"""
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from duollm.bench import Row
+from duollm.bench.timing import alternate
+from duollm.flops import shared_search
+from duollm.machine import matmul_peak
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.search import search_oracle
+from duollm.routing.space import RouteSpace
+from duollm.train.distributed import join_world
+
+_LENGTH, _NAIVE_BATCH, _NAIVE_ROUTES, _COMMITTED_BATCH = 128, 8, 8, 32
+_BUDGET = 6
+
+
+def bench_search(seconds: float) -> list[Row]:
+    """Tokens per second of every context at L = 12, against the naive loop; then how cost grows with L."""
+    return [*_against_naive(seconds), *_growth(seconds)]
+
+
+def _against_naive(seconds: float) -> list[Row]:
+    """Alternating: some routes by the naive loop, and a whole search."""
+    model = trained_like(DuoConfig(num_hidden_layers=12))
+    tokens_BT = torch.randint(model.config.vocab_size, (_COMMITTED_BATCH, _LENGTH), device=model.device)
+    space = RouteSpace(12)
+    naive = _naive_loop(model, tokens_BT[:_NAIVE_BATCH, :-1], tokens_BT[:_NAIVE_BATCH, 1:], space)
+    runs: dict[str, Callable[[], object]] = {
+        "naive": naive,
+        "shared": lambda: search_oracle(model, tokens_BT[:1], space),
+    }
+    runs["reference"] = lambda: search_oracle(model, tokens_BT[:1], space, "reference")
+    times = alternate(runs, seconds)
+    # Committed takes one token at a time, so it needs many sequences side by side; a few positions suffice.
+    short_BT = tokens_BT[:, -17:]
+    times |= alternate({"committed": lambda: search_oracle(model, short_BT, space, "committed", [_BUDGET])}, seconds)
+    per_token = {
+        "naive": times["naive"] / _NAIVE_ROUTES * space.size / (_NAIVE_BATCH * (_LENGTH - 1)),
+        "shared": times["shared"] / (_LENGTH - 1),
+        "reference": times["reference"] / (_LENGTH - 1),
+        "committed": times["committed"] / (_COMMITTED_BATCH * 16),
+    }
+    needed = shared_search(model.config, _LENGTH).flops / _LENGTH
+    return [
+        {
+            "search": name if name != "committed" else f"committed, {_BUDGET} big",
+            "L": 12,
+            "tokens/s": 1 / spent,
+            "ratio to naive": per_token["naive"] / spent,
+            "needed GFLOP/s": needed / spent / 1e9,
+            "share of matmul peak": needed / spent / matmul_peak("fp32"),
+        }
+        for name, spent in per_token.items()
+    ]
+
+
+def _growth(seconds: float) -> list[Row]:
+    """Time per token against the number of layers; theory: 2^L."""
+    rows: list[Row] = []
+    tokens_BT = torch.randint(4096, (1, _LENGTH))
+    for layers in (6, 8, 10, 12):
+        model = trained_like(DuoConfig(num_hidden_layers=layers))
+        search = {"": lambda m=model, n=layers: search_oracle(m, tokens_BT.to(m.device), RouteSpace(n))}
+        spent = alternate(search, seconds / 4)[""] / (_LENGTH - 1)
+        rows.append(
+            {"search": "shared", "L": layers, "tokens/s": 1 / spent, "ms per token / 2^L": 1e3 * spent / 2**layers}
+        )
+    return rows
+
+
+def trained_like(config: DuoConfig) -> DuoForCausalLM:
+    """A random model; pruning works on it about as well as on a trained one (docs/oracle.md)."""
+    torch.manual_seed(0)
+    model = DuoForCausalLM(config).eval()
+    nn.Module.to(model, join_world().device)
+    return model
+
+
+def _naive_loop(model: DuoForCausalLM, inputs_BT: Tensor, labels_BT: Tensor, space: RouteSpace) -> Callable[[], object]:
+    """Losses of a few random routes by ordinary Llama forwards, each layer's FFN exchanged per route."""
+    llama, ffns = _as_llama(model)
+    draw = random.Random(0)
+
+    @torch.inference_mode()
+    def loop() -> None:
+        ids = torch.tensor([draw.randrange(space.size) for _ in range(_NAIVE_ROUTES)])
+        for route in space.decode(ids).tolist():
+            for layer, choices, branch in zip(llama.model.layers, ffns, route, strict=True):
+                layer.mlp = choices[Branch(branch)]
+            logits = llama(input_ids=inputs_BT, use_cache=False).logits
+            cross_entropy(logits.flatten(0, 1), labels_BT.flatten(), reduction="none")
+
+    return loop
+
+
+def _as_llama(model: DuoForCausalLM) -> tuple[LlamaForCausalLM, list[dict[Branch, nn.Module]]]:
+    """transformers' Llama with the duo's attention, and its two FFNs per layer to choose from."""
+    config = model.config
+    sizes = {name: getattr(config, name) for name in LlamaConfig().to_dict() if hasattr(config, name)}
+    for name in ("model_type", "architectures", "transformers_version"):
+        sizes.pop(name, None)
+    llama = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    nn.Module.to(llama, model.device)
+    ffns: list[dict[Branch, nn.Module]] = []
+    for layer in llama.model.layers:
+        small_config = LlamaConfig(**sizes | {"intermediate_size": config.small_intermediate_size})
+        ffns.append({Branch.BIG: layer.mlp, Branch.SMALL: LlamaMLP(small_config).to(model.device).eval()})
+    return llama, ffns
