@@ -141,10 +141,22 @@ class OracleConfig(Section):
     """Test documents per domain (fewer if the domain has fewer)."""
     windows_per_document: int = Field(default=1, ge=1)
     """Windows of sequence_length tokens taken from each document, from its start."""
+    contexts: list[Literal["shared", "reference", "committed"]] = Field(default=["shared"], min_length=1)
+    """Which routes the earlier tokens take (docs/oracle.md); the first one is the report's."""
+    branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
+    """What a token may choose from at every layer."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
     """Budgets k: exactly k big layers; default: every k from 0 to L."""
+    committed_big_layers: list[int] | None = Field(default=None, min_length=1)
+    """Budgets of context committed, where each is a run of its own; default: big_layers."""
+    more_budgets: list[str] = []
+    """Further budgets: `at-most 4`, `flops 0.5`, `average 4` (per window), `ramp 6 2` (over the window)."""
     random_routes: int = Field(default=100, ge=1)
     """N of the best-of-N controls."""
+    resampled_labels: int = Field(default=1, ge=0)
+    """S, pairs of drawn labels per position that measure selection noise; 0: none."""
+    counted_share: float = Field(default=0.25, gt=0, le=1)
+    """Share of the positions on which fixed patterns are compared: each needs the full head for every route."""
     memory_gib: float = Field(default=1.0, gt=0)
     """Memory budget of the search, GiB."""
 
@@ -198,13 +210,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _budgets_and_sequences_fit(self) -> "Recipe":
         layers = self.model.num_hidden_layers
-        for key, budgets in (("oracle", self.oracle.big_layers), ("router", self.router.big_layers)):
-            _refuse_repeats(f"{key}.big_layers", budgets or [])
+        for key, budgets in (
+            ("oracle.big_layers", self.oracle.big_layers),
+            ("oracle.committed_big_layers", self.oracle.committed_big_layers),
+            ("router.big_layers", self.router.big_layers),
+        ):
+            _refuse_repeats(key, budgets or [])
             for budget in budgets or []:
                 if not 0 <= budget <= layers:
-                    raise ValueError(
-                        f"{key}.big_layers holds {budget}; a model of {layers} layers allows 0 .. {layers}"
-                    )
+                    raise ValueError(f"{key} holds {budget}; a model of {layers} layers allows 0 .. {layers}")
         if self.data.sequence_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"data.sequence_length ({self.data.sequence_length}) must not exceed "

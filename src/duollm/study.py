@@ -20,7 +20,8 @@ from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
 from duollm.machine import provenance
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.store import run_oracle
+from duollm.oracle.run import OracleRun, search_facts
+from duollm.oracle.store import OracleStore
 from duollm.report.page import write_report
 from duollm.stages import Stage, run_stages
 from duollm.train.distributed import World, join_world
@@ -155,15 +156,16 @@ class Study:
                     raise UserError(f"{key}.big_layers holds {big}; {folder} has {config.num_hidden_layers} layers")
 
     def _search(self) -> None:
-        facts = {
+        recipe, model, data = self.recipe, self._load_model(), self._data
+        fingerprints = {
             "model_fingerprint": _fingerprint_weights(self._model_folder),
-            "data_fingerprint": self._data.fingerprint,
+            "data_fingerprint": data.fingerprint,
             "version": version("duollm"),
         }
-        recipe = self.recipe
-        if self.world.first:
-            run_oracle(self._load_model(), self._data, recipe.oracle, recipe.seed, self.run / "oracle", facts)
-        self.world.wait()
+        facts = fingerprints | search_facts(recipe.oracle, model.config.num_hidden_layers, data.sequence_length)
+        store = OracleStore(self.run / "oracle", facts)
+        world = self.world
+        OracleRun(model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, world.wait).run()
 
     def _train_router(self, big_layers: int) -> None:
         recipe = self.recipe

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from duollm.analysis.patterns import first_half
+from duollm.oracle.halves import first_half
 from duollm.analysis.policies import pool, score_policies
 from duollm.analysis.statistics import Bootstrap
 from duollm.analysis.tables import read_oracle, read_patterns, read_routers

@@ -13,23 +13,7 @@ from numpy.typing import NDArray
 
 from duollm.analysis.statistics import Floats, sum_by_document
 from duollm.analysis.tables import OracleTable, PatternTable
-from duollm.errors import UserError
 from duollm.models.branch import Branch
-
-
-def first_half(documents: int, seed: int) -> NDArray[np.bool_]:
-    """Return which documents [D] belong to the first half of a seeded random split.
-
-    Raises:
-        UserError: fewer than two documents.
-    """
-    if documents < 2:
-        raise UserError(
-            f"oracle.documents: a fixed pattern is chosen on one half of the documents and scored on the other, "
-            f"which needs at least 2 per domain, got {documents}"
-        )
-    order = np.random.default_rng(seed).permutation(documents)
-    return np.asarray(np.isin(np.arange(documents), order[: documents // 2]))
 
 
 def chance_of_best(patterns: int, drawn: int) -> Floats:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from duollm.analysis.patterns import best_of, first_half, static, whole_document_sums
+from duollm.analysis.patterns import best_of, static, whole_document_sums
 from duollm.analysis.statistics import Bootstrap, Floats, Integers, sum_by_document
 from duollm.analysis.tables import OracleTable, PatternTable, RouterTable
+from duollm.oracle.halves import first_half
 
 ALL_SMALL = "all-small"
 ALL_BIG = "all-big"

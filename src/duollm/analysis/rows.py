@@ -13,10 +13,11 @@ import numpy as np
 from duollm.analysis.claims import focus_budgets
 from duollm.analysis.difficulty import difficulty, hard_without_gain
 from duollm.analysis.layer_use import LayerUse
-from duollm.analysis.patterns import best_of, first_half
+from duollm.analysis.patterns import best_of
 from duollm.analysis.policies import ALL_BIG, ORACLE, PATTERNS_DRAWN, STATIC, Scores, patterns_by_budget
 from duollm.analysis.statistics import Bootstrap, Floats, Integers, interval, intervals, sum_by_document
 from duollm.analysis.tables import OracleTable, PatternTable
+from duollm.oracle.halves import first_half
 
 Row = dict[str, Any]
 

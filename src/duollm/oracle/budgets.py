@@ -6,7 +6,7 @@ are small and how many big. A budget allows some cells; its oracle is the best o
 Shape letters: Q cells, N tokens, K budgets, B sequences, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.routing.space import RouteSpace, check_big_layers
 
@@ -57,6 +58,11 @@ class Cells:
 class Budget(Protocol):
     """What a token may spend."""
 
+    @property
+    def name(self) -> str:
+        """Short, for column names."""
+        ...
+
     def allows(self, cells: Cells, position: int) -> list[bool]:
         """Which cells a token at `position` (0 first) may take."""
         ...
@@ -67,6 +73,11 @@ class Exactly:
     """Exactly `big` big layers."""
 
     big: int
+
+    @property
+    def name(self) -> str:
+        """Short, for column names."""
+        return f"k{self.big}"
 
     def allows(self, cells: Cells, position: int) -> list[bool]:
         """Cells with that many big layers."""
@@ -80,6 +91,11 @@ class AtMost:
 
     big: int
 
+    @property
+    def name(self) -> str:
+        """Short, for column names."""
+        return f"atmost{self.big}"
+
     def allows(self, cells: Cells, position: int) -> list[bool]:
         """Cells with up to that many big layers."""
         check_big_layers(cells.space, self.big)
@@ -91,6 +107,11 @@ class FlopsShare:
     """At most `share` of the FFN FLOPs of all big."""
 
     share: float
+
+    @property
+    def name(self) -> str:
+        """Short, for column names."""
+        return f"flops{self.share:g}"
 
     def allows(self, cells: Cells, position: int) -> list[bool]:
         """Cells that cost no more."""
@@ -113,6 +134,11 @@ class Schedule:
         slope = (last - first) / max(1, tokens - 1)
         return cls(tuple(round(first + slope * position) for position in range(tokens)))
 
+    @property
+    def name(self) -> str:
+        """Short, for column names."""
+        return f"ramp{self.big_by_position[0]}to{self.big_by_position[-1]}"
+
     def allows(self, cells: Cells, position: int) -> list[bool]:
         """Cells with the position's number of big layers."""
         return Exactly(self.big_by_position[min(position, len(self.big_by_position) - 1)]).allows(cells, position)
@@ -123,6 +149,11 @@ class OnAverage:
     """`big` big layers on average over all tokens given, split between tokens as helps most."""
 
     big: float
+
+    @property
+    def name(self) -> str:
+        """Short, for column names."""
+        return f"average{self.big:g}"
 
     def allows(self, cells: Cells, position: int) -> list[bool]:
         """Any cell: the limit is on the sum."""
@@ -223,3 +254,23 @@ def parse_budgets(
     if not budgets or len(set(budgets)) != len(budgets):
         raise ValueError(f"budgets must be one or more different ones, got {list(budgets)}")
     return list(budgets)
+
+
+def parse_budget(text: str, positions: int) -> Budget:
+    """Turn `at-most 4`, `flops 0.5`, `average 4` or `ramp 6 2` into a budget for so many positions.
+
+    Raises:
+        UserError: anything else.
+    """
+    kind, *numbers = text.split()
+    makers: dict[str, Callable[..., Budget]] = {
+        "at-most": lambda big: AtMost(int(big)),
+        "flops": lambda share: FlopsShare(float(share)),
+        "average": lambda big: OnAverage(float(big)),
+        "ramp": lambda first, last: Schedule.ramp(int(first), int(last), positions),
+    }
+    try:
+        return makers[kind](*numbers)
+    except (KeyError, TypeError, ValueError):
+        allowed = "`at-most 4`, `flops 0.5`, `average 4`, `ramp 6 2`"
+        raise UserError(f"oracle.more_budgets: cannot read {text!r}; budgets look like {allowed}") from None

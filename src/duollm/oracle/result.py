@@ -66,6 +66,15 @@ def join_positions(results: list[OracleResult]) -> OracleResult:
     )
 
 
+def stack_windows(results: list[OracleResult]) -> OracleResult:
+    """Join results of several sequences of one length."""
+    return OracleResult(
+        budgets=results[0].budgets,
+        evaluated_share=_mean_share(results),
+        **{name: _join([getattr(result, name) for result in results], -2) for name in _PER_BUDGET},
+    )
+
+
 def _join(tensors: list[Tensor | None], axis: int) -> Any:
     present = [each for each in tensors if each is not None]
     return torch.cat(present, dim=axis) if present else None

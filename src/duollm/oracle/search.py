@@ -4,7 +4,7 @@ Shape letters: B sequences, T tokens given, N = B * (T - 1) predicted tokens, Q 
 S label pairs, R routes, L layers, D hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,9 @@ from transformers.cache_utils import DynamicCache
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.batch import Batch
-from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budgets, pick
+from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budgets
+from duollm.oracle.contexts import CachedContext
+from duollm.oracle.frontier import cell_of, read_frontier
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.noise import Resampling
 from duollm.oracle.reduce import Contest, Judge, RouteSums
@@ -218,16 +220,15 @@ class _Search:
 
     def _committed(self, budget: Budget) -> OracleResult:
         batch, length = self.batch, self.batch.ids_BT.shape[1]
-        cache = DynamicCache(config=self.model.config)
-        steps = []
-        for position in range(length):
+
+        def search_at(position: int, attend: Attend) -> OracleResult:
             rows_B = torch.arange(len(batch.ids_BT), device=batch.ids_BT.device) * length + position
             judge = Judge(self.model, self._contests(rows_B), self.bound and self.bound.rows(rows_B))
             wanted_Q = allowed_cells(budget, self.cells, range(position, position + 1))[:, 0]
-            self._run(judge, batch.hidden_BTD[:, position], batch.step_context(cache, position), wanted_Q)
-            steps.append(self.read(judge, [budget], position))
-            batch.commit(cache, position, self.space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0)))
-        return join_positions(steps)
+            self._run(judge, batch.hidden_BTD[:, position], attend, wanted_Q)
+            return self.read(judge, [budget], position)
+
+        return left_to_right(batch, self.space, search_at)
 
     def _contests(self, rows: Tensor | None) -> list[Contest]:
         """The search for the labels, then for the drawn labels, then among the drawn routes."""
@@ -246,28 +247,17 @@ class _Search:
 
     def _run(self, judge: Judge, hidden_ND: Tensor, attend: Attend, wanted_Q: Tensor) -> None:
         """Show every wanted leaf to the judge."""
-        layers = self.space.num_layers
-        cell_of = torch.zeros(layers + 1, layers + 1, dtype=torch.long)
-        for cell, (small, big) in enumerate(self.cells.spent):
-            cell_of[small, big] = cell
-        cell_of = cell_of.to(hidden_ND.device)
         for leaves in self.leaves(hidden_ND, attend, wanted_Q):
-            cell_P = cell_of[leaves.spent_P2[:, 0], leaves.spent_P2[:, 1]]
+            cell_P = cell_of(self.cells, *leaves.spent_P2.T)
             judge.update(leaves.ids_P, cell_P, self.model.model.norm(leaves.hidden_PND))
 
     def read(self, judge: Judge, budgets: list[Budget] | None = None, position: int | None = None) -> OracleResult:
         """Read every budget off the judge's frontiers; of all positions, or of a single one."""
         padding_BT = self.batch.padding_BT if position is None else self.batch.padding_BT[:, position, None]
         budgets = budgets or self.budgets
-        first = position or 0
 
-        def best(contest: Contest, payload_QN: Tensor | None) -> Tensor:
-            payload_QN = contest.nll_QN if payload_QN is None else payload_QN
-            shape = (len(self.cells.spent), *padding_BT.shape)
-            nll_QBT, payload_QBT = contest.nll_QN.view(shape), payload_QN.view(shape)
-            picked = [pick(budget, self.cells, nll_QBT, payload_QBT, first, padding_BT) for budget in budgets]
-            nothing = torch.nan if payload_QN.is_floating_point() else -1
-            return torch.stack(picked).masked_fill(padding_BT, nothing)
+        def best(contest: Contest, payload_QN: Tensor) -> Tensor:
+            return read_frontier(budgets, self.cells, contest.nll_QN, payload_QN, padding_BT, position or 0)
 
         true, *others = judge.contests
         resampled = [contest for contest in others if contest.score_QN is not None]
@@ -281,6 +271,18 @@ class _Search:
             resampled_score=torch.stack([best(each, each.score_QN) for each in resampled]) if resampled else None,
             evaluated_share=judge.evaluated / judge.seen,
         )
+
+
+def left_to_right(
+    batch: Batch, space: RouteSpace, search_at: Callable[[int, CachedContext], OracleResult]
+) -> OracleResult:
+    """Search position by position under one budget; every pick is executed before the next."""
+    cache = DynamicCache(config=batch.model.config)
+    steps = []
+    for position in range(batch.ids_BT.shape[1]):
+        steps.append(search_at(position, batch.step_context(cache, position)))
+        batch.commit(cache, position, space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0)))
+    return join_positions(steps)
 
 
 def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int:

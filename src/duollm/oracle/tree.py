@@ -8,7 +8,7 @@ the other (deep, so that memory stays bounded).
 Shape letters: P prefixes (nodes in a block), N tokens, D hidden, C branches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +21,25 @@ from duollm.routing.space import RouteSpace
 
 Attend = Callable[[DuoDecoderLayer, Tensor], Tensor]
 """Attention output [P, N, D] of one layer for normalised states [P, N, D]."""
+
+
+def attended(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+    """The first half of a layer: hidden states after attention, and the same normalised for the FFN."""
+    attended_PND = entered_PND + attend(layer, layer.input_layernorm(entered_PND))
+    return attended_PND, layer.post_attention_layernorm(attended_PND)
+
+
+def branch_out(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend, branches: Sequence[Branch]) -> Tensor:
+    """Send hidden states through a layer once per branch, [P, C, N, D]."""
+    attended_PND, states_PND = attended(layer, entered_PND, attend)
+    prefixes, tokens, width = entered_PND.shape
+    children_PCND = attended_PND.new_empty(prefixes, len(branches), tokens, width)
+    for digit, branch in enumerate(branches):
+        if branch == Branch.SKIP:
+            children_PCND[:, digit] = entered_PND if layer.skip_scope == "layer" else attended_PND
+        else:
+            torch.add(attended_PND, layer.mlp.branch(branch, states_PND), out=children_PCND[:, digit])
+    return children_PCND
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,10 @@ class Tree:
         """Yield blocks of leaves, route ids ascending, from the embeddings [N, D] of the tokens."""
         yield from self._walk(Block.root(hidden_ND), 0, attend)
 
+    def layer(self, depth: int) -> DuoDecoderLayer:
+        """Layer `depth` of the model."""
+        return cast(DuoDecoderLayer, self.model.layers[depth])
+
     def _walk(self, block: Block, depth: int, attend: Attend) -> Iterator[Block]:
         if depth == self.space.num_layers:
             yield block
@@ -82,17 +105,7 @@ class Tree:
 
     def _expand(self, block: Block, depth: int, attend: Attend) -> Block:
         """Send a block through layer `depth`, once per branch."""
-        layer = cast(DuoDecoderLayer, self.model.layers[depth])
-        entered_PND = block.hidden_PND
-        attended_PND = entered_PND + attend(layer, layer.input_layernorm(entered_PND))
-        states_PND = layer.post_attention_layernorm(attended_PND)
-        prefixes, (tokens, width) = len(block.ids_P), attended_PND.shape[1:]
-        children_PCND = attended_PND.new_empty(prefixes, self.space.base, tokens, width)
-        for digit, branch in enumerate(self.space.branches):
-            if branch == Branch.SKIP:
-                children_PCND[:, digit] = entered_PND if layer.skip_scope == "layer" else attended_PND
-            else:
-                torch.add(attended_PND, layer.mlp.branch(branch, states_PND), out=children_PCND[:, digit])
+        children_PCND = branch_out(self.layer(depth), block.hidden_PND, attend, self.space.branches)
         device = block.ids_P.device
         digits_C = torch.arange(self.space.base, device=device)
         spends_C2 = torch.tensor([[b == Branch.SMALL, b == Branch.BIG] for b in self.space.branches], device=device)

@@ -46,7 +46,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         missing = {"identity", "step", "trained", "optimizer"} - set(state)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError):
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError):
         missing = {"a readable content"}
     if missing:
         raise UserError(f"{path}: damaged checkpoint (lacks {', '.join(sorted(missing))}); delete it to start anew")

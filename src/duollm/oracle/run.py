@@ -1,0 +1,233 @@
+"""The oracle stage: search the test windows of every domain, shard by shard, on all processes.
+
+Shape letters: W windows, T tokens, N = T - 1 predictions of a window, G documents, R routes, K budgets.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from duollm.config import OracleConfig
+from duollm.data.packed import PackedData, Windows
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.budgets import Budget, Exactly, OnAverage, parse_budget
+from duollm.oracle.fixed import fixed_columns
+from duollm.oracle.noise import Resampling
+from duollm.oracle.reduce import RouteSums
+from duollm.oracle.result import OracleResult, stack_windows
+from duollm.oracle.search import executed_nll, search_oracle
+from duollm.oracle.store import Columns, OracleStore
+from duollm.routing.sampling import derived_seed
+from duollm.routing.space import RouteSpace, parse_branches
+
+_SHARD_WINDOWS = 8
+
+
+@dataclass(frozen=True)
+class OracleRun:
+    """A search of test windows, and where its results go.
+
+    Attributes:
+        rank, ranks: this process searches every `ranks`-th shard, from `rank`; the results do not
+            depend on how many there are.
+        wait: returns when all processes have called it.
+        report: is told progress, a line at a time.
+    """
+
+    model: DuoForCausalLM
+    data: PackedData
+    config: OracleConfig
+    seed: int
+    store: OracleStore
+    rank: int = 0
+    ranks: int = 1
+    wait: Callable[[], None] = lambda: None
+    report: Callable[[str], None] = print
+
+    def run(self) -> None:
+        """Search all domains; finished shards and domains are not repeated."""
+        if self.rank == 0:
+            self.store.claim()
+        self.wait()
+        for domain in self.data.domains:
+            if not self.store.tokens(domain).exists():
+                self._search(domain)
+            self.wait()
+
+    def _search(self, domain: str) -> None:
+        windows = self.data.windows("test", domain, self.config.documents, self.config.windows_per_document, self.seed)
+        shards = list(_shards(windows))
+        mine = range(self.rank, len(shards), self.ranks)
+        missing = [number for number in mine if not self.store.has_shard(domain, number)]
+        clock = _Clock(f"oracle {domain}", sum(shards[number].token_ids[:, 1:].size for number in missing), self.report)
+        for number in missing:
+            tokens, routes = self._shard(shards[number], derived_seed(self.seed, number))
+            self.store.write_shard(domain, number, tokens, routes)
+            clock.tick(shards[number].token_ids[:, 1:].size)
+        self.wait()
+        if self.rank == 0:
+            self._complete(domain, windows, len(shards))
+
+    def _complete(self, domain: str, windows: Windows, shards: int) -> None:
+        """Run the fixed patterns, whose choice needs all documents, and write the domain's files."""
+        tokens, routes = (self.store.read_shards(domain, shards, kind) for kind in ("tokens", "routes"))
+        sums_GR = routes["nll_sum"].to_numpy().reshape(-1, self.space.size)
+        fixed = fixed_columns(self.model, windows, sums_GR, self.space, self._exact("shared"), self.seed)
+        for name, column in fixed.items():
+            tokens = tokens.append_column(name, [column])
+        self.store.complete(domain, shards, tokens, routes)
+
+    @cached_property
+    def space(self) -> RouteSpace:
+        """The routes that are searched."""
+        return RouteSpace(self.model.config.num_hidden_layers, parse_branches(self.config.branches))
+
+    def _exact(self, context: str) -> list[int]:
+        """Numbers of big layers to search for; all small and all big always, to compare with."""
+        layers = self.space.num_layers
+        if context == "committed" and self.config.committed_big_layers is not None:
+            return self.config.committed_big_layers
+        wanted = range(layers + 1) if self.config.big_layers is None else self.config.big_layers
+        return list(wanted) if context == "committed" else sorted({0, layers, *wanted})
+
+    def _budgets(self, context: str) -> list[Budget]:
+        more = [parse_budget(text, self.data.sequence_length - 1) for text in self.config.more_budgets]
+        exact: list[Budget] = [Exactly(big) for big in self._exact(context)]
+        return exact + [each for each in more if not (context == "committed" and isinstance(each, OnAverage))]
+
+    def _shard(self, windows: Windows, seed: int) -> tuple[Columns, Columns]:
+        """Search a shard in every context; return the columns of its tokens file and of its routes file."""
+        generator = torch.Generator(self.model.device).manual_seed(seed)
+        documents = list(dict.fromkeys(windows.documents))
+        sums_GR = torch.zeros(len(documents), self.space.size, dtype=torch.float64, device=self.model.device)
+        counted_WN = self._counted(windows, generator)
+        document_W = torch.tensor([documents.index(name) for name in windows.documents], device=self.model.device)
+        group_WN = torch.where(counted_WN, document_W[:, None], -1)
+        columns = _describe(windows, self.data)
+        for context in dict.fromkeys(("shared", *self.config.contexts)):
+            found = self._search_context(context, windows, generator, group_WN, sums_GR)
+            columns |= self._columns(context, windows, found)
+        tokens_G = torch.bincount(group_WN[group_WN >= 0], minlength=len(documents))
+        return columns, _route_columns(documents, sums_GR.cpu().numpy(), tokens_G.cpu().numpy())
+
+    def _counted(self, windows: Windows, generator: torch.Generator) -> Tensor:
+        """The positions on which patterns are compared, the same number in every window, bool [W, N]."""
+        shape = windows.token_ids[:, 1:].shape
+        rank_WN = torch.rand(shape, generator=generator, device=generator.device).argsort(-1).argsort(-1)
+        return rank_WN < max(1, round(self.config.counted_share * shape[1]))
+
+    def _search_context(
+        self, context: str, windows: Windows, generator: torch.Generator, group_WN: Tensor, sums_GR: Tensor
+    ) -> OracleResult:
+        """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
+        token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
+        budgets, memory = self._budgets(context), int(self.config.memory_gib * 2**30)
+        if context == "committed":
+            return search_oracle(self.model, token_ids_WT, self.space, context, budgets=budgets, memory_bytes=memory)
+        pairs = self.config.resampled_labels
+        results = [
+            search_oracle(
+                self.model,
+                token_ids_T[None],
+                self.space,
+                context,
+                budgets=budgets,
+                memory_bytes=memory,
+                random_routes=self.config.random_routes,
+                resampling=Resampling(pairs) if pairs else None,
+                generator=generator,
+                sums=RouteSums(group_N, sums_GR) if context == "shared" else None,
+            )
+            for token_ids_T, group_N in zip(token_ids_WT, group_WN, strict=True)
+        ]
+        return stack_windows(results)
+
+    def _columns(self, context: str, windows: Windows, found: OracleResult) -> Columns:
+        token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
+        columns: dict[str, Tensor] = {}
+        for k, budget in enumerate(found.budgets):
+            name = f"{context}_{budget.name}"
+            columns[f"nll_{name}"] = found.nll[k]
+            columns[f"route_{name}"] = found.route_ids[k]
+            columns[f"executed_{name}"] = executed_nll(self.model, token_ids_WT, self.space, found.route_ids[k])
+            if found.random_nll is not None and context == "shared" and isinstance(budget, Exactly):
+                columns[f"nll_random{self.config.random_routes}_{budget.name}"] = found.random_nll[k]
+            if found.resampled_nll is not None and found.resampled_score is not None:
+                columns[f"resampled_nll_{name}"] = found.resampled_nll[:, k].mean(0)
+                columns[f"resampled_score_{name}"] = found.resampled_score[:, k].mean(0)
+        return {name: values.flatten().cpu().numpy() for name, values in columns.items()}
+
+
+def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
+    """What a store's manifest says of the search, to go with the fingerprints of model and data."""
+    layers = range(num_layers + 1) if config.big_layers is None else {0, num_layers, *config.big_layers}
+    return {
+        "num_layers": num_layers,
+        "branches": [branch.name.lower() for branch in parse_branches(config.branches)],
+        "context": config.contexts[0],
+        "contexts": config.contexts,
+        "big_layers": sorted(layers),
+        "more_budgets": config.more_budgets,
+        "sequence_length": sequence_length,
+        "random_routes": config.random_routes,
+        "resampled_labels": config.resampled_labels,
+        "counted_share": config.counted_share,
+    }
+
+
+def _shards(windows: Windows) -> Iterator[Windows]:
+    """Cut the windows into shards of whole documents, about `_SHARD_WINDOWS` windows each."""
+    start, total = 0, len(windows.window)
+    for end in range(1, total + 1):
+        document_ends = end == total or windows.documents[end] != windows.documents[end - 1]
+        if document_ends and (end - start >= _SHARD_WINDOWS or end == total):
+            yield Windows(windows.token_ids[start:end], windows.documents[start:end], windows.window[start:end])
+            start = end
+
+
+def _describe(windows: Windows, data: PackedData) -> Columns:
+    """The columns that name a token."""
+    predicted = windows.token_ids.shape[1] - 1
+    token_ids = windows.token_ids[:, 1:].flatten()
+    return {
+        "document": np.repeat(windows.documents, predicted),
+        "window": np.repeat(np.asarray(windows.window, dtype=np.int32), predicted),
+        "position": np.tile(np.arange(1, predicted + 1, dtype=np.int32), len(windows.window)),
+        "token_id": token_ids.astype(np.int32),
+        "text": data.tokenizer.batch_decode(token_ids[:, None].tolist()),
+    }
+
+
+def _route_columns(documents: list[str], sums_GR: NDArray[np.float64], tokens_G: NDArray[np.int64]) -> Columns:
+    routes = sums_GR.shape[1]
+    return {
+        "document": np.repeat(documents, routes),
+        "route": np.tile(np.arange(routes), len(documents)),
+        "nll_sum": sums_GR.flatten(),
+        "tokens": np.repeat(tokens_G.astype(np.int32), routes),
+    }
+
+
+class _Clock:
+    """Reports rate and time left after every shard."""
+
+    def __init__(self, name: str, tokens: int, report: Callable[[str], None]) -> None:
+        self.name, self.tokens, self.report = name, tokens, report
+        self.done, self.started = 0, time.perf_counter()
+
+    def tick(self, tokens: int) -> None:
+        """Note that so many more tokens are done."""
+        self.done += tokens
+        rate = self.done / (time.perf_counter() - self.started)
+        left = (self.tokens - self.done) / rate
+        self.report(
+            f"{self.name}  token {self.done:,}/{self.tokens:,}  {rate:,.1f} tokens/s  "
+            f"ETA {int(left // 60)}:{int(left % 60):02d}"
+        )
