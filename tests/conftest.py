@@ -1,11 +1,16 @@
 """Fixtures shared by the tests of several packages."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from synthetic_run import Truth, write_run
+
+# Before torch is imported: tests are small, and threads that spin while they wait slow all others down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,44 @@
+"""A tiny training: batches of random tokens, a loss with a fixed route, a world of one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.train.distributed import World
+from duollm.train.loop import LossFn, train
+from duollm.train.optimizer import TrainingPlan
+from tiny import random_ids
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def batch_at(step: int) -> np.ndarray:
+    """Batches of four that depend on the step alone."""
+    return random_ids(batch=4, tokens=8, seed=100 + step).numpy()
+
+
+def fixed_route_loss(model: DuoForCausalLM) -> LossFn:
+    """The mean nll with every token on the same branches."""
+
+    def loss_fn(batch_BT, step, part):
+        return model(input_ids=batch_BT, labels=batch_BT, routes=[2, 1, 2], use_cache=False).loss, {}
+
+    return loss_fn
+
+
+@dataclass
+class Training:
+    """A training that a test may vary, repeat and interrupt."""
+
+    run: Path
+    world: World = ALONE
+
+    def __call__(self, model, loss_fn=None, batches=batch_at, name="tiny", **plan):
+        defaults = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, "checkpoint_every": 2, "log_every": 1}
+        loss_fn = loss_fn or fixed_route_loss(model)
+        plan = TrainingPlan(**(defaults | plan))
+        train(name, model, loss_fn, batches, plan, self.world, self.run, flops_per_token=1.0)
+        return model
