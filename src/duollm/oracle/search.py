@@ -256,8 +256,9 @@ class _Search:
         padding_BT = self.batch.padding_BT if position is None else self.batch.padding_BT[:, position, None]
         budgets = budgets or self.budgets
 
-        def best(contest: Contest, payload_QN: Tensor) -> Tensor:
-            return read_frontier(budgets, self.cells, contest.nll_QN, payload_QN, padding_BT, position or 0)
+        def best(contest: Contest, payload_QN: Tensor | None) -> Tensor:
+            wanted_QN = contest.nll_QN if payload_QN is None else payload_QN
+            return read_frontier(budgets, self.cells, contest.nll_QN, wanted_QN, padding_BT, position or 0)
 
         true, *others = judge.contests
         resampled = [contest for contest in others if contest.score_QN is not None]

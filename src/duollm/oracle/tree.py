@@ -23,6 +23,11 @@ Attend = Callable[[DuoDecoderLayer, Tensor], Tensor]
 """Attention output [P, N, D] of one layer for normalised states [P, N, D]."""
 
 
+def decoder_layers(model: DuoModel) -> list[DuoDecoderLayer]:
+    """The layers, first to last."""
+    return cast(list[DuoDecoderLayer], list(model.layers))
+
+
 def attended(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
     """The first half of a layer: hidden states after attention, and the same normalised for the FFN."""
     attended_PND = entered_PND + attend(layer, layer.input_layernorm(entered_PND))
@@ -92,10 +97,6 @@ class Tree:
         """Yield blocks of leaves, route ids ascending, from the embeddings [N, D] of the tokens."""
         yield from self._walk(Block.root(hidden_ND), 0, attend)
 
-    def layer(self, depth: int) -> DuoDecoderLayer:
-        """Layer `depth` of the model."""
-        return cast(DuoDecoderLayer, self.model.layers[depth])
-
     def _walk(self, block: Block, depth: int, attend: Attend) -> Iterator[Block]:
         if depth == self.space.num_layers:
             yield block
@@ -105,7 +106,7 @@ class Tree:
 
     def _expand(self, block: Block, depth: int, attend: Attend) -> Block:
         """Send a block through layer `depth`, once per branch."""
-        children_PCND = branch_out(self.layer(depth), block.hidden_PND, attend, self.space.branches)
+        children_PCND = branch_out(decoder_layers(self.model)[depth], block.hidden_PND, attend, self.space.branches)
         device = block.ids_P.device
         digits_C = torch.arange(self.space.base, device=device)
         spends_C2 = torch.tensor([[b == Branch.SMALL, b == Branch.BIG] for b in self.space.branches], device=device)
