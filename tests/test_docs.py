@@ -1,0 +1,69 @@
+"""The code in the documentation runs and does what the text around it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from duollm import Branch
+from duollm.config import RouterConfig
+from duollm.routing.calibration import calibrate
+from duollm.routing.folder import ROUTERS, load_router, save_router
+from duollm.train.router import soft_routing_loss
+
+DOCS = Path(__file__).parents[1] / "docs"
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def described(monkeypatch):
+    """What the blocks of docs/adding-a-router.md define, run one after the other."""
+    monkeypatch.setattr("duollm.routing.folder.ROUTERS", dict(ROUTERS))
+    names = {}
+    for block in blocks("adding-a-router.md"):
+        exec(compile(block, "docs/adding-a-router.md", "exec"), names)
+    return names
+
+
+def test_the_hand_written_policy_decides_by_token(described):
+    assert described["nll_BT"].shape == (2, 15)
+    assert described["routes_BTL"].shape == (2, 15, 4)
+    assert 0 < described["share_of_big"] < 1
+
+
+def test_the_router_fits_the_promised_40_lines():
+    [block] = [block for block in blocks("adding-a-router.md") if "class BottleneckRouter" in block]
+    assert len(block.splitlines()) <= 40
+
+
+def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
+    model, router = described["model"], described["router"]
+    model.requires_grad_(False)
+    before = {name: value.clone() for name, value in router.named_parameters()}
+    loss_fn = soft_routing_loss(model, router, 0.5, RouterConfig(), steps=20)
+    optimizer = torch.optim.Adam(router.parameters(), 0.05)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        loss, _ = loss_fn(torch.randint(64, (4, 16), generator=generator), step, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert all((value != before[name]).any() for name, value in router.named_parameters())
+    validation_BT = torch.randint(64, (16, 16), generator=generator)
+    assert calibrate(model, router, [validation_BT], budget=0.25) == pytest.approx(0.25, abs=0.05)
+    save_router(router, tmp_path / "router", {"kind": "bottleneck", "branches": ["small", "big"]})
+    loaded, _ = load_router(tmp_path / "router", model.config)
+    routes = [model(validation_BT, policy=policy).routes for policy in (router, loaded)]
+    assert torch.equal(*routes)
+    assert (routes[0] == Branch.BIG).float().mean() == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_links_between_files_lead_somewhere(page):
+    targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
+    assert not [target for target in targets if not (page.parent / target).exists()]
