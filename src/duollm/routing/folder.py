@@ -48,7 +48,7 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[LinearRouter, dict[str
         facts = json.loads((folder / "router.json").read_text(encoding="utf-8"))
         router = make_router(facts["kind"], config, facts["branches"])
         router.load_state_dict(load_file(folder / "router.safetensors"))
-    except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a router folder ({error}); train one with `duollm train-router`") from None
     except RuntimeError:
         raise UserError(f"{folder}: was trained for a model of other sizes; train one for this model") from None
