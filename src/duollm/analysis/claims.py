@@ -193,15 +193,7 @@ def _no_step_rises(evidence: Evidence, name: str, policy: str, budgets: Sequence
 
 
 def _c6(evidence: Evidence) -> Claim:
-    k = focus_budgets(evidence.num_layers)[0]
-    slope = condition(_SLOPE.format(k=k), _slope_over_depth(evidence, k), above=0)
-    return Claim(
-        "C6",
-        evidence.domain,
-        f"At k = {k} of {evidence.num_layers} the oracle makes later layers big more often",
-        _slope_finding(slope),
-        (slope,),
-    )
+    return _slope_claim(evidence, "C6", focus_budgets(evidence.num_layers)[0], "later", above=0)
 
 
 def _c7(evidence: Evidence) -> Claim:
@@ -222,22 +214,19 @@ def _c7(evidence: Evidence) -> Claim:
 
 
 def _c8(evidence: Evidence) -> Claim:
-    k = focus_budgets(evidence.num_layers)[2]
-    slope = condition(_SLOPE.format(k=k), _slope_over_depth(evidence, k), below=0)
+    return _slope_claim(evidence, "C8", focus_budgets(evidence.num_layers)[2], "earlier", below=0)
+
+
+def _slope_claim(evidence: Evidence, name: str, k: int, preferred: str, **allowed: float) -> Claim:
+    quantity = f"share of big, last layer - first layer on a fitted line, at k = {k}"
+    slope = condition(quantity, _slope_over_depth(evidence, k), **allowed)
     return Claim(
-        "C8",
+        name,
         evidence.domain,
-        f"At k = {k} of {evidence.num_layers} the oracle makes earlier layers big more often",
-        _slope_finding(slope),
+        f"At k = {k} of {evidence.num_layers} the oracle makes {preferred} layers big more often",
+        f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}.",
         (slope,),
     )
-
-
-_SLOPE = "share of big, last layer - first layer on a fitted line, at k = {k}"
-
-
-def _slope_finding(slope: Condition) -> str:
-    return f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}."
 
 
 def _slope_over_depth(evidence: Evidence, k: int) -> Floats | None:

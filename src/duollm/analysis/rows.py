@@ -15,7 +15,7 @@ from duollm.analysis.difficulty import difficulty, hard_without_gain
 from duollm.analysis.layer_use import LayerUse
 from duollm.analysis.patterns import best_of
 from duollm.analysis.policies import ALL_BIG, ORACLE, PATTERNS_DRAWN, STATIC, Scores, patterns_by_budget
-from duollm.analysis.statistics import Bootstrap, Floats, Integers, interval, intervals, sum_by_document
+from duollm.analysis.statistics import Bootstrap, Estimate, Floats, Integers, interval, intervals, sum_by_document
 from duollm.analysis.tables import OracleTable, PatternTable
 from duollm.oracle.halves import first_half
 
@@ -96,12 +96,8 @@ def best_of_rows(oracle: OracleTable, patterns: PatternTable, bootstrap: Bootstr
             "big_layers": k,
             "patterns": nll_sum_DR.shape[1],
             "drawn": sizes,
-            "nll": [estimate.value for estimate in estimates],
-            "low": [estimate.low for estimate in estimates],
-            "high": [estimate.high for estimate in estimates],
-            "over_all_big": [estimate.value for estimate in over_big],
-            "over_all_big_low": [estimate.low for estimate in over_big],
-            "over_all_big_high": [estimate.high for estimate in over_big],
+            **_columns(estimates, "nll", "low", "high"),
+            **_columns(over_big, "over_all_big", "over_all_big_low", "over_all_big_high"),
         }
 
 
@@ -115,13 +111,9 @@ def layer_use_rows(domain: str, uses: Sequence[PolicyLayerUse], edges: Integers,
             "policy": measured.policy,
             "kind": measured.kind,
             "big_layers": measured.big_layers,
-            "share_by_layer": [estimate.value for estimate in by_layer],
-            "low": [estimate.low for estimate in by_layer],
-            "high": [estimate.high for estimate in by_layer],
+            **_columns(by_layer, "share_by_layer", "low", "high"),
             "position_edges": edges.tolist(),
-            "share_by_position": [estimate.value for estimate in by_position],
-            "low_by_position": [estimate.low for estimate in by_position],
-            "high_by_position": [estimate.high for estimate in by_position],
+            **_columns(by_position, "share_by_position", "low_by_position", "high_by_position"),
             "share_by_layer_and_position": measured.use.by_layer_and_position().tolist(),
         }
 
@@ -141,3 +133,12 @@ def difficulty_rows(oracle: OracleTable, bootstrap: Bootstrap) -> Iterator[Row]:
             "low": share.low,
             "high": share.high,
         }
+
+
+def _columns(estimates: Sequence[Estimate], value: str, low: str, high: str) -> dict[str, list[float]]:
+    """Return estimates as three named lists."""
+    return {
+        value: [estimate.value for estimate in estimates],
+        low: [estimate.low for estimate in estimates],
+        high: [estimate.high for estimate in estimates],
+    }
