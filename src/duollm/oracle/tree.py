@@ -17,6 +17,7 @@ from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
+from duollm.oracle.ffn import add_ffn
 from duollm.routing.space import RouteSpace
 
 Attend = Callable[[DuoDecoderLayer, Tensor], Tensor]
@@ -43,7 +44,8 @@ def branch_out(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend, bran
         if branch == Branch.SKIP:
             children_PCND[:, digit] = entered_PND if layer.skip_scope == "layer" else attended_PND
         else:
-            torch.add(attended_PND, layer.mlp.branch(branch, states_PND), out=children_PCND[:, digit])
+            ffn = layer.mlp.small if branch == Branch.SMALL else layer.mlp.big
+            children_PCND[:, digit] = add_ffn(ffn, states_PND, attended_PND)
     return children_PCND
 
 
