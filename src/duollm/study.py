@@ -58,7 +58,7 @@ class Study:
     def stages(self) -> list[Stage]:
         """All stages in the order of the study."""
         recipe = self.recipe
-        router, sampled = recipe.router.model_dump(), recipe.oracle.model_dump()
+        router, sampled = recipe.router.model_dump(), recipe.oracle.model_dump(exclude={"memory_gib"})
         seen = {key: sampled[key] for key in ("documents", "windows_per_document")}
         return [
             Stage(

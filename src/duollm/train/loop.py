@@ -25,7 +25,7 @@ LossFn = Callable[[Tensor, int, int], tuple[Tensor, dict[str, float]]]
 must depend on its arguments alone, so that a resumed training repeats an uninterrupted one."""
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss or its gradient is not a number any more; the weights are those of the step before."""
 
 
