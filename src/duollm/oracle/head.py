@@ -18,8 +18,13 @@ _BLOCK_BYTES = 8 * 2**20  # logits computed at a time: stays inside the processo
 def log_normaliser(model: DuoForCausalLM, hidden_MD: Tensor) -> Tensor:
     """log of the sum over the vocabulary of exp(logit), [M], for normalised final states [M, D]; float32."""
     weight_VD = model.lm_head.weight
-    blocks = hidden_MD.split(max(1, _BLOCK_BYTES // (4 * weight_VD.shape[0])))
+    blocks = hidden_MD.split(_rows_per_block(weight_VD))
     return torch.cat([_logsumexp(linear(block_MD, weight_VD).float()) for block_MD in blocks])
+
+
+def _rows_per_block(weight_VD: Tensor) -> int:
+    """How many rows of logits are computed at a time."""
+    return max(1, _BLOCK_BYTES // (4 * len(weight_VD)))
 
 
 def _logsumexp(logits_MV: Tensor) -> Tensor:
@@ -32,53 +37,38 @@ def _logsumexp(logits_MV: Tensor) -> Tensor:
 class HeadBound:
     """Lower bound on the log-normaliser of any hidden state at each token, tight near a reference state.
 
-    Split the vocabulary at token n into groups j. With logits x_v = h . w_v, and any distribution
-    q over group j, Jensen's inequality gives
+    The most probable words of a reference prediction are taken one by one. All others act as a single
+    pseudo-word: with logits x_v = h . w_v and any distribution q over them, Jensen's inequality gives
 
-        log sum_{v in j} exp(x_v) >= sum_v q_v (x_v - log q_v) = h . (sum_v q_v w_v) + H(q).
+        log sum_v exp(x_v) >= sum_v q_v (x_v - log q_v) = h . (sum_v q_v w_v) + H(q),
 
-    So each group acts as one pseudo-word with embedding sum_v q_v w_v and bias H(q), and the
-    log-sum-exp over the pseudo-words bounds log Z from below. Taking q from a reference prediction
-    (all big) makes it tight for routes that predict alike; groups of one word are exact. The most
-    probable words get a group each, the rest are pooled in groups of similar probability.
+    an embedding sum_v q_v w_v with bias H(q). The log-sum-exp over these few columns bounds log Z from
+    below. Taking q from the reference makes it tight for routes that predict alike (docs/oracle.md).
 
     Attributes:
-        columns_NDJ: embeddings of the pseudo-words.
-        bias_NJ: their biases, nats.
+        columns_NDJ: embeddings of the words and of the pseudo-word.
+        bias_NJ: their biases, nats; 0 but for the pseudo-word.
     """
 
     columns_NDJ: Tensor
     bias_NJ: Tensor
 
     @classmethod
-    def around(cls, model: DuoForCausalLM, hidden_ND: Tensor, singles: int = 24, pools: int = 8) -> Self:
-        """Build the bound from reference final states [N, D]: `singles` exact words, `pools` groups."""
+    def around(cls, model: DuoForCausalLM, hidden_ND: Tensor, words: int = 31) -> Self:
+        """Build the bound from reference final states [N, D], with so many words taken one by one."""
         weight_VD = model.lm_head.weight.float()
-        singles = min(singles, weight_VD.shape[0] - 1)
-        pools = min(pools, weight_VD.shape[0] - singles)
-        parts = [cls._columns(weight_VD, h, singles, pools) for h in hidden_ND.split(64)]
-        columns_NJD, bias_NJ = (torch.cat(part) for part in zip(*parts, strict=True))
-        return cls(columns_NJD.transpose(1, 2).contiguous(), bias_NJ)
-
-    @staticmethod
-    def _columns(weight_VD: Tensor, hidden_ND: Tensor, singles: int, pools: int) -> tuple[Tensor, Tensor]:
-        log_p_NV = linear(hidden_ND.float(), weight_VD).log_softmax(-1)
-        words_NV = log_p_NV.argsort(-1, descending=True)
-        columns = [weight_VD[words_NV[:, :singles]]]
-        biases = [weight_VD.new_zeros(len(hidden_ND), singles)]
-        rest_NV = words_NV[:, singles:]
-        # Pools double in size from the most probable to the least: probable words get finer pools.
-        sizes = torch.logspace(0, pools - 1, pools, base=2.0)
-        edges = (sizes.cumsum(0) / sizes.sum() * rest_NV.shape[1]).round().long().tolist()
-        for start, end in zip([0, *edges[:-1]], edges, strict=True):
-            if start == end:
-                continue
-            log_q_NV = log_p_NV.gather(1, rest_NV[:, start:end]).log_softmax(-1)
+        words = min(words, weight_VD.shape[0] - 1)
+        columns_NJD = weight_VD.new_empty(len(hidden_ND), words + 1, weight_VD.shape[1])
+        bias_NJ = weight_VD.new_zeros(len(hidden_ND), words + 1)
+        for rows in torch.arange(len(hidden_ND), device=hidden_ND.device).split(_rows_per_block(weight_VD)):
+            log_p_NV = linear(hidden_ND[rows].float(), weight_VD).log_softmax(-1)
+            top_NJ = log_p_NV.topk(words).indices
+            log_q_NV = log_p_NV.scatter(1, top_NJ, -torch.inf).log_softmax(-1)
             q_NV = log_q_NV.exp()
-            pooled = torch.zeros_like(log_p_NV).scatter_(1, rest_NV[:, start:end], q_NV)
-            columns.append((pooled @ weight_VD)[:, None])
-            biases.append(-(q_NV * log_q_NV).sum(-1, keepdim=True))
-        return torch.cat(columns, dim=1), torch.cat(biases, dim=1)
+            columns_NJD[rows, :-1] = weight_VD[top_NJ]
+            columns_NJD[rows, -1] = q_NV @ weight_VD
+            bias_NJ[rows, -1] = -torch.xlogy(q_NV, q_NV).sum(-1)
+        return cls(columns_NJD.transpose(1, 2).contiguous(), bias_NJ)
 
     def __call__(self, hidden_PND: Tensor) -> Tensor:
         """Lower bound of the log-normaliser [P, N] for normalised final states [P, N, D]."""
