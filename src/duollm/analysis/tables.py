@@ -4,19 +4,40 @@ Shape letters: T tokens, D documents, R routes.
 """
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from duollm.analysis.parquet import ResultFile
 from duollm.analysis.statistics import Floats, Integers
 from duollm.errors import UserError
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routing.space import RouteSpace
 
 _ROUTES_SUFFIX = ".routes.parquet"
+_CONTEXTS = ("shared", "reference", "committed")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the oracle found in one context, per token; dicts are keyed by big layers k.
+
+    All but the first two are empty where they were not measured.
+    """
+
+    nll_T: dict[int, Floats]
+    route_T: dict[int, Integers]
+    executed_T: dict[int, Floats]
+    """The loss when the picks of all tokens are executed together."""
+    resampled_nll_T: dict[int, Floats]
+    """The best loss of a drawn label y'."""
+    resampled_score_T: dict[int, Floats]
+    """The loss of a second draw y'' under the routes picked with y'."""
+    ramp_nll_T: dict[tuple[int, int], Floats]
+    """The oracle whose budget slides over the window, by its first and last k."""
+    ramp_route_T: dict[tuple[int, int], Integers]
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,10 @@ class OracleTable:
     path: Path
     domain: str
     context: str
+    """The main one of `contexts`."""
+    contexts: dict[str, Searched]
+    search: str
+    """How routes were searched; "exact": all were tried."""
     space: RouteSpace
     random_routes: int
     documents: list[str]
@@ -36,11 +61,21 @@ class OracleTable:
     text: list[str]
     nll_small_T: Floats
     nll_big_T: Floats
-    nll_oracle_T: dict[int, Floats]
-    route_oracle_T: dict[int, Integers]
     nll_random_T: dict[int, Floats]
     nll_static_T: dict[int, Floats]
     """The cross-fitted static pattern, at the budgets for which it was run on all tokens."""
+    expected_static_T: dict[int, Floats]
+    """The loss that static expects when the label is drawn from the all-big prediction; may be empty."""
+
+    @property
+    def nll_oracle_T(self) -> dict[int, Floats]:
+        """The oracle's loss in the main context."""
+        return self.contexts[self.context].nll_T
+
+    @property
+    def route_oracle_T(self) -> dict[int, Integers]:
+        """The oracle's routes in the main context."""
+        return self.contexts[self.context].route_T
 
     @property
     def tokens_D(self) -> Integers:
@@ -99,13 +134,15 @@ def read_oracle(run: Path, domain: str) -> OracleTable:
     Raises:
         UserError: the file is missing or is not an oracle file.
     """
-    file = _File.open(run / "oracle" / f"{domain}.parquet", "duollm oracle")
+    file = ResultFile.open(run / "oracle" / f"{domain}.parquet", "duollm oracle")
     context, budgets, drawn = file.fact("context"), file.fact("big_layers"), file.fact("random_routes")
     documents, document_T = file.documents()
     return OracleTable(
         path=file.path,
         domain=domain,
         context=context,
+        contexts={name: _read_context(file, name, budgets) for name in _contexts(file, context)},
+        search=file.facts.get("search", "exact"),
         space=file.space(),
         random_routes=drawn,
         documents=documents,
@@ -116,11 +153,37 @@ def read_oracle(run: Path, domain: str) -> OracleTable:
         text=file.strings("text"),
         nll_small_T=file.floats("nll_small"),
         nll_big_T=file.floats("nll_big"),
-        nll_oracle_T={k: file.floats(f"nll_{context}_k{k}") for k in budgets},
-        route_oracle_T={k: file.route_ids(f"route_{context}_k{k}") for k in budgets},
-        nll_random_T={k: file.floats(f"nll_random{drawn}_k{k}") for k in budgets},
-        nll_static_T={k: file.floats(f"nll_static_k{k}") for k in budgets if file.has(f"nll_static_k{k}")},
+        nll_random_T=_by_budget(file, f"nll_random{drawn}", budgets),
+        nll_static_T=_by_budget(file, "nll_static", budgets),
+        expected_static_T=_by_budget(file, "expected_static", budgets),
     )
+
+
+def _contexts(file: ResultFile, main: str) -> list[str]:
+    """Return the contexts that the file holds, the main one first."""
+    others = [name for name in _CONTEXTS if name != main]
+    return [main, *(name for name in others if any(column.startswith(f"nll_{name}_k") for column in file.names))]
+
+
+def _read_context(file: ResultFile, context: str, budgets: Sequence[int]) -> Searched:
+    # A committed search is a run of its own for every budget, so it may have been made for fewer.
+    searched = [k for k in budgets if context != "committed" or file.has(f"nll_{context}_k{k}")]
+    ramps = [name for name in file.names if re.fullmatch(rf"nll_{context}_ramp\d+to\d+", name)]
+    ends = {name.removeprefix("nll_"): tuple(map(int, name.rsplit("ramp")[1].split("to"))) for name in ramps}
+    return Searched(
+        nll_T={k: file.floats(f"nll_{context}_k{k}") for k in searched},
+        route_T={k: file.route_ids(f"route_{context}_k{k}") for k in searched},
+        executed_T=_by_budget(file, f"executed_{context}", searched),
+        resampled_nll_T=_by_budget(file, f"resampled_nll_{context}", searched),
+        resampled_score_T=_by_budget(file, f"resampled_score_{context}", searched),
+        ramp_nll_T={(first, last): file.floats(f"nll_{name}") for name, (first, last) in ends.items()},
+        ramp_route_T={(first, last): file.route_ids(f"route_{name}") for name, (first, last) in ends.items()},
+    )
+
+
+def _by_budget(file: ResultFile, quantity: str, budgets: Sequence[int]) -> dict[int, Floats]:
+    """Read a quantity at the budgets for which the file holds it."""
+    return {k: file.floats(f"{quantity}_k{k}") for k in budgets if file.has(f"{quantity}_k{k}")}
 
 
 def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
@@ -129,7 +192,7 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
     Raises:
         UserError: the file is missing, incomplete, or belongs to other tokens.
     """
-    file = _File.open(run / "oracle" / f"{oracle.domain}{_ROUTES_SUFFIX}", "duollm oracle")
+    file = ResultFile.open(run / "oracle" / f"{oracle.domain}{_ROUTES_SUFFIX}", "duollm oracle")
     names, own_document = file.documents()
     if set(names) != set(oracle.documents):
         raise UserError(f"{file.path}: its documents are not those of {oracle.path}; run `duollm oracle` again")
@@ -160,7 +223,7 @@ def read_routers(run: Path, oracle: OracleTable) -> list[RouterTable]:
 
 
 def _read_router(path: Path, oracle: OracleTable) -> RouterTable:
-    file = _File.open(path, "duollm evaluate")
+    file = ResultFile.open(path, "duollm evaluate")
     _check_same_tokens(file, oracle)
     return RouterTable(
         name=file.fact("router"),
@@ -171,7 +234,7 @@ def _read_router(path: Path, oracle: OracleTable) -> RouterTable:
     )
 
 
-def _check_same_tokens(file: "_File", oracle: OracleTable) -> None:
+def _check_same_tokens(file: ResultFile, oracle: OracleTable) -> None:
     documents, document_T = file.documents()
     same = documents == oracle.documents and np.array_equal(document_T, oracle.document_T)
     for name, column_T in (
@@ -184,65 +247,3 @@ def _check_same_tokens(file: "_File", oracle: OracleTable) -> None:
         raise UserError(
             f"{file.path}: its tokens or routes are not those of {oracle.path}; run `duollm evaluate` again"
         )
-
-
-@dataclass(frozen=True)
-class _File:
-    """One parquet file with the facts that duollm keeps in its schema."""
-
-    path: Path
-    table: Any
-    facts: dict[str, Any]
-    made_by: str
-
-    @classmethod
-    def open(cls, path: Path, made_by: str) -> "_File":
-        try:
-            table = pq.read_table(path).combine_chunks()
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; run `{made_by}` first") from None
-        except (ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: not a readable Parquet file ({reason}); run `{made_by}` again") from None
-        facts = (table.schema.metadata or {}).get(b"duollm")
-        if facts is None or table.num_rows == 0:
-            lack = "rows" if facts else "`duollm` metadata"
-            raise UserError(f"{path}: has no {lack}, so it is not a result; run `{made_by}` again")
-        return cls(path, table, json.loads(facts), made_by)
-
-    def fact(self, key: str) -> Any:
-        if key not in self.facts:
-            raise UserError(f"{self.path}: its metadata lacks {key!r}; run `{self.made_by}` again")
-        return self.facts[key]
-
-    def space(self) -> RouteSpace:
-        return RouteSpace(self.fact("num_layers"), parse_branches(self.fact("branches")))
-
-    def has(self, name: str) -> bool:
-        return name in self.table.column_names
-
-    def _column(self, name: str) -> Any:
-        if not self.has(name):
-            raise UserError(f"{self.path}: column {name!r} is missing; run `{self.made_by}` again")
-        return self.table.column(name)
-
-    def floats(self, name: str) -> Floats:
-        return np.asarray(self._column(name).to_numpy(), dtype=np.float64)
-
-    def integers(self, name: str) -> Integers:
-        return np.asarray(self._column(name).to_numpy(), dtype=np.int64)
-
-    def strings(self, name: str) -> list[str]:
-        return [str(value) for value in self._column(name).to_pylist()]
-
-    def route_ids(self, name: str) -> NDArray[np.int64]:
-        ids = self.integers(name)
-        size = self.space().size
-        if ids.min() < 0 or ids.max() >= size:
-            raise UserError(f"{self.path}: column {name!r} holds route ids outside 0 .. {size - 1}")
-        return ids
-
-    def documents(self) -> tuple[list[str], Integers]:
-        """Return the names in order of first appearance, and each row's index into them."""
-        encoded = self._column("document").chunk(0).dictionary_encode()
-        return encoded.dictionary.to_pylist(), np.asarray(encoded.indices.to_numpy(), dtype=np.int64)
