@@ -70,11 +70,11 @@ def _against_naive(seconds: float) -> list[Row]:
 def _growth(seconds: float) -> list[Row]:
     """Time per token against the number of layers; theory: 2^L."""
     rows: list[Row] = []
-    tokens_BT = torch.randint(4096, (1, _LENGTH))
+    tokens_BT = torch.randint(4096, (4, _LENGTH))
     for layers in (6, 8, 10, 12):
         model = trained_like(DuoConfig(num_hidden_layers=layers))
         search = {"": lambda m=model, n=layers: search_oracle(m, tokens_BT.to(m.device), RouteSpace(n))}
-        spent = alternate(search, seconds / 4)[""] / (_LENGTH - 1)
+        spent = alternate(search, seconds / 4)[""] / tokens_BT[:, 1:].numel()
         rows.append(
             {"search": "shared", "L": layers, "tokens/s": 1 / spent, "ms per token / 2^L": 1e3 * spent / 2**layers}
         )
