@@ -47,11 +47,12 @@ class Contest:
         ids_QN = torch.full_like(nll_QN, torch.iinfo(torch.long).max, dtype=torch.long)
         return cls(label_ND, nll_QN, ids_QN, drawn_QNS, scored_ND, None if scored_ND is None else nll_QN.clone())
 
-    def eligible(self, ids_P: Tensor, cell_P: Tensor) -> Tensor | None:
+    def eligible(self, ids_PN: Tensor, cell_PN: Tensor) -> Tensor | None:
         """Which routes compete for which tokens, bool [P, N]; None when all do."""
         if self.drawn_QNS is None:
             return None
-        return (self.drawn_QNS[cell_P] == ids_P[:, None, None]).any(-1)
+        tokens_N = torch.arange(ids_PN.shape[1], device=ids_PN.device)
+        return (self.drawn_QNS[cell_PN, tokens_N] == ids_PN[..., None]).any(-1)
 
     def update(self, cell_M: Tensor, tokens_M: Tensor, ids_M: Tensor, nll_M: Tensor, score_M: Tensor | None) -> None:
         """Take in exact losses; a token may occur under many routes."""
@@ -114,16 +115,19 @@ class Judge:
     evaluated: int = field(default=0, init=False)
     seen: int = field(default=0, init=False)
 
-    def update(self, ids_P: Tensor, cell_P: Tensor, hidden_PND: Tensor) -> None:
-        """Take in normalised final states [P, N, D] of routes `ids_P` that lie in cells `cell_P`."""
-        block = _Block.of(ids_P, cell_P, hidden_PND, self.contests)
+    def update(self, ids_PN: Tensor, cell_PN: Tensor, hidden_PND: Tensor) -> None:
+        """Take in normalised final states [P, N, D] of routes `ids_PN` that lie in cells `cell_PN`.
+
+        Every token may have routes of its own; with `sums` all tokens have the same.
+        """
+        block = _Block.of(ids_PN, cell_PN, hidden_PND, self.contests)
         self.seen += block.log_z_PN.numel()
         if self.bound is None:
             self._enter(block, torch.ones_like(block.log_z_PN, dtype=torch.bool))
         else:
             self._enter_possible(block, self.bound(hidden_PND) - _ROUNDING)
         if self.sums is not None:
-            self.sums.update(ids_P, block.log_z_PN - block.logits[0])
+            self.sums.update(ids_PN[:, 0], block.log_z_PN - block.logits[0])
 
     def _enter_possible(self, block: "_Block", bound_PN: Tensor) -> None:
         """First the most promising leaf of each cell, which lowers the bar; then all that still pass it."""
@@ -134,7 +138,7 @@ class Judge:
         for choose in (_most_promising, _still_possible):
             chosen_PN = torch.zeros_like(bound_PN, dtype=torch.bool)
             for contest, lower_PN in zip(self.contests, lower, strict=True):
-                chosen_PN |= choose(lower_PN, block.cell_P, contest.nll_QN)
+                chosen_PN |= choose(lower_PN, block.cell_PN, contest.nll_QN)
             if self.sums is not None:
                 chosen_PN |= self.sums.counted_N
             self._enter(block, chosen_PN & block.log_z_PN.isnan())
@@ -146,7 +150,7 @@ class Judge:
         log_z_M = log_normaliser(self.model, hidden_MD)
         block.log_z_PN[rows_M, tokens_M] = log_z_M
         self.evaluated += len(rows_M)
-        ids_M, cell_M = block.ids_P[rows_M], block.cell_P[rows_M]
+        ids_M, cell_M = block.ids_PN[rows_M, tokens_M], block.cell_PN[rows_M, tokens_M]
         for contest, logit_PN, eligible_PN in zip(self.contests, block.logits, block.eligible, strict=True):
             nll_M = log_z_M - logit_PN[rows_M, tokens_M]
             score_M = None
@@ -167,27 +171,27 @@ class _Block:
         log_z_PN: the exact log-normaliser; nan where the full head was not run.
     """
 
-    ids_P: Tensor
-    cell_P: Tensor
+    ids_PN: Tensor
+    cell_PN: Tensor
     hidden_PND: Tensor
     logits: list[Tensor]
     eligible: list[Tensor | None]
     log_z_PN: Tensor
 
     @classmethod
-    def of(cls, ids_P: Tensor, cell_P: Tensor, hidden_PND: Tensor, contests: list[Contest]) -> Self:
+    def of(cls, ids_PN: Tensor, cell_PN: Tensor, hidden_PND: Tensor, contests: list[Contest]) -> Self:
         logits = [torch.einsum("pnd,nd->pn", hidden_PND, contest.label_ND) for contest in contests]
-        eligible = [contest.eligible(ids_P, cell_P) for contest in contests]
-        return cls(ids_P, cell_P, hidden_PND, logits, eligible, torch.full_like(logits[0], torch.nan))
+        eligible = [contest.eligible(ids_PN, cell_PN) for contest in contests]
+        return cls(ids_PN, cell_PN, hidden_PND, logits, eligible, torch.full_like(logits[0], torch.nan))
 
 
-def _most_promising(lower_PN: Tensor, cell_P: Tensor, best_QN: Tensor) -> Tensor:
+def _most_promising(lower_PN: Tensor, cell_PN: Tensor, best_QN: Tensor) -> Tensor:
     """Where the lower bound is the block's lowest for its cell and token, and could beat the best so far."""
     lowest_QN = torch.full_like(best_QN, torch.inf)
-    lowest_QN.scatter_reduce_(0, cell_P[:, None].expand_as(lower_PN), lower_PN, "amin")
-    return (lower_PN == lowest_QN[cell_P]) & _still_possible(lower_PN, cell_P, best_QN)
+    lowest_QN.scatter_reduce_(0, cell_PN, lower_PN, "amin")
+    return (lower_PN == lowest_QN.gather(0, cell_PN)) & _still_possible(lower_PN, cell_PN, best_QN)
 
 
-def _still_possible(lower_PN: Tensor, cell_P: Tensor, best_QN: Tensor) -> Tensor:
+def _still_possible(lower_PN: Tensor, cell_PN: Tensor, best_QN: Tensor) -> Tensor:
     """Where the lower bound does not exceed the best so far."""
-    return (lower_PN <= best_QN[cell_P]) & (lower_PN < torch.inf)
+    return (lower_PN <= best_QN.gather(0, cell_PN)) & (lower_PN < torch.inf)

@@ -248,8 +248,10 @@ class _Search:
     def _run(self, judge: Judge, hidden_ND: Tensor, attend: Attend, wanted_Q: Tensor) -> None:
         """Show every wanted leaf to the judge."""
         for leaves in self.leaves(hidden_ND, attend, wanted_Q):
-            cell_P = cell_of(self.cells, *leaves.spent_P2.T)
-            judge.update(leaves.ids_P, cell_P, self.model.model.norm(leaves.hidden_PND))
+            final_PND = self.model.model.norm(leaves.hidden_PND)
+            ids_P1, cell_P1 = leaves.ids_P[:, None], cell_of(self.cells, *leaves.spent_P2.T)[:, None]
+            shape_PN = final_PND.shape[:2]
+            judge.update(ids_P1.expand(shape_PN), cell_P1.expand(shape_PN), final_PND)
 
     def read(self, judge: Judge, budgets: list[Budget] | None = None, position: int | None = None) -> OracleResult:
         """Read every budget off the judge's frontiers; of all positions, or of a single one."""
