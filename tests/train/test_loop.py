@@ -102,12 +102,14 @@ def test_records_of_other_trainings_stay(training, model):
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulated_parts_are_the_whole_batch(tmp_path, training, model, accumulate):
-    whole = weights(training(model))
+    whole, measured = weights(training(model)), records(training.run)
     training.run = tmp_path / "in parts"
     in_parts = weights(training(tiny_model().train(), accumulate=accumulate))
     for name, value in whole.items():
         torch.testing.assert_close(in_parts[name], value, atol=1e-4, rtol=1e-3)
-    assert [record["step"] for record in records(training.run)] == [1, 2, 3, 4, 5, 6]
+    for ours, theirs in zip(records(training.run), measured, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)  # AdamW would hide its scale
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
