@@ -45,6 +45,10 @@ class Plan:
     router_budgets: tuple[int, ...] = (1, 2, 3, 4, 5)
     counted_share: float = 1.0
     """Share of each document's tokens on which fixed patterns are run."""
+    overspent_share: float = 0.0
+    """Share of the tokens on which a router takes one big layer more than it was asked to."""
+    measures: bool = True
+    """Whether what newer files hold is there: executed picks, drawn labels, further contexts and budgets."""
     seed: int = 7
 
 
@@ -68,7 +72,7 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
     document_T = np.repeat(np.arange(plan.documents), plan.tokens_per_document)
     position_T = np.tile(np.arange(1, plan.tokens_per_document + 1), plan.documents)
     nll_TR = _losses(space, plan, document_T, generator)
-    routers = {k: _router_routes(space, k, tokens, generator) for k in plan.router_budgets}
+    routers = {k: _router_routes(space, plan, k, tokens, generator) for k in plan.router_budgets}
     truth = Truth(space, nll_TR, document_T, position_T, routers)
     texts = [words[i % len(words)] for i in range(tokens)]
     keys = {
@@ -91,6 +95,8 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
         facts["counted_share"] = plan.counted_share
         counted_T = _sample(document_T, plan.counted_share, generator)
     oracle = _oracle_columns(truth, plan, generator)
+    if plan.measures:
+        oracle |= _further_columns(truth, plan, np.random.default_rng(plan.seed))
     write_parquet(run / "oracle" / f"{domain}.parquet", {**keys, "text": pa.array(texts), **oracle}, facts)
     write_parquet(run / "oracle" / f"{domain}.routes.parquet", _route_columns(truth, domain, counted_T), facts)
     for k, route_T in routers.items():
@@ -116,9 +122,13 @@ def _losses(
     return (base_T[:, None] - is_big_RL @ gain_L + noise_TR).astype(np.float32).astype(np.float64)
 
 
-def _router_routes(space: RouteSpace, k: int, tokens: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def _router_routes(
+    space: RouteSpace, plan: Plan, k: int, tokens: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
     """A router that makes random picks among the routes of its budget."""
-    return generator.choice(space.ids_with(big=k), tokens)
+    route_T = generator.choice(space.ids_with(big=k), tokens)
+    over_T = np.arange(tokens) % 20 < 20 * plan.overspent_share
+    return np.where(over_T, generator.choice(space.ids_with(big=k + 1), tokens), route_T)
 
 
 def _oracle_columns(truth: Truth, plan: Plan, generator: np.random.Generator) -> dict[str, pa.Array]:
@@ -130,6 +140,43 @@ def _oracle_columns(truth: Truth, plan: Plan, generator: np.random.Generator) ->
         columns[f"route_shared_k{k}"] = pa.array(ids[allowed_TR.argmin(1)])
         drawn_TN = generator.integers(0, len(ids), (len(allowed_TR), RANDOM_ROUTES))
         columns[f"nll_random{RANDOM_ROUTES}_k{k}"] = _float32(np.take_along_axis(allowed_TR, drawn_TN, 1).min(1))
+    return columns
+
+
+def _further_columns(truth: Truth, plan: Plan, generator: np.random.Generator) -> dict[str, pa.Array]:
+    """Picks that lose 0.1 nats when executed together; drawn labels that gain 0.4 with a peek and lose 0.1 without."""
+    columns = {}
+    for k in range(plan.num_layers + 1):
+        best_T = truth.nll_TR[:, truth.space.ids_with(big=k)].min(1)
+        noise_QT = 0.2 * generator.standard_normal((4, len(best_T)))
+        expected_T = truth.nll_TR.mean(1) + noise_QT[0]
+        columns[f"executed_shared_k{k}"] = _float32(best_T + 0.1 + noise_QT[1])
+        columns[f"expected_static_k{k}"] = _float32(expected_T)
+        columns[f"resampled_nll_shared_k{k}"] = _float32(expected_T - 0.4 + noise_QT[2])
+        columns[f"resampled_score_shared_k{k}"] = _float32(expected_T + 0.1 + noise_QT[3])
+    return columns | _committed_columns(truth, plan) | _ramp_columns(truth, plan)
+
+
+def _committed_columns(truth: Truth, plan: Plan) -> dict[str, pa.Array]:
+    """A committed search at a third of the layers only, 0.2 nats above the shared one."""
+    k = round(plan.num_layers / 3)
+    ids = truth.space.ids_with(big=k)
+    nll_T = _float32(truth.nll_TR[:, ids].min(1) + 0.2)
+    route_T = pa.array(ids[truth.nll_TR[:, ids].argmin(1)])
+    names = (f"nll_committed_k{k}", f"executed_committed_k{k}", f"route_committed_k{k}")
+    return dict(zip(names, (nll_T, nll_T, route_T), strict=True))
+
+
+def _ramp_columns(truth: Truth, plan: Plan) -> dict[str, pa.Array]:
+    """Budgets that slide over the positions, both ways about a third of the layers."""
+    columns = {}
+    low, high = round(plan.num_layers / 6), round(plan.num_layers / 2)
+    big_R = truth.space.count_big(np.arange(truth.space.size))
+    for first, last in ((low, high), (high, low)):
+        big_T = np.round(first + (last - first) * (truth.position_T - 1) / (plan.tokens_per_document - 1))
+        allowed_TR = np.where(big_R == big_T[:, None], truth.nll_TR, np.inf)
+        columns[f"nll_shared_ramp{first}to{last}"] = _float32(allowed_TR.min(1))
+        columns[f"route_shared_ramp{first}to{last}"] = pa.array(allowed_TR.argmin(1))
     return columns
 
 

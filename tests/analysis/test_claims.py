@@ -30,6 +30,8 @@ def _evidence(**nll_by_policy):
         "best-of-100-patterns": {k: 3.5 - 0.02 * k for k in range(LAYERS + 1)},
         "linear": {k: 3.5 - 0.02 * k for k in (1, 2, 3, 4, 5)},
         "all-big": {LAYERS: 3.4},
+        "oracle-ramp3to1": {2: 3.1},
+        "oracle-ramp1to3": {2: 3.1},
     } | nll_by_policy
     generator = np.random.default_rng(0)
     return Evidence(
@@ -38,6 +40,7 @@ def _evidence(**nll_by_policy):
         {(policy, k): _draws(value, generator) for policy, by_k in nll.items() for k, value in by_k.items()},
         {2: _shares(1 / 3 + rising), 3: _shares([0.5] * LAYERS), 4: _shares(2 / 3 + falling)},
         "linear",
+        {},
     )
 
 
@@ -59,8 +62,8 @@ def test_all_hold_where_they_should():
 
 
 def test_without_evidence_all_are_undecided():
-    verdicts = _verdicts(Evidence("prose", LAYERS, {}, {}, None))
-    assert list(verdicts) == ["C1", "C2", "C3", "C4", "C6", "C7", "C8"]
+    verdicts = _verdicts(Evidence("prose", LAYERS, {}, {}, None, {}))
+    assert list(verdicts) == ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8"]
     assert set(verdicts.values()) == {"undecided"}
 
 
@@ -75,6 +78,31 @@ def test_c1_fails_if_the_router_is_far_from_the_best_of_100(router):
 
 def test_c1_is_undecided_without_a_router():
     assert _verdict("C1", replace(_evidence(), router=None)) == "undecided"
+
+
+def test_c1_places_the_router_where_it_spends():
+    """The router is as good as the best of 100 at the 2.5 layers it spends, far below it at the nominal 2."""
+    steep = {k: 3.5 - 0.4 * k for k in range(LAYERS + 1)}
+    oracle = {k: nll - 0.2 for k, nll in steep.items()}
+    evidence = _evidence(**{"best-of-100-patterns": steep, "oracle": oracle, "linear": {2: steep[2] - 0.2}})
+    assert _verdict("C1", evidence) == "not reproduced"
+    spending = replace(evidence, router_spent_X={2: np.full(401, 2.5)})
+    claim = decide_claims(spending)[0]
+    assert claim.verdict == "reproduced"
+    assert "at the 2.50 big layers it spends" in claim.finding
+    beyond_the_searched = replace(evidence, router_spent_X={2: np.full(401, LAYERS + 0.5)})
+    assert "the router goes at k = 2" in decide_claims(beyond_the_searched)[0].finding
+
+
+@pytest.mark.parametrize("ramp", ["oracle-ramp3to1", "oracle-ramp1to3"])
+@pytest.mark.parametrize(("nll", "verdict"), [(2.9, "not reproduced"), (3.0, "undecided"), (3.1, "reproduced")])
+def test_c5_needs_both_ramps_to_be_worse(ramp, nll, verdict):
+    assert _verdict("C5", _evidence(**{ramp: {2: nll}})) == verdict
+
+
+def test_c5_is_the_papers_at_its_depth():
+    paper = decide_claims(Evidence("prose", 12, {}, {}, None, {}))[4]
+    assert paper.statement.startswith("A constant 4 big layers per token beats sliding from 6 to 2 or from 2 to 6")
 
 
 def test_c2_fails_if_the_loss_keeps_falling():
@@ -143,5 +171,5 @@ def test_findings_say_what_is_not_steady():
 
 
 def test_findings_without_evidence_say_so():
-    for claim in decide_claims(Evidence("prose", LAYERS, {}, {}, None)):
+    for claim in decide_claims(Evidence("prose", LAYERS, {}, {}, None, {})):
         assert "not measured" in claim.finding

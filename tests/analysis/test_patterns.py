@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from duollm.analysis.patterns import best_of, chance_of_best, static, whole_document_sums
-from duollm.oracle.halves import first_half
 from duollm.analysis.tables import PatternTable, read_oracle, read_patterns
 from duollm.errors import UserError
+from duollm.oracle.halves import first_half
 from synthetic_run import Plan, write_run
 
 

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from duollm.oracle.halves import first_half
 from duollm.analysis.policies import pool, score_policies
 from duollm.analysis.statistics import Bootstrap
 from duollm.analysis.tables import read_oracle, read_patterns, read_routers
+from duollm.oracle.halves import first_half
+from synthetic_run import Plan, write_run
 
 
 def _scores(run, domain, seed=0):
@@ -16,7 +17,7 @@ def _scores(run, domain, seed=0):
 def prose(synthetic):
     run, truths = synthetic
     scores = _scores(run, "prose")
-    rows = {(row.policy, row.big_layers): row for row in scores.rows}
+    rows = {(row.policy, row.big_layers): row for row in scores.in_main_context().rows}
     return scores, rows, truths["prose"]
 
 
@@ -67,10 +68,43 @@ def test_order_of_policies_at_equal_budget(prose):
 
 def test_routes_spend_their_budget(prose):
     scores, rows, _ = prose
-    assert all(row.big_D.sum() == row.big_layers * scores.tokens_D.sum() for row in scores.rows)
+    exact = [row for row in scores.rows if "ramp" not in row.policy]
+    assert all(row.big_D.sum() == row.big_layers * scores.tokens_D.sum() for row in exact)
     assert rows["linear-k2", 2].kind == "linear"
     assert rows["oracle", 2].context == "shared"
     assert rows["static", 2].context is None
+
+
+def test_ramps_spend_and_lose_what_their_routes_do(prose):
+    scores, rows, truth = prose
+    row = rows["oracle-ramp3to1", 2]
+    best_T = []
+    for t, position in enumerate(truth.position_T):
+        k = round(3 - 2 * (position - 1) / 19)
+        best_T.append(truth.nll_TR[t, truth.space.ids_with(big=k)].min())
+    assert _mean(scores, row) == pytest.approx(np.mean(best_T))
+    assert row.big_D.sum() == pytest.approx(2 * scores.tokens_D.sum(), rel=0.1)
+
+
+def test_every_context_has_its_rows_and_the_main_one_comes_first(prose):
+    scores, rows, _ = prose
+    contexts = [row.context for row in scores.rows if (row.policy, row.big_layers) == ("oracle", 2)]
+    assert contexts == ["shared", "committed"]
+    committed = next(row for row in scores.rows if row.context == "committed")
+    assert _mean(scores, committed) == pytest.approx(_mean(scores, rows["oracle", 2]) + 0.2)
+    assert _mean(scores, rows["executed-together", 2]) == pytest.approx(
+        _mean(scores, rows["oracle", 2]) + 0.1, abs=0.05
+    )
+
+
+def test_what_a_router_spends_is_drawn_with_its_loss(tmp_path):
+    truth = write_run(tmp_path, Plan(overspent_share=0.25, tokens_per_document=200))["prose"]
+    scores = _scores(tmp_path, "prose")
+    spent = scores.spent_draws(Bootstrap(scores.strata, 10, 0))
+    router = next(i for i, row in enumerate(scores.rows) if row.policy == "linear-k2")
+    assert spent[router][0] == pytest.approx(truth.space.count_big(truth.router_route_T[2]).mean())
+    assert spent[router][0] > 2.2
+    assert (spent[0] == 0).all()
 
 
 def test_pooled_means_are_means_over_all_tokens(synthetic):

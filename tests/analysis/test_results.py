@@ -3,11 +3,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from duollm.analysis.results import analyse
+from duollm.analysis.results import analyse, main_context_rows
 from duollm.errors import UserError
-from synthetic_run import Plan, write_run
+from synthetic_run import Plan, write_parquet, write_run
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_the_file_holds_what_is_returned_and_is_strict_json(analysed):
 def test_nll_rows_equal_the_truth(analysed):
     _, truths, results = analysed
     for domain, truth in truths.items():
-        row = _pick(results["nll"], domain=domain, policy="oracle", big_layers=2)
+        row = _pick(results["nll"], domain=domain, policy="oracle", big_layers=2, context="shared")
         expected = truth.nll_TR[:, truth.space.ids_with(big=2)].min(1).mean()
         assert row["nll"] == pytest.approx(expected)
         assert row["perplexity"] == pytest.approx(np.exp(expected))
@@ -49,6 +50,52 @@ def test_gap_closed_equals_its_definition(analysed):
         }
         closed = (nll["static"] - nll["linear-k3"]) / (nll["static"] - nll["oracle"])
         assert _pick(results["gap_closed"], domain=domain, big_layers=3)["closed"] == pytest.approx(closed)
+
+
+def test_gap_closed_at_what_was_spent_equals_its_definition(tmp_path):
+    write_run(tmp_path, Plan(overspent_share=0.25, tokens_per_document=200))
+    results = analyse(tmp_path, 100)
+    row = _pick(results["gap_closed"], domain="prose", big_layers=3)
+    share = row["mean_big_layers"] - 3
+    assert 0.2 < share < 0.3
+
+    def at(policy, k):
+        return _pick(results["nll"], domain="prose", policy=policy, big_layers=k)["nll"]
+
+    static, oracle = ((1 - share) * at(policy, 3) + share * at(policy, 4) for policy in ("static", "oracle"))
+    assert row["closed_at_spent"] == pytest.approx((static - at("linear-k3", 3)) / (static - oracle))
+    assert row["closed_at_spent_low"] < row["closed_at_spent"] < row["closed_at_spent_high"]
+    assert row["closed_at_spent"] < row["closed"]
+
+
+def test_gap_closed_at_what_was_spent_needs_the_neighbouring_budgets(tmp_path):
+    write_run(tmp_path, Plan(overspent_share=0.25, tokens_per_document=200, router_budgets=(2, 3)))
+    for domain in ("prose", "code"):
+        path = tmp_path / "oracle" / f"{domain}.parquet"
+        facts = json.loads(pq.read_schema(path).metadata[b"duollm"]) | {"big_layers": [0, 2, 3, 6]}
+        table = pq.read_table(path)
+        write_parquet(path, {name: table.column(name) for name in table.column_names}, facts)
+    rows = analyse(tmp_path, 100)["gap_closed"]
+    assert _pick(rows, domain="pooled", big_layers=2)["closed_at_spent"] is not None
+    assert _pick(rows, domain="pooled", big_layers=3)["closed_at_spent"] is None
+    assert _pick(rows, domain="pooled", big_layers=3)["closed"] is not None
+
+
+def test_files_without_the_newer_measures_are_analysed_without_them(tmp_path):
+    write_run(tmp_path, Plan(measures=False))
+    results = analyse(tmp_path, 100)
+    assert results["selection_noise"] == []
+    assert {row["context"] for row in results["nll"]} == {None, "shared"}
+    assert not any(row["policy"] == "executed-together" for row in results["nll"])
+    assert _pick(results["claims"], id="C5", domain="pooled")["estimate"] is None
+
+
+def test_only_the_main_context_speaks_for_the_oracle(analysed):
+    _, _, results = analysed
+    rows = [row for row in main_context_rows(results) if row["policy"] in ("oracle", "executed-together")]
+    assert {row["context"] for row in rows} == {"shared"}
+    assert len(rows) == 2 * 3 * 7
+    assert len(results["nll"]) == len(main_context_rows(results)) + 2 * 3
 
 
 def test_best_of_curve_falls_from_random_to_static(analysed):

@@ -52,6 +52,26 @@ def test_static_on_all_tokens_is_read_where_it_is(own_run):
     assert np.array_equal(static[2], nll_T)
 
 
+def test_contexts_come_main_first_each_with_its_budgets(own_run):
+    path = own_run / "oracle" / "prose.parquet"
+    assert {name: list(found.nll_T) for name, found in read_oracle(own_run, "prose").contexts.items()} == {
+        "shared": list(range(7)),
+        "committed": [2],
+    }
+    table = pq.read_table(path)
+    columns = {name: table.column(name) for name in table.column_names}
+    write_parquet(path, columns, _facts(path) | {"context": "committed", "contexts": ["committed"], "search": "beam"})
+    oracle = read_oracle(own_run, "prose")
+    assert list(oracle.contexts) == ["committed", "shared"]
+    assert list(oracle.nll_oracle_T) == [2]
+    assert oracle.search == "beam"
+
+
+def test_ramps_are_read_by_their_ends(synthetic):
+    main = read_oracle(synthetic[0], "prose").contexts["shared"]
+    assert set(main.ramp_nll_T) == set(main.ramp_route_T) == {(1, 3), (3, 1)}
+
+
 def test_patterns_on_fewer_tokens_must_say_so(own_run):
     path = own_run / "oracle" / "prose.routes.parquet"
     fewer = pa.array(np.full(12 * 64, 19), pa.int32())

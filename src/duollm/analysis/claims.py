@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from duollm.analysis.equal_budget import nll_at
 from duollm.analysis.numbers import percent, whole, with_interval
-from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, Scores
+from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, Scores, ramp_oracle
 from duollm.analysis.statistics import Bootstrap, Floats, interval
 from duollm.analysis.verdicts import Claim, Condition, condition
 
@@ -33,6 +34,8 @@ class Evidence:
     """The oracle's share of big per layer, by k."""
     router: str | None
     """The kind of router the claims speak of."""
+    router_spent_X: dict[int, Floats]
+    """The mean number of big layers it spends, by the k it was trained for."""
 
     def budgets(self, policy: str | None) -> list[int]:
         """Return the numbers of big layers at which `policy` was measured, ascending."""
@@ -56,15 +59,21 @@ def studied_router(kinds: Iterable[str | None]) -> str | None:
 
 def gather_evidence(scores: Scores, bootstrap: Bootstrap, oracle_share_XL: dict[int, Floats]) -> Evidence:
     """Draw what the claims need."""
+    scores = scores.in_main_context()
     router = studied_router(row.kind for row in scores.rows)
-    draws = zip(scores.rows, scores.nll_draws(bootstrap), strict=True)
-    nll_X = {(row.kind or row.policy, row.big_layers): nll_X for row, nll_X in draws}
-    return Evidence(scores.domain, scores.num_layers, nll_X, oracle_share_XL, router)
+    nll_X, spent_X = {}, {}
+    for row, row_nll_X, row_spent_X in zip(
+        scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True
+    ):
+        nll_X[row.kind or row.policy, row.big_layers] = row_nll_X
+        if row.kind and row.kind == router:
+            spent_X[row.big_layers] = row_spent_X
+    return Evidence(scores.domain, scores.num_layers, nll_X, oracle_share_XL, router, spent_X)
 
 
 def decide_claims(evidence: Evidence) -> list[Claim]:
-    """Decide C1 - C4 and C6 - C8 of the paper on one domain."""
-    decided = (_c1, _c2, _c3, _c4, _c6, _c7, _c8)
+    """Decide C1 - C8 of the paper on one domain."""
+    decided = (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8)
     return [decide(evidence) for decide in decided]
 
 
@@ -76,17 +85,15 @@ def focus_budgets(num_layers: int) -> tuple[int, int, int]:
 def _c1(evidence: Evidence) -> Claim:
     """Near means: |router - best of 100| < 0.25 x (best of 100 - oracle), at a third of the layers."""
     k = focus_budgets(evidence.num_layers)[0]
-    oracle_gain = evidence.difference((BEST_PATTERNS, k), (ORACLE, k))
-    router_gain = evidence.difference((BEST_PATTERNS, k), (evidence.router, k))
-    bridged = None if oracle_gain is None or router_gain is None else router_gain / oracle_gain
     below = condition(
         f"nll: oracle - best of 100 patterns, at k = {k}",
         evidence.difference((ORACLE, k), (BEST_PATTERNS, k)),
         below=0,
     )
+    bridged_X, where = _bridged_by_router(evidence, k)
     way = condition(
-        f"share of the way from best of 100 patterns to oracle that the router goes, at k = {k}",
-        bridged,
+        f"share of the way from best of 100 patterns to oracle that the router goes, at {where}",
+        bridged_X,
         above=-NEAR,
         below=NEAR,
     )
@@ -96,9 +103,26 @@ def _c1(evidence: Evidence) -> Claim:
         "At one budget the oracle is far below the best of 100 random patterns; "
         "the learned router sits near the best of 100, far from the oracle",
         f"At k = {k} the oracle lies {with_interval(below.drop)} nats below the best of 100 patterns; "
-        f"share of that way which the router goes: {with_interval(way.estimate, percent)}.",
+        f"share of that way which the router goes at {where}: {with_interval(way.estimate, percent)}.",
         (below, way),
     )
+
+
+def _bridged_by_router(evidence: Evidence, k: int) -> tuple[Floats | None, str]:
+    """Return which share of the way from best of 100 to oracle the router goes [X], and at which budget.
+
+    At the budget it spends, or at the nominal k if the budgets beside that were not searched.
+    """
+    router_X, spent_X = evidence.nll(evidence.router, k), evidence.router_spent_X.get(k)
+    best_X, oracle_X, where = evidence.nll(BEST_PATTERNS, k), evidence.nll(ORACLE, k), f"k = {k}"
+    if spent_X is not None:
+        at_spent = [nll_at(evidence.nll_X, policy, spent_X) for policy in (BEST_PATTERNS, ORACLE)]
+        if at_spent[0] is not None and at_spent[1] is not None:
+            best_X, oracle_X = at_spent
+            where = f"the {spent_X[0]:.2f} big layers it spends"
+    if router_X is None or best_X is None or oracle_X is None:
+        return None, where
+    return np.asarray((best_X - router_X) / (best_X - oracle_X)), where
 
 
 def _c2(evidence: Evidence) -> Claim:
@@ -189,6 +213,31 @@ def _no_step_rises(evidence: Evidence, name: str, policy: str, budgets: Sequence
         f"interval (corrected for {len(steps)} steps) not above 0",
         rises[worst],
         "not reproduced" if rises[worst].low > 0 else "reproduced",
+    )
+
+
+def _c5(evidence: Evidence) -> Claim:
+    """The paper slides between 6 and 2 of 12 layers, whose mean is 4; scaled to the depth."""
+    k = focus_budgets(evidence.num_layers)[0]
+    reach = max(1, round(evidence.num_layers / 6))
+    most, least = k + reach, k - reach
+    conditions = [
+        condition(
+            f"nll: oracle at k = {k} for every token - at k from {first} to {last} over the window",
+            evidence.difference((ORACLE, k), (ramp_oracle(first, last), k)),
+            below=0,
+        )
+        for first, last in ((most, least), (least, most))
+    ]
+    falling, rising = (with_interval(one.estimate) for one in conditions)
+    return Claim(
+        "C5",
+        evidence.domain,
+        f"A constant {k} big layers per token beats sliding from {most} to {least} or from {least} to {most} "
+        "over the sequence",
+        f"The oracle at constant k = {k} minus sliding, nats: from {most} to {least} {falling}, "
+        f"from {least} to {most} {rising}.",
+        tuple(conditions),
     )
 
 

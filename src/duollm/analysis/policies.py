@@ -4,7 +4,7 @@ Shape letters: D documents, X draws of the bootstrap, R routes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,10 +16,17 @@ from duollm.oracle.halves import first_half
 ALL_SMALL = "all-small"
 ALL_BIG = "all-big"
 ORACLE = "oracle"
+EXECUTED = "executed-together"
 STATIC = "static"
 RANDOM = "random-patterns"
 PATTERNS_DRAWN = 100
+RANDOM_ROUTES_CONTEXT = "shared"
 BEST_PATTERNS = f"best-of-{PATTERNS_DRAWN}-patterns"
+
+
+def ramp_oracle(first: int, last: int) -> str:
+    """Return the policy name of the oracle whose budget slides from `first` to `last` big layers over the window."""
+    return f"oracle-ramp{first}to{last}"
 
 
 def best_routes(drawn: int) -> str:
@@ -47,16 +54,28 @@ class Scores:
     """All policies on the documents of one domain, or of several domains pooled."""
 
     domain: str
+    context: str
+    """The main one."""
     num_layers: int
     tokens_D: Integers
     strata: tuple[int, ...]
     """Documents per domain; a bootstrap resamples within each."""
     rows: list[Score]
 
+    def in_main_context(self) -> "Scores":
+        """Leave out what was searched in other contexts, so that (policy, big layers) names one row."""
+        return replace(self, rows=[row for row in self.rows if row.context in (None, self.context)])
+
     def nll_draws(self, bootstrap: Bootstrap) -> list[Floats]:
         """Return each row's mean nll [X], nats per token, on the data and on every resample."""
-        totals_DQ = np.stack([row.nll_D for row in self.rows], axis=1)
-        return list(bootstrap.ratio(totals_DQ, self.tokens_D).T)
+        return self._draws([row.nll_D for row in self.rows], bootstrap)
+
+    def spent_draws(self, bootstrap: Bootstrap) -> list[Floats]:
+        """Return each row's mean number of big layers per token [X], on the same resamples."""
+        return self._draws([row.big_D for row in self.rows], bootstrap)
+
+    def _draws(self, totals: Sequence[Floats], bootstrap: Bootstrap) -> list[Floats]:
+        return list(bootstrap.ratio(np.stack(totals, axis=1), self.tokens_D).T)
 
 
 def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequence[RouterTable], seed: int) -> Scores:
@@ -74,9 +93,16 @@ def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequenc
         fixed(ALL_SMALL, 0, by_document(oracle.nll_small_T)),
         fixed(ALL_BIG, layers, by_document(oracle.nll_big_T)),
     ]
-    for k, nll_T in oracle.nll_oracle_T.items():
-        rows.append(fixed(ORACLE, k, by_document(nll_T), oracle.context))
-        rows.append(fixed(best_routes(oracle.random_routes), k, by_document(oracle.nll_random_T[k]), oracle.context))
+    for context, searched in oracle.contexts.items():
+        rows += [fixed(ORACLE, k, by_document(nll_T), context) for k, nll_T in searched.nll_T.items()]
+        rows += [fixed(EXECUTED, k, by_document(nll_T), context) for k, nll_T in searched.executed_T.items()]
+    for k, nll_T in oracle.nll_random_T.items():
+        rows.append(fixed(best_routes(oracle.random_routes), k, by_document(nll_T), RANDOM_ROUTES_CONTEXT))
+    main = oracle.contexts[oracle.context]
+    for (first, last), nll_T in main.ramp_nll_T.items():
+        big_D = by_document(oracle.space.count_big(main.ramp_route_T[first, last]).astype(np.float64))
+        name, mean = ramp_oracle(first, last), (first + last) // 2
+        rows.append(Score(name, mean, by_document(nll_T), big_D, oracle.context))
     in_first_D = first_half(documents, seed)
     for k, nll_sum_DR in patterns_by_budget(oracle, patterns):
         exact_T = oracle.nll_static_T.get(k)
@@ -86,7 +112,7 @@ def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequenc
     for router in routers:
         big_D = by_document(oracle.space.count_big(router.route_T).astype(np.float64))
         rows.append(Score(router.name, router.big_layers, by_document(router.nll_T), big_D, kind=router.kind))
-    return Scores(oracle.domain, layers, tokens_D, (documents,), rows)
+    return Scores(oracle.domain, oracle.context, layers, tokens_D, (documents,), rows)
 
 
 def patterns_by_budget(oracle: OracleTable, patterns: PatternTable) -> Iterator[tuple[int, Floats]]:
@@ -103,16 +129,17 @@ def pool(domains: Sequence[Scores]) -> Scores:
     What is chosen (a static pattern) stays chosen per domain. Means are over tokens, so a
     domain counts by its number of tokens.
     """
-    tables = [{(row.policy, row.big_layers): row for row in scores.rows} for scores in domains]
-    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    tables = [{(row.policy, row.big_layers, row.context): row for row in scores.rows} for scores in domains]
+    everywhere = [key for key in tables[0] if all(key in table for table in tables)]
     rows = []
-    for key in shared:
+    for key in everywhere:
         parts = [table[key] for table in tables]
         nll_D = np.concatenate([part.nll_D for part in parts])
         big_D = np.concatenate([part.big_D for part in parts])
-        rows.append(Score(*key, nll_D, big_D, parts[0].context, parts[0].kind))
+        rows.append(replace(parts[0], nll_D=nll_D, big_D=big_D))
     return Scores(
         domain="pooled",
+        context=domains[0].context,
         num_layers=domains[0].num_layers,
         tokens_D=np.concatenate([scores.tokens_D for scores in domains]),
         strata=tuple(len(scores.tokens_D) for scores in domains),

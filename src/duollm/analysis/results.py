@@ -13,7 +13,7 @@ import yaml
 
 from duollm.analysis.claims import decide_claims, gather_evidence
 from duollm.analysis.layer_use import count_layer_use, pool_layer_use, position_edges
-from duollm.analysis.policies import ORACLE, Scores, pool, score_policies
+from duollm.analysis.policies import EXECUTED, ORACLE, Scores, pool, score_policies
 from duollm.analysis.rows import (
     PolicyLayerUse,
     Row,
@@ -23,6 +23,7 @@ from duollm.analysis.rows import (
     layer_use_rows,
     nll_rows,
 )
+from duollm.analysis.selection_noise import SelectionNoise, measure_noise, noise_rows, pool_noise
 from duollm.analysis.statistics import Bootstrap, Integers
 from duollm.analysis.tables import (
     OracleTable,
@@ -52,6 +53,7 @@ class _Sample:
 
     scores: Scores
     uses: list[PolicyLayerUse]
+    noise: list[SelectionNoise]
     bootstrap: Bootstrap
 
 
@@ -76,9 +78,11 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str
         "provenance": _read_json(run / "provenance.json"),
         "model": _describe_model(run, domains[0].oracle),
         "data": {domain.oracle.domain: _size(domain) for domain in domains},
+        "context": domains[0].oracle.context,
         "bootstrap": {"samples": bootstrap_samples, "seed": seed, "level": 0.95},
         "nll": _list(nll_rows(one.scores, one.bootstrap) for one in samples + pooled),
         "gap_closed": _list(gap_rows(one.scores, one.bootstrap) for one in samples + pooled),
+        "selection_noise": _list(noise_rows(one.scores, one.noise, one.bootstrap) for one in samples + pooled),
         "best_of_patterns": _list(
             best_of_rows(domain.oracle, domain.patterns, one.bootstrap, seed) for domain, one in pairs
         ),
@@ -98,6 +102,13 @@ def read_results(run: Path) -> dict[str, Any]:
     """
     results: dict[str, Any] = _read_json(run / "results.json")
     return results
+
+
+def main_context_rows(results: dict[str, Any]) -> list[Row]:
+    """Return the rows of `nll` without the oracle in other contexts than the run's main one."""
+    return [
+        row for row in results["nll"] if row["policy"] not in (ORACLE, EXECUTED) or row["context"] == results["context"]
+    ]
 
 
 def headline_domain(results: dict[str, Any]) -> str:
@@ -122,7 +133,8 @@ def _check_one_space(domains: Sequence[_Domain]) -> None:
 
 def _sample(domain: _Domain, edges: Integers, bootstrap_samples: int, seed: int) -> _Sample:
     scores = score_policies(domain.oracle, domain.patterns, domain.routers, seed)
-    return _Sample(scores, _layer_uses(domain, edges), Bootstrap(scores.strata, bootstrap_samples, seed))
+    noise = measure_noise(domain.oracle, scores)
+    return _Sample(scores, _layer_uses(domain, edges), noise, Bootstrap(scores.strata, bootstrap_samples, seed))
 
 
 def _layer_uses(domain: _Domain, edges: Integers) -> list[PolicyLayerUse]:
@@ -150,7 +162,8 @@ def _pool(samples: Sequence[_Sample], bootstrap_samples: int, seed: int) -> _Sam
         ]
         if len(same) == len(samples):
             uses.append(PolicyLayerUse(first.policy, first.big_layers, first.kind, pool_layer_use(same)))
-    return _Sample(scores, uses, Bootstrap(scores.strata, bootstrap_samples, seed))
+    noise = pool_noise([one.noise for one in samples])
+    return _Sample(scores, uses, noise, Bootstrap(scores.strata, bootstrap_samples, seed))
 
 
 def _claim_rows(sample: _Sample) -> list[Row]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from duollm.analysis.claims import focus_budgets
 from duollm.analysis.difficulty import difficulty, hard_without_gain
+from duollm.analysis.equal_budget import nll_at
 from duollm.analysis.layer_use import LayerUse
 from duollm.analysis.patterns import best_of
 from duollm.analysis.policies import ALL_BIG, ORACLE, PATTERNS_DRAWN, STATIC, Scores, patterns_by_budget
@@ -59,25 +60,43 @@ def nll_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
 
 
 def gap_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
-    """Yield, for every router, the share of the gap from static to oracle that it closes."""
+    """Yield, for every router, the share of the gap from static to oracle that it closes.
+
+    Once against both at the nominal k, once against both at the big layers that the router spent.
+    """
+    scores = scores.in_main_context()
     draws = scores.nll_draws(bootstrap)
     nll_X = {(row.policy, row.big_layers): draw_X for row, draw_X in zip(scores.rows, draws, strict=True)}
-    for row in scores.rows:
+    for row, router_X, spent_X in zip(scores.rows, draws, scores.spent_draws(bootstrap), strict=True):
         k = row.big_layers
-        static_X, oracle_X = nll_X.get((STATIC, k)), nll_X.get((ORACLE, k))
         # With no or all layers big there is one route only, so there is no gap to close.
-        if row.kind is None or static_X is None or oracle_X is None or not 0 < k < scores.num_layers:
+        if row.kind is None or not 0 < k < scores.num_layers:
             continue
-        closed = interval((static_X - nll_X[row.policy, k]) / (static_X - oracle_X))
+        nominal = _closed(router_X, nll_X.get((STATIC, k)), nll_X.get((ORACLE, k)))
+        if nominal is None:
+            continue
+        at_spent = None
+        if 0 < spent_X[0] < scores.num_layers:
+            at_spent = _closed(router_X, nll_at(nll_X, STATIC, spent_X), nll_at(nll_X, ORACLE, spent_X))
         yield {
             "domain": scores.domain,
             "policy": row.policy,
             "kind": row.kind,
             "big_layers": k,
-            "closed": closed.value,
-            "low": closed.low,
-            "high": closed.high,
+            "mean_big_layers": float(spent_X[0]),
+            "closed": nominal.value,
+            "low": nominal.low,
+            "high": nominal.high,
+            "closed_at_spent": at_spent and at_spent.value,
+            "closed_at_spent_low": at_spent and at_spent.low,
+            "closed_at_spent_high": at_spent and at_spent.high,
         }
+
+
+def _closed(router_X: Floats, static_X: Floats | None, oracle_X: Floats | None) -> Estimate | None:
+    if static_X is None or oracle_X is None:
+        return None
+    return interval((static_X - router_X) / (static_X - oracle_X))
 
 
 def best_of_rows(oracle: OracleTable, patterns: PatternTable, bootstrap: Bootstrap, seed: int) -> Iterator[Row]:
