@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from duollm.analysis.results import analyse
+from duollm.analysis.results import analyse, main_context_rows
 from duollm.analysis.tables import read_oracle, read_routers
 from duollm.report.curves import best_of_draws, nll_by_budget
 from duollm.report.figures import draw_figures, shown_budget
@@ -17,7 +17,8 @@ from duollm.report.style import policy_look, router_looks
 def analysed(synthetic, tmp_path_factory):
     run = tmp_path_factory.mktemp("figures") / "run"
     shutil.copytree(synthetic[0], run)
-    return run, analyse(run, 100)
+    results = analyse(run, 100)
+    return run, results | {"nll": main_context_rows(results)}
 
 
 def _line(axes, label):
@@ -29,7 +30,11 @@ def test_curves_hold_the_results(analysed):
     axes = nll_by_budget(results, ["code", "prose"]).axes[1]
     assert axes.get_title() == "prose"
     rows = [row for row in results["nll"] if row["domain"] == "prose"]
-    for policy, label in (("oracle", "oracle"), ("static", "static (best fixed pattern)")):
+    for policy, label in (
+        ("oracle", "oracle"),
+        ("executed-together", "the oracle's picks executed together"),
+        ("static", "static (best fixed pattern)"),
+    ):
         expected = {row["big_layers"]: row["nll"] for row in rows if row["policy"] == policy}
         line = _line(axes, label)
         assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == expected
@@ -48,7 +53,7 @@ def test_bands_are_paired_differences_put_where_all_big_stands(analysed):
     rows = [row for row in results["nll"] if row["domain"] == "pooled"]
     big = next(row["nll"] for row in rows if row["policy"] == "all-big")
     oracle = sorted((row for row in rows if row["policy"] == "oracle"), key=lambda row: row["big_layers"])
-    edge = {tuple(point) for point in axes.collections[2].get_paths()[0].vertices.round(9)}
+    edge = {tuple(point) for point in axes.collections[3].get_paths()[0].vertices.round(9)}
     for row in oracle:
         assert (row["big_layers"], round(big + row["over_all_big_low"], 9)) in edge
         assert (row["big_layers"], round(big + row["over_all_big_high"], 9)) in edge
@@ -83,7 +88,7 @@ def test_all_figures_twice_the_same(analysed, tmp_path):
     oracles = [read_oracle(run, domain) for domain in results["data"]]
     routers = {oracle.domain: read_routers(run, oracle) for oracle in oracles}
     once, again = (draw_figures(folder, results, oracles, routers) for folder in (tmp_path / "a", tmp_path / "b"))
-    assert len(once) == 7
+    assert len(once) == 8
     for name, svg in once.items():
         assert svg.read_bytes() == again[name].read_bytes()
         assert svg.with_suffix(".pdf").read_bytes() == again[name].with_suffix(".pdf").read_bytes()
@@ -99,8 +104,15 @@ def test_shown_budget_is_a_third_or_the_nearest_searched(analysed):
 
 
 def test_every_policy_looks_different():
-    policies = ["oracle", "static", "random-patterns", "best-of-100-routes", "best-of-100-patterns"]
+    policies = [
+        "oracle",
+        "executed-together",
+        "static",
+        "random-patterns",
+        "best-of-100-routes",
+        "best-of-100-patterns",
+    ]
     looks = [policy_look(policy) for policy in policies]
     looks += router_looks([{"kind": kind} for kind in ("linear", "mlp", None)]).values()
-    assert len({look.colour for look in looks}) == 7
+    assert len({look.colour for look in looks}) == 8
     assert policy_look("best-of-64-routes").label == "best of 64 random routes per token"

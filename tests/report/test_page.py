@@ -5,13 +5,15 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import pyarrow.parquet as pq
 import pytest
 
 from duollm.analysis.numbers import estimate, nats, percent
 from duollm.analysis.results import analyse
 from duollm.errors import UserError
 from duollm.report.page import write_report
-from synthetic_run import Plan, write_run
+from duollm.report.selection_noise import noise_sentences
+from synthetic_run import Plan, write_parquet, write_run
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def test_well_formed_with_every_figure_described(page):
     parser = _Balance()
     parser.feed(page[0])
     assert parser.open == []
-    assert len(parser.images) == 7
+    assert len(parser.images) == 8
     assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in parser.images)
 
 
@@ -70,7 +72,7 @@ def test_every_claim_and_every_loss_is_printed(page):
             assert estimate(condition, "estimate") in html
         assert claim["statement"] in html.replace("&#39;", "'")
     for row in results["nll"]:
-        if row["domain"] != "pooled":
+        if row["domain"] != "pooled" and "ramp" not in row["policy"]:
             assert f"{nats(row['nll'])}<small>[{nats(row['low'])}, {nats(row['high'])}]</small>" in html
 
 
@@ -96,6 +98,53 @@ def test_a_sample_of_patterns_is_said(tmp_path, page):
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert html.count("on a random 25% of each document") == 3
     assert "on a random" not in page[0]
+
+
+def _first_screen(html):
+    return " ".join(html[: html.index('<h2 id="claims">')].split())
+
+
+def test_the_first_screen_says_what_the_search_was(own_run, page):
+    assert "Every route through it was tried on" in _first_screen(page[0])
+    for path in (own_run / "oracle").glob("*[!s].parquet"):
+        table = pq.read_table(path)
+        facts = json.loads(table.schema.metadata[b"duollm"]) | {"search": "beam"}
+        write_parquet(path, {name: table.column(name) for name in table.column_names}, facts)
+    analyse(own_run, 100)
+    first = _first_screen(write_report(own_run).read_text(encoding="utf-8"))
+    assert "Every route" not in first
+    assert "searched, but not all of them (beam), on 240 tokens of code" in first
+
+
+def test_the_first_screen_says_what_a_peek_buys(page):
+    html, results = page
+    assert noise_sentences(results, "pooled", 2) in _first_screen(html)
+
+
+def test_files_without_the_newer_measures_give_a_page_without_them(tmp_path):
+    write_run(tmp_path, Plan(measures=False))
+    analyse(tmp_path, 100)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "a peek at the label?" not in html
+    assert "executed together" not in html.lower()
+    assert not list((tmp_path / "figures").glob("selection_noise*"))
+
+
+def test_tables_have_a_column_per_context(page):
+    html = page[0]
+    assert html.count('<th scope="col">oracle, committed</th>') == 2
+    assert html.count('<th scope="col">executed together</th>') == 2
+    assert "executed together, committed" not in html
+
+
+def test_the_gap_is_given_at_what_was_spent_with_the_nominal_one_beside(tmp_path, page):
+    write_run(tmp_path, Plan(overspent_share=0.25))
+    results = analyse(tmp_path, 100)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    row = next(row for row in results["gap_closed"] if (row["domain"], row["big_layers"]) == ("pooled", 2))
+    assert f"<b>{percent(row['closed_at_spent'])}</b>" in html
+    assert "at the 2.25 big layers it spends" in html
+    assert f"{percent(row['closed'])} [{percent(row['low'])}, {percent(row['high'])}] at nominal k = 2" in html
 
 
 def test_caveats_name_the_context(page):

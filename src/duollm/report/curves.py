@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from duollm.analysis.policies import ALL_BIG, ALL_SMALL, ORACLE, RANDOM, STATIC
+from duollm.analysis.policies import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, RANDOM, STATIC
 from duollm.report.style import GREY, Look, Row, panels, policy_look, router_looks
 
 
@@ -41,8 +41,9 @@ def best_of_draws(results: dict[str, Any], big_layers: int) -> Figure:
 def _draw_budgets(axes: Axes, rows: list[Row], routers: dict[str, Look]) -> None:
     for policy in (ALL_SMALL, ALL_BIG):
         _draw_level(axes, next(row for row in rows if row["policy"] == policy), policy_look(policy))
-    for policy in (RANDOM, STATIC, ORACLE):
-        _draw_line(axes, [row for row in rows if row["policy"] == policy], policy_look(policy))
+    for policy in (RANDOM, STATIC, EXECUTED, ORACLE):
+        if mine := [row for row in rows if row["policy"] == policy]:
+            _draw_line(axes, mine, policy_look(policy))
     for kind, look in routers.items():
         _draw_line(axes, [row for row in rows if row["kind"] == kind], look)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

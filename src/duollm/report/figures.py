@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from duollm.analysis.claims import focus_budgets, studied_router
-from duollm.analysis.results import headline_domain
+from duollm.analysis.results import headline_domain, main_context_rows
 from duollm.analysis.tables import OracleTable, RouterTable
 from duollm.report.curves import best_of_draws, nll_by_budget
 from duollm.report.layer_figures import share_over_depth, share_over_depth_and_position
+from duollm.report.selection_noise import gains_by_budget
 from duollm.report.style import save, styled
 from duollm.report.text import first_window, one_line
 from duollm.report.token_figures import RouteStrip, difficulty_by_loss, route_strips
@@ -26,7 +27,11 @@ def shown_budget(oracles: Sequence[OracleTable]) -> int:
 def draw_figures(
     run: Path, results: dict[str, Any], oracles: Sequence[OracleTable], routers: dict[str, list[RouterTable]]
 ) -> dict[str, Path]:
-    """Write every figure to <run>/figures as SVG and PDF; return the SVGs by name."""
+    """Write every figure to <run>/figures as SVG and PDF; return the SVGs by name.
+
+    The figure of selection noise is left out where that was not measured.
+    """
+    results = results | {"nll": main_context_rows(results)}
     budget = shown_budget(oracles)
     focus = sorted(set(focus_budgets(results["model"]["num_layers"])))
     strips = [strip for oracle in oracles for strip in _strips(oracle, routers[oracle.domain], budget)]
@@ -40,6 +45,8 @@ def draw_figures(
             "difficulty": difficulty_by_loss(oracles, results, budget),
             "routes": route_strips(strips),
         }
+        if results["selection_noise"]:
+            figures["selection_noise"] = gains_by_budget(results, list(results["data"]))
         return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
 
 

@@ -11,14 +11,27 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from duollm.analysis.claims import studied_router
 from duollm.analysis.numbers import estimate, nats, percent
-from duollm.analysis.policies import ALL_BIG, ALL_SMALL, BEST_PATTERNS, ORACLE, RANDOM, STATIC, best_routes
-from duollm.analysis.results import headline_domain, read_results
+from duollm.analysis.policies import (
+    ALL_BIG,
+    ALL_SMALL,
+    BEST_PATTERNS,
+    EXECUTED,
+    ORACLE,
+    RANDOM,
+    RANDOM_ROUTES_CONTEXT,
+    STATIC,
+    best_routes,
+)
+from duollm.analysis.results import headline_domain, main_context_rows, read_results
 from duollm.analysis.tables import read_oracle, read_routers
 from duollm.files import write_text
 from duollm.report.figures import draw_figures, shown_budget
+from duollm.report.selection_noise import noise_sentences, shown_noise
 from duollm.report.style import Row
 from duollm.report.text import passages
 from duollm.report.token_figures import EXTREME_SHARE
+
+_SAME_AS_ITS_ORACLE = (EXECUTED, "committed")
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,10 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
         context=oracles[0].context,
         random_routes=oracles[0].random_routes,
         budget=budget,
+        search=oracles[0].search,
+        executed=any(row["policy"] == EXECUTED for row in main_context_rows(results)),
+        noise_context=next((row["context"] for row in shown_noise(results)), None),
+        noise=noise_sentences(results, headline, budget),
         glance=_glance(results, headline, budget),
         claims=_claim_rows(results["claims"]),
         headline=headline,
@@ -79,7 +96,7 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
         pattern_share=_pattern_share(results),
         static_exact=all(oracle.nll_static_T for oracle in oracles),
         extreme_share=percent(EXTREME_SHARE),
-        tables=[_budget_table(results["nll"], domain, oracles[0].random_routes) for domain in results["data"]],
+        tables=[_budget_table(results, domain, oracles[0].random_routes) for domain in results["data"]],
         images={name: _data_uri(path) for name, path in figures.items()},
         texts={oracle.domain: passages(oracle, budget, shown_documents) for oracle in oracles},
     )
@@ -128,7 +145,7 @@ def _glance(results: dict[str, Any], domain: str, budget: int) -> list[tuple[str
     router = studied_router(row["kind"] for row in results["nll"])
     layers = results["model"]["num_layers"]
     wanted = [(ALL_SMALL, 0), (ALL_BIG, layers), (STATIC, budget), (router, budget), (ORACLE, budget)]
-    losses = {(row["kind"] or row["policy"], row["big_layers"]): row for row in _of(results["nll"], domain)}
+    losses = {(row["kind"] or row["policy"], row["big_layers"]): row for row in _of(main_context_rows(results), domain)}
     tiles = []
     for policy, k in wanted:
         if policy and (row := losses.get((policy, k))):
@@ -136,9 +153,19 @@ def _glance(results: dict[str, Any], domain: str, budget: int) -> list[tuple[str
             tiles.append((label, Cell(nats(row["nll"]), _interval(row), "nats per token")))
     for row in _of(results["gap_closed"], domain):
         if (row["kind"], row["big_layers"]) == (router, budget):
-            interval = f"[{percent(row['low'])}, {percent(row['high'])}]"
-            tiles.append(("gap closed by the router", Cell(percent(row["closed"]), interval, "from static to oracle")))
+            tiles.append(("gap closed by the router", _gap_cell(row)))
     return tiles
+
+
+def _gap_cell(row: Row) -> Cell:
+    """Return the gap closed at the budget spent with the nominal one beside it, or the nominal one alone."""
+    nominal = Cell(percent(row["closed"]), f"[{percent(row['low'])}, {percent(row['high'])}]", "from static to oracle")
+    if row["closed_at_spent"] is None:
+        return nominal
+    interval = f"[{percent(row['closed_at_spent_low'])}, {percent(row['closed_at_spent_high'])}]"
+    note = f"from static to oracle at the {row['mean_big_layers']:.2f} big layers it spends"
+    beside = f"{nominal.value} {nominal.interval} at nominal k = {row['big_layers']}"
+    return Cell(percent(row["closed_at_spent"]), interval, f"{note}; {beside}")
 
 
 def _claim_rows(claims: list[Row]) -> list[ClaimRow]:
@@ -147,17 +174,20 @@ def _claim_rows(claims: list[Row]) -> list[ClaimRow]:
     return [ClaimRow(same[0]["id"], same[0]["statement"], same) for same in grouped]
 
 
-def _budget_table(rows: list[Row], domain: str, random_routes: int) -> BudgetTable:
-    mine = _of(rows, domain)
-    fixed = [RANDOM, BEST_PATTERNS, STATIC]
-    kinds = sorted({row["kind"] for row in mine if row["kind"]})
-    policies = [*fixed, *kinds, best_routes(random_routes), ORACLE]
-    losses = {(row["kind"] or row["policy"], row["big_layers"]): row for row in mine}
-    budgets = sorted({row["big_layers"] for row in mine})
+def _budget_table(results: dict[str, Any], domain: str, random_routes: int) -> BudgetTable:
+    mine = _of(results["nll"], domain)
+    losses = {(row["kind"] or row["policy"], row["context"], row["big_layers"]): row for row in mine}
+    main, kinds = results["context"], sorted({row["kind"] for row in mine if row["kind"]})
+    others = [context for context in dict.fromkeys(row["context"] for row in mine) if context not in (None, main)]
+    wanted: list[tuple[str, str | None]] = [(policy, None) for policy in (RANDOM, BEST_PATTERNS, STATIC, *kinds)]
+    wanted += [(EXECUTED, main), (best_routes(random_routes), RANDOM_ROUTES_CONTEXT), (ORACLE, main)]
+    wanted += [(policy, context) for context in others for policy in (EXECUTED, ORACLE)]
+    measured = {(policy, context) for policy, context, _ in losses}
+    columns = [column for column in wanted if column in measured and column != _SAME_AS_ITS_ORACLE]
     return BudgetTable(
         domain,
-        [_heading(policy, kinds) for policy in policies],
-        [(k, [_cell(losses.get((policy, k))) for policy in policies]) for k in budgets],
+        [_heading(policy, kinds) + (f", {context}" if context in others else "") for policy, context in columns],
+        [(k, [_cell(losses.get((*column, k))) for column in columns]) for k in sorted({k for *_, k in losses})],
     )
 
 
