@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from duollm import Branch, RouteSpace
+from duollm.oracle.budgets import AtMost, Exactly
+from duollm.oracle.local import local_search, moves
+from duollm.oracle.sampled import sampled_search
+from naive_oracle import naive_table, tiny_model, tiny_tokens
+
+SKIP, SMALL, BIG = Branch
+
+
+def naive_neighbours(route_id, limit, space):
+    """One layer changed, or two exchanged, within the budget."""
+    route = space.decode(torch.tensor(route_id)).tolist()
+    found = set()
+    for i in range(len(route)):
+        for branch in space.branches:
+            found.add((*route[:i], int(branch), *route[i + 1 :]))
+        for j in range(len(route)):
+            other = route.copy()
+            other[i], other[j] = other[j], other[i]
+            found.add(tuple(other))
+    found.discard(tuple(route))
+
+    def allowed(big):
+        return big == limit.big if isinstance(limit, Exactly) else big <= limit.big
+
+    return {int(space.encode(torch.tensor(each))) for each in found if allowed(each.count(int(BIG)))}
+
+
+@pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, BIG), (SKIP, SMALL, BIG)])
+@pytest.mark.parametrize("limit", [Exactly(2), AtMost(2)])
+def test_moves_are_all_changes_and_exchanges_within_the_budget(branches, limit):
+    space = RouteSpace(4, branches)
+    bigs = [2] if isinstance(limit, Exactly) else [0, 1, 2]
+    ids = torch.cat([torch.as_tensor(space.ids_with(big)) for big in bigs])
+    reached = (ids + moves(ids, limit, space)).T
+    for route_id, neighbours in zip(ids.tolist(), reached.tolist(), strict=True):
+        assert set(neighbours) - {route_id} == naive_neighbours(route_id, limit, space)
+
+
+@pytest.mark.parametrize("context", ["shared", "reference"])
+@pytest.mark.parametrize("limit", [Exactly(2), AtMost(2)])
+def test_no_move_betters_the_result(context, limit):
+    model, tokens, space = tiny_model(5), tiny_tokens(), RouteSpace(5)
+    truth = naive_table(model, tokens, space, context)
+    found = local_search(model, tokens, space, context, budgets=[limit], start=torch.tensor(0b00011))
+    tokens = zip(found.route_ids[0].flatten().tolist(), found.nll[0].flatten(), truth.flatten(0, 1), strict=True)
+    for route_id, nll, truth_R in tokens:
+        assert nll <= truth_R[list(naive_neighbours(route_id, limit, space))].min() + 1e-4
+
+
+@pytest.mark.parametrize("context", ["shared", "reference"])
+def test_betters_its_start(context):
+    model, tokens, space = tiny_model(10), tiny_tokens(), RouteSpace(10)
+    start = sampled_search(model, tokens, space, context, [3, 5], routes=4)
+    still = local_search(model, tokens, space, context, [3, 5], start=start.route_ids, steps=0)
+    found = local_search(model, tokens, space, context, [3, 5], start=start.route_ids)
+    assert (still.nll <= start.nll + 1e-5).all()
+    assert (found.nll <= still.nll + 1e-5).all()
+    assert found.nll.mean() < still.nll.mean() - 0.01
+
+
+def test_a_committed_start_is_a_hint_that_need_not_survive():
+    model, tokens, space = tiny_model(6), tiny_tokens(), RouteSpace(6)
+    start = torch.as_tensor(space.ids_with(2))[:5].expand(2, 5)
+    found = local_search(model, tokens, space, "committed", [2], start=start)
+    assert (space.count_big(found.route_ids) == 2).all()
+
+
+def test_a_result_with_padding_is_a_start():
+    model, tokens, space = tiny_model(5), tiny_tokens(), RouteSpace(5)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    start = sampled_search(model, tokens, space, "reference", [2], attention_mask=mask, routes=2)
+    found = local_search(model, tokens, space, "reference", [2], attention_mask=mask, start=start.route_ids)
+    counted = ~start.nll.isnan()
+    assert (found.nll <= start.nll + 1e-5)[counted].all()
+    assert found.nll.isnan().equal(start.nll.isnan())
