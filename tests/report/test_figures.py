@@ -32,7 +32,7 @@ def test_curves_hold_the_results(analysed):
     rows = [row for row in results["nll"] if row["domain"] == "prose"]
     for policy, label in (
         ("oracle", "oracle"),
-        ("executed-together", "the oracle's picks executed together"),
+        ("executed-together", "oracle, executed together"),
         ("static", "static (best fixed pattern)"),
     ):
         expected = {row["big_layers"]: row["nll"] for row in rows if row["policy"] == policy}

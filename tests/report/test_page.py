@@ -143,7 +143,7 @@ def test_the_gap_is_given_at_what_was_spent_with_the_nominal_one_beside(tmp_path
     html = write_report(tmp_path).read_text(encoding="utf-8")
     row = next(row for row in results["gap_closed"] if (row["domain"], row["big_layers"]) == ("pooled", 2))
     assert f"<b>{percent(row['closed_at_spent'])}</b>" in html
-    assert "at the 2.25 big layers it spends" in html
+    assert "at the 2.25 big layers spent" in html
     assert f"{percent(row['closed'])} [{percent(row['low'])}, {percent(row['high'])}] at nominal k = 2" in html
 
 

@@ -163,7 +163,7 @@ def _gap_cell(row: Row) -> Cell:
     if row["closed_at_spent"] is None:
         return nominal
     interval = f"[{percent(row['closed_at_spent_low'])}, {percent(row['closed_at_spent_high'])}]"
-    note = f"from static to oracle at the {row['mean_big_layers']:.2f} big layers it spends"
+    note = f"from static to oracle, at the {row['mean_big_layers']:.2f} big layers spent"
     beside = f"{nominal.value} {nominal.interval} at nominal k = {row['big_layers']}"
     return Cell(percent(row["closed_at_spent"]), interval, f"{note}; {beside}")
 

@@ -46,7 +46,7 @@ class Look:
 
 _POLICIES = {
     "oracle": Look("oracle", "#0072B2", "o"),
-    "executed-together": Look("the oracle's picks executed together", "#882255", "h"),
+    "executed-together": Look("oracle, executed together", "#882255", "h"),
     "static": Look("static (best fixed pattern)", "#009E73", "s"),
     "random-patterns": Look("random patterns, mean", "#8c8c8c", "x"),
     "all-small": Look("all small", "#000000", "", ":"),
