@@ -3,10 +3,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from duollm.analysis.patterns import best_of, chance_of_best, static, whole_document_sums
+from duollm.analysis.patterns import best_of, static, whole_document_sums
 from duollm.analysis.tables import PatternTable, read_oracle, read_patterns
 from duollm.errors import UserError
 from duollm.oracle.halves import first_half
+from duollm.oracle.order import chance_of_best
 from synthetic_run import Plan, write_run
 
 

@@ -4,7 +4,7 @@ import torch
 from duollm import Branch, RouteSpace, loss_table, search_oracle
 from duollm.oracle.budgets import AtMost, Exactly, FlopsShare, OnAverage, Schedule
 from duollm.oracle.noise import Resampling
-from duollm.oracle.reduce import RouteSums
+from duollm.oracle.reduce import LeafTable
 from duollm.oracle.search import executed_nll
 from naive_oracle import forward_nll, naive_committed, naive_table, tiny_model, tiny_tokens
 
@@ -172,14 +172,13 @@ def test_random_routes_compete_only_if_drawn():
     torch.testing.assert_close(many.random_nll, many.nll, atol=1e-5, rtol=0)
 
 
-def test_route_sums_are_those_of_the_counted_tokens():
+def test_a_table_holds_its_tokens_under_every_route():
     model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
-    truth = naive_table(model, tokens, space, "shared").flatten(0, 1).double()
-    group = torch.tensor([0, 0, -1, 1, 1, 0, -1, 1, 1, 1])
-    sums = RouteSums(group, torch.zeros(2, space.size, dtype=torch.float64))
-    search_oracle(model, tokens, space, sums=sums)
-    for index in (0, 1):
-        torch.testing.assert_close(sums.sums_GR[index], truth[group == index].sum(0), atol=1e-3, rtol=0)
+    truth = naive_table(model, tokens, space, "shared").flatten(0, 1)
+    counted = torch.tensor([1, 1, 0, 1, 1, 0, 0, 0, 1, 1]).bool()
+    table = LeafTable.of(counted, space.size)
+    search_oracle(model, tokens, space, table=table)
+    torch.testing.assert_close(table.nll_MR, truth[counted], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("source", ["all-big", "mean", "given"])

@@ -14,16 +14,7 @@ from numpy.typing import NDArray
 from duollm.analysis.statistics import Floats, sum_by_document
 from duollm.analysis.tables import OracleTable, PatternTable
 from duollm.models.branch import Branch
-
-
-def chance_of_best(patterns: int, drawn: int) -> Floats:
-    """Return the chance [R] that the pattern of rank i is the best of `drawn` distinct random ones.
-
-    C(R-1-i, N-1) / C(R, N): rank i is drawn and the other N-1 are all of a worse rank.
-    """
-    rank = np.arange(patterns - 1)
-    ratio = np.maximum(patterns - drawn - rank, 0) / (patterns - 1 - rank)
-    return drawn / patterns * np.concatenate([[1.0], np.cumprod(ratio)])
+from duollm.oracle.order import chance_of_best
 
 
 def best_of(nll_sum_DR: Floats, drawn: Sequence[int], in_first_D: NDArray[np.bool_]) -> Floats:

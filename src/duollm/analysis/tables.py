@@ -14,9 +14,9 @@ import numpy as np
 from duollm.analysis.parquet import ResultFile
 from duollm.analysis.statistics import Floats, Integers
 from duollm.errors import UserError
+from duollm.oracle.store import KINDS
 from duollm.routing.space import RouteSpace
 
-_ROUTES_SUFFIX = ".routes.parquet"
 _CONTEXTS = ("shared", "reference", "committed")
 
 
@@ -113,7 +113,8 @@ def list_domains(run: Path) -> list[str]:
         UserError: there are none.
     """
     files = sorted((run / "oracle").glob("*.parquet"))
-    domains = [file.name.removesuffix(".parquet") for file in files if not file.name.endswith(_ROUTES_SUFFIX)]
+    others = tuple(f"{ending}.parquet" for ending in KINDS.values() if ending)
+    domains = [file.name.removesuffix(".parquet") for file in files if not file.name.endswith(others)]
     if not domains:
         raise UserError(f"{run / 'oracle'}: no oracle results here; run `duollm oracle` first")
     order = _recipe_order(run / "data" / "manifest.json")
@@ -192,7 +193,7 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
     Raises:
         UserError: the file is missing, incomplete, or belongs to other tokens.
     """
-    file = ResultFile.open(run / "oracle" / f"{oracle.domain}{_ROUTES_SUFFIX}", "duollm oracle")
+    file = ResultFile.open(run / "oracle" / f"{oracle.domain}{KINDS['routes']}.parquet", "duollm oracle")
     names, own_document = file.documents()
     if set(names) != set(oracle.documents):
         raise UserError(f"{file.path}: its documents are not those of {oracle.path}; run `duollm oracle` again")

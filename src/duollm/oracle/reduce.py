@@ -1,6 +1,6 @@
 """Reductions of leaf losses while they stream by, and the judge that spares the head most leaves.
 
-Shape letters: P routes in a block, N tokens, Q cells, S draws, R routes, G groups, M rows, D hidden.
+Shape letters: P routes in a block, N tokens, Q cells, S draws, R routes, M rows, D hidden.
 """
 
 from dataclasses import dataclass, field
@@ -69,28 +69,26 @@ class Contest:
 
 
 @dataclass
-class RouteSums:
-    """Per group of tokens (a document) and route the sum of nll, from which fixed patterns are judged.
+class LeafTable:
+    """The losses of some tokens under every route: from them come fixed patterns and order statistics.
 
     Attributes:
-        group_N: the group of each token; -1 leaves the token out.
-        sums_GR: float64, nats.
+        tokens_M: indices of the tokens.
+        nll_MR: float32, nats; nan where a route was not searched.
     """
 
-    group_N: Tensor
-    sums_GR: Tensor
+    tokens_M: Tensor
+    nll_MR: Tensor
 
-    @property
-    def counted_N(self) -> Tensor:
-        """Which tokens are counted, bool [N]."""
-        return self.group_N >= 0
+    @classmethod
+    def of(cls, counted_N: Tensor, routes: int) -> Self:
+        """An empty table of the tokens where `counted_N` is true."""
+        tokens_M = counted_N.nonzero()[:, 0]
+        return cls(tokens_M, torch.full((len(tokens_M), routes), torch.nan, device=counted_N.device))
 
     def update(self, ids_P: Tensor, nll_PN: Tensor) -> None:
-        """Take in the losses of all counted tokens (the others are not read)."""
-        counted_N = self.counted_N
-        sums_GP = self.sums_GR.new_zeros(len(self.sums_GR), len(ids_P))
-        sums_GP.index_add_(0, self.group_N[counted_N], nll_PN[:, counted_N].T.double())
-        self.sums_GR[:, ids_P] += sums_GP
+        """Take in the losses of the table's tokens (the others are not read)."""
+        self.nll_MR[:, ids_P] = nll_PN[:, self.tokens_M].T
 
 
 @dataclass
@@ -104,21 +102,21 @@ class Judge:
     Attributes:
         contests: what is being searched for.
         bound: the lower bound of the log-normaliser; None evaluates every leaf.
-        sums: sums over fixed patterns; its counted tokens are evaluated under every route.
+        table: its tokens are evaluated under every route.
         evaluated, seen: how many leaves (route, token) ran the full head, of how many.
     """
 
     model: DuoForCausalLM
     contests: list[Contest]
     bound: HeadBound | None
-    sums: RouteSums | None = None
+    table: LeafTable | None = None
     evaluated: int = field(default=0, init=False)
     seen: int = field(default=0, init=False)
 
     def update(self, ids_PN: Tensor, cell_PN: Tensor, hidden_PND: Tensor) -> None:
         """Take in normalised final states [P, N, D] of routes `ids_PN` that lie in cells `cell_PN`.
 
-        Every token may have routes of its own; with `sums` all tokens have the same.
+        Every token may have routes of its own; with `table` all tokens have the same.
         """
         block = _Block.of(ids_PN, cell_PN, hidden_PND, self.contests)
         self.seen += block.log_z_PN.numel()
@@ -126,8 +124,8 @@ class Judge:
             self._enter(block, torch.ones_like(block.log_z_PN, dtype=torch.bool))
         else:
             self._enter_possible(block, self.bound(hidden_PND) - _ROUNDING)
-        if self.sums is not None:
-            self.sums.update(ids_PN[:, 0], block.log_z_PN - block.logits[0])
+        if self.table is not None:
+            self.table.update(ids_PN[:, 0], block.log_z_PN - block.logits[0])
 
     def _enter_possible(self, block: "_Block", bound_PN: Tensor) -> None:
         """First the most promising leaf of each cell, which lowers the bar; then all that still pass it."""
@@ -139,8 +137,8 @@ class Judge:
             chosen_PN = torch.zeros_like(bound_PN, dtype=torch.bool)
             for contest, lower_PN in zip(self.contests, lower, strict=True):
                 chosen_PN |= choose(lower_PN, block.cell_PN, contest.nll_QN)
-            if self.sums is not None:
-                chosen_PN |= self.sums.counted_N
+            if self.table is not None:
+                chosen_PN[:, self.table.tokens_M] = True
             self._enter(block, chosen_PN & block.log_z_PN.isnan())
 
     def _enter(self, block: "_Block", chosen_PN: Tensor) -> None:

@@ -20,7 +20,8 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, Exactly, OnAverage, parse_budget
 from duollm.oracle.fixed import fixed_columns
 from duollm.oracle.noise import Resampling
-from duollm.oracle.reduce import RouteSums
+from duollm.oracle.order import draw_sizes, expected_best
+from duollm.oracle.reduce import LeafTable
 from duollm.oracle.result import OracleResult, stack_windows
 from duollm.oracle.search import executed_nll, search_oracle
 from duollm.oracle.store import Columns, OracleStore
@@ -57,7 +58,7 @@ class OracleRun:
             self.store.claim()
         self.wait()
         for domain in self.data.domains:
-            if not self.store.tokens(domain).exists():
+            if not self.store.path(domain).exists():
                 self._search(domain)
             self.wait()
 
@@ -68,8 +69,7 @@ class OracleRun:
         missing = [number for number in mine if not self.store.has_shard(domain, number)]
         clock = _Clock(f"oracle {domain}", sum(shards[number].token_ids[:, 1:].size for number in missing), self.report)
         for number in missing:
-            tokens, routes = self._shard(shards[number], derived_seed(self.seed, number))
-            self.store.write_shard(domain, number, tokens, routes)
+            self.store.write_shard(domain, number, self._shard(shards[number], derived_seed(self.seed, number)))
             clock.tick(shards[number].token_ids[:, 1:].size)
         self.wait()
         if self.rank == 0:
@@ -77,12 +77,12 @@ class OracleRun:
 
     def _complete(self, domain: str, windows: Windows, shards: int) -> None:
         """Run the fixed patterns, whose choice needs all documents, and write the domain's files."""
-        tokens, routes = (self.store.read_shards(domain, shards, kind) for kind in ("tokens", "routes"))
-        sums_GR = routes["nll_sum"].to_numpy().reshape(-1, self.space.size)
+        tables = self.store.read_shards(domain, shards)
+        sums_GR = tables["routes"]["nll_sum"].to_numpy().reshape(-1, self.space.size)
         fixed = fixed_columns(self.model, windows, sums_GR, self.space, self._exact("shared"), self.seed)
         for name, column in fixed.items():
-            tokens = tokens.append_column(name, [column])
-        self.store.complete(domain, shards, tokens, routes)
+            tables["tokens"] = tables["tokens"].append_column(name, [column])
+        self.store.complete(domain, shards, tables)
 
     @cached_property
     def space(self) -> RouteSpace:
@@ -102,20 +102,16 @@ class OracleRun:
         exact: list[Budget] = [Exactly(big) for big in self._exact(context)]
         return exact + [each for each in more if not (context == "committed" and isinstance(each, OnAverage))]
 
-    def _shard(self, windows: Windows, seed: int) -> tuple[Columns, Columns]:
-        """Search a shard in every context; return the columns of its tokens file and of its routes file."""
+    def _shard(self, windows: Windows, seed: int) -> dict[str, Columns]:
+        """Search a shard in every context; return the columns of each of its files."""
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        documents = list(dict.fromkeys(windows.documents))
-        sums_GR = torch.zeros(len(documents), self.space.size, dtype=torch.float64, device=self.model.device)
-        counted_WN = self._counted(windows, generator)
-        document_W = torch.tensor([documents.index(name) for name in windows.documents], device=self.model.device)
-        group_WN = torch.where(counted_WN, document_W[:, None], -1)
-        columns = _describe(windows, self.data)
+        tables = [LeafTable.of(counted_N, self.space.size) for counted_N in self._counted(windows, generator)]
+        tokens = _describe(windows, self.data)
         for context in dict.fromkeys(("shared", *self.config.contexts)):
-            found = self._search_context(context, windows, generator, group_WN, sums_GR)
-            columns |= self._columns(context, windows, found)
-        tokens_G = torch.bincount(group_WN[group_WN >= 0], minlength=len(documents))
-        return columns, _route_columns(documents, sums_GR.cpu().numpy(), tokens_G.cpu().numpy())
+            found = self._search_context(context, windows, generator, tables)
+            tokens |= self._token_columns(context, windows, found)
+        nll_of = _by_document(windows.documents, tables)
+        return {"tokens": tokens, "routes": _route_columns(nll_of), "best_of": self._best_of_columns(nll_of)}
 
     def _counted(self, windows: Windows, generator: torch.Generator) -> Tensor:
         """The positions on which patterns are compared, the same number in every window, bool [W, N]."""
@@ -124,7 +120,7 @@ class OracleRun:
         return rank_WN < max(1, round(self.config.counted_share * shape[1]))
 
     def _search_context(
-        self, context: str, windows: Windows, generator: torch.Generator, group_WN: Tensor, sums_GR: Tensor
+        self, context: str, windows: Windows, generator: torch.Generator, tables: list[LeafTable]
     ) -> OracleResult:
         """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
@@ -143,13 +139,13 @@ class OracleRun:
                 random_routes=self.config.random_routes,
                 resampling=Resampling(pairs) if pairs else None,
                 generator=generator,
-                sums=RouteSums(group_N, sums_GR) if context == "shared" else None,
+                table=table if context == "shared" else None,
             )
-            for token_ids_T, group_N in zip(token_ids_WT, group_WN, strict=True)
+            for token_ids_T, table in zip(token_ids_WT, tables, strict=True)
         ]
         return stack_windows(results)
 
-    def _columns(self, context: str, windows: Windows, found: OracleResult) -> Columns:
+    def _token_columns(self, context: str, windows: Windows, found: OracleResult) -> Columns:
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
         columns: dict[str, Tensor] = {}
         for k, budget in enumerate(found.budgets):
@@ -163,6 +159,20 @@ class OracleRun:
                 columns[f"resampled_nll_{name}"] = found.resampled_nll[:, k].mean(0)
                 columns[f"resampled_score_{name}"] = found.resampled_score[:, k].mean(0)
         return {name: values.flatten().cpu().numpy() for name, values in columns.items()}
+
+    def _best_of_columns(self, nll_of: dict[str, NDArray[np.float32]]) -> Columns:
+        """Expected best of N random routes, a row per document, budget and N."""
+        rows: list[tuple[str, int, int, float, int]] = []
+        for document, nll_MR in nll_of.items():
+            for big in self._exact("shared"):
+                nll_of_budget = nll_MR[:, self.space.ids_with(big)]
+                sizes = draw_sizes(nll_of_budget.shape[1])
+                sums = expected_best(nll_of_budget, sizes).sum(1)
+                rows += [
+                    (document, big, size, float(total), len(nll_MR)) for size, total in zip(sizes, sums, strict=True)
+                ]
+        names = ("document", "big_layers", "drawn", "nll_sum", "tokens")
+        return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
 
 
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
@@ -205,13 +215,23 @@ def _describe(windows: Windows, data: PackedData) -> Columns:
     }
 
 
-def _route_columns(documents: list[str], sums_GR: NDArray[np.float64], tokens_G: NDArray[np.int64]) -> Columns:
-    routes = sums_GR.shape[1]
+def _by_document(documents: list[str], tables: list[LeafTable]) -> dict[str, NDArray[np.float32]]:
+    """The tables [M, R] of each document's windows, joined."""
+    nll_of: dict[str, list[NDArray[np.float32]]] = {}
+    for document, table in zip(documents, tables, strict=True):
+        nll_of.setdefault(document, []).append(table.nll_MR.cpu().numpy())
+    return {document: np.concatenate(parts) for document, parts in nll_of.items()}
+
+
+def _route_columns(nll_of: dict[str, NDArray[np.float32]]) -> Columns:
+    """Sums of nll, a row per document and route."""
+    routes = next(iter(nll_of.values())).shape[1]
+    tokens = np.array([len(nll_MR) for nll_MR in nll_of.values()], dtype=np.int32)
     return {
-        "document": np.repeat(documents, routes),
-        "route": np.tile(np.arange(routes), len(documents)),
-        "nll_sum": sums_GR.flatten(),
-        "tokens": np.repeat(tokens_G.astype(np.int32), routes),
+        "document": np.repeat(list(nll_of), routes),
+        "route": np.tile(np.arange(routes), len(nll_of)),
+        "nll_sum": np.concatenate([nll_MR.sum(0, dtype=np.float64) for nll_MR in nll_of.values()]),
+        "tokens": np.repeat(tokens, routes),
     }
 
 

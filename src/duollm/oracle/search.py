@@ -21,7 +21,7 @@ from duollm.oracle.contexts import CachedContext
 from duollm.oracle.frontier import cell_of, read_frontier
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.noise import Resampling
-from duollm.oracle.reduce import Contest, Judge, RouteSums
+from duollm.oracle.reduce import Contest, Judge, LeafTable
 from duollm.oracle.result import OracleResult, join_positions, stack_budgets
 from duollm.oracle.tree import Attend, Block, Tree
 from duollm.routing.sampling import draw_route_ids
@@ -45,7 +45,7 @@ def search_oracle(
     random_routes: int = 0,
     resampling: Resampling | None = None,
     generator: torch.Generator | None = None,
-    sums: RouteSums | None = None,
+    table: LeafTable | None = None,
     memory_bytes: int = 2**30,
     prune: bool = True,
 ) -> OracleResult:
@@ -63,8 +63,8 @@ def search_oracle(
         random_routes: also the best of so many random routes per token and budget (not committed).
         resampling: also pick with drawn labels, to measure selection noise.
         generator: source of the random draws, on the model's device; default: seeded with 0.
-        sums: filled with per-group sums over fixed patterns; the tokens it counts run the full head
-            under every route (not committed).
+        table: filled with the losses of its tokens under every route; they run the full head every
+            time (not committed).
         memory_bytes: budget for the search's tensors, the model not counted.
         prune: spare leaves that provably cannot win the full head; the result is the same.
 
@@ -74,11 +74,11 @@ def search_oracle(
     """
     check_search(model, input_ids, space, context)
     wanted = parse_budgets(big_layers, budgets, space)
-    if context == "committed" and (random_routes or sums or any(isinstance(each, OnAverage) for each in wanted)):
-        raise ValueError("context 'committed' has no random routes, no sums and no budget on average")
+    if context == "committed" and (random_routes or table or any(isinstance(each, OnAverage) for each in wanted)):
+        raise ValueError("context 'committed' has no random routes, no table and no budget on average")
     if context != "reference" and (reference is not None or rounds != 1):
         raise ValueError(f"reference and rounds go with context 'reference', got context {context!r}")
-    search = _Search(Batch(model, input_ids, attention_mask), space, wanted, memory_bytes, sums)
+    search = _Search(Batch(model, input_ids, attention_mask), space, wanted, memory_bytes, table)
     search.prepare(generator or torch.Generator(model.device).manual_seed(0), resampling, random_routes, prune)
     if context == "committed":
         return search.committed()
@@ -149,7 +149,7 @@ class _Search:
     space: RouteSpace
     budgets: list[Budget]
     memory_bytes: int
-    sums: RouteSums | None
+    table: LeafTable | None
     bound: HeadBound | None = None
     labels: tuple[Tensor, Tensor] | None = None
     drawn_QNS: Tensor | None = None
@@ -194,7 +194,7 @@ class _Search:
 
     def judge_all(self, attend: Attend, budgets: list[Budget] | None = None) -> Judge:
         """Search all tokens at once in a context."""
-        judge = Judge(self.model, self._contests(None), self.bound, self.sums)
+        judge = Judge(self.model, self._contests(None), self.bound, self.table)
         self._run(judge, self.batch.hidden_BTD.flatten(0, 1), attend, self.wanted_cells(budgets))
         return judge
 

@@ -1,4 +1,4 @@
-"""The oracle's store: shards while it runs, two Parquet files per domain when it is complete.
+"""The oracle's store: shards while it runs, three Parquet files per domain when it is complete.
 
 Formats: docs/formats.md. A shard is a file that exists only when it is whole, so a killed run goes on
 with the shards that are missing; the manifest says what the store is a result of.
@@ -16,6 +16,10 @@ from duollm.errors import UserError
 from duollm.files import replacing, write_json
 
 Columns = dict[str, Any]
+
+KINDS = {"tokens": "", "routes": ".routes", "best_of": ".best_of"}
+"""A domain's files and how their names end: a row per predicted token; per document and route; per
+document, budget and number of random routes."""
 
 
 @dataclass(frozen=True)
@@ -49,39 +53,38 @@ class OracleStore:
         else:
             write_json(path, self.facts)
 
-    def tokens(self, domain: str) -> Path:
-        """Path of a domain's file with a row per predicted token."""
-        return self.folder / f"{domain}.parquet"
-
-    def routes(self, domain: str) -> Path:
-        """Path of a domain's file with a row per document and route."""
-        return self.folder / f"{domain}.routes.parquet"
+    def path(self, domain: str, kind: str = "tokens") -> Path:
+        """Path of one of a domain's files; kind is one of `KINDS`."""
+        return self.folder / f"{domain}{KINDS[kind]}.parquet"
 
     def has_shard(self, domain: str, number: int) -> bool:
         """Whether a shard is complete."""
-        return all(self._shard(domain, number, kind).exists() for kind in ("routes", "tokens"))
+        return all(self._shard(domain, number, kind).exists() for kind in KINDS)
 
-    def write_shard(self, domain: str, number: int, tokens: Columns, routes: Columns) -> None:
-        """Write a shard's rows of both files."""
-        self.write(self._shard(domain, number, "routes"), pa.table(routes))
-        self.write(self._shard(domain, number, "tokens"), pa.table(tokens))
+    def write_shard(self, domain: str, number: int, columns: dict[str, Columns]) -> None:
+        """Write a shard's rows, by kind of file."""
+        for kind, values in columns.items():
+            self._write(self._shard(domain, number, kind), pa.table(values))
 
-    def read_shards(self, domain: str, shards: int, kind: str) -> pa.Table:
-        """Read the rows of all shards, kind "tokens" or "routes", in order."""
-        return pa.concat_tables([pq.read_table(self._shard(domain, number, kind)) for number in range(shards)])
+    def read_shards(self, domain: str, shards: int) -> dict[str, pa.Table]:
+        """Read the rows of all shards in order, by kind of file."""
+        return {
+            kind: pa.concat_tables([pq.read_table(self._shard(domain, number, kind)) for number in range(shards)])
+            for kind in KINDS
+        }
 
-    def complete(self, domain: str, shards: int, tokens: pa.Table, routes: pa.Table) -> None:
-        """Write a domain's two files and remove its shards."""
-        self.write(self.routes(domain), routes)
-        self.write(self.tokens(domain), tokens)
+    def complete(self, domain: str, shards: int, tables: dict[str, pa.Table]) -> None:
+        """Write a domain's files, the tokens last, for they say that it is complete; remove its shards."""
+        for kind in reversed(KINDS):
+            self._write(self.path(domain, kind), tables[kind])
         for number in range(shards):
-            for kind in ("tokens", "routes"):
+            for kind in KINDS:
                 self._shard(domain, number, kind).unlink()
 
-    def write(self, path: Path, table: pa.Table) -> None:
+    def _write(self, path: Path, table: pa.Table) -> None:
         """Write a table with the store's facts as metadata, atomically."""
         with replacing(path) as temporary:
             pq.write_table(table.replace_schema_metadata({"duollm": json.dumps(self.facts)}), temporary)
 
     def _shard(self, domain: str, number: int, kind: str) -> Path:
-        return self.folder / "shards" / f"{domain}-{number:05d}.{kind}.parquet"
+        return self.folder / "shards" / f"{domain}-{number:05d}{KINDS[kind]}.parquet"
