@@ -96,15 +96,15 @@ class DataConfig(Section):
 class PretrainConfig(Section):
     """Stage 1: random routing (paper, section 3)."""
 
-    tokens: int = Field(default=2_000_000, ge=1)
+    tokens: int = Field(default=1_500_000, ge=1)
     """Training tokens in all."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Sequences per optimiser step (over all ranks and accumulation steps)."""
     accumulate: int = Field(default=1, ge=1)
     """Forward/backward passes per optimiser step; a divisor of batch_size."""
     branch_shares: tuple[float, float, float] = (0.0, 0.5, 0.5)
     """Shares of tokens at every layer that take (skip, small, big); sum 1."""
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=6e-3, gt=0)
     """Peak learning rate of AdamW."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly."""
@@ -137,7 +137,7 @@ class PretrainConfig(Section):
 class OracleConfig(Section):
     """Stage 2: exhaustive search over routes (paper, section 4)."""
 
-    documents: int = Field(default=40, ge=2)
+    documents: int = Field(default=24, ge=2)
     """Test documents per domain (fewer if the domain has fewer)."""
     windows_per_document: int = Field(default=1, ge=1)
     """Windows of sequence_length tokens taken from each document, from its start."""
@@ -168,9 +168,9 @@ class RouterConfig(Section):
     """Which router; see docs/adding-a-router.md."""
     big_layers: list[int] = Field(default=[2, 4, 6, 8, 10], min_length=1)
     """Budgets k; a router is trained for each."""
-    tokens: int = Field(default=200_000, ge=1)
+    tokens: int = Field(default=100_000, ge=1)
     """Training tokens per router."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=1e-2, gt=0)
     """Peak learning rate."""

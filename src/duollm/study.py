@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.utils import logging
 
@@ -16,6 +15,7 @@ from duollm.config import Recipe, save_recipe
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
+from duollm.evaluate.loading import load_model
 from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
 from duollm.machine import provenance
@@ -195,32 +195,6 @@ class Study:
         model = load_model(self._model_folder)
         nn.Module.to(model, self.world.device)  # transformers wraps its own so that mypy does not see a method
         return model
-
-
-def load_model(folder: Path) -> DuoForCausalLM:
-    """Load a saved duo in float32, in evaluation mode.
-
-    Raises:
-        UserError: the folder is missing, is no duo, or its weights are damaged.
-    """
-    load: Any = DuoForCausalLM.from_pretrained  # it returns a pair when asked to, which its type does not say
-    model: DuoForCausalLM
-    try:
-        model, found = load(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
-        reason = _mismatch(found)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-    if reason:
-        raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`")
-    return model.eval()
-
-
-def _mismatch(found: dict[str, Any]) -> str:
-    """Name a weight that the model lacks or does not know; transformers would fill it in at random, or ignore it."""
-    for key, complaint in (("missing_keys", "lacks the weight"), ("unexpected_keys", "does not know the weight")):
-        if found[key]:
-            return f"it {complaint} {sorted(found[key])[0]}"
-    return ""
 
 
 def silence_transformers() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from duollm.config import DataConfig, RouterConfig
 from duollm.data.packing import prepare_data
-from duollm.errors import UserError
+from duollm.evaluate.loading import load_model
 from duollm.models.branch import Branch
 from duollm.routing.folder import load_router, make_router
 from duollm.routing.linear import budget_loss
@@ -76,10 +76,14 @@ def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
     assert not list(tmp_path.glob("resume/*"))
 
 
-def test_a_model_that_would_be_trained_but_not_saved_is_refused(tmp_path, data):
-    config = CONFIG.model_copy(update={"train_backbone": True})
-    with pytest.raises(UserError, match="train_backbone"):
-        train_router(tiny_model(), config, 1, data, seed=0, world=ALONE, run=tmp_path)
+def test_a_model_trained_with_its_router_is_saved_beside_it(tmp_path, data):
+    config = CONFIG.model_copy(update={"train_backbone": True, "learning_rate": 1e-3})
+    model = tiny_model()
+    before = model.model.embed_tokens.weight.detach().clone()
+    train_router(model, config, 1, data, seed=0, world=ALONE, run=tmp_path)
+    together = load_model(tmp_path / "routers" / "linear_k1" / "model")
+    assert together.model.embed_tokens.weight.equal(model.model.embed_tokens.weight)
+    assert not together.model.embed_tokens.weight.equal(before)
 
 
 def test_the_name_says_kind_and_budget():

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from duollm.config import OracleConfig
 from duollm.data.packed import PackedData, Windows
+from duollm.evaluate.loading import load_model
 from duollm.evaluate.losses import policy_losses
 from duollm.files import replacing
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -29,10 +31,13 @@ def evaluate_routers(
     for name in names:
         router, facts = load_router(run / "routers" / name, model.config)
         router.to(model.device)
+        together = run / "routers" / name / "model"
+        backbone = load_model(together) if together.exists() else model
+        nn.Module.to(backbone, model.device)
         for domain in data.domains:
             windows = data.windows("test", domain, config.documents, config.windows_per_document, seed)
             token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
-            nll_WT, routes_WTL = policy_losses(model, token_ids_WT, policy=router)
+            nll_WT, routes_WTL = policy_losses(backbone, token_ids_WT, policy=router)
             columns = _columns(windows, nll_WT.cpu().numpy(), space.encode(routes_WTL).cpu().numpy())
             metadata = {
                 "router": name,

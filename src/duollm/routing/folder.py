@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from duollm.errors import UserError, did_you_mean
 from duollm.files import replacing, write_json
 from duollm.models.configuration_duo import DuoConfig
+from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.linear import LinearRouter
 from duollm.routing.space import parse_branches
 
@@ -30,12 +31,17 @@ def make_router(kind: str, config: DuoConfig, branches: list[str]) -> LinearRout
     return ROUTERS[kind](config.num_hidden_layers, config.hidden_size, parse_branches(branches))
 
 
-def save_router(router: LinearRouter, folder: Path, facts: dict[str, Any]) -> None:
-    """Write router.safetensors and router.json; `facts` hold at least `kind` and `branches`."""
+def save_router(router: LinearRouter, folder: Path, facts: dict[str, Any], model: DuoForCausalLM | None = None) -> None:
+    """Write router.safetensors and router.json; `facts` hold at least `kind` and `branches`.
+
+    A model that was trained together with its router is written beside it, in `model/`.
+    """
     with replacing(folder) as temporary:
         temporary.mkdir()
         save_file(router.state_dict(), temporary / "router.safetensors")
         write_json(temporary / "router.json", facts)
+        if model is not None:
+            model.save_pretrained(temporary / "model")
 
 
 def load_router(folder: Path, config: DuoConfig) -> tuple[LinearRouter, dict[str, Any]]:

@@ -6,11 +6,10 @@ Shape letters: B batch, T tokens.
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duollm.config import RouterConfig
 from duollm.data.packed import PackedData
-from duollm.errors import UserError
 from duollm.flops import token_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -23,7 +22,7 @@ from duollm.train.optimizer import TrainingPlan, resolve_precision
 from duollm.train.pretrain import prepare_for_training
 
 _BRANCHES = ["small", "big"]
-_CALIBRATION_BATCHES = 4
+_CALIBRATION_SEQUENCES = 64
 
 
 def router_name(kind: str, big_layers: int) -> str:
@@ -34,17 +33,18 @@ def router_name(kind: str, big_layers: int) -> str:
 def train_router(
     model: DuoForCausalLM, config: RouterConfig, big_layers: int, data: PackedData, seed: int, world: World, run: Path
 ) -> None:
-    """Train one router on the frozen model, calibrate it on validation text and write `run/routers/<name>`.
+    """Train one router, calibrate it on validation text and write `run/routers/<name>`.
+
+    The model stays as it is, unless the recipe asks to train it too; then its new weights are written
+    beside the router, in `model/`.
 
     Raises:
-        UserError: unknown kind of router, or the model is to be trained too.
+        UserError: unknown kind of router.
     """
-    if config.train_backbone:
-        raise UserError("router.train_backbone: a model trained with its router is not saved yet; leave it false")
     name, layers = router_name(config.kind, big_layers), model.config.num_hidden_layers
     budget = big_layers / layers
     router = make_router(config.kind, model.config, _BRANCHES).to(world.device)
-    model.requires_grad_(False)
+    model.requires_grad_(config.train_backbone)
     prepare_for_training(model, compile_blocks=False)
     plan = TrainingPlan(
         steps=training_steps(config.tokens, config.batch_size, data.sequence_length),
@@ -54,7 +54,8 @@ def train_router(
     )
     batch_at = lambda step: data.train_batch(step, config.batch_size, seed + 1)  # noqa: E731
     loss_fn = soft_routing_loss(model, router, budget, config, plan.steps)
-    train(name, router, loss_fn, batch_at, plan, world, run, _flops_per_token(model, data.sequence_length))
+    trained = nn.ModuleList([router, model]) if config.train_backbone else router
+    train(name, trained, loss_fn, batch_at, plan, world, run, _flops_per_token(model, data.sequence_length))
     model.eval()
     share = calibrate(model, router, _calibration_batches(data, config.batch_size, world), budget)
     facts = {
@@ -66,7 +67,7 @@ def train_router(
         "threshold": router.threshold.item(),
     }
     if world.first:
-        save_router(router, run / "routers" / name, facts)
+        save_router(router, run / "routers" / name, facts, model if config.train_backbone else None)
         (run / "resume" / f"{name}.pt").unlink(missing_ok=True)
     world.wait()
 
@@ -96,5 +97,6 @@ def _flops_per_token(model: DuoForCausalLM, sequence_length: int) -> float:
 
 def _calibration_batches(data: PackedData, batch_size: int, world: World) -> list[Tensor]:
     """Validation text, the same for every router."""
-    batches = [data.train_batch(step, batch_size, seed=0, split="validation") for step in range(_CALIBRATION_BATCHES)]
+    steps = range(-(-_CALIBRATION_SEQUENCES // batch_size))
+    batches = [data.train_batch(step, batch_size, seed=0, split="validation") for step in steps]
     return [torch.from_numpy(batch_BT).to(world.device) for batch_BT in batches]
