@@ -67,7 +67,7 @@ def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
     }
     assert facts["budget"] == pytest.approx(1 / 3)
     assert facts["threshold"] == pytest.approx(router.threshold.item())
-    batches = [torch.from_numpy(data.train_batch(step, 8, seed=0, split="validation")) for step in range(4)]
+    batches = [torch.from_numpy(data.train_batch(step, 8, seed=0, split="validation")) for step in range(8)]
     routes = torch.cat([model(batch, policy=router).routes for batch in batches])
     assert (routes == Branch.BIG).double().mean().item() == pytest.approx(facts["calibrated_share"], abs=1e-6)
     assert facts["calibrated_share"] == pytest.approx(1 / 3, abs=0.02)
@@ -78,7 +78,7 @@ def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
 
 def test_a_model_trained_with_its_router_is_saved_beside_it(tmp_path, data):
     config = CONFIG.model_copy(update={"train_backbone": True, "learning_rate": 1e-3})
-    model = tiny_model()
+    model = tiny_model(vocab_size=data.vocab_size)
     before = model.model.embed_tokens.weight.detach().clone()
     train_router(model, config, 1, data, seed=0, world=ALONE, run=tmp_path)
     together = load_model(tmp_path / "routers" / "linear_k1" / "model")
