@@ -143,10 +143,12 @@ class OracleConfig(Section):
     """Windows of sequence_length tokens taken from each document, from its start."""
     contexts: list[Literal["shared", "reference", "committed"]] = Field(default=["shared"], min_length=1)
     """Which routes the earlier tokens take (docs/oracle.md); the first one is the report's."""
+    search: Literal["exact", "beam", "local", "sampled"] = "exact"
+    """All routes, or for deep networks some of them (docs/oracle.md, "Deep networks")."""
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """What a token may choose from at every layer."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
-    """Budgets k: exactly k big layers; default: every k from 0 to L."""
+    """Budgets k: exactly k big layers; default: every k from 0 to L, or L/3, L/2 and 2L/3 if search is not exact."""
     committed_big_layers: list[int] | None = Field(default=None, min_length=1)
     """Budgets of context committed, where each is a run of its own; default: big_layers."""
     more_budgets: list[str] = []
@@ -159,6 +161,16 @@ class OracleConfig(Section):
     """Share of the positions on which fixed patterns are compared: each needs the full head for every route."""
     memory_gib: float = Field(default=1.0, gt=0)
     """Memory budget of the search, GiB."""
+
+    @model_validator(mode="after")
+    def _budgets_that_can_be_searched(self) -> "OracleConfig":
+        refused = [budget for budget in self.more_budgets if not budget.startswith("at-most ")]
+        if refused and self.search != "exact":
+            raise ValueError(
+                f"more_budgets holds {refused[0]!r}; search {self.search!r} knows only `at-most 4`, "
+                "leave it out or set search to exact"
+            )
+        return self
 
 
 class RouterConfig(Section):

@@ -2,23 +2,57 @@
 
 Static is the best pattern of its budget on one half of the documents, run on the other half.
 
-Shape letters: W windows, T tokens, L layers, D documents, R routes, V vocabulary.
+Shape letters: W windows, T tokens, N = T - 1 predictions of a window, L layers, D documents,
+R patterns, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from duollm.data.packed import Windows
 from duollm.models.branch import Branch
-from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.modeling_duo import DuoForCausalLM, FixedRoutes
 from duollm.oracle.halves import best_on_other_half, first_half
+from duollm.oracle.reduce import LeafTable
+from duollm.routing.sampling import draw_route_ids
 from duollm.routing.space import RouteSpace
 
 _BATCH = 16
+
+
+def draw_patterns(space: RouteSpace, big_layers: Sequence[int], number: int, seed: int) -> NDArray[np.int64]:
+    """Draw up to `number` patterns of every budget (fewer where draws coincide), and all small and all big.
+
+    Returns: route ids [R], ascending.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [draw_route_ids(space, big, (number,), generator).numpy() for big in big_layers]
+    uniform = [branch for branch in (Branch.SMALL, Branch.BIG) if branch in space.branches]
+    return np.unique(np.concatenate([*drawn, space.encode(np.array([[b] * space.num_layers for b in uniform]))]))
+
+
+@torch.inference_mode()
+def pattern_tables(
+    model: DuoForCausalLM, windows: Windows, counted_WN: Tensor, routes_RL: NDArray[np.int64]
+) -> list[LeafTable]:
+    """Run the patterns on all windows; return the losses of each window's counted tokens."""
+    tables = [LeafTable.of(counted_N, len(routes_RL)) for counted_N in counted_WN]
+    token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
+    labels_M = token_ids_WT[:, 1:][counted_WN]
+    counts = [len(table.tokens_M) for table in tables]
+    for index, route_L in enumerate(torch.from_numpy(routes_RL).to(model.device)):
+        policy = FixedRoutes(route_L)
+        states_WND = model.model(input_ids=token_ids_WT[:, :-1], policy=policy, use_cache=False).last_hidden_state
+        nll_M = cross_entropy(model.lm_head(states_WND[counted_WN]).float(), labels_M, reduction="none")
+        for table, nll_of_window in zip(tables, nll_M.split(counts), strict=True):
+            table.nll_MR[:, index] = nll_of_window
+    return tables
 
 
 @torch.inference_mode()
@@ -26,6 +60,7 @@ def fixed_columns(
     model: DuoForCausalLM,
     windows: Windows,
     nll_sum_DR: NDArray[np.float64],
+    pattern_R: NDArray[np.int64],
     space: RouteSpace,
     big_layers: list[int],
     seed: int,
@@ -37,15 +72,16 @@ def fixed_columns(
 
     Args:
         nll_sum_DR: sums over the tokens on which patterns are compared; documents in order of first occurrence.
+        pattern_R: the ids of those patterns, of every budget at least one.
     """
     names = list(dict.fromkeys(windows.documents))
     document_W = np.array([names.index(document) for document in windows.documents])
     in_first_D = first_half(len(names), seed)
     columns: dict[str, list[Tensor]] = {}
     routes_WL = {}
+    big_R = space.count_big(pattern_R)
     for big in big_layers:
-        ids_R = space.ids_with(big)
-        route_D = ids_R[best_on_other_half(nll_sum_DR[:, ids_R], in_first_D)]
+        route_D = pattern_R[big_R == big][best_on_other_half(nll_sum_DR[:, big_R == big], in_first_D)]
         routes_WL[big] = torch.from_numpy(space.decode(route_D[document_W])).to(model.device)
     for part in np.array_split(np.arange(len(document_W)), -(-len(document_W) // _BATCH)):
         token_ids_BT = torch.from_numpy(windows.token_ids[part]).to(model.device)

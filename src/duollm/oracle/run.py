@@ -1,12 +1,13 @@
 """The oracle stage: search the test windows of every domain, shard by shard, on all processes.
 
-Shape letters: W windows, T tokens, N = T - 1 predictions of a window, G documents, R routes, K budgets.
+Shape letters: W windows, T tokens, N = T - 1 predictions of a window, M counted ones, G documents,
+R patterns, K budgets.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,23 @@ from torch import Tensor
 
 from duollm.config import OracleConfig
 from duollm.data.packed import PackedData, Windows
+from duollm.errors import UserError
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, Exactly, OnAverage, parse_budget
-from duollm.oracle.fixed import fixed_columns
+from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import Resampling
 from duollm.oracle.order import draw_sizes, expected_best
 from duollm.oracle.reduce import LeafTable
 from duollm.oracle.result import OracleResult, stack_windows
-from duollm.oracle.search import executed_nll, search_oracle
+from duollm.oracle.search import executed_nll
+from duollm.oracle.searches import SEARCHES
 from duollm.oracle.store import Columns, OracleStore
 from duollm.routing.sampling import derived_seed
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routing.space import LARGEST_LISTED, RouteSpace, parse_branches
 
 _SHARD_WINDOWS = 8
+_LARGEST_TABLE = 2**16
+"""Up to so many routes, the exact search leaves the losses of every pattern; else some are drawn."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,16 @@ class OracleRun:
     report: Callable[[str], None] = print
 
     def run(self) -> None:
-        """Search all domains; finished shards and domains are not repeated."""
+        """Search all domains; finished shards and domains are not repeated.
+
+        Raises:
+            UserError: the store holds something else, or there are too many routes to try them all.
+        """
+        if self.config.search == "exact" and self.space.size > LARGEST_LISTED:
+            raise UserError(
+                f"oracle.search: exact would try {self.space.base}^{self.space.num_layers} routes per token; "
+                "set it to beam, local or sampled"
+            )
         if self.rank == 0:
             self.store.claim()
         self.wait()
@@ -78,8 +92,10 @@ class OracleRun:
     def _complete(self, domain: str, windows: Windows, shards: int) -> None:
         """Run the fixed patterns, whose choice needs all documents, and write the domain's files."""
         tables = self.store.read_shards(domain, shards)
-        sums_GR = tables["routes"]["nll_sum"].to_numpy().reshape(-1, self.space.size)
-        fixed = fixed_columns(self.model, windows, sums_GR, self.space, self._exact("shared"), self.seed)
+        sums_GR = tables["routes"]["nll_sum"].to_numpy().reshape(-1, len(self.pattern_R))
+        fixed = fixed_columns(
+            self.model, windows, sums_GR, self.pattern_R, self.space, self._exact("shared"), self.seed
+        )
         for name, column in fixed.items():
             tables["tokens"] = tables["tokens"].append_column(name, [column])
         self.store.complete(domain, shards, tables)
@@ -89,13 +105,21 @@ class OracleRun:
         """The routes that are searched."""
         return RouteSpace(self.model.config.num_hidden_layers, parse_branches(self.config.branches))
 
+    @cached_property
+    def pattern_R(self) -> NDArray[np.int64]:
+        """Ids of the fixed patterns that are compared, ascending: all routes, or as many as are drawn per budget."""
+        if self._searched_patterns:
+            return np.arange(self.space.size)
+        return draw_patterns(self.space, self._exact("shared"), self.config.random_routes, self.seed)
+
+    @property
+    def _searched_patterns(self) -> bool:
+        """Whether the search itself leaves the losses of all patterns."""
+        return self.config.search == "exact" and self.space.size <= _LARGEST_TABLE
+
     def _exact(self, context: str) -> list[int]:
-        """Numbers of big layers to search for; all small and all big always, to compare with."""
-        layers = self.space.num_layers
-        if context == "committed" and self.config.committed_big_layers is not None:
-            return self.config.committed_big_layers
-        wanted = range(layers + 1) if self.config.big_layers is None else self.config.big_layers
-        return list(wanted) if context == "committed" else sorted({0, layers, *wanted})
+        """Numbers of big layers to search for."""
+        return _exact_budgets(self.config, self.space.num_layers, context)
 
     def _budgets(self, context: str) -> list[Budget]:
         more = [parse_budget(text, self.data.sequence_length - 1) for text in self.config.more_budgets]
@@ -105,13 +129,23 @@ class OracleRun:
     def _shard(self, windows: Windows, seed: int) -> dict[str, Columns]:
         """Search a shard in every context; return the columns of each of its files."""
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        tables = [LeafTable.of(counted_N, self.space.size) for counted_N in self._counted(windows, generator)]
+        counted_WN = self._counted(windows, generator)
+        tables = [LeafTable.of(counted_N, len(self.pattern_R)) for counted_N in counted_WN]
+        if not self._searched_patterns:
+            tables = pattern_tables(self.model, windows, counted_WN, self.space.decode(self.pattern_R))
         tokens = _describe(windows, self.data)
-        for context in dict.fromkeys(("shared", *self.config.contexts)):
+        for context in self._contexts:
             found = self._search_context(context, windows, generator, tables)
             tokens |= self._token_columns(context, windows, found)
         nll_of = _by_document(windows.documents, tables)
-        return {"tokens": tokens, "routes": _route_columns(nll_of), "best_of": self._best_of_columns(nll_of)}
+        routes = _route_columns(nll_of, self.pattern_R)
+        return {"tokens": tokens, "routes": routes, "best_of": self._best_of_columns(nll_of)}
+
+    @property
+    def _contexts(self) -> list[str]:
+        """The contexts asked for; the exact search in context shared also serves the controls."""
+        always = ("shared",) if self.config.search == "exact" else ()
+        return list(dict.fromkeys((*always, *self.config.contexts)))
 
     def _counted(self, windows: Windows, generator: torch.Generator) -> Tensor:
         """The positions on which patterns are compared, the same number in every window, bool [W, N]."""
@@ -124,26 +158,33 @@ class OracleRun:
     ) -> OracleResult:
         """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
-        budgets, memory = self._budgets(context), int(self.config.memory_gib * 2**30)
+        search = partial(
+            SEARCHES[self.config.search],
+            model=self.model,
+            space=self.space,
+            context=context,
+            budgets=self._budgets(context),
+            memory_bytes=int(self.config.memory_gib * 2**30),
+            generator=generator,
+        )
         if context == "committed":
-            return search_oracle(self.model, token_ids_WT, self.space, context, budgets=budgets, memory_bytes=memory)
-        pairs = self.config.resampled_labels
+            return search(input_ids=token_ids_WT)
         results = [
-            search_oracle(
-                self.model,
-                token_ids_T[None],
-                self.space,
-                context,
-                budgets=budgets,
-                memory_bytes=memory,
-                random_routes=self.config.random_routes,
-                resampling=Resampling(pairs) if pairs else None,
-                generator=generator,
-                table=table if context == "shared" else None,
-            )
+            search(input_ids=token_ids_T[None], **self._controls(context, table))
             for token_ids_T, table in zip(token_ids_WT, tables, strict=True)
         ]
         return stack_windows(results)
+
+    def _controls(self, context: str, table: LeafTable) -> dict[str, Any]:
+        """What only the exact search measures beside the oracle."""
+        if self.config.search != "exact":
+            return {}
+        pairs = self.config.resampled_labels
+        return {
+            "random_routes": self.config.random_routes,
+            "resampling": Resampling(pairs) if pairs else None,
+            "table": table if context == "shared" and self._searched_patterns else None,
+        }
 
     def _token_columns(self, context: str, windows: Windows, found: OracleResult) -> Columns:
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
@@ -163,9 +204,10 @@ class OracleRun:
     def _best_of_columns(self, nll_of: dict[str, NDArray[np.float32]]) -> Columns:
         """Expected best of N random routes, a row per document, budget and N."""
         rows: list[tuple[str, int, int, float, int]] = []
+        big_R = self.space.count_big(self.pattern_R)
         for document, nll_MR in nll_of.items():
             for big in self._exact("shared"):
-                nll_of_budget = nll_MR[:, self.space.ids_with(big)]
+                nll_of_budget = nll_MR[:, big_R == big]
                 sizes = draw_sizes(nll_of_budget.shape[1])
                 sums = expected_best(nll_of_budget, sizes).sum(1)
                 rows += [
@@ -177,19 +219,30 @@ class OracleRun:
 
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
     """What a store's manifest says of the search, to go with the fingerprints of model and data."""
-    layers = range(num_layers + 1) if config.big_layers is None else {0, num_layers, *config.big_layers}
     return {
         "num_layers": num_layers,
         "branches": [branch.name.lower() for branch in parse_branches(config.branches)],
         "context": config.contexts[0],
         "contexts": config.contexts,
-        "big_layers": sorted(layers),
+        "search": config.search,
+        "big_layers": _exact_budgets(config, num_layers, "shared"),
         "more_budgets": config.more_budgets,
         "sequence_length": sequence_length,
         "random_routes": config.random_routes,
         "resampled_labels": config.resampled_labels,
         "counted_share": config.counted_share,
     }
+
+
+def _exact_budgets(config: OracleConfig, num_layers: int, context: str) -> list[int]:
+    """Numbers of big layers to search for; all small and all big always, to compare with."""
+    if context == "committed" and config.committed_big_layers is not None:
+        return config.committed_big_layers
+    every = range(num_layers + 1)
+    wanted = every if config.search == "exact" else [round(num_layers * share) for share in (1 / 3, 1 / 2, 2 / 3)]
+    if config.big_layers is not None:
+        wanted = config.big_layers
+    return list(wanted) if context == "committed" else sorted({0, num_layers, *wanted})
 
 
 def _shards(windows: Windows) -> Iterator[Windows]:
@@ -223,15 +276,14 @@ def _by_document(documents: list[str], tables: list[LeafTable]) -> dict[str, NDA
     return {document: np.concatenate(parts) for document, parts in nll_of.items()}
 
 
-def _route_columns(nll_of: dict[str, NDArray[np.float32]]) -> Columns:
-    """Sums of nll, a row per document and route."""
-    routes = next(iter(nll_of.values())).shape[1]
+def _route_columns(nll_of: dict[str, NDArray[np.float32]], pattern_R: NDArray[np.int64]) -> Columns:
+    """Sums of nll, a row per document and pattern."""
     tokens = np.array([len(nll_MR) for nll_MR in nll_of.values()], dtype=np.int32)
     return {
-        "document": np.repeat(list(nll_of), routes),
-        "route": np.tile(np.arange(routes), len(nll_of)),
+        "document": np.repeat(list(nll_of), len(pattern_R)),
+        "route": np.tile(pattern_R, len(nll_of)),
         "nll_sum": np.concatenate([nll_MR.sum(0, dtype=np.float64) for nll_MR in nll_of.values()]),
-        "tokens": np.repeat(tokens, routes),
+        "tokens": np.repeat(tokens, len(pattern_R)),
     }
 
 

@@ -20,6 +20,9 @@ Integers = TypeVar("Integers", NDArray[np.int64], "torch.Tensor")
 
 _LARGEST_ID = 2**63 - 1
 
+LARGEST_LISTED = 2**22
+"""A space of more routes is never listed whole."""
+
 
 @dataclass(frozen=True)
 class RouteSpace:
@@ -96,9 +99,14 @@ class RouteSpace:
         """Return the ids, ascending, of all routes with exactly `big` big layers.
 
         Raises:
-            ValueError: no route has that many big layers.
+            ValueError: no route has that many big layers, or the space is too large to list.
         """
         check_big_layers(self, big)
+        if self.size > LARGEST_LISTED:
+            raise ValueError(
+                f"{self.base}^{self.num_layers} routes are too many to list; "
+                "draw some with duollm.routing.sampling.draw_route_ids"
+            )
         return np.flatnonzero(self.count_big(np.arange(self.size)) == big)
 
     def count_big(self, ids: Integers) -> Integers:
