@@ -83,3 +83,11 @@ def test_use_hugging_face(run, saved, tmp_path):
     assert (tmp_path / "copy" / "model.safetensors").exists()
     assert "DuoForCausalLM with the same logits" in lines[0]
     assert [line.split("'")[0].strip() for line in lines[1:]] == ["all small", "late layers big", "all big (default)"]
+
+
+def test_compare_searches_prints_a_row_per_search_and_budget(run):
+    lines = run("compare_searches.py", "--big-layers", 1, 2, "--searches", "exact", "beam", "local from beam")
+    rows = [line.strip("| ").split(" | ") for line in lines[2:]]
+    assert [row[1:3] for row in rows] == [[name, k] for name in ("exact", "beam", "local from beam") for k in "12"]
+    assert rows[0][3:5] == ["1.00", "0.0000"]
+    assert all(float(row[3]) <= 1 for row in rows)

@@ -32,7 +32,7 @@ def local_search(
     *,
     start: Tensor | None = None,
     steps: int = 16,
-    width: int = 64,
+    width: int = 16,
     **options: Unpack[Options],
 ) -> OracleResult:
     """Find, for every predicted token, a route within each budget that no single move betters.
