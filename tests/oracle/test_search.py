@@ -186,7 +186,9 @@ def test_resampled_labels_are_picked_and_scored_with_their_own_losses(source):
     model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
     uniform = torch.full((2, 5, 97), 1 / 97)
     resampling = Resampling(pairs=3, source=uniform if source == "given" else source)
-    first, second = resampling.draw(model, tokens[:, :-1], space, torch.Generator().manual_seed(7))
+    labels = resampling.draw(model, tokens[:, :-1], space, torch.Generator().manual_seed(7))
+    first, second = labels.first_SN, labels.second_SN
+    excess, second_excess = labels.excess_2SN.view(2, 3, 2, 5)
     result = search_oracle(
         model, tokens, space, big_layers=[1], resampling=resampling, generator=torch.Generator().manual_seed(7)
     )
@@ -197,10 +199,9 @@ def test_resampled_labels_are_picked_and_scored_with_their_own_losses(source):
         picked = -log_p.gather(-1, first[pair].view(1, 2, 5, 1).expand(len(ids), -1, -1, -1))[..., 0]
         scored = -log_p.gather(-1, second[pair].view(1, 2, 5, 1).expand(len(ids), -1, -1, -1))[..., 0]
         best = picked.min(0)
-        torch.testing.assert_close(result.resampled_nll[pair, 0], best.values, atol=1e-4, rtol=0)
-        torch.testing.assert_close(
-            result.resampled_score[pair, 0], scored.gather(0, best.indices[None])[0], atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(result.resampled_nll[pair, 0], best.values - excess[pair], atol=1e-4, rtol=0)
+        score = scored.gather(0, best.indices[None])[0] - second_excess[pair]
+        torch.testing.assert_close(result.resampled_score[pair, 0], score, atol=1e-4, rtol=0)
 
 
 def test_ties_go_to_the_cheaper_then_the_smaller_id():

@@ -20,6 +20,21 @@ _MEAN_ROUTES = 64
 
 
 @dataclass(frozen=True)
+class DrawnLabels:
+    """Labels y' and y'', each [S, N], and how surprising they happened to be.
+
+    Attributes:
+        excess_2SN: nll of y' and of y'' under the reference prediction, less its expectation. Its mean is
+            zero, and it goes with the losses of the labels under any route, so subtracting it from those
+            leaves their expectation and removes most of the variance (a control variate).
+    """
+
+    first_SN: Tensor
+    second_SN: Tensor
+    excess_2SN: Tensor
+
+
+@dataclass(frozen=True)
 class Resampling:
     """How labels are drawn.
 
@@ -34,12 +49,14 @@ class Resampling:
 
     def draw(
         self, model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Draw labels y' and y'', each [S, N], for the predictions at `input_ids` [B, T]."""
+    ) -> "DrawnLabels":
+        """Draw labels for the predictions at `input_ids` [B, T]."""
         probabilities_NV = self._probabilities(model, input_ids, space, generator)
         drawn_NS = torch.multinomial(probabilities_NV, 2 * self.pairs, replacement=True, generator=generator)
+        entropy_N = -torch.xlogy(probabilities_NV, probabilities_NV).sum(-1)
+        excess_NS = -probabilities_NV.gather(1, drawn_NS).log() - entropy_N[:, None]
         first_SN, second_SN = drawn_NS.T.split(self.pairs)
-        return first_SN, second_SN
+        return DrawnLabels(first_SN, second_SN, excess_NS.T.view(2, self.pairs, -1))
 
     def _probabilities(
         self, model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, generator: torch.Generator

@@ -27,7 +27,8 @@ class OracleResult:
         route_ids: int64 [K, B, T - 1].
         random_nll: float32 [K, B, T - 1], the best of N random routes; None if not asked for.
         resampled_nll: float32 [S, K, B, T - 1], the best nll of drawn labels y'; None if not asked for.
-        resampled_score: the nll of the second labels y'' under the routes picked with y'.
+        resampled_score: the nll of the second labels y'' under the routes picked with y'. Both are less
+            the labels' excess (`DrawnLabels`), which has mean zero and takes away most of the variance.
         evaluated_share: share of leaves for which the full head was run.
         changed: reference context with several rounds: per round and budget the share of tokens whose
             route changed, [rounds - 1, K].

@@ -20,7 +20,7 @@ from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cel
 from duollm.oracle.contexts import CachedContext
 from duollm.oracle.frontier import cell_of, read_frontier
 from duollm.oracle.head import HeadBound, log_normaliser
-from duollm.oracle.noise import Resampling
+from duollm.oracle.noise import DrawnLabels, Resampling
 from duollm.oracle.reduce import Contest, Judge, LeafTable
 from duollm.oracle.result import OracleResult, join_positions, stack_budgets
 from duollm.oracle.tree import Attend, Block, Tree
@@ -151,7 +151,7 @@ class _Search:
     memory_bytes: int
     table: LeafTable | None
     bound: HeadBound | None = None
-    labels: tuple[Tensor, Tensor] | None = None
+    labels: DrawnLabels | None = None
     drawn_QNS: Tensor | None = None
 
     @property
@@ -239,8 +239,9 @@ class _Search:
 
         true_ND = embedded(self.batch.labels_N)
         contests = [Contest.open(true_ND, cells)]
-        for first_N, second_N in zip(*(self.labels or ((), ())), strict=True):
-            contests.append(Contest.open(embedded(first_N), cells, scored_ND=embedded(second_N)))
+        if self.labels is not None:
+            for first_N, second_N in zip(self.labels.first_SN, self.labels.second_SN, strict=True):
+                contests.append(Contest.open(embedded(first_N), cells, scored_ND=embedded(second_N)))
         if self.drawn_QNS is not None:
             contests.append(Contest.open(true_ND, cells, drawn_QNS=self.drawn_QNS))
         return contests
@@ -270,10 +271,17 @@ class _Search:
             nll=best(true, true.nll_QN),
             route_ids=best(true, true.ids_QN),
             random_nll=best(random[0], random[0].nll_QN) if random else None,
-            resampled_nll=torch.stack([best(each, each.nll_QN) for each in resampled]) if resampled else None,
-            resampled_score=torch.stack([best(each, each.score_QN) for each in resampled]) if resampled else None,
+            resampled_nll=self._corrected([best(each, each.nll_QN) for each in resampled], 0, position),
+            resampled_score=self._corrected([best(each, each.score_QN) for each in resampled], 1, position),
             evaluated_share=judge.evaluated / judge.seen,
         )
+
+    def _corrected(self, losses_S: list[Tensor], draw: int, position: int | None) -> Tensor | None:
+        """Losses of drawn labels, S times [K, B, T], less how surprising the labels happened to be."""
+        if self.labels is None:
+            return None
+        excess_SBT = self.labels.excess_2SN[draw].view(-1, *self.batch.padding_BT.shape)
+        return torch.stack(losses_S) - (excess_SBT if position is None else excess_SBT[..., position, None])[:, None]
 
 
 def left_to_right(
