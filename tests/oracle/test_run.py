@@ -207,6 +207,22 @@ def test_another_search_is_refused_in_one_line(finished, stage):
         stage(finished, random_routes=5).run()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"more_budgets": ["at-most 4"]}, "a budget of 4 big layers is impossible here; allowed: 0 .. 3"),
+        ({"more_budgets": ["ramp 9 1"]}, "a budget of 9 big layers"),
+        ({"more_budgets": ["flops 0.1"]}, "no route costs at most 0.1"),
+        ({"branches": ["skip", "small"]}, "allowed: 0 .. 0"),
+    ],
+    ids=str,
+)
+def test_impossible_budgets_are_refused_before_anything_is_searched(stage, tmp_path, settings, message):
+    with pytest.raises(UserError, match=rf"^oracle: [^\n]*{message}[^\n]*$"):
+        stage(tmp_path / "oracle", **settings).run()
+    assert not (tmp_path / "oracle").exists()
+
+
 def test_three_branches_in_all_contexts(stage, owls, tmp_path):
     settings = {"branches": ["skip", "small", "big"], "documents": 2, "committed_big_layers": [1], "more_budgets": []}
     three = tiny_model(vocab_size=owls.vocab_size)

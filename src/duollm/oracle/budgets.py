@@ -262,7 +262,6 @@ def parse_budget(text: str, positions: int) -> Budget:
     Raises:
         UserError: anything else.
     """
-    kind, *numbers = text.split()
     makers: dict[str, Callable[..., Budget]] = {
         "at-most": lambda big: AtMost(int(big)),
         "flops": lambda share: FlopsShare(float(share)),
@@ -270,6 +269,7 @@ def parse_budget(text: str, positions: int) -> Budget:
         "ramp": lambda first, last: Schedule.ramp(int(first), int(last), positions),
     }
     try:
+        kind, *numbers = text.split()
         return makers[kind](*numbers)
     except (KeyError, TypeError, ValueError):
         allowed = "`at-most 4`, `flops 0.5`, `average 4`, `ramp 6 2`"

@@ -19,7 +19,7 @@ from duollm.config import OracleConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.errors import UserError
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import Budget, Exactly, OnAverage, parse_budget
+from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budget
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import Resampling
 from duollm.oracle.order import draw_sizes, expected_best
@@ -61,13 +61,9 @@ class OracleRun:
         """Search all domains; finished shards and domains are not repeated.
 
         Raises:
-            UserError: the store holds something else, or there are too many routes to try them all.
+            UserError: the store holds something else, too many routes to try them all, or an impossible budget.
         """
-        if self.config.search == "exact" and self.space.size > LARGEST_LISTED:
-            raise UserError(
-                f"oracle.search: exact would try {self.space.base}^{self.space.num_layers} routes per token; "
-                "set it to beam, local or sampled"
-            )
+        self._check()
         if self.rank == 0:
             self.store.claim()
         self.wait()
@@ -75,6 +71,21 @@ class OracleRun:
             if not self.store.path(domain).exists():
                 self._search(domain)
             self.wait()
+
+    def _check(self) -> None:
+        """Refuse what cannot be searched before anything is."""
+        if self.config.search == "exact" and self.space.size > LARGEST_LISTED:
+            raise UserError(
+                f"oracle.search: exact would try {self.space.base}^{self.space.num_layers} routes per token; "
+                "set it to beam, local or sampled"
+            )
+        cells = Cells(self.space, self.model.config.small_intermediate_size, self.model.config.intermediate_size)
+        budgets = [budget for context in self._contexts for budget in self._budgets(context)]
+        try:
+            for budget in budgets:
+                allowed_cells(budget, cells, range(self.data.sequence_length - 1))
+        except ValueError as error:
+            raise UserError(f"oracle: {error}") from None
 
     def _search(self, domain: str) -> None:
         windows = self.data.windows("test", domain, self.config.documents, self.config.windows_per_document, self.seed)

@@ -1,0 +1,191 @@
+from itertools import pairwise, product
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duollm import Branch, RouteSpace
+from duollm.errors import UserError
+from duollm.oracle.budgets import (
+    AtMost,
+    Cells,
+    Exactly,
+    FlopsShare,
+    OnAverage,
+    Schedule,
+    allowed_cells,
+    parse_budget,
+    parse_budgets,
+    pick,
+)
+
+SKIP, SMALL, BIG = Branch
+OPTIONS = [(SMALL, BIG), (SKIP, BIG), (SKIP, SMALL), (SKIP, SMALL, BIG)]
+CELLS = Cells(RouteSpace(3), small_cost=1, big_cost=4)
+ALL_CELLS = Cells(RouteSpace(3, tuple(Branch)), small_cost=1, big_cost=4)
+
+
+@st.composite
+def frontiers(draw, cells=CELLS, tokens=4):
+    """Best losses [Q, 1, T]: whole tenths, so that ties occur."""
+    size = len(cells.spent) * tokens
+    tenths = draw(st.lists(st.integers(0, 40), min_size=size, max_size=size))
+    return torch.tensor(tenths).view(len(cells.spent), 1, tokens) / 10
+
+
+def best(budget, nll_QBT, cells=CELLS, **options):
+    return pick(budget, cells, nll_QBT, nll_QBT, **options)
+
+
+def spent(budget, nll_QBT, cells=CELLS, **options):
+    big_Q = torch.tensor([big for _, big in cells.spent])
+    return pick(budget, cells, nll_QBT, big_Q[:, None, None].expand_as(nll_QBT), **options)
+
+
+class TestCells:
+    @pytest.mark.parametrize("branches", OPTIONS)
+    def test_they_are_all_that_routes_spend(self, branches):
+        space = RouteSpace(4, branches)
+        routes = space.decode(torch.arange(space.size)).tolist()
+        naive = {(route.count(SMALL), route.count(BIG)) for route in routes}
+        cells = Cells(space, 1, 4)
+        assert set(cells.spent) == naive
+        assert len(cells.spent) == len(naive)
+
+    def test_they_go_from_cheap_to_dear_and_fewer_big_layers_come_first(self):
+        cells = Cells(RouteSpace(2, tuple(Branch)), small_cost=1, big_cost=2)
+        assert cells.spent == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (0, 2)]
+        assert [cells.cost(*pair) for pair in cells.spent] == [0, 1, 2, 2, 3, 4]
+
+    def test_share_is_of_all_big(self):
+        assert CELLS.share(0, 3) == 1
+        assert CELLS.share(3, 0) == 1 / 4
+        assert CELLS.share(1, 2) == 9 / 12
+
+
+class TestAllows:
+    @pytest.mark.parametrize(
+        ("budget", "rule"),
+        [
+            (Exactly(2), lambda small, big: big == 2),
+            (AtMost(2), lambda small, big: big <= 2),
+            (FlopsShare(0.5), lambda small, big: small + 4 * big <= 6),
+            (FlopsShare(9 / 12), lambda small, big: small + 4 * big <= 9),
+            (Schedule((3, 1)), lambda small, big: big == 3),
+            (OnAverage(1.5), lambda small, big: True),
+        ],
+        ids=str,
+    )
+    def test_cells_within_the_budget(self, budget, rule):
+        assert budget.allows(ALL_CELLS, 0) == [rule(*pair) for pair in ALL_CELLS.spent]
+
+    def test_a_schedule_goes_by_position_and_its_last_value_holds_on(self):
+        allowed_QT = allowed_cells(Schedule((2, 0)), CELLS, range(4))
+        assert allowed_QT.T.tolist() == [[big == at for _, big in CELLS.spent] for at in (2, 0, 0, 0)]
+
+    @pytest.mark.parametrize(
+        ("budget", "message"),
+        [
+            (Exactly(4), "a budget of 4 big layers is impossible here; allowed: 0 .. 3"),
+            (AtMost(-1), "allowed: 0 .. 3"),
+            (Schedule((0, 4)), "a budget of 4"),
+            (FlopsShare(0.2), "no route costs at most 0.2 of all big; the cheapest costs 0.2500"),
+            (OnAverage(3.5), "an average of 3.5 big layers is impossible here; allowed: 0 .. 3"),
+        ],
+        ids=str,
+    )
+    def test_impossible_budgets_are_refused(self, budget, message):
+        with pytest.raises(ValueError, match=message):
+            allowed_cells(budget, CELLS, range(2))
+
+
+class TestRamp:
+    @pytest.mark.parametrize(
+        ("first", "last", "tokens", "expected"),
+        [(6, 2, 5, (6, 5, 4, 3, 2)), (0, 3, 4, (0, 1, 2, 3)), (4, 4, 3, (4, 4, 4)), (5, 1, 1, (5,)), (2, 1, 2, (2, 1))],
+    )
+    def test_steps_are_equal(self, first, last, tokens, expected):
+        assert Schedule.ramp(first, last, tokens).big_by_position == expected
+
+    @given(first=st.integers(0, 40), last=st.integers(0, 40), tokens=st.integers(2, 60))
+    def test_it_starts_and_ends_as_told_and_never_turns(self, first, last, tokens):
+        bigs = Schedule.ramp(first, last, tokens).big_by_position
+        assert (bigs[0], bigs[-1], len(bigs)) == (first, last, tokens)
+        assert list(bigs) == sorted(bigs, reverse=first > last)
+
+
+class TestParsing:
+    @pytest.mark.parametrize(
+        ("text", "budget", "name"),
+        [
+            ("at-most 4", AtMost(4), "atmost4"),
+            ("flops 0.5", FlopsShare(0.5), "flops0.5"),
+            ("average 4", OnAverage(4.0), "average4"),
+            ("average 2.5", OnAverage(2.5), "average2.5"),
+            ("ramp 6 2", Schedule((6, 5, 4, 3, 2)), "ramp6to2"),
+        ],
+    )
+    def test_texts_of_recipes(self, text, budget, name):
+        assert parse_budget(text, positions=5) == budget
+        assert budget.name == name
+
+    @pytest.mark.parametrize("text", ["", "at-most", "at-most 4 5", "at-most x", "at-most 2.5", "ramp 6", "exactly 4"])
+    def test_other_texts_are_refused_in_one_line(self, text):
+        with pytest.raises(UserError, match=r"^oracle\.more_budgets: cannot read .*; budgets look like `at-most 4`.*$"):
+            parse_budget(text, positions=5)
+
+    def test_default_is_every_number_of_big_layers(self):
+        assert parse_budgets(None, None, RouteSpace(2)) == [Exactly(0), Exactly(1), Exactly(2)]
+        assert parse_budgets(None, None, RouteSpace(2, (SKIP, SMALL))) == [Exactly(0)]
+        assert parse_budgets([2, 0], None, RouteSpace(2)) == [Exactly(2), Exactly(0)]
+
+
+class TestPick:
+    @given(nll_QBT=frontiers(ALL_CELLS))
+    def test_the_best_allowed_cell_and_the_cheapest_of_equals(self, nll_QBT):
+        index_QBT = torch.arange(len(nll_QBT))[:, None, None].expand_as(nll_QBT)
+        for budget in (Exactly(1), AtMost(2), FlopsShare(0.6), Schedule((3, 2, 0, 1))):
+            picked = pick(budget, ALL_CELLS, nll_QBT, index_QBT)[0].tolist()
+            for token, cell in enumerate(picked):
+                allowed = [q for q, yes in enumerate(budget.allows(ALL_CELLS, token)) if yes]
+                assert cell == min(allowed, key=lambda q: (nll_QBT[q, 0, token].item(), q))
+
+    def test_positions_may_start_later(self):
+        nll_QBT = torch.rand(4, 1, 3, generator=torch.Generator().manual_seed(0))
+        schedule = Schedule((0, 1, 2, 3))
+        assert spent(schedule, nll_QBT, first_position=1).tolist() == [[1, 2, 3]]
+
+    @given(nll_QBT=frontiers(ALL_CELLS))
+    def test_a_wider_budget_is_never_worse(self, nll_QBT):
+        at_most = [best(AtMost(big), nll_QBT, ALL_CELLS) for big in range(4)]
+        flops = [best(FlopsShare(share), nll_QBT, ALL_CELLS) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)]
+        for ladder in (at_most, flops):
+            for narrow, wide in pairwise(ladder):
+                assert (wide <= narrow).all()
+        for big in range(4):
+            assert (at_most[big] <= best(Exactly(big), nll_QBT, ALL_CELLS)).all()
+
+
+class TestOnAverage:
+    @given(nll_QBT=frontiers(), mean=st.sampled_from([0, 0.5, 1, 1.25, 2, 3]))
+    def test_against_all_ways_to_split(self, nll_QBT, mean):
+        tokens = nll_QBT.shape[-1]
+        ways = torch.tensor([*product(range(4), repeat=tokens)])
+        total = nll_QBT[:, 0][ways, torch.arange(tokens)].sum(-1)
+        within = ways.sum(-1) <= mean * tokens
+        found = best(OnAverage(mean), nll_QBT).sum()
+        assert spent(OnAverage(mean), nll_QBT).sum() <= mean * tokens
+        assert found >= total[within].min() - 1e-5
+        # The Lagrangian misses what one token's step of the frontier is worth.
+        step = (nll_QBT.amax(0) - nll_QBT.amin(0)).max()
+        assert found <= total[within].min() + step + 1e-5
+
+    @given(nll_QBT=frontiers(), big=st.integers(0, 3))
+    def test_never_worse_than_the_same_for_every_token(self, nll_QBT, big):
+        assert best(OnAverage(big), nll_QBT).mean() <= best(Exactly(big), nll_QBT).mean() + 1e-5
+
+    def test_padding_neither_spends_nor_counts(self):
+        nll_QBT = torch.tensor([[3.0, 3.0, 9.0], [1.0, 2.0, 1.0], [1.0, 2.0, 0.0], [1.0, 2.0, 0.0]])[:, None]
+        padding = torch.tensor([[False, False, True]])
+        assert spent(OnAverage(0.5), nll_QBT, padding_BT=padding)[0, :2].tolist() == [1, 0]
