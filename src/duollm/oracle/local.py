@@ -35,11 +35,12 @@ def local_search(
     width: int = 16,
     **options: Unpack[Options],
 ) -> OracleResult:
-    """Find, for every predicted token, a route within each budget that no single move betters.
+    """Better a route of every predicted token within each budget, move by move.
 
     A move changes one layer's branch, or exchanges the branches of two layers. Each step tries all
     moves of a token that keep its budget and takes the best, until none helps. In context "shared"
-    the tokens of a sequence try routes together, so a step tries those that most of its tokens want.
+    the tokens of a sequence try routes together, so a step tries those that most of its tokens want,
+    and a token may be left with a move untried.
 
     Args:
         start: route ids to start from, of a shape that broadcasts to [K, B, T - 1], for instance
