@@ -20,7 +20,7 @@ from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
 from duollm.machine import provenance
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.run import OracleRun, search_facts
+from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.report.page import write_report
 from duollm.stages import Stage, run_stages
@@ -40,6 +40,8 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
+    if recipe.model.path is None:
+        check_settings(recipe.oracle, recipe.model, recipe.data.sequence_length)
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
@@ -150,10 +152,10 @@ class Study:
                 f"model.path: {folder} knows {config.vocab_size} tokens, the data has {self._data.vocab_size}; "
                 "set data.tokenizer to the model's own"
             )
-        for key, budgets in (("oracle", self.recipe.oracle.big_layers), ("router", self.recipe.router.big_layers)):
-            for big in budgets or []:
-                if big > config.num_hidden_layers:
-                    raise UserError(f"{key}.big_layers holds {big}; {folder} has {config.num_hidden_layers} layers")
+        check_settings(self.recipe.oracle, config, self.recipe.data.sequence_length)
+        for big in self.recipe.router.big_layers:
+            if big > config.num_hidden_layers:
+                raise UserError(f"router.big_layers holds {big}; {folder} has {config.num_hidden_layers} layers")
 
     def _search(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data

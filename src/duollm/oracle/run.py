@@ -18,6 +18,7 @@ from torch import Tensor
 from duollm.config import OracleConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.errors import UserError
+from duollm.flops import ModelSizes
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budget
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
@@ -63,7 +64,7 @@ class OracleRun:
         Raises:
             UserError: the store holds something else, too many routes to try them all, or an impossible budget.
         """
-        self._check()
+        check_settings(self.config, self.model.config, self.data.sequence_length)
         if self.rank == 0:
             self.store.claim()
         self.wait()
@@ -71,21 +72,6 @@ class OracleRun:
             if not self.store.path(domain).exists():
                 self._search(domain)
             self.wait()
-
-    def _check(self) -> None:
-        """Refuse what cannot be searched before anything is."""
-        if self.config.search == "exact" and self.space.size > LARGEST_LISTED:
-            raise UserError(
-                f"oracle.search: exact would try {self.space.base}^{self.space.num_layers} routes per token; "
-                "set it to beam, local or sampled"
-            )
-        cells = Cells(self.space, self.model.config.small_intermediate_size, self.model.config.intermediate_size)
-        budgets = [budget for context in self._contexts for budget in self._budgets(context)]
-        try:
-            for budget in budgets:
-                allowed_cells(budget, cells, range(self.data.sequence_length - 1))
-        except ValueError as error:
-            raise UserError(f"oracle: {error}") from None
 
     def _search(self, domain: str) -> None:
         windows = self.data.windows("test", domain, self.config.documents, self.config.windows_per_document, self.seed)
@@ -133,9 +119,7 @@ class OracleRun:
         return _exact_budgets(self.config, self.space.num_layers, context)
 
     def _budgets(self, context: str) -> list[Budget]:
-        more = [parse_budget(text, self.data.sequence_length - 1) for text in self.config.more_budgets]
-        exact: list[Budget] = [Exactly(big) for big in self._exact(context)]
-        return exact + [each for each in more if not (context == "committed" and isinstance(each, OnAverage))]
+        return _budgets(self.config, self.space.num_layers, context, self.data.sequence_length)
 
     def _shard(self, windows: Windows, seed: int) -> dict[str, Columns]:
         """Search a shard in every context; return the columns of each of its files."""
@@ -145,18 +129,12 @@ class OracleRun:
         if not self._searched_patterns:
             tables = pattern_tables(self.model, windows, counted_WN, self.space.decode(self.pattern_R))
         tokens = _describe(windows, self.data)
-        for context in self._contexts:
+        for context in _contexts(self.config):
             found = self._search_context(context, windows, generator, tables)
             tokens |= self._token_columns(context, windows, found)
         nll_of = _by_document(windows.documents, tables)
         routes = _route_columns(nll_of, self.pattern_R)
         return {"tokens": tokens, "routes": routes, "best_of": self._best_of_columns(nll_of)}
-
-    @property
-    def _contexts(self) -> list[str]:
-        """The contexts asked for; the exact search in context shared also serves the controls."""
-        always = ("shared",) if self.config.search == "exact" else ()
-        return list(dict.fromkeys((*always, *self.config.contexts)))
 
     def _counted(self, windows: Windows, generator: torch.Generator) -> Tensor:
         """The positions on which patterns are compared, the same number in every window, bool [W, N]."""
@@ -228,6 +206,29 @@ class OracleRun:
         return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
 
 
+def check_settings(config: OracleConfig, sizes: ModelSizes, sequence_length: int) -> None:
+    """Refuse what cannot be searched, before anything is.
+
+    Raises:
+        UserError: too many routes to try them all, or an impossible budget.
+    """
+    space = RouteSpace(sizes.num_hidden_layers, parse_branches(config.branches))
+    if config.search == "exact" and space.size > LARGEST_LISTED:
+        raise UserError(
+            f"oracle.search: exact would try {space.base}^{space.num_layers} routes per token; "
+            "set it to beam, local or sampled"
+        )
+    cells = Cells(space, sizes.small_intermediate_size, sizes.intermediate_size)
+    try:
+        for context in _contexts(config):
+            for budget in _budgets(config, space.num_layers, context, sequence_length):
+                allowed_cells(budget, cells, range(sequence_length - 1))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"oracle: {error}") from None
+
+
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
     """What a store's manifest says of the search, to go with the fingerprints of model and data."""
     return {
@@ -254,6 +255,18 @@ def _exact_budgets(config: OracleConfig, num_layers: int, context: str) -> list[
     if config.big_layers is not None:
         wanted = config.big_layers
     return list(wanted) if context == "committed" else sorted({0, num_layers, *wanted})
+
+
+def _budgets(config: OracleConfig, num_layers: int, context: str, sequence_length: int) -> list[Budget]:
+    more = [parse_budget(text, sequence_length - 1) for text in config.more_budgets]
+    exact: list[Budget] = [Exactly(big) for big in _exact_budgets(config, num_layers, context)]
+    return exact + [each for each in more if not (context == "committed" and isinstance(each, OnAverage))]
+
+
+def _contexts(config: OracleConfig) -> list[str]:
+    """The contexts asked for; the exact search in context shared also serves the controls."""
+    always = ("shared",) if config.search == "exact" else ()
+    return list(dict.fromkeys((*always, *config.contexts)))
 
 
 def _shards(windows: Windows) -> Iterator[Windows]:
