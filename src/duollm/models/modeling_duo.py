@@ -59,7 +59,7 @@ class FixedRoutes:
         """Return the given choice of this layer."""
         if self.branches is not None:
             return Dispatch.uniform(self.branches[layer_idx], states_BTD.shape[:2].numel()), None
-        return self.routes[..., layer_idx], None
+        return self.routes[..., layer_idx].to(states_BTD.device), None
 
 
 @dataclass
