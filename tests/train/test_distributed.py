@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from duollm.train.distributed import World, join_world
+from ports import free_port
 from tiny import tiny_model
 
 SCRIPT = Path(__file__).parents[1] / "distributed_training.py"
@@ -33,12 +33,6 @@ def start(rank: int, folder: Path, port: int) -> subprocess.Popen:
     environment = os.environ | {key: str(value) for key, value in place.items()}
     command = [sys.executable, str(SCRIPT), str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 def test_two_processes_train_the_weights_of_one(together, training):

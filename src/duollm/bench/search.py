@@ -23,8 +23,9 @@ from duollm.oracle.search import search_oracle
 from duollm.routing.space import RouteSpace
 from duollm.train.distributed import join_world
 
-_LENGTH, _NAIVE_BATCH, _NAIVE_ROUTES, _COMMITTED_BATCH = 128, 8, 8, 32
+_LENGTH, _BATCH, _NAIVE_ROUTES = 128, 8, 8
 _BUDGET = 6
+_LAYERS, _DEPTHS = 12, (6, 8, 10, 12)
 
 
 def bench_search(seconds: float) -> list[Row]:
@@ -34,30 +35,29 @@ def bench_search(seconds: float) -> list[Row]:
 
 def _against_naive(seconds: float) -> list[Row]:
     """Alternating: some routes by the naive loop, and a whole search."""
-    model = trained_like(DuoConfig(num_hidden_layers=12))
-    tokens_BT = torch.randint(model.config.vocab_size, (_COMMITTED_BATCH, _LENGTH), device=model.device)
-    space = RouteSpace(12)
-    naive = _naive_loop(model, tokens_BT[:_NAIVE_BATCH, :-1], tokens_BT[:_NAIVE_BATCH, 1:], space)
+    model = trained_like(DuoConfig(num_hidden_layers=_LAYERS))
+    tokens_BT = torch.randint(model.config.vocab_size, (_BATCH, _LENGTH), device=model.device)
+    space = RouteSpace(_LAYERS)
+    naive = _naive_loop(model, tokens_BT[:, :-1], tokens_BT[:, 1:], space)
     runs: dict[str, Callable[[], object]] = {
         "naive": naive,
         "shared": lambda: search_oracle(model, tokens_BT[:1], space),
     }
     runs["reference"] = lambda: search_oracle(model, tokens_BT[:1], space, "reference")
     times = alternate(runs, seconds)
-    # Committed takes one token at a time, so it needs many sequences side by side; a few positions suffice.
-    short_BT = tokens_BT[:, -17:]
-    times |= alternate({"committed": lambda: search_oracle(model, short_BT, space, "committed", [_BUDGET])}, seconds)
+    # Committed takes one token at a time, so it is run on several sequences side by side.
+    times |= alternate({"committed": lambda: search_oracle(model, tokens_BT, space, "committed", [_BUDGET])}, seconds)
     per_token = {
-        "naive": times["naive"] / _NAIVE_ROUTES * space.size / (_NAIVE_BATCH * (_LENGTH - 1)),
+        "naive": times["naive"] / _NAIVE_ROUTES * space.size / tokens_BT[:, 1:].numel(),
         "shared": times["shared"] / (_LENGTH - 1),
         "reference": times["reference"] / (_LENGTH - 1),
-        "committed": times["committed"] / (_COMMITTED_BATCH * 16),
+        "committed": times["committed"] / tokens_BT[:, 1:].numel(),
     }
     needed = shared_search(model.config, _LENGTH).flops / _LENGTH
     return [
         {
             "search": name if name != "committed" else f"committed, {_BUDGET} big",
-            "L": 12,
+            "L": _LAYERS,
             "tokens/s": 1 / spent,
             "ratio to naive": per_token["naive"] / spent,
             "needed GFLOP/s": needed / spent / 1e9,
@@ -71,7 +71,7 @@ def _growth(seconds: float) -> list[Row]:
     """Time per token against the number of layers; theory: 2^L."""
     rows: list[Row] = []
     tokens_BT = torch.randint(4096, (4, _LENGTH))
-    for layers in (6, 8, 10, 12):
+    for layers in _DEPTHS:
         model = trained_like(DuoConfig(num_hidden_layers=layers))
         search = {"": lambda m=model, n=layers: search_oracle(m, tokens_BT.to(m.device), RouteSpace(n))}
         spent = alternate(search, seconds / 4)[""] / tokens_BT[:, 1:].numel()
@@ -91,7 +91,7 @@ def trained_like(config: DuoConfig) -> DuoForCausalLM:
 
 def _naive_loop(model: DuoForCausalLM, inputs_BT: Tensor, labels_BT: Tensor, space: RouteSpace) -> Callable[[], object]:
     """Losses of a few random routes by ordinary Llama forwards, each layer's FFN exchanged per route."""
-    llama, ffns = _as_llama(model)
+    llama, ffns = as_llama(model)
     draw = random.Random(0)
 
     @torch.inference_mode()
@@ -106,16 +106,27 @@ def _naive_loop(model: DuoForCausalLM, inputs_BT: Tensor, labels_BT: Tensor, spa
     return loop
 
 
-def _as_llama(model: DuoForCausalLM) -> tuple[LlamaForCausalLM, list[dict[Branch, nn.Module]]]:
-    """transformers' Llama with the duo's attention, and its two FFNs per layer to choose from."""
+def as_llama(model: DuoForCausalLM) -> tuple[LlamaForCausalLM, list[dict[Branch, nn.Module]]]:
+    """The same model as transformers' Llama, and its two FFNs per layer to choose from."""
     config = model.config
     sizes = {name: getattr(config, name) for name in LlamaConfig().to_dict() if hasattr(config, name)}
     for name in ("model_type", "architectures", "transformers_version"):
         sizes.pop(name, None)
     llama = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    nn.Module.to(llama, model.device)
+    small_config = LlamaConfig(**sizes | {"intermediate_size": config.small_intermediate_size})
     ffns: list[dict[Branch, nn.Module]] = []
     for layer in llama.model.layers:
-        small_config = LlamaConfig(**sizes | {"intermediate_size": config.small_intermediate_size})
-        ffns.append({Branch.BIG: layer.mlp, Branch.SMALL: LlamaMLP(small_config).to(model.device).eval()})
+        ffns.append({Branch.BIG: layer.mlp, Branch.SMALL: LlamaMLP(small_config)})
+    _copy_weights(model, llama, ffns)
+    for module in (llama, *(choices[Branch.SMALL] for choices in ffns)):
+        nn.Module.to(module, model.device)
     return llama, ffns
+
+
+def _copy_weights(model: DuoForCausalLM, llama: LlamaForCausalLM, ffns: list[dict[Branch, nn.Module]]) -> None:
+    weights = model.state_dict()
+    llama.load_state_dict({name.replace("mlp.big.", "mlp."): w for name, w in weights.items() if ".small." not in name})
+    for index, choices in enumerate(ffns):
+        prefix = f"model.layers.{index}.mlp.small."
+        small = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        choices[Branch.SMALL].load_state_dict(small)
