@@ -18,7 +18,7 @@ from duollm.errors import UserError
 from duollm.evaluate.loading import load_model
 from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
-from duollm.machine import provenance
+from duollm.machine import peak_memory_bytes, provenance
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
@@ -49,6 +49,8 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         write_json(run / "provenance.json", provenance(command, recipe.seed))
     announce: Callable[[str], None] = partial(print, flush=True) if world.first else lambda line: None
     run_stages(study.stages(), run, until, announce, world)
+    made = run / "report.html" if until == "report" else run
+    announce(f"{until} is up to date: {made} (at most {peak_memory_bytes() / 2**30:.1f} GiB of memory used)")
 
 
 class Study:
