@@ -75,7 +75,7 @@ class TestAllows:
             (Schedule((3, 1)), lambda small, big: big == 3),
             (OnAverage(1.5), lambda small, big: True),
         ],
-        ids=str,
+        ids=["exactly", "at most", "flops", "flops of 9", "schedule", "average"],
     )
     def test_cells_within_the_budget(self, budget, rule):
         assert budget.allows(ALL_CELLS, 0) == [rule(*pair) for pair in ALL_CELLS.spent]
