@@ -22,15 +22,9 @@ def toy(monkeypatch):
     monkeypatch.setattr(training, "faster_precision", lambda: "fp32")
     monkeypatch.setattr(training.shutil, "which", lambda name: None)
     monkeypatch.setattr(training, "_BATCH", 2)
-    for name, value in {
-        "_LENGTH": 18,
-        "_NAIVE_ROUTES": 2,
-        "_COMMITTED_BATCH": 2,
-        "_LAYERS": 3,
-        "_DEPTHS": (2, 3),
-    }.items():
+    sizes = {"_LENGTH": 9, "_BATCH": 2, "_NAIVE_ROUTES": 2, "_BUDGET": 1, "_LAYERS": 3, "_DEPTHS": (2, 3)}
+    for name, value in sizes.items():
         monkeypatch.setattr(search, name, value)
-    monkeypatch.setattr(search, "_BUDGET", 1)
 
 
 def rows_of(capsys, which):

@@ -223,11 +223,14 @@ def _split_between_tokens(mean_big: float, cells: Cells, nll_QN: Tensor) -> Tens
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if big_Q[choose(middle)].sum() > limit else (low, middle)
-    return _spend_rest(choose(high), choose(low), nll_QN, big_Q, limit)
+    split_N = _spend_rest(choose(high), choose(low), nll_QN, big_Q, limit)
+    alike_N = _first_lowest(nll_QN.masked_fill(big_Q[:, None] > mean_big, torch.inf))
+    # The price can miss by a token's step; with few tokens, the same limit for all may then be better.
+    return min((split_N, alike_N), key=lambda cell_N: nll_QN.gather(0, cell_N[None]).sum().item())
 
 
 def _spend_rest(frugal_N: Tensor, lavish_N: Tensor, nll_QN: Tensor, big_Q: Tensor, limit: float) -> Tensor:
-    """Move tokens from their frugal to their lavish cell, best gain per layer first, while it fits."""
+    """Move tokens from their frugal to their lavish cell while it fits, then wherever the rest still helps."""
     extra_N = big_Q[lavish_N] - big_Q[frugal_N]
     gain_N = (nll_QN.gather(0, frugal_N[None]) - nll_QN.gather(0, lavish_N[None]))[0]
     order = (gain_N / extra_N.clamp(min=1)).argsort(descending=True)
@@ -235,7 +238,14 @@ def _spend_rest(frugal_N: Tensor, lavish_N: Tensor, nll_QN: Tensor, big_Q: Tenso
     fits = big_Q[frugal_N].sum() + extra_N[order].cumsum(0) <= limit
     chosen_N = frugal_N.clone()
     chosen_N[order[fits]] = lavish_N[order[fits]]
-    return chosen_N
+    while True:
+        left = limit - big_Q[chosen_N].sum()
+        gain_QN = nll_QN.gather(0, chosen_N[None]) - nll_QN
+        gain_QN[big_Q[:, None] - big_Q[chosen_N] > left] = 0
+        best = int(gain_QN.argmax())
+        if gain_QN.flatten()[best] <= 0:
+            return chosen_N
+        chosen_N[best % nll_QN.shape[1]] = best // nll_QN.shape[1]
 
 
 def parse_budgets(
