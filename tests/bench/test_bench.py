@@ -22,7 +22,15 @@ def toy(monkeypatch):
     monkeypatch.setattr(training, "faster_precision", lambda: "fp32")
     monkeypatch.setattr(training.shutil, "which", lambda name: None)
     monkeypatch.setattr(training, "_BATCH", 2)
-    sizes = {"_LENGTH": 9, "_BATCH": 2, "_NAIVE_ROUTES": 2, "_BUDGET": 1, "_LAYERS": 3, "_DEPTHS": (2, 3)}
+    sizes = {
+        "_LENGTH": 9,
+        "_BATCH": 2,
+        "_NAIVE_ROUTES": 2,
+        "_BUDGET": 1,
+        "_LAYERS": 3,
+        "_DEPTHS": (2, 3),
+        "_BEAM_DEPTHS": (3, 6),
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(search, name, value)
 
@@ -43,7 +51,12 @@ def test_searches_are_compared_with_the_naive_loop_and_over_depth(toy, capsys):
     rows = rows_of(capsys, "oracle")
     assert [row["search"] for row in rows[:4]] == ["naive", "shared", "reference", "committed, 1 big"]
     assert rows[1]["ratio to naive"] == pytest.approx(rows[1]["tokens/s"] / rows[0]["tokens/s"])
-    assert [row["L"] for row in rows[4:]] == [2, 3]
+    assert [(row["search"], row["L"]) for row in rows[4:]] == [
+        ("shared", 2),
+        ("shared", 3),
+        ("beam, reference", 3),
+        ("beam, reference", 6),
+    ]
 
 
 def test_a_table_is_printed_without_json(toy, capsys):

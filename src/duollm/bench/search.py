@@ -19,18 +19,19 @@ from duollm.machine import matmul_peak
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.beam import beam_search
 from duollm.oracle.search import search_oracle
 from duollm.routing.space import RouteSpace
 from duollm.train.distributed import join_world
 
 _LENGTH, _BATCH, _NAIVE_ROUTES = 128, 8, 8
 _BUDGET = 6
-_LAYERS, _DEPTHS = 12, (6, 8, 10, 12)
+_LAYERS, _DEPTHS, _BEAM_DEPTHS = 12, (6, 8, 10, 12), (12, 18, 24, 30)
 
 
 def bench_search(seconds: float) -> list[Row]:
-    """Tokens per second of every context at L = 12, against the naive loop; then how cost grows with L."""
-    return [*_against_naive(seconds), *_growth(seconds)]
+    """Tokens per second of every context at L = 12, against the naive loop; then how cost grows with L, exact and beam."""
+    return [*_against_naive(seconds), *_growth(seconds), *_beam_growth(seconds)]
 
 
 def _against_naive(seconds: float) -> list[Row]:
@@ -78,6 +79,25 @@ def _growth(seconds: float) -> list[Row]:
         rows.append(
             {"search": "shared", "L": layers, "tokens/s": 1 / spent, "ms per token / 2^L": 1e3 * spent / 2**layers}
         )
+    return rows
+
+
+def _beam_growth(seconds: float) -> list[Row]:
+    """Time per token of a beam against the number of layers; theory: L, once the beam is full."""
+    rows: list[Row] = []
+    tokens_BT = torch.randint(4096, (1, _LENGTH))
+    for layers in _BEAM_DEPTHS:
+        model = trained_like(DuoConfig(num_hidden_layers=layers))
+        space, budget = RouteSpace(layers), [layers // 3]
+        search = {"": lambda m=model, s=space, k=budget: beam_search(m, tokens_BT.to(m.device), s, "reference", k)}
+        spent = alternate(search, seconds / 4)[""] / (_LENGTH - 1)
+        row: Row = {
+            "search": "beam, reference",
+            "L": layers,
+            "tokens/s": 1 / spent,
+            "ms per token / L": 1e3 * spent / layers,
+        }
+        rows.append(row)
     return rows
 
 
