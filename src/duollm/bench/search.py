@@ -30,7 +30,7 @@ _LAYERS, _DEPTHS, _BEAM_DEPTHS = 12, (6, 8, 10, 12), (12, 18, 24, 30)
 
 
 def bench_search(seconds: float) -> list[Row]:
-    """Tokens per second of every context at L = 12, against the naive loop; then how cost grows with L, exact and beam."""
+    """Tokens per second of every context against the naive loop; then how cost grows with L, exact and beam."""
     return [*_against_naive(seconds), *_growth(seconds), *_beam_growth(seconds)]
 
 
