@@ -14,6 +14,7 @@ from duollm.analysis.numbers import percent, whole, with_interval
 from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, Scores, ramp_oracle
 from duollm.analysis.statistics import Bootstrap, Floats, interval
 from duollm.analysis.verdicts import Claim, Condition, condition
+from duollm.routing.space import focus_budgets
 
 NEAR = 0.25
 """C1: the router is near the best of 100 if it bridges less than this share of the way to the oracle."""
@@ -75,11 +76,6 @@ def decide_claims(evidence: Evidence) -> list[Claim]:
     """Decide C1 - C8 of the paper on one domain."""
     decided = (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8)
     return [decide(evidence) for decide in decided]
-
-
-def focus_budgets(num_layers: int) -> tuple[int, int, int]:
-    """Return the low, middle and high budget: the paper's 4, 6 and 8 of 12, scaled to the depth."""
-    return round(num_layers / 3), round(num_layers / 2), round(2 * num_layers / 3)
 
 
 def _c1(evidence: Evidence) -> Claim:

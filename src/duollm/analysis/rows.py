@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from duollm.analysis.claims import focus_budgets
 from duollm.analysis.difficulty import difficulty, hard_without_gain
 from duollm.analysis.equal_budget import nll_at
 from duollm.analysis.layer_use import LayerUse
@@ -19,6 +18,7 @@ from duollm.analysis.policies import ALL_BIG, ORACLE, PATTERNS_DRAWN, STATIC, Sc
 from duollm.analysis.statistics import Bootstrap, Estimate, Floats, Integers, interval, intervals, sum_by_document
 from duollm.analysis.tables import OracleTable, PatternTable
 from duollm.oracle.halves import first_half
+from duollm.routing.space import focus_budgets
 
 Row = dict[str, Any]
 

@@ -33,6 +33,16 @@ class Windows:
     window: list[int]
     """Which window of its document each is, 0 first, [W]."""
 
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Return the columns that name each predicted token, window by window (docs/formats.md)."""
+        predicted = self.token_ids.shape[1] - 1
+        return {
+            "document": np.repeat(self.documents, predicted),
+            "window": np.repeat(np.asarray(self.window, dtype=np.int32), predicted),
+            "position": np.tile(np.arange(1, predicted + 1, dtype=np.int32), len(self.window)),
+            "token_id": self.token_ids[:, 1:].flatten().astype(np.int32),
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class PackedData:

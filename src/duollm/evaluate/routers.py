@@ -2,16 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from duollm.config import OracleConfig
-from duollm.data.packed import PackedData, Windows
+from duollm.data.packed import PackedData
 from duollm.evaluate.loading import load_model
 from duollm.evaluate.losses import policy_losses
 from duollm.files import replacing
@@ -38,7 +36,9 @@ def evaluate_routers(
             windows = data.windows("test", domain, config.documents, config.windows_per_document, seed)
             token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
             nll_WT, routes_WTL = policy_losses(backbone, token_ids_WT, policy=router)
-            columns = _columns(windows, nll_WT.cpu().numpy(), space.encode(routes_WTL).cpu().numpy())
+            columns = windows.columns()
+            columns["nll"] = nll_WT.flatten().cpu().numpy()
+            columns["route"] = space.encode(routes_WTL).flatten().cpu().numpy()
             metadata = {
                 "router": name,
                 **facts,
@@ -48,15 +48,3 @@ def evaluate_routers(
             table = pa.table(columns).replace_schema_metadata({"duollm": json.dumps(metadata)})
             with replacing(run / "evaluate" / name / f"{domain}.parquet") as temporary:
                 pq.write_table(table, temporary, compression="zstd")
-
-
-def _columns(windows: Windows, nll_WT: Any, ids_WT: Any) -> dict[str, Any]:
-    predicted = nll_WT.shape[1]
-    return {
-        "document": np.repeat(windows.documents, predicted),
-        "window": np.repeat(np.asarray(windows.window, dtype=np.int32), predicted),
-        "position": np.tile(np.arange(1, predicted + 1, dtype=np.int32), len(windows.window)),
-        "token_id": windows.token_ids[:, 1:].flatten().astype(np.int32),
-        "nll": nll_WT.flatten().astype(np.float32),
-        "route": ids_WT.flatten(),
-    }

@@ -50,10 +50,7 @@ class Batch:
 
     def shared_context(self) -> SharedContext:
         """Every token attends to tokens on the same route."""
-        if self._mask_BT.all():
-            # All sequences have the same positions; one table broadcasts.
-            return SharedContext(self._rotary, None)
-        return SharedContext(self._rotary, self._visible())
+        return SharedContext(self._rotary, None if self._mask_BT.all() else self._visible())
 
     def reference_context(self, reference: Tensor | None) -> CachedContext:
         """Every token attends to tokens on the reference routes, [L] or [B, T, L]; default all big."""

@@ -5,7 +5,7 @@ R patterns, K budgets.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -30,7 +30,7 @@ from duollm.oracle.search import executed_nll
 from duollm.oracle.searches import SEARCHES
 from duollm.oracle.store import Columns, OracleStore
 from duollm.routing.sampling import derived_seed
-from duollm.routing.space import LARGEST_LISTED, RouteSpace, parse_branches
+from duollm.routing.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
 
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16
@@ -128,7 +128,8 @@ class OracleRun:
         tables = [LeafTable.of(counted_N, len(self.pattern_R)) for counted_N in counted_WN]
         if not self._searched_patterns:
             tables = pattern_tables(self.model, windows, counted_WN, self.space.decode(self.pattern_R))
-        tokens = _describe(windows, self.data)
+        tokens: Columns = {**windows.columns()}
+        tokens["text"] = self.data.tokenizer.batch_decode(tokens["token_id"][:, None].tolist())
         for context in _contexts(self.config):
             found = self._search_context(context, windows, generator, tables)
             tokens |= self._token_columns(context, windows, found)
@@ -250,8 +251,7 @@ def _exact_budgets(config: OracleConfig, num_layers: int, context: str) -> list[
     """Numbers of big layers to search for; all small and all big always, to compare with."""
     if context == "committed" and config.committed_big_layers is not None:
         return config.committed_big_layers
-    every = range(num_layers + 1)
-    wanted = every if config.search == "exact" else [round(num_layers * share) for share in (1 / 3, 1 / 2, 2 / 3)]
+    wanted: Iterable[int] = range(num_layers + 1) if config.search == "exact" else focus_budgets(num_layers)
     if config.big_layers is not None:
         wanted = config.big_layers
     return list(wanted) if context == "committed" else sorted({0, num_layers, *wanted})
@@ -277,19 +277,6 @@ def _shards(windows: Windows) -> Iterator[Windows]:
         if document_ends and (end - start >= _SHARD_WINDOWS or end == total):
             yield Windows(windows.token_ids[start:end], windows.documents[start:end], windows.window[start:end])
             start = end
-
-
-def _describe(windows: Windows, data: PackedData) -> Columns:
-    """The columns that name a token."""
-    predicted = windows.token_ids.shape[1] - 1
-    token_ids = windows.token_ids[:, 1:].flatten()
-    return {
-        "document": np.repeat(windows.documents, predicted),
-        "window": np.repeat(np.asarray(windows.window, dtype=np.int32), predicted),
-        "position": np.tile(np.arange(1, predicted + 1, dtype=np.int32), len(windows.window)),
-        "token_id": token_ids.astype(np.int32),
-        "text": data.tokenizer.batch_decode(token_ids[:, None].tolist()),
-    }
 
 
 def _by_document(documents: list[str], tables: list[LeafTable]) -> dict[str, NDArray[np.float32]]:

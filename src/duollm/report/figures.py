@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from duollm.analysis.claims import focus_budgets, studied_router
+from duollm.analysis.claims import studied_router
 from duollm.analysis.results import headline_domain, main_context_rows
 from duollm.analysis.tables import OracleTable, RouterTable
 from duollm.report.curves import best_of_draws, nll_by_budget
@@ -13,6 +13,7 @@ from duollm.report.selection_noise import gains_by_budget
 from duollm.report.style import save, styled
 from duollm.report.text import first_window, one_line
 from duollm.report.token_figures import RouteStrip, difficulty_by_loss, route_strips
+from duollm.routing.space import focus_budgets
 
 _STRIP_TOKENS = 56
 

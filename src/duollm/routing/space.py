@@ -123,6 +123,11 @@ def check_big_layers(space: RouteSpace, big: int) -> None:
         raise ValueError(f"a budget of {big} big layers is impossible here; allowed: {least} .. {most}")
 
 
+def focus_budgets(num_layers: int) -> tuple[int, int, int]:
+    """Return the low, middle and high budget: the paper's 4, 6 and 8 of 12, scaled to the depth."""
+    return round(num_layers / 3), round(num_layers / 2), round(2 * num_layers / 3)
+
+
 def parse_branches(names: Sequence[str]) -> tuple[Branch, ...]:
     """Turn names such as ["small", "big"] into branches, ascending."""
     return tuple(sorted(Branch[name.upper()] for name in names))
