@@ -116,6 +116,8 @@ class PretrainConfig(Section):
     """AdamW betas."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
+    freeze: Literal["nothing", "big"] = "nothing"
+    """big: only the small FFNs are trained, for a converted dense model."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast; auto: bf16 where a short measurement finds it faster."""
     compile: bool = False
