@@ -202,6 +202,13 @@ class TestInterface:
         assert (model(ids, routes=[SMALL] * 3).routes == SMALL).all()
         assert (model.attach(None)(ids).routes == BIG).all()
 
+    def test_a_policy_with_begin_starts_from_what_it_returned(self):
+        recorder = Recorder(random_routes(2, 5))
+        recorder.begin = lambda position_ids_BT: position_ids_BT
+        positions = torch.arange(3, 8).expand(2, 5)
+        tiny_model()(random_ids(2, 5), position_ids=positions, policy=recorder)
+        assert torch.equal(recorder.memories[0], positions)
+
     @pytest.mark.parametrize("skip_scope", ["ffn", "layer"])
     def test_a_policy_sees_what_it_chooses_for_and_its_own_memory(self, skip_scope):
         model, ids, routes = tiny_model(skip_scope=skip_scope), random_ids(), random_routes()

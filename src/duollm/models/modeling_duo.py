@@ -43,7 +43,8 @@ class Policy(Protocol):
             layer_idx: the layer, 0 first.
             states_BTD: normalised hidden states that enter what is being chosen: the FFN's input
                 when skip_scope is "ffn", the layer's when it is "layer".
-            memory: what the previous layer's call returned; None at layer 0 of every forward.
+            memory: what the previous layer's call returned. At layer 0 of every forward: what the
+                policy's `begin(position_ids_BT)` returned, if it has that method, else None.
         """
         ...
 
@@ -308,7 +309,8 @@ class DuoModel(DuoPreTrainedModel):
         )
         rotary = self.rotary_emb(hidden_BTD, position_ids=position_ids)
         policy = policy or FixedRoutes(torch.full((len(self.layers),), Branch.BIG.value))
-        choices, memory = [], None
+        choices: list[Choice] = []
+        memory = policy.begin(position_ids) if hasattr(policy, "begin") else None
         for layer in self.layers:
             hidden_BTD, choice, memory = layer(
                 hidden_BTD,
