@@ -28,6 +28,7 @@ class LinearRouter(nn.Module):
     """
 
     threshold: Tensor
+    values: Tensor
 
     def __init__(self, num_layers: int, hidden_size: int, branches: Sequence[Branch]) -> None:
         super().__init__()
@@ -38,6 +39,7 @@ class LinearRouter(nn.Module):
         self.bias_LC = nn.Parameter(torch.zeros(num_layers, len(self.branches)))
         self.temperature = 1.0
         self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("values", torch.tensor(self.branches), persistent=False)
 
     def scores(self, layer_idx: int, states_BTD: Tensor) -> Tensor:
         """Scores of the branches, [B, T, C], float32."""
@@ -46,21 +48,30 @@ class LinearRouter(nn.Module):
 
     def margin(self, layer_idx: int, states_BTD: Tensor) -> Tensor:
         """By how much big beats the best other branch, [B, T]; big is taken where it exceeds the threshold."""
-        scores_BTC = self.scores(layer_idx, states_BTD)
         big = self.branches.index(Branch.BIG)
+        if len(self.branches) == 2:  # one product per token, with the difference of the two maps
+            weight_CD, bias_C = self.weight_LCD[layer_idx], self.bias_LC[layer_idx]
+            direction_D = (weight_CD[big] - weight_CD[1 - big]).to(states_BTD.dtype)
+            return (states_BTD @ direction_D).float() + (bias_C[big] - bias_C[1 - big])
+        scores_BTC = self.scores(layer_idx, states_BTD)
         others = [index for index in range(len(self.branches)) if index != big]
         return scores_BTC[..., big] - scores_BTC[..., others].amax(-1)
 
     def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Choose for one layer: weights [B, T, 3] in training mode, integers [B, T] otherwise."""
-        scores_BTC = self.scores(layer_idx, states_BTD)
         if self.training:
+            scores_BTC = self.scores(layer_idx, states_BTD)
             weights_BTC = (scores_BTC / self.temperature).softmax(-1)
             absent = weights_BTC.new_zeros(weights_BTC.shape[:2])
             columns = [weights_BTC[..., self.branches.index(b)] if b in self.branches else absent for b in Branch]
             return torch.stack(columns, dim=-1), None
+        if len(self.branches) == 2:
+            other = next(branch for branch in self.branches if branch != Branch.BIG)
+            wins_BT = self.margin(layer_idx, states_BTD) > self.threshold
+            return torch.where(wins_BT, int(Branch.BIG), int(other)), None
+        scores_BTC = self.scores(layer_idx, states_BTD)
         scores_BTC[..., self.branches.index(Branch.BIG)] -= self.threshold
-        return torch.tensor(self.branches, device=scores_BTC.device)[scores_BTC.argmax(-1)], None
+        return self.values[scores_BTC.argmax(-1)], None
 
 
 def budget_loss(weights: Sequence[Tensor], budget: float) -> Tensor:
