@@ -111,4 +111,6 @@ class DuoConfig(PreTrainedConfig):
             raise ValueError(f"head_dim ({head_dim}) must be even for rotary positions")
 
 
-AutoConfig.register(DuoConfig.model_type, DuoConfig, exist_ok=True)
+DuoConfig.register_for_auto_class()  # a saved configuration carries this file
+if __package__ == "duollm.models":  # and who loads such a copy registers it
+    AutoConfig.register(DuoConfig.model_type, DuoConfig, exist_ok=True)

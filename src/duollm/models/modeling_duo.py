@@ -299,7 +299,7 @@ class DuoModel(DuoPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(seen, seen + hidden_BTD.shape[1], device=hidden_BTD.device)[None]
+            position_ids = _positions(attention_mask, seen, hidden_BTD)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_BTD,
@@ -310,7 +310,7 @@ class DuoModel(DuoPreTrainedModel):
         rotary = self.rotary_emb(hidden_BTD, position_ids=position_ids)
         policy = policy or FixedRoutes(torch.full((len(self.layers),), Branch.BIG.value))
         choices: list[Choice] = []
-        memory = policy.begin(position_ids) if hasattr(policy, "begin") else None
+        memory = policy.begin(position_ids.expand(hidden_BTD.shape[:2])) if hasattr(policy, "begin") else None
         for layer in self.layers:
             hidden_BTD, choice, memory = layer(
                 hidden_BTD,
@@ -452,6 +452,14 @@ def _only_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     return given[0]
 
 
+def _positions(attention_mask: Tensor | None, seen: int, hidden_BTD: Tensor) -> Tensor:
+    """Position of every token in its row's text, [1 or B, T]: padding before it does not count."""
+    tokens = hidden_BTD.shape[1]
+    if attention_mask is not None and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
+    return torch.arange(seen, seen + tokens, device=hidden_BTD.device)[None]
+
+
 def _compute_dtype(states: Tensor) -> torch.dtype:
     """The type that matrix products will use: cast once here, not once per product under autocast."""
     device = states.device.type
@@ -478,4 +486,6 @@ def _kept(choice: Choice, states_BTD: Tensor) -> Tensor:
     return 1 - _one_hot(choice, states_BTD)[..., Branch.SKIP, None]
 
 
-AutoModelForCausalLM.register(DuoConfig, DuoForCausalLM, exist_ok=True)
+DuoForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # a saved model carries this file and what it imports
+if __package__ == "duollm.models":  # and who loads such a copy registers it
+    AutoModelForCausalLM.register(DuoConfig, DuoForCausalLM, exist_ok=True)
