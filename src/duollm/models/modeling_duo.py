@@ -346,6 +346,23 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
         self._attached: tuple[Policy | None] = (None,)  # in a tuple: a router must not become a submodule
         self.post_init()
 
+    @classmethod
+    def from_dense(cls, dense: Any, small_intermediate_size: int, **options: Any) -> "DuoForCausalLM":
+        """Make a duo of a dense model: its FFNs become the big ones, the small ones start at random.
+
+        Args:
+            dense: a transformers model (it is copied), a local folder with safetensors, or a hub id.
+            small_intermediate_size: inner width of the small FFNs.
+            options: `skip_scope`; `dtype`, default that of the checkpoint; the rest (`revision`, `token`,
+                `attn_implementation`, `device_map`, ...) goes to `from_pretrained`.
+
+        Raises:
+            ValueError: the architecture, one of its options or a weight is not supported; names it.
+        """
+        from .conversion import from_dense
+
+        return from_dense(cls, dense, small_intermediate_size, **options)
+
     @property
     def policy(self) -> Policy | None:
         """The attached policy."""
