@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from duollm.models.modeling_duo import DuoForCausalLM, Policy
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import Policy
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ H heads, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,40 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .branch import Branch
 from .configuration_duo import DuoConfig
 from .dispatch import Dispatch
-
-Choice = Tensor | Dispatch
-"""Integers [B, T], values of `Branch` (hard); floats [B, T, C], weights of the branches (soft); or
-tokens already grouped by branch."""
-
-
-class Policy(Protocol):
-    """Says which branch each token takes at each layer."""
-
-    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
-        """Choose for one layer.
-
-        Args:
-            layer_idx: the layer, 0 first.
-            states_BTD: normalised hidden states that enter what is being chosen: the FFN's input
-                when skip_scope is "ffn", the layer's when it is "layer".
-            memory: what the previous layer's call returned. At layer 0 of every forward: what the
-                policy's `begin(position_ids_BT)` returned, if it has that method, else None.
-        """
-        ...
-
-
-class FixedRoutes:
-    """Policy that follows given routes, integers [L] or [B, T, L]."""
-
-    def __init__(self, routes: Tensor) -> None:
-        self.routes = routes
-        self.branches = [Branch(branch) for branch in routes.tolist()] if routes.ndim == 1 else None
-
-    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
-        """Return the given choice of this layer."""
-        if self.branches is not None:
-            return Dispatch.uniform(self.branches[layer_idx], states_BTD.shape[:2].numel()), None
-        return self.routes[..., layer_idx].to(states_BTD.device), None
+from .policy import Choice, FixedRoutes, Policy, check_routes
 
 
 @dataclass
@@ -443,22 +410,6 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             choices=outputs.choices,
         )
-
-
-def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tensor:
-    """Return routes as an integer tensor, or raise a ValueError that says what is allowed."""
-    routes = torch.as_tensor(routes)
-    allowed = f"integers of shape [{num_layers}] or [{batch}, {tokens}, {num_layers}]"
-    if routes.is_floating_point() or routes.dtype == torch.bool:
-        raise ValueError(f"routes must be {allowed}, got dtype {routes.dtype}")
-    if tuple(routes.shape) not in ((num_layers,), (batch, tokens, num_layers)):
-        raise ValueError(f"routes must be {allowed}, got shape {list(routes.shape)}")
-    if routes.numel() and not (routes.min() >= min(Branch) and routes.max() <= max(Branch)):
-        raise ValueError(
-            f"routes may hold only {', '.join(f'{branch.name}={branch.value}' for branch in Branch)}, "
-            f"got values {routes.min().item()} .. {routes.max().item()}"
-        )
-    return routes.long()
 
 
 def _only_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

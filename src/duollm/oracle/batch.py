@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from duollm.models.branch import Branch
-from duollm.models.modeling_duo import DuoForCausalLM, FixedRoutes, check_routes
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import FixedRoutes, check_routes
 from duollm.oracle.contexts import CachedContext, Rotary, SharedContext
 from duollm.routing.space import RouteSpace
 

@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from duollm.data.packed import Windows
 from duollm.models.branch import Branch
-from duollm.models.modeling_duo import DuoForCausalLM, FixedRoutes
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import FixedRoutes
 from duollm.oracle.halves import best_on_other_half, first_half
 from duollm.oracle.reduce import LeafTable
 from duollm.routing.sampling import draw_route_ids

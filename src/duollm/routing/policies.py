@@ -14,7 +14,8 @@ from torch import Tensor
 
 from duollm.errors import UserError, did_you_mean
 from duollm.models.branch import Branch
-from duollm.models.modeling_duo import DuoForCausalLM, FixedRoutes, Policy
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import FixedRoutes, Policy
 from duollm.routing.folder import load_router
 
 _MASK = 0xFFFFFFFF
