@@ -47,6 +47,16 @@ def test_an_end_of_text_token_written_in_a_document_closes_nothing(corpus, confi
     assert sum((packed.tokens[split] == packed.end_of_text_id).sum() for split in SPLITS) == 20
 
 
+def test_one_split_alone_is_the_same_as_among_all(packed, config, tmp_path):
+    tokenizer = str(packed.folder / "tokenizer")
+    alone = prepare_data(config.model_copy(update={"tokenizer": tokenizer}), 0, tmp_path / "alone", only=["test"])
+    assert list(alone.tokens) == ["test"]
+    assert np.array_equal(alone.tokens["test"], packed.tokens["test"])
+    assert rows_of(alone) == [row for row in rows_of(packed) if row["split"] == "test"]
+    with pytest.raises(UserError, match="unknown split 'train'"):
+        alone.windows("train", "owls", 1, 1, 0)
+
+
 def test_the_manifest_counts_what_was_packed_and_names_no_path(packed, tmp_path):
     manifest = json.loads((packed.folder / "manifest.json").read_text())
     assert manifest["sources"] == [{"domain": "owls", "origin": "folder owls"}]

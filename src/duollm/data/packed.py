@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from duollm.data.splits import SPLITS
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError, did_you_mean
 
@@ -62,7 +61,7 @@ class PackedData:
         """
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+            tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in manifest["splits"]}
         except FileNotFoundError as error:
             raise UserError(f"{folder}: not a folder of packed data: {Path(error.filename).name} is missing") from None
         return cls(folder, manifest, tokens)

@@ -31,13 +31,18 @@ Splits = Mapping[str, Sequence[Document]]
 
 
 def prepare_data(
-    config: DataConfig, seed: int, folder: Path, progress: Callable[[str], None] = lambda line: None
+    config: DataConfig,
+    seed: int,
+    folder: Path,
+    progress: Callable[[str], None] = lambda line: None,
+    only: Sequence[str] = SPLITS,
 ) -> PackedData:
     """Write `folder` as docs/formats.md says, all of it or nothing, and open it.
 
     Documents with the same text are kept once. A tokenizer is trained, if none is given, on the train
     split: on all of it, or on documents drawn from it that hold about 50 million characters. The text
-    of all domains is held in memory. `progress` is told each step in a line.
+    of all domains is held in memory. `progress` is told each step in a line. `only` these splits are
+    tokenized and written; how the text is divided does not depend on it.
 
     Raises:
         UserError: a domain that cannot be found, read, split or tokenized; too little text.
@@ -54,9 +59,11 @@ def prepare_data(
     with replacing(folder) as partial:
         partial.mkdir()
         tokenizer.save_pretrained(partial / "tokenizer")
+        splits = {split: splits[split] for split in only}
         rows = _write_tokens(splits, tokenizer, partial)
-        train_tokens = sum(row["length"] for row in rows if row["split"] == "train")
-        chunks_per_epoch(train_tokens, config.sequence_length, "train")
+        if "train" in only:
+            train_tokens = sum(row["length"] for row in rows if row["split"] == "train")
+            chunks_per_epoch(train_tokens, config.sequence_length, "train")
         _write_table(rows, partial / "documents.parquet")
         write_json(partial / "manifest.json", _manifest(corpora, splits, rows, tokenizer, config.sequence_length))
     return PackedData.open(folder)
@@ -156,14 +163,14 @@ def _manifest(
     sequence_length: int,
 ) -> dict[str, Any]:
     """What was packed; no path of the machine occurs in it."""
-    texts = [[split, part.domain, part.name, text_hash(part)] for split in SPLITS for part in splits[split]]
+    texts = [[split, part.domain, part.name, text_hash(part)] for split in splits for part in splits[split]]
     return {
         "fingerprint": fingerprint([texts, tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id]),
         "sources": [{"domain": corpus.name, "origin": corpus.origin} for corpus in corpora],
         "sequence_length": sequence_length,
         "vocab_size": _vocab_size(tokenizer),
         "end_of_text_id": tokenizer.eos_token_id,
-        "splits": {split: {corpus.name: _counts(rows, split, corpus.name) for corpus in corpora} for split in SPLITS},
+        "splits": {split: {corpus.name: _counts(rows, split, corpus.name) for corpus in corpora} for split in splits},
     }
 
 
