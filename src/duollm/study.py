@@ -22,6 +22,7 @@ from duollm.machine import peak_memory_bytes, provenance
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
+from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.stages import Stage, run_stages
 from duollm.train.distributed import World, join_world
@@ -183,8 +184,11 @@ class Study:
 
     def _report(self) -> None:
         if self.world.first:
-            analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
+            results = analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
             write_report(self.run, self.recipe.report.shown_documents)
+            card = self.run / "model" / "README.md"
+            if self.recipe.model.path is None and card.exists():
+                add_results(card, results)
         self.world.wait()
 
     @property
@@ -213,6 +217,7 @@ def _fingerprint_weights(folder: Path) -> str:
     if len(files) < 2:
         raise UserError(f"model.path: {folder} holds no config.json with *.safetensors; give a saved duo folder")
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for path in files:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()[:16]

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from duollm.config import ModelConfig, PretrainConfig
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
-from duollm.files import replacing
 from duollm.flops import training_flops, training_steps
+from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.sampling import RandomSplit, derived_seed
 from duollm.train.distributed import World
 from duollm.train.loop import LossFn, train
 from duollm.train.optimizer import TrainingPlan, resolve_precision
+from duollm.train.saving import Story, save_model
 
 
 def pretrain(
@@ -42,7 +43,7 @@ def pretrain(
         / data.sequence_length,
     )
     if world.first:
-        save_model(model, data, run / "model")
+        save_model(model, data.tokenizer, run / "model", Story().then(_training_step(config), data))
         (run / "resume" / "pretrain.pt").unlink(missing_ok=True)
     world.wait()
 
@@ -110,8 +111,9 @@ def random_routing_loss(
     return loss_fn
 
 
-def save_model(model: DuoForCausalLM, data: PackedData, folder: Path) -> None:
-    """Write a Hugging Face folder: configuration, safetensors and tokenizer."""
-    with replacing(folder) as temporary:
-        model.save_pretrained(temporary)
-        data.tokenizer.save_pretrained(temporary)
+def _training_step(config: PretrainConfig) -> str:
+    """What this training was, for the model's card."""
+    shares = ", ".join(
+        f"{share:.0%} {branch.name.lower()}" for branch, share in zip(Branch, config.branch_shares, strict=True)
+    )
+    return f"Trained from scratch on {config.tokens:,} tokens with random routing (shares at every layer: {shares})"
