@@ -1,4 +1,4 @@
-"""Configuration of the duo model: a Llama whose layers hold a big and a small FFN side by side."""
+"""Configuration of the duo model: a decoder whose layers hold a big and a small FFN side by side."""
 
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -29,16 +29,29 @@ _POSITIVE = (
     "head_dim",
 )
 
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
 
 @strict
 class DuoConfig(PreTrainedConfig):
-    """Names and meanings are those of `LlamaConfig`; two are new.
+    """Names and meanings are those of `LlamaConfig`; the defaults make a Llama. New, or not Llama's:
 
     Attributes:
         intermediate_size: inner width of the big FFN.
         small_intermediate_size: inner width of the small FFN.
         skip_scope: what `Branch.SKIP` bypasses: "ffn" (attention still acts) or "layer" (the
             token's attention output is dropped too; its keys and values are still computed).
+        norm: "rms" (root mean square) or "layer" (mean and variance, with a bias); `rms_norm_eps` serves both.
+        positions: "rotary" or "learned" (a table of `max_position_embeddings` entries, added to the embeddings).
+        gated_ffn: whether the FFNs are down(act(gate(x)) * up(x)), or plain down(act(up(x))).
+        qkv_bias: biases on queries, keys and values alone; `attention_bias` has one on the output too.
+        qk_norm: whether each head's queries and keys are normalised before rotation.
+        hidden_dropout: dropout of what attention and FFN add to the residual stream, in training.
+        sliding_window: how many positions, its own included, a token attends to in sliding layers.
+        layer_types: per layer "full_attention" or "sliding_attention"; default: all sliding if there is a
+            window, else all full.
+        dense_family: the dense family that the model came from and can go back to (docs/checkpoints.md).
 
     Raises:
         ValueError: a key is unknown, or sizes do not divide.
@@ -70,15 +83,29 @@ class DuoConfig(PreTrainedConfig):
     attention_dropout: float = 0.0
     mlp_bias: bool = False
     skip_scope: Literal["ffn", "layer"] = "ffn"
+    norm: Literal["rms", "layer"] = "rms"
+    positions: Literal["rotary", "learned"] = "rotary"
+    gated_ffn: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    hidden_dropout: float = 0.0
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    dense_family: str = "llama"
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        width_given = self.head_dim is not None
         if self.head_dim is None:
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
+        if self.layer_types is None:
+            kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+            self.layer_types = [kind] * self.num_hidden_layers
         super().__post_init__(**kwargs)
-        self._check_sizes()
+        self._check_sizes(width_given)
+        self._check_positions()
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         """transformers sets unknown keys silently; a misspelt size must not pass."""
@@ -97,18 +124,40 @@ class DuoConfig(PreTrainedConfig):
         assert self.head_dim is not None
         return self.num_attention_heads, self.num_key_value_heads, self.head_dim
 
-    def _check_sizes(self) -> None:
+    @property
+    def windows(self) -> list[int | None]:
+        """Per layer how many positions a token attends to, its own included; None: all."""
+        assert self.layer_types is not None
+        return [self.sliding_window if kind == "sliding_attention" else None for kind in self.layer_types]
+
+    def _check_sizes(self, width_given: bool) -> None:
         """Not transformers' `validate_architecture`, which wraps the error in one that is no ValueError."""
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         heads, key_value_heads, head_dim = self.attention_shape
-        if self.hidden_size % heads:
+        if self.hidden_size % heads and not width_given:
             raise ValueError(f"num_attention_heads ({heads}) must divide hidden_size ({self.hidden_size})")
         if heads % key_value_heads:
             raise ValueError(f"num_key_value_heads ({key_value_heads}) must divide num_attention_heads ({heads})")
-        if head_dim % 2:
+        if head_dim % 2 and self.positions == "rotary":
             raise ValueError(f"head_dim ({head_dim}) must be even for rotary positions")
+
+    def _check_positions(self) -> None:
+        rope = self.rope_parameters or {}
+        if rope.get("rope_type", "default") not in _ROPE_TYPES:
+            raise ValueError(
+                f"rope_type {rope['rope_type']!r} is not supported; supported are {', '.join(_ROPE_TYPES)}"
+            )
+        if rope.get("partial_rotary_factor", 1) != 1:
+            raise ValueError(f"partial_rotary_factor must be 1, got {rope['partial_rotary_factor']}")
+        kinds = self.layer_types or []
+        if len(kinds) != self.num_hidden_layers or not set(kinds) <= set(_LAYER_TYPES):
+            raise ValueError(
+                f"layer_types must be {self.num_hidden_layers} times one of {', '.join(_LAYER_TYPES)}, got {kinds}"
+            )
+        if "sliding_attention" in kinds and (self.sliding_window or 0) < 1:
+            raise ValueError(f"sliding_attention needs sliding_window to be at least 1, got {self.sliding_window}")
 
 
 DuoConfig.register_for_auto_class()  # a saved configuration carries this file

@@ -1,57 +1,89 @@
-"""Dense checkpoints in: a duo whose big FFNs are the FFNs of a dense model."""
+"""Dense checkpoints in, dense checkpoints out: a duo whose big FFNs are the FFNs of a dense model."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .families import duo_config, family_of
+from .branch import Branch
+from .configuration_duo import DuoConfig
+from .families import dense_config, duo_config, duo_name, family_of
 from .modeling_duo import DuoForCausalLM
-
-Dense = PreTrainedModel | str | os.PathLike[str]
 
 
 def from_dense(
     cls: type[DuoForCausalLM],
-    dense: Dense,
+    dense: PreTrainedModel | str | os.PathLike[str],
     small_intermediate_size: int,
     skip_scope: str = "ffn",
     dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> DuoForCausalLM:
     """See `DuoForCausalLM.from_dense`."""
-    config = dense.config if isinstance(dense, PreTrainedModel) else _read_config(dense, **options)
-    duo = duo_config(config, small_intermediate_size=small_intermediate_size, skip_scope=skip_scope)
-    weights = family_of(config.model_type).weights
-    source: dict[str, Any] = {"pretrained_model_name_or_path": dense, "dtype": dtype or "auto", **options}
-    if isinstance(dense, PreTrainedModel):
-        copied = {name: value.detach().clone() for name, value in dense.state_dict().items()}
-        source |= {"pretrained_model_name_or_path": None, "state_dict": copied, "dtype": dtype or dense.dtype}
+    model = dense if isinstance(dense, PreTrainedModel) else None
+    config = _read_config(cast(Any, dense), **options) if model is None else model.config
+    source: dict[str, Any]
+    if model is None:
+        source = {"pretrained_model_name_or_path": dense, "dtype": dtype or "auto"}
+    else:
+        copied = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        source = {"pretrained_model_name_or_path": None, "state_dict": copied, "dtype": dtype or model.dtype}
+    duo = _load(cls, config, duo_config(config, small_intermediate_size, skip_scope), **source, **options)
+    if model is not None:
+        duo.generation_config = deepcopy(model.generation_config)
+    return duo
+
+
+def to_dense(duo: DuoForCausalLM, routes: str | int | Sequence[int] | Tensor = "big") -> PreTrainedModel:
+    """See `DuoForCausalLM.to_dense`."""
+    branch = _only_branch(routes, duo.config.num_hidden_layers)
+    config, family = dense_config(duo.config, branch), family_of(duo.config.dense_family)
+    dense_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        names = list(dense_class(config).state_dict())
+    part, weights = f".mlp.{branch.name.lower()}.", duo.state_dict()
+    chosen = {name: weights[duo_name(family, name).replace(".mlp.big.", part)].clone() for name in names}
     with _quiet():
-        model, loading = cast(Any, cls).from_pretrained(
-            config=duo,
-            key_mapping={re.escape(dense_part): duo_part for dense_part, duo_part in weights.items()},
-            use_safetensors=True,
-            output_loading_info=True,
-            **source,
-        )
-    _check_complete(loading)
-    del model._weight_conversions  # else save_pretrained would write the dense model's names
-    if isinstance(dense, PreTrainedModel):
-        model.generation_config = dense.generation_config
-    return model
+        dense = dense_class.from_pretrained(None, config=config, state_dict=chosen, dtype=duo.dtype)
+    dense.generation_config = deepcopy(duo.generation_config)
+    return cast(PreTrainedModel, dense)
 
 
 def _read_config(folder_or_id: str | os.PathLike[str], **options: Any) -> PreTrainedConfig:
     """The dense model's configuration; never runs code that comes with it."""
-    given, _ = PreTrainedConfig.get_config_dict(folder_or_id, **options)
+    try:
+        given, _ = PreTrainedConfig.get_config_dict(folder_or_id, **options)
+    except OSError as error:
+        raise ValueError(
+            f"{folder_or_id} is no folder with a config.json, nor a model on the hub that can be reached"
+        ) from error
     family_of(given.get("model_type"))
     return CONFIG_MAPPING[given["model_type"]].from_dict(given)
+
+
+def _load(cls: type[DuoForCausalLM], dense: PreTrainedConfig, config: DuoConfig, **source: Any) -> DuoForCausalLM:
+    """Load dense weights under the duo's names; small FFNs get their random start."""
+    renamed = {re.escape(dense_part): duo_part for dense_part, duo_part in family_of(dense.model_type).weights.items()}
+    try:
+        with _quiet():
+            model, loading = cast(Any, cls).from_pretrained(
+                config=config, key_mapping=renamed, use_safetensors=True, output_loading_info=True, **source
+            )
+    except OSError as error:
+        raise ValueError(
+            f"{source['pretrained_model_name_or_path']} holds no safetensors that can be read; other files are not "
+            "opened: load the model with transformers and pass that"
+        ) from error
+    _check_complete(loading)
+    del model._weight_conversions  # else save_pretrained would write the dense model's names
+    return cast(DuoForCausalLM, model)
 
 
 def _check_complete(loading: dict[str, Any]) -> None:
@@ -61,6 +93,21 @@ def _check_complete(loading: dict[str, Any]) -> None:
     for problem, names in (("holds weights that the duo has no place for", unused), ("lacks weights", missing)):
         if names:
             raise ValueError(f"the checkpoint {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+
+
+def _only_branch(routes: str | int | Sequence[int] | Tensor, num_layers: int) -> Branch:
+    """The branch that all layers take, or a ValueError that says why there is no dense model."""
+    if isinstance(routes, str):
+        routes = {branch.name.lower(): branch.value for branch in Branch}.get(routes, -1)
+    given = torch.as_tensor(routes)
+    taken = set(given.flatten().tolist())
+    if given.shape not in ((), (num_layers,)) or not taken <= set(Branch):
+        raise ValueError(f"routes must be 'big', 'small' or a branch for each of {num_layers} layers, got {routes!r}")
+    if len(taken) > 1:
+        raise ValueError("a dense model has one FFN size for all layers: only all big or all small can be exported")
+    if taken == {Branch.SKIP}:
+        raise ValueError("a dense model has an FFN in every layer: only all big or all small can be exported")
+    return Branch(taken.pop())
 
 
 @contextmanager

@@ -4,12 +4,13 @@ Nothing of a dense configuration is dropped silently: each key is mapped to a fi
 have the value at which it has no effect, or is known to have none; everything else is refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig
 
+from .branch import Branch
 from .configuration_duo import DuoConfig
 
 
@@ -21,12 +22,14 @@ class Family:
         fields: for each configuration key of the dense model the `DuoConfig` fields that carry it.
         fixed: `DuoConfig` fields that hold for every member of the family.
         neutral: keys that are supported only at this value.
+        derived: keys whose value must follow from other fields, and how; the same in both configurations.
         weights: parts of weight names there, and what stands for them in the duo; applied in order.
     """
 
     fields: Mapping[str, tuple[str, ...]]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     neutral: Mapping[str, Any] = field(default_factory=dict)
+    derived: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=lambda: {".mlp.": ".mlp.big."})
 
 
@@ -42,14 +45,54 @@ _ROTARY = _COMMON | _same(
     "intermediate_size num_key_value_heads hidden_act initializer_range rms_norm_eps rope_parameters"
 )
 
+_QWEN_WINDOW: dict[str, Callable[[Any], Any]] = {
+    "use_sliding_window": lambda config: config.sliding_window is not None,
+}
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(_ROTARY | _same("head_dim attention_bias mlp_bias")),
+    "mistral": Family(_ROTARY | _same("head_dim sliding_window")),
+    "qwen2": Family(_ROTARY | _same("sliding_window layer_types"), fixed={"qkv_bias": True}, derived=_QWEN_WINDOW),
+    "qwen3": Family(
+        _ROTARY | _same("head_dim attention_bias sliding_window layer_types"),
+        fixed={"qk_norm": True},
+        derived=_QWEN_WINDOW,
+    ),
+    "opt": Family(
+        _COMMON
+        | {
+            "ffn_dim": ("intermediate_size",),
+            "activation_function": ("hidden_act",),
+            "init_std": ("initializer_range",),
+            "dropout": ("hidden_dropout",),
+            "enable_bias": ("attention_bias", "mlp_bias"),
+        },
+        # transformers' OPT has no key for the epsilon: it is that of torch's LayerNorm.
+        fixed={"norm": "layer", "positions": "learned", "gated_ffn": False, "rms_norm_eps": 1e-5},
+        neutral={
+            "do_layer_norm_before": True,
+            "_remove_final_layer_norm": False,
+            "layer_norm_elementwise_affine": True,
+            "layerdrop": 0.0,
+        },
+        derived={"word_embed_proj_dim": lambda config: config.hidden_size},
+        weights={
+            "decoder.final_layer_norm.": "norm.",
+            "decoder.": "",
+            ".self_attn_layer_norm.": ".input_layernorm.",
+            ".final_layer_norm.": ".post_attention_layernorm.",
+            ".out_proj.": ".o_proj.",
+            ".fc1.": ".mlp.big.up_proj.",
+            ".fc2.": ".mlp.big.down_proj.",
+        },
+    ),
 }
 """Supported families by the `model_type` of their configuration."""
 
 # Keys that say nothing about what the model computes.
 _WITHOUT_EFFECT = (
     {"pretraining_tp", "transformers.js_config", "is_llama_config", "prefix", "task_specific_params"}
+    | {"max_window_layers"}  # transformers has worked out layer_types from it
     | PreTrainedConfig().to_dict().keys()
     | GenerationConfig().to_dict().keys()
 )
@@ -61,38 +104,60 @@ def family_of(model_type: str | None) -> Family:
     Raises:
         ValueError: it is not supported; the message lists those that are.
     """
+    if model_type == DuoConfig.model_type:
+        raise ValueError("this is a duo already; load it with DuoForCausalLM.from_pretrained")
     if model_type not in FAMILIES:
         raise ValueError(f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
-def duo_fields(dense: PreTrainedConfig) -> dict[str, Any]:
-    """Return the `DuoConfig` fields of a dense configuration, the duo's own ones not included.
+def duo_config(dense: PreTrainedConfig, small_intermediate_size: int, skip_scope: str) -> DuoConfig:
+    """Turn a dense configuration into that of a duo.
 
     Raises:
         ValueError: a key has an effect that the duo does not reproduce.
     """
-    family, found = family_of(dense.model_type), dict(family_of(dense.model_type).fixed)
+    family = family_of(dense.model_type)
+    found: dict[str, Any] = dict(family.fixed)
     for key, value in dense.to_dict().items():
         if key in family.fields:
             found |= dict.fromkeys(family.fields[key], value)
-        elif key in family.neutral:
-            if value != family.neutral[key]:
-                raise ValueError(
-                    f"{dense.model_type} with {key}={value!r} is not supported, only {key}={family.neutral[key]!r}"
-                )
-        elif value not in (None, False, {}, []) and key not in _WITHOUT_EFFECT:
-            raise ValueError(
-                f"{dense.model_type} with {key}={value!r} is not supported; "
-                "if that does not change what the model computes, delete it from config.json"
-            )
-    found["attention_dropout"] = float(found["attention_dropout"] or 0)
-    return found
+        else:
+            _check_without_effect(dense, family, key, value)
+    for dropout in found.keys() & {"attention_dropout", "hidden_dropout"}:
+        found[dropout] = float(found[dropout] or 0)  # integers and None there
+    found |= {"small_intermediate_size": small_intermediate_size, "skip_scope": skip_scope}
+    return DuoConfig(**found, dense_family=dense.model_type)
 
 
-def duo_config(dense: PreTrainedConfig, **own: Any) -> DuoConfig:
-    """Turn a dense configuration into a duo's; `own` are the fields that only a duo has."""
-    return DuoConfig(**duo_fields(dense), **own)
+def _check_without_effect(dense: PreTrainedConfig, family: Family, key: str, value: Any) -> None:
+    """Refuse a key that no field carries, unless its value changes nothing."""
+    refused = f"{dense.model_type} with {key}={value!r} is not supported"
+    if key in family.neutral or key in family.derived:
+        only = family.neutral[key] if key in family.neutral else family.derived[key](dense)
+        if value != only:
+            raise ValueError(f"{refused}, only {key}={only!r}")
+    elif value not in (None, False, {}, []) and key not in _WITHOUT_EFFECT:
+        raise ValueError(f"{refused}; if it does not change what the model computes, delete it from config.json")
+
+
+def dense_config(duo: DuoConfig, branch: Branch) -> PreTrainedConfig:
+    """Return the configuration of the dense model that the duo is when all layers take one branch.
+
+    Raises:
+        ValueError: the duo's family cannot be like that.
+    """
+    family = family_of(duo.dense_family)
+    wanted = {name: getattr(duo, name) for name in DuoConfig.__annotations__}
+    wanted["intermediate_size"] = duo.small_intermediate_size if branch == Branch.SMALL else duo.intermediate_size
+    given = {key: wanted[names[0]] for key, names in family.fields.items()}
+    given |= {**family.neutral, **{key: follow(duo) for key, follow in family.derived.items()}}
+    dense = CONFIG_MAPPING[duo.dense_family](**given)
+    back = duo_config(dense, duo.small_intermediate_size, duo.skip_scope)
+    for name, value in wanted.items():
+        if getattr(back, name) != value:
+            raise ValueError(f"a {duo.dense_family} model cannot have {name}={value!r}, only {getattr(back, name)!r}")
+    return dense
 
 
 def duo_name(family: Family, dense_name: str) -> str:

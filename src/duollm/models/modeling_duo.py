@@ -1,4 +1,4 @@
-"""The duo language model, whole: a Llama in which each token takes a branch at each layer.
+"""The duo language model, whole: a decoder in which each token takes a branch at each layer.
 
 Read it from the bottom up or the top down: `DuoForCausalLM` (head and loss) holds `DuoModel`
 (embedding, layers, final norm), which holds `DuoDecoderLayer` (attention, then the branch a policy
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -27,7 +27,19 @@ from transformers.utils.output_capturing import capture_outputs
 from .branch import Branch
 from .configuration_duo import DuoConfig
 from .dispatch import Dispatch
+from .norm import DuoRMSNorm, make_norm
 from .policy import Choice, FixedRoutes, Policy, check_routes
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines [1 or B, T, d] of the positions."""
+
+POSITION_OFFSET = 2
+"""OPT's table of learned positions begins with so many rows that no position uses."""
+
+_MASKS: dict[str, Callable[..., Any]] = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+}
 
 
 @dataclass
@@ -50,21 +62,6 @@ class DuoCausalLMOutput(CausalLMOutputWithPast):
         assert self.choices is not None
         batch, device = len(self.logits), self.logits.device
         return torch.stack([_as_integers(choice, device).view(batch, -1) for choice in self.choices], dim=-1)
-
-
-class DuoRMSNorm(nn.Module):
-    """Root mean square normalisation (Zhang & Sennrich, 2019), computed in float32."""
-
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Normalise the last dimension."""
-        wide = states.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (self.weight * (wide * scale)).to(_compute_dtype(states))
 
 
 def eager_attention(
@@ -92,7 +89,7 @@ def eager_attention(
 
 
 class DuoAttention(nn.Module):
-    """Rotary grouped-query attention, as in Llama."""
+    """Grouped-query attention, as in Llama."""
 
     def __init__(self, config: DuoConfig, layer_idx: int) -> None:
         super().__init__()
@@ -102,26 +99,32 @@ class DuoAttention(nn.Module):
         self.num_key_value_groups = heads // key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        width, bias = config.hidden_size, config.attention_bias
+        self.sliding_window = config.windows[layer_idx]
+        width, bias = config.hidden_size, config.attention_bias or config.qkv_bias
         self.q_proj = nn.Linear(width, heads * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(width, key_value_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(heads * self.head_dim, width, bias=bias)
+        self.o_proj = nn.Linear(heads * self.head_dim, width, bias=config.attention_bias)
+        self.q_norm = DuoRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = DuoRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
-    def project(self, states_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rotated queries [B, H, T, d], rotated keys and values [B, H_kv, T, d]."""
+    def project(self, states_BTD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [B, H, T, d], keys and values [B, H_kv, T, d], normalised and rotated as configured."""
         shape = (*states_BTD.shape[:-1], -1, self.head_dim)
         query, key, value = (
             projection(states_BTD).view(shape).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        cos, sin = (table.to(query.dtype) for table in rotary)
-        query, key = apply_rotary_pos_emb(query, key, cos, sin)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if rotary is not None:
+            cos, sin = (table.to(query.dtype) for table in rotary)
+            query, key = apply_rotary_pos_emb(query, key, cos, sin)
         return query, key, value
 
     def forward(
         self,
         states_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Rotary | None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
@@ -134,24 +137,26 @@ class DuoAttention(nn.Module):
             self.config._attn_implementation, eager_attention
         )
         dropout = self.config.attention_dropout if self.training else 0.0
-        mixed, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
+        settings = {"dropout": dropout, "scaling": self.scaling, "sliding_window": self.sliding_window}
+        mixed, weights = attend(self, query, key, value, attention_mask, **settings, **kwargs)
         return self.o_proj(mixed.reshape(*states_BTD.shape[:-1], -1)), weights
 
 
 class DuoFFN(nn.Module):
-    """One SwiGLU feed-forward network."""
+    """One feed-forward network: gated (SwiGLU), or plain when `gate_proj` is None."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str, bias: bool) -> None:
+    def __init__(self, config: DuoConfig, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
-        self.act_fn = ACT2FN[hidden_act]
+        width, bias = config.hidden_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, intermediate_size, bias=bias) if config.gated_ffn else None
+        self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, width, bias=bias)
+        self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
+        if self.gate_proj is None:
+            return self.down_proj(self.act_fn(self.up_proj(states)))
         return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
 
 
@@ -160,8 +165,8 @@ class DuoMLP(nn.Module):
 
     def __init__(self, config: DuoConfig) -> None:
         super().__init__()
-        self.small = DuoFFN(config.hidden_size, config.small_intermediate_size, config.hidden_act, config.mlp_bias)
-        self.big = DuoFFN(config.hidden_size, config.intermediate_size, config.hidden_act, config.mlp_bias)
+        self.small = DuoFFN(config, config.small_intermediate_size)
+        self.big = DuoFFN(config, config.intermediate_size)
 
     def branch(self, branch: Branch, states: Tensor) -> Tensor:
         """Send all states [..., D] through one branch."""
@@ -198,8 +203,9 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         self.skip_scope = config.skip_scope
         self.self_attn = DuoAttention(config, layer_idx)
         self.mlp = DuoMLP(config)
-        self.input_layernorm = DuoRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = DuoRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = make_norm(config)
+        self.post_attention_layernorm = make_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
         self, hidden_BTD: Tensor, policy: Policy, memory: Any, execution: str, **attention: Any
@@ -211,12 +217,12 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         attended_BTD, _ = self.self_attn(states_BTD, **attention)
         if self.skip_scope == "layer":
             attended_BTD = attended_BTD * _kept(choice, attended_BTD)
-        hidden_BTD = hidden_BTD + attended_BTD
+        hidden_BTD = hidden_BTD + self.dropout(attended_BTD)
         states_BTD = self.post_attention_layernorm(hidden_BTD)
         if self.skip_scope == "ffn":
             choice, memory = policy(self.layer_idx, states_BTD, memory)
         executed = _one_hot(choice, states_BTD) if execution == "reference" else choice
-        return hidden_BTD + self.mlp(states_BTD, executed), choice, memory
+        return hidden_BTD + self.dropout(self.mlp(states_BTD, executed)), choice, memory
 
 
 class DuoPreTrainedModel(PreTrainedModel):
@@ -242,9 +248,18 @@ class DuoModel(DuoPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(DuoDecoderLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = DuoRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=cast(Any, config))  # the fields it reads are the same
+        self.norm = make_norm(config)
+        if config.positions == "rotary":
+            self.rotary_emb = LlamaRotaryEmbedding(config=cast(Any, config))  # the fields it reads are the same
+        else:
+            self.embed_positions = nn.Embedding(config.max_position_embeddings + POSITION_OFFSET, config.hidden_size)
         self.post_init()
+
+    def place(self, embedded_BTD: Tensor, position_ids: Tensor) -> tuple[Tensor, Rotary | None]:
+        """Give embeddings their positions: learned ones are added, rotary ones are tables for the attention."""
+        if self.config.positions == "rotary":
+            return embedded_BTD, self.rotary_emb(embedded_BTD, position_ids=position_ids)
+        return embedded_BTD + self.embed_positions(position_ids + POSITION_OFFSET), None
 
     @capture_outputs
     def forward(
@@ -267,18 +282,12 @@ class DuoModel(DuoPreTrainedModel):
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = _positions(attention_mask, seen, hidden_BTD)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_BTD,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        rotary = self.rotary_emb(hidden_BTD, position_ids=position_ids)
+        hidden_BTD, rotary = self.place(hidden_BTD, position_ids)
+        masks = self._masks(hidden_BTD, attention_mask, past_key_values, position_ids)
         policy = policy or FixedRoutes(torch.full((len(self.layers),), Branch.BIG.value))
         choices: list[Choice] = []
         memory = policy.begin(position_ids.expand(hidden_BTD.shape[:2])) if hasattr(policy, "begin") else None
-        for layer in self.layers:
+        for layer, mask in zip(self.layers, masks, strict=True):
             hidden_BTD, choice, memory = layer(
                 hidden_BTD,
                 policy=policy,
@@ -293,6 +302,15 @@ class DuoModel(DuoPreTrainedModel):
         return DuoModelOutput(
             last_hidden_state=self.norm(hidden_BTD), past_key_values=past_key_values, choices=tuple(choices)
         )
+
+    def _masks(
+        self, hidden_BTD: Tensor, attention_mask: Tensor | None, past: Cache | None, position_ids: Tensor
+    ) -> list[Any]:
+        """What each layer may attend to, in the form that its attention wants."""
+        kinds = cast(list[str], self.config.layer_types)
+        given = {"attention_mask": attention_mask, "past_key_values": past, "position_ids": position_ids}
+        masks = {kind: _MASKS[kind](self.config, inputs_embeds=hidden_BTD, **given) for kind in set(kinds)}
+        return [masks[kind] for kind in kinds]
 
 
 class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
@@ -329,6 +347,19 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
         from .conversion import from_dense
 
         return from_dense(cls, dense, small_intermediate_size, **options)
+
+    def to_dense(self, routes: Any = "big") -> PreTrainedModel:
+        """Copy what the model is under a fixed route into a plain transformers model of its dense family.
+
+        Args:
+            routes: "big", "small", or a branch for each layer; all layers must take the same.
+
+        Raises:
+            ValueError: there is no such dense model; says why.
+        """
+        from .conversion import to_dense
+
+        return to_dense(self, routes)
 
     @property
     def policy(self) -> Policy | None:
@@ -426,12 +457,6 @@ def _positions(attention_mask: Tensor | None, seen: int, hidden_BTD: Tensor) -> 
     if attention_mask is not None and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
     return torch.arange(seen, seen + tokens, device=hidden_BTD.device)[None]
-
-
-def _compute_dtype(states: Tensor) -> torch.dtype:
-    """The type that matrix products will use: cast once here, not once per product under autocast."""
-    device = states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
 def _as_integers(choice: Choice, device: torch.device) -> Tensor:
