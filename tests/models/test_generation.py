@@ -1,23 +1,61 @@
-"""Generation with a cache equals running the whole text again for every token."""
+"""Generation with a cache equals running the whole text again for every token, whatever chooses the branches."""
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.linear import LinearRouter
+from duollm.models.policy import FixedRoutes
+from duollm.routing.folder import make_router
+from duollm.routing.policies import RandomShare, parse_policy
 from tiny import random_ids, tiny_model
 
 NEW = 6
 ROUTE = torch.tensor([Branch.SMALL, Branch.SKIP, Branch.BIG])
+SETTINGS = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
 
 
-def router(model: DuoForCausalLM) -> LinearRouter:
-    """An untrained router that uses both branches."""
-    made = LinearRouter(model.config.num_hidden_layers, model.config.hidden_size, (Branch.SMALL, Branch.BIG)).eval()
-    torch.nn.init.normal_(made.weight_LCD, generator=torch.Generator().manual_seed(3))
-    return made
+class BySign:
+    """Every branch by the states alone, with a memory of the layer before: a router with a will of its own."""
+
+    def __call__(self, layer_idx, states_BTD, memory):
+        weight_DC = torch.randn(states_BTD.shape[-1], 3, generator=torch.Generator().manual_seed(layer_idx))
+        scores_BTC = states_BTD @ weight_DC
+        if memory is not None:
+            scores_BTC = scores_BTC - torch.nn.functional.one_hot(memory, 3)
+        choice_BT = scores_BTC.argmax(-1)
+        return choice_BT, choice_BT
+
+
+def linear(model: DuoForCausalLM):
+    """A hard linear router with random weights."""
+    router = make_router("linear", model.config, ["small", "big"]).eval()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in router.parameters():
+        torch.nn.init.normal_(parameter, generator=generator)
+    return router
+
+
+CHOOSERS = {
+    "route": lambda model: {"routes": ROUTE},
+    "named pattern": lambda model: {"policy": parse_policy("spread:2", model)},
+    "linear router": lambda model: {"policy": linear(model)},
+    "policy with memory": lambda model: {"policy": BySign()},
+    "policy with positions": lambda model: {"policy": RandomShare(0.5)},
+}
+
+
+@pytest.fixture(params=CHOOSERS.values(), ids=CHOOSERS.keys())
+def choose(request):
+    return request.param
+
+
+@pytest.fixture(params=["ffn", "layer"])
+def model(request):
+    return tiny_model(skip_scope=request.param, attention="sdpa")
 
 
 def greedy(model: DuoForCausalLM, ids: Tensor, **inputs: object) -> Tensor:
@@ -28,47 +66,129 @@ def greedy(model: DuoForCausalLM, ids: Tensor, **inputs: object) -> Tensor:
     return ids
 
 
-@pytest.mark.parametrize("skip_scope", ["ffn", "layer"])
+def padded(ids_BT: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """The same text behind `padding` other tokens, and the mask that hides them."""
+    noise = torch.full((len(ids_BT), padding), 7)
+    longer = torch.cat([noise, ids_BT], 1)
+    return longer, (torch.arange(longer.shape[1]) >= padding).long().expand_as(longer).contiguous()
+
+
+def test_greedy_decoding_is_the_argmax_of_uncached_forwards(model, choose):
+    ids, chosen = random_ids(), choose(model)
+    made = model.generate(ids, **chosen, **SETTINGS)
+    assert torch.equal(made, greedy(model, ids, **chosen))
+    assert not torch.equal(made, greedy(model, ids))
+
+
+def test_the_choices_made_while_decoding_are_those_of_a_full_forward(model, choose):
+    ids, chosen, taken = random_ids(), choose(model), []
+    listening = model.register_forward_hook(lambda model, inputs, output: taken.append(output))
+    made = model.generate(ids, **chosen, **SETTINGS)
+    listening.remove()
+    whole = model(made[:, :-1], **chosen)
+    assert [output.logits.shape[1] for output in taken[1:]] == [1] * (NEW - 1)
+    assert torch.equal(torch.cat([output.routes for output in taken], 1), whole.routes)
+    last = torch.cat([output.logits[:, -1:] for output in taken], 1)
+    torch.testing.assert_close(last, whole.logits[:, -NEW:], atol=1e-4, rtol=1e-4)
+
+
+def test_an_attached_policy_is_in_force(model, choose):
+    ids, chosen = random_ids(), choose(model)
+    expected = model.generate(ids, **chosen, **SETTINGS)
+    model.attach(chosen.get("policy") or FixedRoutes(chosen["routes"]))
+    assert torch.equal(model.generate(ids, **SETTINGS), expected)
+
+
+def test_a_row_is_the_same_whatever_its_neighbours(model, choose):
+    ids, chosen = random_ids(batch=3), choose(model)
+    together = model(ids, **chosen)
+    for row in range(3):
+        alone = model(ids[row : row + 1], **chosen)
+        assert torch.equal(alone.routes, together.routes[row : row + 1])
+        torch.testing.assert_close(alone.logits, together.logits[row : row + 1], atol=1e-5, rtol=1e-5)
+
+
+def test_left_padding_changes_neither_logits_nor_routes(model, choose):
+    """The mask alone says where a text begins: positions follow from it."""
+    ids, chosen = random_ids(), choose(model)
+    longer, mask = padded(ids, 4)
+    plain, behind = model(ids, **chosen), model(longer, attention_mask=mask, **chosen)
+    assert torch.equal(plain.routes, behind.routes[:, 4:])
+    torch.testing.assert_close(plain.logits, behind.logits[:, 4:], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_a_left_padded_batch_are_those_generated_alone(model, choose):
+    short, long, chosen = random_ids(batch=1, tokens=5), random_ids(batch=1, tokens=9, seed=5), choose(model)
+    behind, mask = padded(short, 4)
+    mask = torch.cat([mask, torch.ones_like(long)])
+    made = model.generate(torch.cat([behind, long]), attention_mask=mask, **chosen, **SETTINGS)
+    assert torch.equal(made[:1, 4:], model.generate(short, **chosen, **SETTINGS))
+    assert torch.equal(made[1:], model.generate(long, **chosen, **SETTINGS))
+
+
+def test_beams_keep_their_own_cache(model, choose):
+    ids, chosen = random_ids(), choose(model)
+    beams = {**chosen, **SETTINGS, "num_beams": 3}
+    made = model.generate(ids, **beams)
+    assert torch.equal(made, model.generate(ids, **beams, use_cache=False))
+    assert torch.equal(made, torch.cat([model.generate(ids[row : row + 1], **beams) for row in range(2)]))
+
+
+def test_samples_with_a_seed_are_those_without_a_cache(model, choose):
+    ids, chosen = random_ids(), choose(model)
+    sampled = {**chosen, **SETTINGS, "do_sample": True, "top_k": 0, "num_return_sequences": 3}
+    torch.manual_seed(1)
+    made = model.generate(ids, **sampled)
+    torch.manual_seed(1)
+    assert torch.equal(made, model.generate(ids, **sampled, use_cache=False))
+    assert len(made.unique(dim=0)) == 6
+
+
+def test_tokens_stream_as_they_are_made(model, choose):
+    class Heard(BaseStreamer):
+        def __init__(self):
+            self.pieces, self.ended = [], False
+
+        def put(self, value):
+            self.pieces.append(value.flatten().tolist())
+
+        def end(self):
+            self.ended = True
+
+    ids, chosen, heard = random_ids(batch=1), choose(model), Heard()
+    made = model.generate(ids, **chosen, **SETTINGS, streamer=heard)
+    assert heard.pieces == [ids[0].tolist(), *([token] for token in made[0, 9:].tolist())]
+    assert heard.ended
+
+
+def test_a_generation_config_may_come_along(model):
+    ids = random_ids()
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    assert torch.equal(
+        model.generate(ids, config, routes=ROUTE.tolist()), model.generate(ids, routes=ROUTE, **SETTINGS)
+    )
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-class TestCachedEqualsUncached:
-    def test_greedy_with_a_route_for_all_tokens(self, skip_scope, attention):
-        model, ids = tiny_model(skip_scope=skip_scope, attention=attention), random_ids()
-        made = model.generate(ids, routes=ROUTE, max_new_tokens=NEW, do_sample=False)
-        assert torch.equal(made, greedy(model, ids, routes=ROUTE))
-        assert not torch.equal(made, greedy(model, ids))
-
-    def test_greedy_with_an_attached_router(self, skip_scope, attention):
-        model, ids = tiny_model(skip_scope=skip_scope, attention=attention), random_ids()
-        model.attach(router(model))
-        assert set(model(ids).routes.unique().tolist()) == {Branch.SMALL, Branch.BIG}
-        assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False), greedy(model, ids))
-
-    def test_beams(self, skip_scope, attention):
-        model, ids = tiny_model(skip_scope=skip_scope, attention=attention), random_ids()
-        settings = {"routes": ROUTE, "max_new_tokens": NEW, "do_sample": False, "num_beams": 3}
-        made = model.generate(ids, **settings)
-        assert torch.equal(made, model.generate(ids, **settings, use_cache=False))
-        assert torch.equal(made, torch.cat([model.generate(ids[row : row + 1], **settings) for row in range(2)]))
-
-    def test_rows_of_a_left_padded_batch_are_those_generated_alone(self, skip_scope, attention):
-        model, ids = tiny_model(skip_scope=skip_scope, attention=attention), random_ids()
-        mask = torch.ones_like(ids)
-        mask[0, :4] = 0
-        settings = {"routes": ROUTE, "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-        made = model.generate(ids, attention_mask=mask, **settings)
-        assert torch.equal(made[:1, 4:], model.generate(ids[:1, 4:], **settings))
-        assert torch.equal(made[1:], model.generate(ids[1:], **settings))
-
-
-def test_logits_of_a_text_read_in_pieces_are_those_of_the_whole():
-    model, ids = tiny_model(skip_scope="layer"), random_ids()
+def test_logits_of_a_text_read_in_pieces_are_those_of_the_whole(attention):
+    model, ids = tiny_model(skip_scope="layer", attention=attention), random_ids()
     first = model(ids[:, :4], routes=ROUTE, use_cache=True)
     second = model(ids[:, 4:], routes=ROUTE, past_key_values=first.past_key_values)
     pieces = torch.cat([first.logits, second.logits], dim=1)
     torch.testing.assert_close(pieces, model(ids, routes=ROUTE).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_several_samples_per_row_share_the_route():
+def test_a_padded_text_read_in_pieces_keeps_its_positions():
+    model, policy = tiny_model(), RandomShare(0.5)
+    longer, mask = padded(random_ids(), 3)
+    first = model(longer[:, :5], attention_mask=mask[:, :5], policy=policy, use_cache=True)
+    second = model(longer[:, 5:], attention_mask=mask, policy=policy, past_key_values=first.past_key_values)
+    whole = model(longer, attention_mask=mask, policy=policy)
+    assert torch.equal(torch.cat([first.routes, second.routes], 1)[:, 3:], whole.routes[:, 3:])
+    torch.testing.assert_close(second.logits, whole.logits[:, 5:], atol=1e-5, rtol=1e-5)
+
+
+def test_routes_of_single_tokens_are_refused_because_they_end_with_the_prompt():
     model, ids = tiny_model(), random_ids()
-    made = model.generate(ids, routes=ROUTE, max_new_tokens=2, do_sample=True, num_return_sequences=3)
-    assert made.shape == (6, 11)
+    with pytest.raises(ValueError, match=r"routes of shape \[L\].*give a policy"):
+        model.generate(ids, routes=ROUTE.expand(2, 9, 3), **SETTINGS)

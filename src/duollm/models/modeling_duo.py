@@ -375,10 +375,15 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         """Give each beam its row of everything; routes [L] for all tokens have no rows."""
-        routes = {"routes": model_kwargs.pop("routes")} if "routes" in model_kwargs else {}
+        routes = model_kwargs.pop("routes", None)
+        if routes is not None and torch.as_tensor(routes).ndim > 1:
+            raise ValueError(
+                "generate takes routes of shape [L], one for all tokens: [B, T, L] says nothing about tokens to come; "
+                "give a policy to let tokens differ"
+            )
         expand = cast(Any, super())._expand_inputs_for_generation
         input_ids, expanded = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
-        return input_ids, expanded | routes
+        return input_ids, expanded | {"routes": routes}
 
     def forward(
         self,
