@@ -259,6 +259,9 @@ class DuoModel(DuoPreTrainedModel):
         """Give embeddings their positions: learned ones are added, rotary ones are tables for the attention."""
         if self.config.positions == "rotary":
             return embedded_BTD, self.rotary_emb(embedded_BTD, position_ids=position_ids)
+        limit = self.config.max_position_embeddings
+        if position_ids.max() >= limit:
+            raise ValueError(f"the model knows positions 0 .. {limit - 1}, got {position_ids.max()}; shorten the text")
         return embedded_BTD + self.embed_positions(position_ids + POSITION_OFFSET), None
 
     @capture_outputs

@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes, check_routes
-from duollm.oracle.contexts import CachedContext, Rotary, SharedContext
+from duollm.oracle.contexts import CachedContext, Masks, SharedContext
 from duollm.routing.space import RouteSpace
 
 
@@ -25,7 +25,7 @@ class Batch:
         ids_BT: the tokens that predict, [B, T - 1].
         labels_N: what they have to predict.
         padding_BT: where a prediction does not count, [B, T - 1].
-        hidden_BTD: embeddings of the tokens that predict.
+        hidden_BTD: embeddings of the tokens that predict, as they enter the first layer.
     """
 
     model: DuoForCausalLM
@@ -42,8 +42,8 @@ class Batch:
         self._mask_BT = given_BT[:, :-1].bool()
         self.padding_BT = ~(self._mask_BT & given_BT[:, 1:].bool())
         self._positions_BT = (self._mask_BT.long().cumsum(-1) - 1).clamp(min=0)
-        self.hidden_BTD = self.model.model.embed_tokens(self.ids_BT)
-        self._rotary: Rotary = self.model.model.rotary_emb(self.hidden_BTD, position_ids=self._positions_BT)
+        embedded_BTD = self.model.model.embed_tokens(self.ids_BT)
+        self.hidden_BTD, self._rotary = self.model.model.place(embedded_BTD, self._positions_BT)
 
     def states(self) -> Tensor:
         """Normalised final states of the predicting tokens with all layers big, [N, D]."""
@@ -51,31 +51,39 @@ class Batch:
 
     def shared_context(self) -> SharedContext:
         """Every token attends to tokens on the same route."""
-        return SharedContext(self._rotary, None if self._mask_BT.all() else self._visible())
+        plain = bool(self._mask_BT.all())
+        visible: Masks = {
+            window: None if plain and window is None else self._visible(window) for window in self._windows
+        }
+        return SharedContext(self._rotary, self.ids_BT.shape[1], visible)
 
     def reference_context(self, reference: Tensor | None) -> CachedContext:
         """Every token attends to tokens on the reference routes, [L] or [B, T, L]; default all big."""
         layers = self.model.config.num_hidden_layers
         given = torch.full((layers,), int(Branch.BIG)) if reference is None else reference
         routes = check_routes(given, len(self.input_ids), self.input_ids.shape[1], layers).to(self.input_ids.device)
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache()  # unlike the model's own, it keeps what has left a sliding window
         self._forward(routes if routes.ndim == 1 else routes[:, :-1], cache)
-        return CachedContext.over(cache, self._groups, self._rotary, ~self._visible())
+        hidden: Masks = {window: ~self._visible(window) for window in self._windows}
+        return CachedContext.over(cache, self._groups, self._rotary, self.ids_BT.shape[1], hidden)
 
     def step_context(self, cache: DynamicCache, position: int) -> CachedContext:
         """The tokens at `position` attend to a cache of all earlier ones, and fill a free slot."""
-        cos, sin = self._rotary
-        rotary = cos[:, position : position + 1], sin[:, position : position + 1]
-        hidden_B1S = None
-        if not self._mask_BT.all():
-            hidden_B1S = ~self._visible()[:, position : position + 1, : position + 1]
+        here = slice(position, position + 1)
+        rotary = None if self._rotary is None else (self._rotary[0][:, here], self._rotary[1][:, here])
+        plain = bool(self._mask_BT.all())
+        hidden: Masks = {
+            window: None
+            if plain and (window is None or position < window)
+            else ~self._visible(window)[:, here, : position + 1]
+            for window in self._windows
+        }
         if position == 0:
             config = self.model.config
-            width = config.hidden_size // config.num_attention_heads if config.head_dim is None else config.head_dim
-            empty = self.hidden_BTD.new_zeros(len(self.ids_BT), config.num_attention_heads, 1, width)
-            layers = [empty] * config.num_hidden_layers
-            return CachedContext(rotary, layers, layers, hidden_B1S)
-        return CachedContext.over(cache, self._groups, rotary, hidden_B1S, free_slots=1)
+            heads, _, width = config.attention_shape
+            layers = [self.hidden_BTD.new_zeros(len(self.ids_BT), heads, 1, width)] * config.num_hidden_layers
+            return CachedContext(rotary, 1, layers, layers, hidden)
+        return CachedContext.over(cache, self._groups, rotary, 1, hidden, free_slots=1)
 
     def commit(self, cache: DynamicCache, position: int, routes_BL: Tensor) -> None:
         """Run the tokens at `position` on their routes, so that the cache holds them."""
@@ -108,14 +116,21 @@ class Batch:
     def _given_mask(self, length: int) -> Tensor | None:
         return None if self._mask_BT.all() else self._mask_BT[:, :length].long()
 
-    def _visible(self) -> Tensor:
+    def _visible(self, window: int | None) -> Tensor:
         """Which keys each token sees, [B, T - 1, T - 1]; padding sees itself, so that its row holds numbers."""
         length, device = self.ids_BT.shape[1], self.ids_BT.device
         causal_TT = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        if window is not None:
+            causal_TT = causal_TT.triu(1 - window)
         own_TT = torch.eye(length, dtype=torch.bool, device=device)
         return causal_TT & self._mask_BT[:, None] | own_TT
 
     @property
+    def _windows(self) -> set[int | None]:
+        """The widths of attention window among the layers."""
+        return set(self.model.config.windows)
+
+    @property
     def _groups(self) -> int:
-        config = self.model.config
-        return config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads)
+        heads, key_value_heads, _ = self.model.config.attention_shape
+        return heads // key_value_heads

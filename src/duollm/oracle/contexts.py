@@ -6,6 +6,7 @@ Shape letters: P prefixes, B sequences, T tokens that are compared, S = tokens u
 those, H heads, G key/value heads, d head width, D hidden.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.cache_utils import Cache
 
-from duollm.models.modeling_duo import DuoAttention, DuoDecoderLayer
+from duollm.models.modeling_duo import DuoAttention, DuoDecoderLayer, Rotary
 
-Rotary = tuple[Tensor, Tensor]
+Masks = Mapping[int | None, Tensor | None]
+"""A mask for each width of attention window that the layers have (None: unlimited); None masks nothing."""
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,27 @@ class SharedContext:
     """Every token of a sequence takes the same prefix: one ordinary causal pass per prefix.
 
     Attributes:
-        rotary: cosines and sines [B, T, d].
-        visible_BTT: which keys each token sees; None when no token is padding.
+        rotary: cosines and sines [B, T, d]; None without rotary positions.
+        tokens: T.
+        visible: which keys each token sees, [B, T, T]; None means all up to its own.
     """
 
-    rotary: Rotary
-    visible_BTT: Tensor | None = None
+    rotary: Rotary | None
+    tokens: int
+    visible: Masks
 
     def __call__(self, layer: DuoDecoderLayer, states_PND: Tensor) -> Tensor:
         """Attention output [P, N, D], N = B * T."""
-        prefixes, _, width = states_PND.shape
-        batch, tokens = self.rotary[0].shape[:2]
-        rotary = repeat_rotary(self.rotary, prefixes)
-        query, key, value = layer.self_attn.project(states_PND.view(prefixes * batch, tokens, width), rotary)
-        mask = None if self.visible_BTT is None else self.visible_BTT[:, None].repeat(prefixes, 1, 1, 1)
-        mixed = scaled_dot_product_attention(
-            query, key, value, mask, is_causal=mask is None, scale=layer.self_attn.scaling, enable_gqa=True
+        attention, visible_BTT = layer.self_attn, self.visible[layer.self_attn.sliding_window]
+        prefixes, rows, width = states_PND.shape
+        query, key, value = attention.project(
+            states_PND.view(-1, self.tokens, width), repeat_rotary(self.rotary, prefixes)
         )
-        return layer.self_attn.o_proj(mixed.transpose(1, 2).reshape(prefixes, batch * tokens, -1))
+        mask = None if visible_BTT is None else visible_BTT[:, None].repeat(prefixes, 1, 1, 1)
+        mixed = scaled_dot_product_attention(
+            query, key, value, mask, is_causal=mask is None, scale=attention.scaling, enable_gqa=True
+        )
+        return attention.o_proj(mixed.transpose(1, 2).reshape(prefixes, rows, -1))
 
 
 @dataclass(frozen=True)
@@ -53,26 +58,31 @@ class CachedContext:
     the diagonal that ends in the last corner of the [T, S] scores.
 
     Attributes:
-        rotary: cosines and sines [B, T, d] of the compared tokens.
+        rotary: cosines and sines [B, T, d] of the compared tokens; None without rotary positions.
+        tokens: T.
         keys: per layer [B, H, S, d]; a compared token's own slot is replaced by its own key.
         values: likewise.
-        hidden_BTS: True where a key must not be seen (later tokens, padding); None if all are seen.
+        hidden: True where a key must not be seen (later tokens, padding), [B, T, S]; None if all are seen.
     """
 
-    rotary: Rotary
+    rotary: Rotary | None
+    tokens: int
     keys: list[Tensor]
     values: list[Tensor]
-    hidden_BTS: Tensor | None
+    hidden: Masks
 
     @classmethod
-    def over(cls, cache: Cache, groups: int, rotary: Rotary, hidden_BTS: Tensor | None, free_slots: int = 0) -> Self:
+    def over(
+        cls, cache: Cache, groups: int, rotary: Rotary | None, tokens: int, hidden: Masks, free_slots: int = 0
+    ) -> Self:
         """Read a filled cache; `groups` query heads share a key head; add empty slots at the end."""
 
         def prepared(cached_BGSd: Tensor) -> Tensor:
             return pad(cached_BGSd.repeat_interleave(groups, dim=1), (0, 0, 0, free_slots))
 
         layers: list[Any] = cache.layers
-        return cls(rotary, [prepared(x.keys) for x in layers], [prepared(x.values) for x in layers], hidden_BTS)
+        keys, values = [prepared(layer.keys) for layer in layers], [prepared(layer.values) for layer in layers]
+        return cls(rotary, tokens, keys, values, hidden)
 
     def __call__(self, layer: DuoDecoderLayer, states_PND: Tensor) -> Tensor:
         """Attention output [P, N, D], N = B * T."""
@@ -82,8 +92,9 @@ class CachedContext:
         # One product per sequence and head for all prefixes together: [P * T, d] x [d, S].
         rows = query.flatten(2, 3) * attention.scaling
         scores = torch.matmul(rows, keys_BHSd.transpose(2, 3)).view(batch, heads, prefixes, tokens, -1)
-        if self.hidden_BTS is not None:
-            scores.masked_fill_(self.hidden_BTS[:, None, None], -torch.inf)
+        hidden_BTS = self.hidden[attention.sliding_window]
+        if hidden_BTS is not None:
+            scores.masked_fill_(hidden_BTS[:, None, None], -torch.inf)
         own_slot = scores.shape[-1] - tokens
         scores.diagonal(own_slot, -2, -1).copy_((query * key).sum(-1) * attention.scaling)
         weights = scores.softmax(-1)
@@ -95,16 +106,17 @@ class CachedContext:
 
     def _project(self, attention: DuoAttention, states_PND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, own keys and own values, all [B, H, P, T, d]."""
-        prefixes, _, width = states_PND.shape
-        batch, tokens = self.rotary[0].shape[:2]
-        rotary = repeat_rotary(self.rotary, prefixes)
-        projected = attention.project(states_PND.reshape(prefixes * batch, tokens, width), rotary)
+        prefixes, rows, width = states_PND.shape
+        rotary, batch = repeat_rotary(self.rotary, prefixes), rows // self.tokens
+        projected = attention.project(states_PND.reshape(prefixes * batch, self.tokens, width), rotary)
         groups = attention.num_key_value_groups
         query, key, value = (each.view(prefixes, batch, *each.shape[1:]).permute(1, 2, 0, 3, 4) for each in projected)
         return query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
 
-def repeat_rotary(rotary: Rotary, prefixes: int) -> Rotary:
+def repeat_rotary(rotary: Rotary | None, prefixes: int) -> Rotary | None:
     """Rotary tables [B, T, d] for prefixes x sequences; one sequence broadcasts."""
+    if rotary is None:
+        return None
     cos, sin = rotary
     return (cos, sin) if len(cos) == 1 else (cos.repeat(prefixes, 1, 1), sin.repeat(prefixes, 1, 1))

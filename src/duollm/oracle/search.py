@@ -288,7 +288,7 @@ def left_to_right(
     batch: Batch, space: RouteSpace, search_at: Callable[[int, CachedContext], OracleResult]
 ) -> OracleResult:
     """Search position by position under one budget; every pick is executed before the next."""
-    cache = DynamicCache(config=batch.model.config)
+    cache = DynamicCache()  # unlike the model's own, it keeps what has left a sliding window
     steps = []
     for position in range(batch.ids_BT.shape[1]):
         steps.append(search_at(position, batch.step_context(cache, position)))
@@ -319,3 +319,20 @@ def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, co
         raise ValueError(
             f"token ids must be in 0 .. {config.vocab_size - 1}, got {input_ids.min()} .. {input_ids.max()}"
         )
+    longest = _longest(config, context)
+    if longest is not None and input_ids.shape[1] - 1 > longest:
+        raise ValueError(
+            f"sequences may have at most {longest + 1} tokens with this model's positions in context {context!r}, "
+            f"got {input_ids.shape[1]}"
+        )
+
+
+def _longest(config: DuoConfig, context: str) -> int | None:
+    """The largest number of predicting tokens that the positions allow; None: any."""
+    rope = config.rope_parameters or {}
+    if config.positions == "learned":
+        return config.max_position_embeddings
+    if context == "committed" and rope.get("rope_type") in ("dynamic", "longrope"):
+        # Beyond it these rotations depend on how much has been read: executing a pick would change earlier losses.
+        return int(rope.get("original_max_position_embeddings", config.max_position_embeddings))
+    return None
