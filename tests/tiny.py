@@ -18,10 +18,15 @@ SIZES = {
 }
 
 
+def tiny_config(**sizes: object) -> DuoConfig:
+    """The tiny model's configuration, some sizes replaced."""
+    return DuoConfig(**{**SIZES, **sizes})
+
+
 def tiny_model(seed: int = 0, attention: str = "eager", **sizes: object) -> DuoForCausalLM:
     """A random duo in evaluation mode; weights are large so that branches and layers matter."""
     torch.manual_seed(seed)
-    model = DuoForCausalLM(DuoConfig(**{**SIZES, **sizes}))
+    model = DuoForCausalLM(tiny_config(**sizes))
     model.set_attn_implementation(attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

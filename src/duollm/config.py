@@ -176,14 +176,18 @@ class OracleConfig(Section):
 
 
 class RouterConfig(Section):
-    """Stage 3: the paper's linear router on a frozen backbone (paper, section 5)."""
+    """Stage 3: routers on a frozen backbone (paper, section 5; docs/routers.md)."""
 
-    kind: str = "linear"
-    """Which router; see docs/adding-a-router.md."""
+    kinds: list[str] = Field(default=["linear", "gains"], min_length=1)
+    """Which routers; docs/routers.md lists them, docs/adding-a-router.md adds one."""
     big_layers: list[int] = Field(default=[2, 4, 6, 8, 10], min_length=1)
-    """Budgets k; a router is trained for each."""
+    """Budgets k; a router is trained, or at least calibrated, for each."""
+    branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
+    """What a router may choose from at every layer."""
+    spend: list[Literal["average", "exact"]] = Field(default=["average", "exact"], min_length=1)
+    """k big layers per token on average, or exactly k on every token; several: each is evaluated."""
     tokens: int = Field(default=100_000, ge=1)
-    """Training tokens per router."""
+    """Training tokens per router; those that serve every budget get four times as many."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=1e-2, gt=0)
@@ -196,6 +200,15 @@ class RouterConfig(Section):
     """As for pretrain."""
     train_backbone: bool = False
     """Also train the model, not only the router."""
+
+    @model_validator(mode="after")
+    def _branches_and_names(self) -> "RouterConfig":
+        _refuse_repeats("kinds", self.kinds)
+        _refuse_repeats("spend", self.spend)
+        order = ["skip", "small", "big"]
+        if "big" not in self.branches or self.branches != [each for each in order if each in self.branches]:
+            raise ValueError(f"branches must hold big, once each, in the order {order}; got {self.branches}")
+        return self
 
 
 class ReportConfig(Section):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers.utils import logging
@@ -24,6 +23,7 @@ from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
+from duollm.routing.folder import router_class
 from duollm.stages import Stage, run_stages
 from duollm.train.distributed import World, join_world
 from duollm.train.pretrain import pretrain
@@ -63,7 +63,7 @@ class Study:
     def stages(self) -> list[Stage]:
         """All stages in the order of the study."""
         recipe = self.recipe
-        router, sampled = recipe.router.model_dump(), recipe.oracle.model_dump(exclude={"memory_gib"})
+        sampled = recipe.oracle.model_dump(exclude={"memory_gib"})
         seen = {key: sampled[key] for key in ("documents", "windows_per_document")}
         return [
             Stage(
@@ -80,17 +80,17 @@ class Study:
                 after=("data", "pretrain"),
                 outputs=("oracle",),
             ),
-            *self._router_stages(router),
+            *self._router_stages(),
             Stage(
                 "train-router",
                 lambda: None,
                 {"routers": self._router_names()},
-                after=tuple(self._router_names()),
+                after=tuple(name for name, _, _ in self._router_trainings()),
             ),
             Stage(
                 "evaluate",
                 self._evaluate,
-                {**seen, "seed": recipe.seed},
+                {**seen, "spend": recipe.router.spend, "seed": recipe.seed},
                 after=("data", "pretrain", "train-router"),
                 outputs=("evaluate",),
             ),
@@ -120,23 +120,35 @@ class Study:
             scratch=("resume/pretrain.pt",),
         )
 
-    def _router_stages(self, settings: dict[str, Any]) -> list[Stage]:
-        """One stage per router: a further budget does not repeat the others."""
-        settings = {key: value for key, value in settings.items() if key != "big_layers"}
+    def _router_stages(self) -> list[Stage]:
+        """One stage per training: a further kind or budget does not repeat the others."""
+        recipe = self.recipe
+        settings = recipe.router.model_dump(exclude={"kinds", "big_layers", "spend"}) | {"seed": recipe.seed}
         return [
             Stage(
                 name,
-                partial(self._train_router, big),
-                {**settings, "big_layers": big, "seed": self.recipe.seed},
+                partial(self._train_router, kind, budgets),
+                {**settings, "kind": kind, "big_layers": budgets},
                 after=("data", "pretrain"),
-                outputs=(f"routers/{name}",),
+                outputs=tuple(f"routers/{router_name(kind, big)}" for big in budgets),
                 scratch=(f"resume/{name}.pt",),
             )
-            for name, big in zip(self._router_names(), self.recipe.router.big_layers, strict=True)
+            for name, kind, budgets in self._router_trainings()
         ]
 
+    def _router_trainings(self) -> list[tuple[str, str, list[int]]]:
+        """Each training's name, kind and budgets."""
+        trainings: list[tuple[str, str, list[int]]] = []
+        for kind in self.recipe.router.kinds:
+            budgets = self.recipe.router.big_layers
+            if router_class(kind).every_budget:
+                trainings.append((kind, kind, budgets))
+            else:
+                trainings += [(router_name(kind, big), kind, [big]) for big in budgets]
+        return trainings
+
     def _router_names(self) -> list[str]:
-        return [router_name(self.recipe.router.kind, big) for big in self.recipe.router.big_layers]
+        return [router_name(kind, big) for kind in self.recipe.router.kinds for big in self.recipe.router.big_layers]
 
     def _prepare_data(self) -> None:
         if self.world.first:
@@ -172,14 +184,17 @@ class Study:
         world = self.world
         OracleRun(model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, world.wait).run()
 
-    def _train_router(self, big_layers: int) -> None:
+    def _train_router(self, kind: str, big_layers: list[int]) -> None:
         recipe = self.recipe
-        train_router(self._load_model(), recipe.router, big_layers, self._data, recipe.seed, self.world, self.run)
+        train_router(
+            self._load_model(), recipe.router, kind, big_layers, self._data, recipe.seed, self.world, self.run
+        )
 
     def _evaluate(self) -> None:
         if self.world.first:
-            recipe = self.recipe
-            evaluate_routers(self._load_model(), self._router_names(), self._data, recipe.oracle, recipe.seed, self.run)
+            recipe, names = self.recipe, self._router_names()
+            spend, model = recipe.router.spend, self._load_model()
+            evaluate_routers(model, names, spend, self._data, recipe.oracle, recipe.seed, self.run)
         self.world.wait()
 
     def _report(self) -> None:

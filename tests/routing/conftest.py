@@ -3,15 +3,15 @@ import torch
 
 from duollm.models.branch import Branch
 from duollm.routing.linear import LinearRouter
-from tiny import SIZES
+from tiny import tiny_config
 
 
 @pytest.fixture
 def make_router():
     """Routers with random weights, in evaluation mode."""
 
-    def make(branches=(Branch.SMALL, Branch.BIG), seed=0, num_layers=SIZES["num_hidden_layers"]):
-        router = LinearRouter(num_layers, SIZES["hidden_size"], branches).eval()
+    def make(branches=(Branch.SMALL, Branch.BIG), seed=0, kind=LinearRouter, **sizes):
+        router = kind(tiny_config(**sizes), branches).eval()
         generator = torch.Generator().manual_seed(seed)
         for parameter in router.parameters():
             torch.nn.init.normal_(parameter, generator=generator)

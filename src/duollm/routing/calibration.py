@@ -1,72 +1,85 @@
-"""Setting a router's threshold so that its hard choices spend the budget.
+"""Finding the price at which a router's hard choices spend the budget.
 
-Shape letters: B batch, T tokens.
+The higher the price of big, the less is spent. But choices change the hidden states that later choices see, so what is
+spent at a price is found by running the model, and the price by a search over such runs.
+
+Shape letters: B batch, T tokens, L layers.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.linear import LinearRouter
+from duollm.routing.router import Router, branch_costs
 
-
-class _Watched:
-    """The router, with the margins of its choices kept."""
-
-    def __init__(self, router: LinearRouter) -> None:
-        self.router = router
-        self.margins: list[Tensor] = []
-
-    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: object) -> tuple[Tensor, object]:
-        self.margins.append(self.router.margin(layer_idx, states_BTD).flatten())
-        return self.router(layer_idx, states_BTD, memory)
+_FIRST_STEP, _GROWTH = 1e-3, 4.0
 
 
 @torch.inference_mode()
 def calibrate(
     model: DuoForCausalLM,
-    router: LinearRouter,
-    batches: list[Tensor],
+    router: Router,
+    batches: Sequence[Tensor],
     budget: float,
     tolerance: float = 0.002,
-    rounds: int = 10,
+    rounds: int = 40,
 ) -> float:
-    """Set `router.threshold` so that the share of hard big choices on `batches` is `budget`.
-
-    The threshold that would give the share for the hidden states at hand changes those states, so
-    the two are iterated; the threshold that came nearest is kept.
+    """Set `router.price` so that its hard choices on `batches` spend `budget`.
 
     Args:
         batches: token ids [B, T] each, from validation documents.
-        budget: wanted share of big, 0 .. 1.
+        budget: wanted mean cost per layer in the units of `branch_costs`: the share of big where nothing is skipped.
+        rounds: most runs over the batches.
 
     Returns:
-        The share reached on `batches`.
+        What is spent on `batches` at the price that came nearest.
     """
     router.eval()
-    reached = []
-    for _ in range(rounds):
-        share, margins = _run(model, router, batches)
-        reached.append((abs(share - budget), share, router.threshold.clone()))
-        if abs(share - budget) <= tolerance:
-            break
-        router.threshold.copy_(_quantile(margins, 1 - budget))
-    _, share, threshold = min(reached, key=lambda each: each[0])
-    router.threshold.copy_(threshold)
-    return share
+    tried: list[tuple[float, float]] = []
+
+    def excess(price: float) -> float:
+        router.price.fill_(price)
+        tried.append((mean_cost(model, router, batches) - budget, price))
+        return tried[-1][0]
+
+    _find_root(excess, tolerance, rounds)
+    nearest, price = min(tried, key=lambda each: abs(each[0]))
+    router.price.fill_(price)
+    return budget + nearest
 
 
-def _run(model: DuoForCausalLM, router: LinearRouter, batches: list[Tensor]) -> tuple[float, Tensor]:
-    """The hard big share over all layers and tokens, and the margins of all choices."""
-    watched, big, total = _Watched(router), 0, 0
+def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) -> float:
+    """What the router's hard choices cost per token and layer, in the units of `branch_costs`."""
+    cost_by_branch, total, count = branch_costs(model.config), 0.0, 0
     for batch_BT in batches:
-        choices = model.model(input_ids=batch_BT, policy=watched).choices
-        big += sum(int((choice == Branch.BIG).sum()) for choice in choices)
-        total += sum(choice.numel() for choice in choices)
-    return big / total, torch.cat(watched.margins)
+        for choice_BT in model.model(input_ids=batch_BT, policy=router, use_cache=False).choices:
+            taken = torch.bincount(choice_BT.flatten(), minlength=len(Branch)).cpu()
+            total += float(taken.double() @ cost_by_branch.double())
+            count += choice_BT.numel()
+    return total / count
 
 
-def _quantile(values: Tensor, share: float) -> Tensor:
-    """The smallest value that at least `share` of the values do not exceed (torch.quantile stops at 16 M)."""
-    return values.kthvalue(min(len(values), max(1, round(share * len(values))))).values
+def _find_root(excess: Callable[[float], float], tolerance: float, rounds: int) -> None:
+    """Evaluate a falling function until it is within `tolerance` of 0, or `rounds` times.
+
+    First ever longer steps away from 0 until the sign changes, then alternately the secant and the middle of the
+    bracket: jumps of the function, where many tokens share a score, stall the secant alone.
+    """
+    price, here = 0.0, excess(0.0)
+    step = _FIRST_STEP if here > 0 else -_FIRST_STEP
+    left, right = (price, here), (price, here)
+    for round_ in range(rounds - 1):
+        if abs(here) <= tolerance:
+            return
+        if left[1] * right[1] > 0 or left == right:
+            left, price, step = right, right[0] + step, step * _GROWTH
+            here = excess(price)
+            right = (price, here)
+            continue
+        slope = (right[1] - left[1]) / (right[0] - left[0])
+        price = left[0] - left[1] / slope if round_ % 2 else (left[0] + right[0]) / 2
+        here = excess(price)
+        left, right = ((price, here), right) if here * right[1] < 0 else (left, (price, here))

@@ -1,6 +1,6 @@
 """Trained routers by name, saved to and loaded from a folder.
 
-To add a router, write a module like `routing/linear.py` and enter it in `ROUTERS`.
+To add a router, write a module like `routing/linear.py` and enter it in `ROUTERS` (docs/adding-a-router.md).
 """
 
 import json
@@ -14,24 +14,41 @@ from duollm.errors import UserError, did_you_mean
 from duollm.files import replacing, write_json
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.linear import LinearRouter
+from duollm.routing.gains import DeepGainsRouter, GainsRouter
+from duollm.routing.linear import GumbelRouter, LinearRouter
+from duollm.routing.router import Router
 from duollm.routing.space import parse_branches
 
-ROUTERS = {"linear": LinearRouter}
+ROUTERS: dict[str, type[Router]] = {
+    "linear": LinearRouter,
+    "gumbel": GumbelRouter,
+    "gains": GainsRouter,
+    "deep-gains": DeepGainsRouter,
+}
+"""Every kind of router by name."""
 
 
-def make_router(kind: str, config: DuoConfig, branches: list[str]) -> LinearRouter:
-    """Build an untrained router of a named kind for a model; `branches` by name, e.g. ["small", "big"].
+def router_class(kind: str) -> type[Router]:
+    """Return the class of a named kind.
 
     Raises:
         UserError: unknown kind.
     """
     if kind not in ROUTERS:
-        raise UserError(f"router.kind: unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
-    return ROUTERS[kind](config.num_hidden_layers, config.hidden_size, parse_branches(branches))
+        raise UserError(f"router.kinds: unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
+    return ROUTERS[kind]
 
 
-def save_router(router: LinearRouter, folder: Path, facts: dict[str, Any], model: DuoForCausalLM | None = None) -> None:
+def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:
+    """Build an untrained router of a named kind for a model; `branches` by name, e.g. ["small", "big"].
+
+    Raises:
+        UserError: unknown kind.
+    """
+    return router_class(kind)(config, parse_branches(branches))
+
+
+def save_router(router: Router, folder: Path, facts: dict[str, Any], model: DuoForCausalLM | None = None) -> None:
     """Write router.safetensors and router.json; `facts` hold at least `kind` and `branches`.
 
     A model that was trained together with its router is written beside it, in `model/`.
@@ -44,7 +61,7 @@ def save_router(router: LinearRouter, folder: Path, facts: dict[str, Any], model
             model.save_pretrained(temporary / "model")
 
 
-def load_router(folder: Path, config: DuoConfig) -> tuple[LinearRouter, dict[str, Any]]:
+def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]]:
     """Read what `save_router` wrote; return the router in evaluation mode and its facts.
 
     Raises:

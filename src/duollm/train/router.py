@@ -1,9 +1,11 @@
-"""Stage 3: train a router for one budget (paper, section 5).
+"""Stage 3: train a router, calibrate it for its budgets and save it (paper, section 5).
 
 Shape letters: B batch, T tokens.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +13,19 @@ from torch import Tensor, nn
 from duollm.config import RouterConfig
 from duollm.data.packed import PackedData
 from duollm.flops import token_flops, training_steps
-from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.calibration import calibrate
 from duollm.routing.folder import make_router, save_router
-from duollm.routing.linear import LinearRouter, budget_loss
+from duollm.routing.router import Router
 from duollm.train.distributed import World
-from duollm.train.loop import LossFn, train
+from duollm.train.loop import train
+from duollm.train.objectives import OBJECTIVES, Lesson
 from duollm.train.optimizer import TrainingPlan, resolve_precision
 from duollm.train.pretrain import prepare_for_training
 
-_BRANCHES = ["small", "big"]
 _CALIBRATION_SEQUENCES = 64
+_MORE_FOR_EVERY_BUDGET = 4
+"""A training that serves all budgets may take as many tokens as several that serve one each."""
 
 
 def router_name(kind: str, big_layers: int) -> str:
@@ -31,63 +34,80 @@ def router_name(kind: str, big_layers: int) -> str:
 
 
 def train_router(
-    model: DuoForCausalLM, config: RouterConfig, big_layers: int, data: PackedData, seed: int, world: World, run: Path
+    model: DuoForCausalLM,
+    config: RouterConfig,
+    kind: str,
+    big_layers: Sequence[int],
+    data: PackedData,
+    seed: int,
+    world: World,
+    run: Path,
 ) -> None:
-    """Train one router, calibrate it on validation text and write `run/routers/<name>`.
+    """Train one router and write it to `run/routers/<name>` for each of the budgets, calibrated on validation text.
 
     The model stays as it is, unless the recipe asks to train it too; then its new weights are written
     beside the router, in `model/`.
 
+    Args:
+        big_layers: the budgets k; more than one only for a kind that serves every budget.
+
     Raises:
         UserError: unknown kind of router.
     """
-    name, layers = router_name(config.kind, big_layers), model.config.num_hidden_layers
-    budget = big_layers / layers
-    router = make_router(config.kind, model.config, _BRANCHES).to(world.device)
-    model.requires_grad_(config.train_backbone)
-    prepare_for_training(model, compile_blocks=False)
-    plan = TrainingPlan(
-        steps=training_steps(config.tokens, config.batch_size, data.sequence_length),
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        precision=resolve_precision(config.precision),
-    )
-    batch_at = lambda step: data.train_batch(step, config.batch_size, seed + 1)  # noqa: E731
-    loss_fn = soft_routing_loss(model, router, budget, config, plan.steps)
-    trained = nn.ModuleList([router, model]) if config.train_backbone else router
-    train(name, trained, loss_fn, batch_at, plan, world, run, _flops_per_token(model, data.sequence_length))
-    model.eval()
-    share = calibrate(model, router, _calibration_batches(data, config.batch_size, world), budget)
-    facts = {
-        "kind": config.kind,
-        "branches": _BRANCHES,
-        "big_layers": big_layers,
-        "budget": budget,
-        "calibrated_share": share,
-        "threshold": router.threshold.item(),
-    }
+    router = make_router(kind, model.config, list(config.branches)).to(world.device)
+    name = kind if router.every_budget else router_name(kind, big_layers[0])
+    budget = None if router.every_budget else big_layers[0] / router.num_layers
+    if router.objective in OBJECTIVES:
+        _train(name, model, router, budget, config, data, seed, world, run)
+    batches = _calibration_batches(data, config.batch_size, world)
+    for big in big_layers:
+        spent = calibrate(model, router, batches, big / router.num_layers)
+        if world.first:
+            folder = run / "routers" / router_name(kind, big)
+            save_router(router, folder, _facts(kind, router, big, spent), model if config.train_backbone else None)
     if world.first:
-        save_router(router, run / "routers" / name, facts, model if config.train_backbone else None)
         (run / "resume" / f"{name}.pt").unlink(missing_ok=True)
     world.wait()
 
 
-def soft_routing_loss(
-    model: DuoForCausalLM, router: LinearRouter, budget: float, config: RouterConfig, steps: int
-) -> LossFn:
-    """CE + alpha * budget loss of the soft mixture; the temperature falls geometrically over the steps."""
-    start, end = config.temperatures
-    router.train()
+def _train(
+    name: str,
+    model: DuoForCausalLM,
+    router: Router,
+    budget: float | None,
+    config: RouterConfig,
+    data: PackedData,
+    seed: int,
+    world: World,
+    run: Path,
+) -> None:
+    model.requires_grad_(config.train_backbone)
+    prepare_for_training(model, compile_blocks=False)
+    tokens = config.tokens * (_MORE_FOR_EVERY_BUDGET if budget is None else 1)
+    plan = TrainingPlan(
+        steps=training_steps(tokens, config.batch_size, data.sequence_length),
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        precision=resolve_precision(config.precision),
+    )
+    lesson = Lesson(model, router, config, budget, plan.steps, seed)
+    trained = nn.ModuleList([router, model]) if config.train_backbone else router
+    batch_at = lambda step: data.train_batch(step, config.batch_size, seed + 1)  # noqa: E731
+    loss_fn = OBJECTIVES[router.objective](lesson)
+    train(name, trained, loss_fn, batch_at, plan, world, run, _flops_per_token(model, data.sequence_length))
+    model.eval()
 
-    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        router.temperature = start * (end / start) ** (step / max(1, steps - 1))
-        output = model(input_ids=batch_BT, labels=batch_BT, policy=router, use_cache=False)
-        off_budget = budget_loss(output.choices, budget)
-        share = torch.stack([weights[..., Branch.BIG].mean() for weights in output.choices]).mean()
-        loss = output.loss + config.budget_weight * off_budget
-        return loss, {"nll": output.loss.item(), "big_share": share.item(), "temperature": router.temperature}
 
-    return loss_fn
+def _facts(kind: str, router: Router, big_layers: int, spent: float) -> dict[str, Any]:
+    """What router.json says (docs/formats.md)."""
+    return {
+        "kind": kind,
+        "branches": [branch.name.lower() for branch in router.branches],
+        "big_layers": big_layers,
+        "budget": big_layers / router.num_layers,
+        "calibrated_share": spent,
+        "price": router.price.item(),
+    }
 
 
 def _flops_per_token(model: DuoForCausalLM, sequence_length: int) -> float:

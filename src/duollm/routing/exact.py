@@ -1,0 +1,35 @@
+"""Spending exactly k big layers on every token, whatever the router would like.
+
+Shape letters: B batch, T tokens, L layers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from duollm.models.branch import Branch
+from duollm.routing.router import Router
+
+
+class ExactBudget(nn.Module):
+    """A hard router held to exactly `big_layers` big layers per token.
+
+    The router decides as long as there is a choice: a token that has spent its k takes the cheapest of the router's
+    branches, and one that has as many layers before it as big layers left takes big.
+    """
+
+    def __init__(self, router: Router, big_layers: int) -> None:
+        super().__init__()
+        if not 0 <= big_layers <= router.num_layers:
+            raise ValueError(f"big_layers must be in 0 .. {router.num_layers}, got {big_layers}")
+        self.router, self.big_layers = router, big_layers
+        self.otherwise = int(max(branch for branch in router.branches if branch != Branch.BIG))
+
+    def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, integers [B, T]; the memory holds the router's and what each token has left."""
+        inner, left_BT = memory or (None, torch.full(states_BTD.shape[:2], self.big_layers, device=states_BTD.device))
+        choice_BT, inner = self.router(layer_idx, states_BTD, inner)
+        choice_BT = choice_BT.masked_fill((left_BT == 0) & (choice_BT == Branch.BIG), self.otherwise)
+        choice_BT = choice_BT.masked_fill(left_BT == self.router.num_layers - layer_idx, int(Branch.BIG))
+        return choice_BT, (inner, left_BT - (choice_BT == Branch.BIG).long())

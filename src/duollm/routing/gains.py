@@ -1,0 +1,52 @@
+"""Loss regression: a router that predicts by how many nats the big branch lowers the loss, layer by layer.
+
+Its target is the marginal gain of every token and layer, which one backward pass gives for all of them at once:
+with gate weights w on the branches, -dL/dw is to first order what a branch is worth there, to this token's loss
+and to those that attend to it (`duollm.train.objectives.gains_loss`). Big is then taken where it is worth more
+than the price, so one training serves every budget.
+
+Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, R rank.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.routing.linear import LinearRouter
+
+
+class GainsRouter(LinearRouter):
+    """A linear map per layer, fitted to marginal gains. Scores and price are in nats x `scale`."""
+
+    objective = "gains"
+    every_budget = True
+    scale = 100.0  # gains are hundredths of nats: this makes the weights of ordinary size
+
+
+class DeepGainsRouter(GainsRouter):
+    """As `GainsRouter`, with a bottleneck beside the linear map: D -> R -> C per layer, GELU."""
+
+    rank = 16
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+        super().__init__(config, branches)
+        down_LRD = torch.randn(self.num_layers, self.rank, self.hidden_size) * self.hidden_size**-0.5
+        self.down_LRD = nn.Parameter(down_LRD)
+        self.up_LCR = nn.Parameter(torch.zeros(self.num_layers, len(self.branches), self.rank))
+
+    def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Return the scores of the branches, [B, T, C], float32."""
+        linear_BTC, memory = super().scores(layer_idx, states_BTD, memory)
+        down_RD, up_CR = (weight[layer_idx].to(states_BTD.dtype) for weight in (self.down_LRD, self.up_LCR))
+        return linear_BTC + (nn.functional.gelu(states_BTD @ down_RD.T) @ up_CR.T).float(), memory
+
+    def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """By how much big beats the one other branch, [B, T]."""
+        linear_BT, memory = super().margin(layer_idx, states_BTD, memory)
+        down_RD, (other_R, big_R) = self.down_LRD[layer_idx].to(states_BTD.dtype), self.up_LCR[layer_idx]
+        narrow_BTR = nn.functional.gelu(states_BTD @ down_RD.T)
+        return linear_BT + (narrow_BTR @ (big_R - other_R).to(states_BTD.dtype)).float(), memory

@@ -1,0 +1,102 @@
+"""What every router shares: scores turn into soft mixtures in training and into priced choices afterwards.
+
+Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from duollm.flops import layer_parameters
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+
+
+class Router(nn.Module):
+    """A policy that is trained; a new kind only has to give `scores`.
+
+    In training mode a choice is soft, P = softmax(scores / temperature). In evaluation mode it is the branch of
+    the highest score less `price` x cost, the costs being those of `branch_costs`: with two branches big
+    is taken where it beats the other by more than the price.
+
+    Args:
+        config: of the model that is routed.
+        branches: the branches it chooses from; big among them.
+
+    Attributes:
+        objective: how it is trained, a key of `duollm.train.objectives.OBJECTIVES`.
+        every_budget: whether one training serves all budgets, which then differ in the price alone.
+        temperature: of the softmax; annealed by the training.
+        price: set by calibration so that the hard choices spend the budget.
+    """
+
+    objective: ClassVar[str] = "mixture"
+    every_budget: ClassVar[bool] = False
+    price: Tensor
+    values_C: Tensor
+    cost_C: Tensor
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+        super().__init__()
+        self.branches = tuple(Branch(branch) for branch in branches)
+        if Branch.BIG not in branches or len(set(branches)) < 2 or list(branches) != sorted(set(branches)):
+            raise ValueError(
+                "a router needs big and at least one other branch, in ascending order, "
+                f"got {[branch.name for branch in self.branches]}"
+            )
+        self.num_layers, self.hidden_size = config.num_hidden_layers, config.hidden_size
+        self.temperature = 1.0
+        self.register_buffer("price", torch.zeros(()))
+        self.register_buffer("values_C", torch.tensor(self.branches), persistent=False)
+        self.register_buffer("cost_C", branch_costs(config)[list(self.branches)], persistent=False)
+
+    def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Return the scores of the branches, [B, T, C], float32, and the memory for the next layer."""
+        raise NotImplementedError
+
+    def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """By how much big beats the one other branch, [B, T], and the memory; for two branches only."""
+        scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
+        return scores_BTC[..., 1] - scores_BTC[..., 0], memory
+
+    def mix(self, scores_BTC: Tensor) -> Tensor:
+        """Turn scores into weights [B, T, C] that sum to 1; used in training mode."""
+        return (scores_BTC / self.temperature).softmax(-1)
+
+    def remember(self, layer_idx: int, choice: Tensor, memory: Any) -> Any:
+        """Take note of what was chosen, in the form that `forward` returns it; by default nothing."""
+        return memory
+
+    def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer: weights [B, T, 3] in training mode, integers [B, T] otherwise."""
+        if self.training:
+            scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
+            choice = self.over_all_branches(self.mix(scores_BTC))
+        elif len(self.branches) == 2:
+            margin_BT, memory = self.margin(layer_idx, states_BTD, memory)
+            other, big = (int(branch) for branch in self.branches)
+            choice = torch.where(margin_BT > self.price, big, other)
+        else:
+            scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
+            choice = self.values_C[(scores_BTC - self.price * self.cost_C).argmax(-1)]
+        return choice, self.remember(layer_idx, choice, memory)
+
+    def over_all_branches(self, weights_BTC: Tensor) -> Tensor:
+        """Weights of this router's branches as weights of all three, [B, T, 3]."""
+        absent = weights_BTC.new_zeros(weights_BTC.shape[:2])
+        columns = [weights_BTC[..., self.branches.index(b)] if b in self.branches else absent for b in Branch]
+        return torch.stack(columns, dim=-1)
+
+
+def branch_costs(config: DuoConfig) -> Tensor:
+    """What each branch costs a token at one layer, [3]: small 0, big 1, skip below 0 by what it saves.
+
+    In units of the FLOPs by which big exceeds small, so the mean cost over a route's layers is its share of
+    big layers if none is skipped, and else the share that would cost the same.
+    """
+    skip, small, big = layer_parameters(config)
+    if big == small:
+        return torch.tensor([-1.0, 0.0, 1.0])
+    return torch.tensor([(skip - small) / (big - small), 0.0, 1.0])
