@@ -1,5 +1,8 @@
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
+from dense import VARIANTS
+from duollm import DuoForCausalLM
 from duollm.config import ModelConfig
 from duollm.flops import (
     count_parameters,
@@ -12,6 +15,8 @@ from duollm.flops import (
     token_flops,
     training_flops,
 )
+from duollm.models.families import duo_config
+from tiny import random_ids
 
 SKIP, SMALL, BIG = 0, 1, 2
 LAYERS, HIDDEN, HEADS, KEY_VALUE_HEADS, INNER, SMALL_INNER, VOCABULARY = 4, 24, 6, 2, 40, 8, 50
@@ -147,3 +152,34 @@ def test_a_route_that_does_not_fit_is_refused(route):
 def test_an_unknown_vocabulary_is_refused():
     with pytest.raises(ValueError, match="vocab_size"):
         count_parameters(toy(vocab_size=None))
+
+
+class TestDenseFamilies:
+    """Counts of converted models against torch: its parameters, and the FLOPs that it counts itself."""
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_parameters(self, variant):
+        model = DuoForCausalLM(duo_config(VARIANTS[variant], small_intermediate_size=6, skip_scope="ffn"))
+        sizes = {name: each.numel() for name, each in model.named_parameters()}
+        counted = count_parameters(model.config)
+        assert counted.total == sum(sizes.values())
+        assert counted.small == sum(size for name, size in sizes.items() if ".mlp.small." in name)
+        assert counted.attention == sum(size for name, size in sizes.items() if "_attn" in name and "norm" not in name)
+        assert counted.norms == sum(size for name, size in sizes.items() if "norm" in name)
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    @pytest.mark.parametrize("skip_scope", ["ffn", "layer"])
+    def test_flops_of_a_token_that_is_decoded(self, variant, skip_scope):
+        config = duo_config(VARIANTS[variant], small_intermediate_size=6, skip_scope=skip_scope)
+        model, ids, route = DuoForCausalLM(config).eval(), random_ids(batch=1), [SMALL, BIG, BIG]
+        model.set_attn_implementation("eager")
+        cache = model(ids[:, :-1], use_cache=True).past_key_values
+        with FlopCounterMode(display=False) as counter:
+            model(ids[:, -1:], past_key_values=cache, routes=route)
+        assert counter.get_total_flops() == token_flops(config, route, ids.shape[1]) + head_flops(config)
+
+    @pytest.mark.parametrize("variant", ["llama", "mistral", "qwen3-sliding", "opt"])
+    def test_a_sequence_is_the_sum_of_its_tokens(self, variant):
+        config = duo_config(VARIANTS[variant], small_intermediate_size=6, skip_scope="ffn")
+        tokens = sum(token_flops(config, [BIG, SKIP, SMALL], context) + head_flops(config) for context in range(1, 10))
+        assert sequence_flops(config, [BIG, SKIP, SMALL], 9) == tokens

@@ -1,16 +1,20 @@
 """Parameters, FLOPs and bytes of the duo model, counted in plain integers.
 
-A matrix product [m, k] x [k, n] counts 2mkn FLOPs; element-wise work (norms, softmax, rotary) is not
-counted. Attention is causal: a token attends to itself and to those before it.
+A matrix product [m, k] x [k, n] counts 2mkn FLOPs; element-wise work (norms, softmax, rotary, biases) is
+not counted. Attention is causal: a token attends to itself and to those before it, up to its layer's window.
 """
 # ruff: noqa: D102
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 
 class ModelSizes(Protocol):
-    """What is counted: `duollm.config.ModelConfig`, `DuoConfig`, or anything with these numbers."""
+    """What is counted: `duollm.config.ModelConfig`, `DuoConfig`, or anything with these numbers.
+
+    Where a model also has `DuoConfig`'s fields on heads, norms, positions, biases, windows and the kind of
+    FFN, they count too; else those of a plain Llama are assumed.
+    """
 
     @property
     def vocab_size(self) -> int | None: ...
@@ -70,21 +74,22 @@ def count_parameters(model: ModelSizes) -> Parameters:
     """Count the parameters of the whole model by part."""
     layers, hidden = model.num_hidden_layers, model.hidden_size
     embedding = _vocab_size(model) * hidden
-    ffn = ffn_parameters(model)
+    ffn, biases = ffn_parameters(model), _ffn_biases(model)
     return Parameters(
-        embedding=embedding,
-        attention=layers * (_query_and_output(model) + _key_and_value(model)),
-        big=layers * ffn.big,
-        small=layers * ffn.small,
-        norms=(2 * layers + 1) * hidden,
+        embedding=embedding + _position_table(model),
+        attention=layers * (_query_and_output(model) + _key_and_value(model) + _attention_biases(model)),
+        big=layers * (ffn.big + biases.big),
+        small=layers * (ffn.small + biases.small),
+        norms=(2 * layers + 1) * hidden * (2 if _option(model, "norm", "rms") == "layer" else 1)
+        + (2 * layers * _head_size(model) if _option(model, "qk_norm", False) else 0),
         head=0 if model.tie_word_embeddings else embedding,
     )
 
 
 def ffn_parameters(model: ModelSizes) -> ByBranch:
-    """Count the parameters of one layer's FFN by branch (SwiGLU: gate, up and down, no biases)."""
-    hidden = model.hidden_size
-    return ByBranch(0, 3 * hidden * model.small_intermediate_size, 3 * hidden * model.intermediate_size)
+    """Count the matrix entries of one layer's FFN by branch: gate (if it is gated), up and down."""
+    per_neuron = (3 if _option(model, "gated_ffn", True) else 2) * model.hidden_size
+    return ByBranch(0, per_neuron * model.small_intermediate_size, per_neuron * model.intermediate_size)
 
 
 def layer_parameters(model: ModelSizes) -> ByBranch:
@@ -101,7 +106,8 @@ def layer_parameters(model: ModelSizes) -> ByBranch:
 def layer_flops(model: ModelSizes, context_length: int) -> ByBranch:
     """Count the forward FLOPs of one layer for one token by branch, attention included.
 
-    `context_length` is the number of positions that the token attends to, itself included.
+    `context_length` is the number of positions that the token attends to, itself included: those in the
+    layer's window if it has one.
     """
     queries_times_keys = weights_times_values = 2 * model.num_attention_heads * _head_size(model) * context_length
     scores = queries_times_keys + weights_times_values
@@ -122,14 +128,16 @@ def token_flops(model: ModelSizes, route: Sequence[int] | int, context_length: i
     Raises:
         ValueError: the route does not fit the model's number of layers.
     """
-    by_branch = layer_flops(model, context_length)
-    return sum(by_branch[branch] for branch in _as_route(model, route))
+    seen = (context_length if window is None else min(window, context_length) for window in _windows(model))
+    route = _as_route(model, route)
+    return sum(layer_flops(model, length)[branch] for branch, length in zip(route, seen, strict=True))
 
 
 def sequence_flops(model: ModelSizes, route: Sequence[int] | int, sequence_length: int) -> int:
     """Count the forward FLOPs of a causal sequence whose tokens all take one route, output head included."""
-    by_branch = _layer_flops_over_sequence(model, sequence_length)
-    return sum(by_branch[branch] for branch in _as_route(model, route)) + sequence_length * head_flops(model)
+    layers, route = _flops_over_sequence(model, sequence_length), _as_route(model, route)
+    in_layers = sum(layer[branch] for branch, layer in zip(route, layers, strict=True))
+    return in_layers + sequence_length * head_flops(model)
 
 
 def training_flops(model: ModelSizes, branch_shares: Sequence[float], sequence_length: int, tokens: int) -> int:
@@ -137,9 +145,9 @@ def training_flops(model: ModelSizes, branch_shares: Sequence[float], sequence_l
 
     `branch_shares` are the shares of tokens that take (skip, small, big) at every layer.
     """
-    by_branch = _layer_flops_over_sequence(model, sequence_length)
-    layer = sum(share * flops for share, flops in zip(branch_shares, by_branch, strict=True))
-    forward = model.num_hidden_layers * layer / sequence_length + head_flops(model)
+    layers = _flops_over_sequence(model, sequence_length)
+    in_layers = sum(share * flops for layer in layers for share, flops in zip(branch_shares, layer, strict=True))
+    forward = in_layers / sequence_length + head_flops(model)
     return round(3 * forward * tokens)
 
 
@@ -151,21 +159,24 @@ def training_steps(tokens: int, batch_size: int, sequence_length: int) -> int:
 def route_bytes(model: ModelSizes, route: Sequence[int] | int, bytes_per_parameter: int) -> int:
     """Count the bytes of weights that one token's forward pass reads under a route.
 
-    One row of the embedding, all norms, and the whole output head, tied or not.
+    One row of the embedding (and of learned positions), all norms and biases of the route, and the whole
+    output head, tied or not.
     """
-    entries = layer_parameters(model)
-    layers = sum(entries[branch] for branch in _as_route(model, route))
-    row, head = model.hidden_size, model.hidden_size * _vocab_size(model)
-    return bytes_per_parameter * (row + layers + count_parameters(model).norms + head)
+    entries, biases = layer_parameters(model), _ffn_biases(model)
+    layers = sum(entries[branch] + biases[branch] + _attention_biases(model) for branch in _as_route(model, route))
+    rows = model.hidden_size * (2 if _position_table(model) else 1)
+    return bytes_per_parameter * (
+        rows + layers + count_parameters(model).norms + model.hidden_size * _vocab_size(model)
+    )
 
 
 def naive_search(model: ModelSizes, sequence_length: int) -> SearchCost:
     """Count the search of every small/big route of a sequence with one forward pass per route."""
     layers, routes = model.num_hidden_layers, 2**model.num_hidden_layers
-    by_branch = _layer_flops_over_sequence(model, sequence_length)
+    both = sum(layer.small + layer.big for layer in _flops_over_sequence(model, sequence_length))
     ffns = layers * routes // 2
     heads = routes * sequence_length * head_flops(model)
-    return SearchCost(layers * routes, ffns, ffns, routes, ffns * (by_branch.small + by_branch.big) + heads)
+    return SearchCost(layers * routes, ffns, ffns, routes, routes // 2 * both + heads)
 
 
 def shared_search(model: ModelSizes, sequence_length: int) -> SearchCost:
@@ -173,19 +184,25 @@ def shared_search(model: ModelSizes, sequence_length: int) -> SearchCost:
     routes = 2**model.num_hidden_layers
     prefixes = routes - 1
     small_ffn = 2 * sequence_length * ffn_parameters(model).small
-    attention_and_both_ffns = _layer_flops_over_sequence(model, sequence_length).big + small_ffn
+    layers = enumerate(_flops_over_sequence(model, sequence_length))
+    attention_and_both_ffns = sum(2**depth * (layer.big + small_ffn) for depth, layer in layers)
     heads = routes * sequence_length * head_flops(model)
-    return SearchCost(prefixes, prefixes, prefixes, routes, prefixes * attention_and_both_ffns + heads)
+    return SearchCost(prefixes, prefixes, prefixes, routes, attention_and_both_ffns + heads)
 
 
-def _layer_flops_over_sequence(model: ModelSizes, sequence_length: int) -> ByBranch:
-    """Sum `layer_flops` over contexts of 1 .. T positions."""
-    positions = sequence_length * (sequence_length + 1) // 2
+def _flops_over_sequence(model: ModelSizes, sequence_length: int) -> list[ByBranch]:
+    """Sum `layer_flops` over a sequence's tokens, for each layer."""
     alone = layer_flops(model, 0)
-    per_position = (flops - fixed for flops, fixed in zip(layer_flops(model, 1), alone, strict=True))
-    return ByBranch(
-        *(sequence_length * fixed + positions * each for fixed, each in zip(alone, per_position, strict=True))
-    )
+    per_position = [flops - fixed for flops, fixed in zip(layer_flops(model, 1), alone, strict=True)]
+
+    def layer(window: int | None) -> ByBranch:
+        full = min(window or sequence_length, sequence_length)  # from there on a token sees as many positions
+        seen = full * (full + 1) // 2 + (sequence_length - full) * full
+        return ByBranch(
+            *(sequence_length * fixed + seen * each for fixed, each in zip(alone, per_position, strict=True))
+        )
+
+    return [layer(window) for window in _windows(model)]
 
 
 def _as_route(model: ModelSizes, route: Sequence[int] | int) -> Sequence[int]:
@@ -210,8 +227,41 @@ def _key_and_value(model: ModelSizes) -> int:
 
 def _head_size(model: ModelSizes) -> int:
     """Width of one attention head; converted checkpoints may set it apart from hidden_size / heads."""
-    given: int | None = getattr(model, "head_dim", None)
-    return given or model.hidden_size // model.num_attention_heads
+    return int(_option(model, "head_dim", None) or model.hidden_size // model.num_attention_heads)
+
+
+def _attention_biases(model: ModelSizes) -> int:
+    on_output: bool = _option(model, "attention_bias", False)
+    if not (on_output or _option(model, "qkv_bias", False)):
+        return 0
+    heads = model.num_attention_heads + 2 * (model.num_key_value_heads or model.num_attention_heads)
+    return heads * _head_size(model) + (model.hidden_size if on_output else 0)
+
+
+def _ffn_biases(model: ModelSizes) -> ByBranch:
+    if not _option(model, "mlp_bias", False):
+        return ByBranch(0, 0, 0)
+    per_neuron, hidden = 2 if _option(model, "gated_ffn", True) else 1, model.hidden_size
+    small, big = model.small_intermediate_size, model.intermediate_size
+    return ByBranch(0, per_neuron * small + hidden, per_neuron * big + hidden)
+
+
+def _position_table(model: ModelSizes) -> int:
+    """Entries of a table of learned positions; two more than positions, as in OPT."""
+    if _option(model, "positions", "rotary") != "learned":
+        return 0
+    return (int(_option(model, "max_position_embeddings", 0)) + 2) * model.hidden_size
+
+
+def _windows(model: ModelSizes) -> Sequence[int | None]:
+    """Per layer to how many positions a token attends at most; None: all."""
+    unlimited = [None] * model.num_hidden_layers
+    return cast(Sequence[int | None], _option(model, "windows", unlimited))
+
+
+def _option(model: ModelSizes, name: str, default: Any) -> Any:
+    """A field that only `DuoConfig` has; the default is Llama's."""
+    return getattr(model, name, default)
 
 
 def _vocab_size(model: ModelSizes) -> int:
