@@ -159,7 +159,7 @@ class TestDenseFamilies:
 
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_parameters(self, variant):
-        model = DuoForCausalLM(duo_config(VARIANTS[variant], small_intermediate_size=6, skip_scope="ffn"))
+        model = DuoForCausalLM(duo_config(VARIANTS[variant], 6, "ffn"))
         sizes = {name: each.numel() for name, each in model.named_parameters()}
         counted = count_parameters(model.config)
         assert counted.total == sum(sizes.values())
@@ -168,10 +168,17 @@ class TestDenseFamilies:
         assert counted.norms == sum(size for name, size in sizes.items() if "norm" in name)
 
     @pytest.mark.parametrize("variant", VARIANTS)
-    @pytest.mark.parametrize("skip_scope", ["ffn", "layer"])
-    def test_flops_of_a_token_that_is_decoded(self, variant, skip_scope):
-        config = duo_config(VARIANTS[variant], small_intermediate_size=6, skip_scope=skip_scope)
-        model, ids, route = DuoForCausalLM(config).eval(), random_ids(batch=1), [SMALL, BIG, BIG]
+    def test_bytes_of_a_route(self, variant):
+        model, route = DuoForCausalLM(duo_config(VARIANTS[variant], 6, "ffn")), [SMALL, SKIP, BIG]
+        others = {".0.mlp.big", ".1.mlp.big", ".1.mlp.small", ".2.mlp.small", "embed_", "lm_head"}
+        read = [each.numel() for name, each in model.named_parameters() if not any(part in name for part in others)]
+        rows = model.config.hidden_size * (2 if model.config.positions == "learned" else 1)
+        assert route_bytes(model.config, route, 4) == 4 * (sum(read) + rows + model.lm_head.weight.numel())
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_flops_of_a_token_that_is_decoded(self, variant):
+        config = duo_config(VARIANTS[variant], 6, "ffn")
+        model, ids, route = DuoForCausalLM(config).eval(), random_ids(batch=1), [SMALL, SKIP, BIG]
         model.set_attn_implementation("eager")
         cache = model(ids[:, :-1], use_cache=True).past_key_values
         with FlopCounterMode(display=False) as counter:
@@ -180,6 +187,6 @@ class TestDenseFamilies:
 
     @pytest.mark.parametrize("variant", ["llama", "mistral", "qwen3-sliding", "opt"])
     def test_a_sequence_is_the_sum_of_its_tokens(self, variant):
-        config = duo_config(VARIANTS[variant], small_intermediate_size=6, skip_scope="ffn")
+        config = duo_config(VARIANTS[variant], 6, "ffn")
         tokens = sum(token_flops(config, [BIG, SKIP, SMALL], context) + head_flops(config) for context in range(1, 10))
         assert sequence_flops(config, [BIG, SKIP, SMALL], 9) == tokens

@@ -165,9 +165,8 @@ def route_bytes(model: ModelSizes, route: Sequence[int] | int, bytes_per_paramet
     entries, biases = layer_parameters(model), _ffn_biases(model)
     layers = sum(entries[branch] + biases[branch] + _attention_biases(model) for branch in _as_route(model, route))
     rows = model.hidden_size * (2 if _position_table(model) else 1)
-    return bytes_per_parameter * (
-        rows + layers + count_parameters(model).norms + model.hidden_size * _vocab_size(model)
-    )
+    head = model.hidden_size * _vocab_size(model)
+    return bytes_per_parameter * (rows + layers + count_parameters(model).norms + head)
 
 
 def naive_search(model: ModelSizes, sequence_length: int) -> SearchCost:
@@ -192,15 +191,13 @@ def shared_search(model: ModelSizes, sequence_length: int) -> SearchCost:
 
 def _flops_over_sequence(model: ModelSizes, sequence_length: int) -> list[ByBranch]:
     """Sum `layer_flops` over a sequence's tokens, for each layer."""
-    alone = layer_flops(model, 0)
-    per_position = [flops - fixed for flops, fixed in zip(layer_flops(model, 1), alone, strict=True)]
+    alone, with_one = layer_flops(model, 0), layer_flops(model, 1)
 
     def layer(window: int | None) -> ByBranch:
         full = min(window or sequence_length, sequence_length)  # from there on a token sees as many positions
         seen = full * (full + 1) // 2 + (sequence_length - full) * full
-        return ByBranch(
-            *(sequence_length * fixed + seen * each for fixed, each in zip(alone, per_position, strict=True))
-        )
+        pairs = zip(alone, with_one, strict=True)
+        return ByBranch(*(sequence_length * fixed + seen * (one - fixed) for fixed, one in pairs))
 
     return [layer(window) for window in _windows(model)]
 
