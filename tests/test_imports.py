@@ -21,7 +21,7 @@ RANKS = [
     {"train", "evaluate"},
     {"analysis"},
     {"report"},
-    {"stages", "study", "bench"},
+    {"stages", "study", "bench", "standalone"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}

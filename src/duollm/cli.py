@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "recipes/quick.yaml"
 
+_POLICY_HELP = "all-big (default), all-small, random:0.25, spread:6, routes:2211..., a run's router, router:FOLDER, ..."
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -232,6 +234,64 @@ def _bench(options: argparse.Namespace, command: list[str]) -> None:
     run_bench(options.which, options)
 
 
+def _add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.standalone import add_options
+
+    add_options(parser)
+    _add_study_options(parser)
+    parser.usage = f"{parser.prog} --model FOLDER [options]\n       {parser.usage}"
+
+
+def _evaluate(options: argparse.Namespace, command: list[str]) -> None:
+    from duollm import standalone
+
+    given = [word.partition("=")[0] for word in command]
+    if options.saved is None:
+        for flag in given:
+            if flag in standalone.FLAGS:
+                raise UserError(f"{flag} needs --model FOLDER, a saved duo or a run folder")
+        _study(options, command, until="evaluate")
+        return
+    _refuse_recipe(options, given)
+    standalone.check_mix(given)
+    _prepare_for_torch()
+    standalone.evaluate(options, command)
+
+
+def _refuse_recipe(options: argparse.Namespace, given: Sequence[str]) -> None:
+    """A recipe makes its own model: nothing of it goes with --model."""
+    from duollm.config import Recipe
+
+    keys = [word for word in given if word.removeprefix("--").partition(".")[0] in Recipe.model_fields]
+    keys = [word for word in keys if word.startswith("--") and word != "--model"]
+    for word in (*keys, "--dry-run", options.recipe):
+        if word in given:
+            raise UserError(f"{word} is of a recipe; leave it out, or --model, which evaluates a saved model alone")
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a saved duo, or a run folder")
+    add("prompt", metavar="PROMPT", help="the text to continue; -: read it from standard input")
+    add("--policy", default="all-big", metavar="SPEC", help=_POLICY_HELP)
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="stop after so many (default: %(default)s)")
+    add("--temperature", type=float, default=0.8, metavar="T", help="of sampling (default: %(default)s)")
+    add("--top-p", type=float, default=0.95, metavar="P", help="sample from the likeliest (default: %(default)s)")
+    add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
+    add("--num-beams", type=int, default=1, metavar="N", help="beam search, which shows its text at the end")
+    add("--seed", type=int, default=0, metavar="N", help="of sampling (default: %(default)s)")
+    add("--chat", action="store_true", help="the prompt is a user's turn: apply the tokenizer's chat template")
+    add("--show-routes", action="store_true", help="print each token's branches, a mark per layer")
+    add("--no-compare", action="store_true", help="do not measure the speed of all big")
+
+
+def _generate(options: argparse.Namespace, command: list[str]) -> None:
+    _prepare_for_torch()
+    from duollm.standalone.generate import generate
+
+    generate(options)
+
+
 def _study_verb(summary: str, until: str) -> Verb:
     return Verb(summary, _add_study_options, partial(_study, until=until))
 
@@ -242,7 +302,12 @@ VERBS = {
     "pretrain": _study_verb("the study up to the trained duo", until="pretrain"),
     "oracle": _study_verb("the study up to the best route of every token", until="oracle"),
     "train-router": _study_verb("the study up to the trained routers", until="train-router"),
-    "evaluate": _study_verb("the study up to the losses under the trained routers", until="evaluate"),
+    "evaluate": Verb(
+        "losses and lm-eval tasks of a saved model under any policy; without --model: the study up to its losses",
+        _add_evaluate_options,
+        _evaluate,
+    ),
+    "generate": Verb("continue a text under a policy, coloured by what each token cost", _add_generate_options, _generate),
     "report": _study_verb("the study up to the report, the last stage", until="report"),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
 }

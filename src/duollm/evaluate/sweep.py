@@ -1,0 +1,98 @@
+"""Losses, routes, cost and speed of text under policies that are named, or swept over a budget.
+
+Shape letters: W windows, T tokens, L layers.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from duollm.data.packed import Windows
+from duollm.errors import UserError, did_you_mean
+from duollm.evaluate.losses import policy_losses
+from duollm.flops import training_flops
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.policies import parse_policy
+
+SWEEPS = ("spread", "random", "first", "last")
+"""Kinds of policies that can be swept over the share of big."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One policy on one domain.
+
+    Attributes:
+        columns: `Windows.columns()`, and of every predicted token `nll` (nats) and `route`, the digits of
+            the route of the token that predicts it ("112": big in the last of three layers).
+        big_share: big among all (token, layer).
+        relative_flops: forward FLOPs per token, output head included, over those of all big. What
+            the policy itself computes is not counted.
+        tokens_per_second: speed of scoring.
+    """
+
+    policy: str
+    columns: dict[str, NDArray[Any]]
+    big_share: float
+    relative_flops: float
+    tokens_per_second: float
+
+
+def sweep_policies(kind: str, shares: Sequence[float], num_layers: int) -> list[str]:
+    """Name the policies of one kind at given shares of big, to whole layers unless `kind` is random.
+
+    Raises:
+        UserError: unknown kind, or a share outside 0 .. 1.
+    """
+    if kind not in SWEEPS:
+        raise UserError(f"--sweep {kind}: {did_you_mean(kind, SWEEPS)}")
+    for share in shares:
+        if not 0 <= share <= 1:
+            raise UserError(f"--shares holds {share:g}; shares of big are in 0 .. 1")
+    return [f"{kind}:{f'{share:g}' if kind == 'random' else round(share * num_layers)}" for share in shares]
+
+
+def score(model: DuoForCausalLM, windows: Windows, policies: Sequence[str], batch_size: int) -> Iterator[Scored]:
+    """Run the windows under every named policy; see `parse_policy`.
+
+    Raises:
+        UserError: a policy that this model does not allow; before anything is run.
+    """
+    parsed = [parse_policy(text, model) for text in policies]
+    token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
+    policy_losses(model, token_ids_WT[:batch_size], policy=parsed[0])  # the first run allocates; not timed
+    for text, policy in zip(policies, parsed, strict=True):
+        start = time.perf_counter()
+        nll_WT, routes_WTL = policy_losses(model, token_ids_WT, policy=policy, batch_size=batch_size)
+        nll = nll_WT.flatten().cpu().numpy()  # waits for the device
+        seconds = time.perf_counter() - start
+        columns = windows.columns() | {"nll": nll, "route": route_digits(routes_WTL.flatten(0, 1))}
+        shares = branch_shares(routes_WTL)
+        flops = relative_flops(model, shares, windows.token_ids.shape[1])
+        yield Scored(text, columns, shares[Branch.BIG], flops, token_ids_WT.numel() / seconds)
+
+
+def route_digits(routes: Tensor) -> NDArray[np.str_]:
+    """Routes [N, L] as N strings of L digits, which `routes:DIGITS` takes."""
+    digits_NL = np.ascontiguousarray(routes.cpu().numpy().astype(np.uint8) + ord("0"))
+    return digits_NL.view(f"S{digits_NL.shape[1]}").reshape(-1).astype(np.str_)
+
+
+def branch_shares(routes: Tensor) -> tuple[float, float, float]:
+    """Shares of skip, small and big in routes of any shape."""
+    skip, small, big = (torch.bincount(routes.flatten(), minlength=len(Branch)) / routes.numel()).tolist()
+    return skip, small, big
+
+
+def relative_flops(model: DuoForCausalLM, shares: tuple[float, float, float], sequence_length: int) -> float:
+    """Forward FLOPs with these shares of (skip, small, big) over those of all big."""
+    tokens = 10**6  # any number; training is the same multiple of the forward for both
+    all_big = training_flops(model.config, (0, 0, 1), sequence_length, tokens)
+    return training_flops(model.config, shares, sequence_length, tokens) / all_big

@@ -1,0 +1,26 @@
+"""Tables for the terminal."""
+
+from collections.abc import Mapping, Sequence
+
+Cell = float | int | str | None
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Cell]]) -> None:
+    """Print rows as a table; columns are the keys in order of appearance, numbers stand right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        numeric = any(not isinstance(row.get(column, ""), str) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _cell(value: Cell) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return "" if value is None else str(value)

@@ -1,0 +1,82 @@
+"""`duollm evaluate --model FOLDER`: one saved model without a study. The work is imported only when it is done."""
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+
+from duollm.errors import UserError
+
+TEXT_FLAGS = ("--domains", "--documents", "--windows", "--sequence-length")
+TASK_FLAGS = ("--limit", "--num-fewshot", "--include-path")
+FLAGS = ("--policy", "--sweep", "--shares", "--batch-size", "--tasks", *TEXT_FLAGS, *TASK_FLAGS)
+"""All that needs --model."""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options of a standalone evaluation, each group with a line on what it is for."""
+    add = parser.add_argument_group("a saved model instead of a recipe", "--out is then where results go.").add_argument
+    add("--model", dest="saved", metavar="FOLDER", help="a saved duo, or a run folder")
+    add(
+        "--policy",
+        action="append",
+        metavar="SPEC",
+        help="all-big (default), random:0.25, a router's folder, ...; repeat",
+    )
+    add("--sweep", metavar="KIND", help="in place of --policy: spread, random, first or last at several shares of big")
+    add("--shares", default="0,0.25,0.5,0.75,1", metavar="LIST", help="shares of big to sweep (default: %(default)s)")
+    add("--batch-size", type=_count, default=8, metavar="N", help="rows per forward (default: %(default)s)")
+    add = parser.add_argument_group("losses of text", "Of the test split of each domain.").add_argument
+    add("--domains", metavar="LIST", help="prose, code, a file or folder, ... (default: the run's, else prose,code)")
+    add("--documents", type=_count, default=40, metavar="N", help="documents per domain (default: %(default)s)")
+    add("--windows", type=_count, default=4, metavar="N", help="windows per document (default: %(default)s)")
+    add("--sequence-length", type=_count, metavar="T", help="tokens per window (default: the run's, else 128)")
+    add = parser.add_argument_group("tasks of lm-eval in place of losses", "Need the extra `eval`.").add_argument
+    add("--tasks", metavar="LIST", help="duollm_prose_continuation, duollm_code_continuation, arc_easy, ...")
+    add("--limit", type=_count, metavar="N", help="documents per task (default: all)")
+    add("--num-fewshot", type=int, metavar="N", help="examples in the context (default: the task's)")
+    add("--include-path", action="append", metavar="FOLDER", help="a folder with task YAML files; repeat")
+
+
+def check_mix(given: Iterable[str]) -> None:
+    """Refuse options that do not belong together; `given` are the flags on the command line.
+
+    Raises:
+        UserError: names both.
+    """
+    given = set(given)
+    misplaced = TEXT_FLAGS if "--tasks" in given else TASK_FLAGS
+    for flag in misplaced:
+        if flag in given:
+            fault = "is about losses of text; leave it out, or --tasks" if "--tasks" in given else "needs --tasks"
+            raise UserError(f"{flag} {fault}")
+    if {"--policy", "--sweep"} <= given:
+        raise UserError("give --policy or --sweep, not both; a sweep makes its own policies")
+    if "--shares" in given and "--sweep" not in given:
+        raise UserError("--shares needs --sweep: spread, random, first or last")
+
+
+def evaluate(options: Namespace, command: list[str]) -> None:
+    """Score text, or run tasks, as the options say; print a table, and write files if there is --out.
+
+    Raises:
+        UserError: bad input, named in one line.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    if options.tasks:
+        from duollm.standalone.tasks import evaluate_tasks
+
+        evaluate_tasks(options, command)
+    else:
+        from duollm.standalone.text import evaluate_text
+
+        evaluate_text(options, command)
+
+
+def _count(text: str) -> int:
+    """A whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value

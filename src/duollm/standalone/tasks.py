@@ -1,0 +1,87 @@
+"""lm-evaluation-harness tasks under policies: a table, `tasks.json` and the samples with their routes."""
+
+import json
+import logging
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from duollm.errors import UserError
+from duollm.files import write_json, write_text
+from duollm.machine import provenance
+from duollm.report.terminal import Cell, print_table
+from duollm.routing.policies import parse_policy
+from duollm.standalone.saved import Saved, policies_of
+
+Row = dict[str, Any]
+
+
+def evaluate_tasks(options: Namespace, command: list[str]) -> None:
+    """Run the tasks under each policy; see `duollm.standalone.evaluate`."""
+    for name in ("lm_eval", "datasets"):  # they say much that is no concern of ours
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        from duollm.evaluate.harness import RoutedLM, run_tasks
+    except ModuleNotFoundError as error:
+        raise UserError(f"--tasks needs {error.name}, which is not installed: pip install 'duollm[eval]'") from None
+    saved = Saved.at(Path(options.saved))
+    names, folders = options.tasks.split(","), [Path(folder) for folder in options.include_path or []]
+    rows: list[Row] = []
+    samples: dict[str, list[Row]] = {}
+    for text in policies_of(options, saved.model):
+        torch.manual_seed(0)  # tasks may sample
+        lm = RoutedLM(saved.model, saved.tokenizer, parse_policy(text, saved.model), options.batch_size)
+        results = run_tasks(lm, names, folders, options.limit, options.num_fewshot)
+        big_share = {task: _big_share(of_task) for task, of_task in results["samples"].items()}
+        rows += [{"policy": text, **row, "big_share": big_share.get(row["task"])} for row in _rows(results)]
+        for task, of_task in results["samples"].items():
+            samples.setdefault(task, []).extend({"policy": text, **sample} for sample in of_task)
+    print_table(f"{options.saved}: tasks of lm-eval", _shown(rows))
+    if options.out:
+        _write(Path(options.out), samples, {"provenance": provenance(command, 0), "rows": rows})
+
+
+def _rows(results: dict[str, Any]) -> Iterator[Row]:
+    """One row per task and metric, with lm-eval's standard error."""
+    for task, metrics in results["results"].items():
+        for key, value in metrics.items():
+            metric, _, filtering = key.partition(",")
+            if not filtering or metric.endswith("_stderr"):
+                continue
+            error = metrics.get(f"{metric}_stderr,{filtering}")
+            yield {
+                "task": task,
+                "metric": metric if filtering == "none" else f"{metric}, {filtering}",
+                "value": float(value),
+                "stderr": error if isinstance(error, float) else None,
+                "samples": results["n-samples"].get(task, {}).get("effective"),
+            }
+
+
+def _big_share(samples: Iterable[Row]) -> float | None:
+    """Share of big over the layers of all scored tokens; None if no routes were kept."""
+    digits = "".join(route for sample in samples for routes in sample["routes"] for route in routes or [])
+    return digits.count("2") / len(digits) if digits else None
+
+
+def _write(folder: Path, samples: dict[str, list[Row]], results: dict[str, Any]) -> None:
+    from lm_eval.utils import handle_non_serializable
+
+    for task, of_task in samples.items():
+        lines = [json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) for sample in of_task]
+        write_text(folder / f"samples_{task}.jsonl", "\n".join(lines) + "\n")
+    write_json(folder / "tasks.json", results)
+
+
+def _shown(rows: Sequence[Row]) -> list[dict[str, Cell]]:
+    """The policies of a task and metric one below the other."""
+    in_order = sorted(rows, key=lambda row: (row["task"], row["metric"]))
+    big = ["" if row["big_share"] is None else f"{row['big_share']:.1%}" for row in in_order]
+    return [
+        {"task": row["task"], "metric": row["metric"], "policy": row["policy"], "big": share}
+        | {key: row[key] for key in ("value", "stderr", "samples")}
+        for row, share in zip(in_order, big, strict=True)
+    ]

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+
+from duollm.data.packed import Windows
+from duollm.errors import UserError
+from duollm.evaluate.losses import policy_losses
+from duollm.evaluate.sweep import relative_flops, route_digits, score, sweep_policies
+from duollm.flops import sequence_flops
+from tiny import random_ids, random_routes, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def windows():
+    return Windows(random_ids(batch=3).numpy(), ["a", "a", "b"], [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("spread", ["spread:0", "spread:3", "spread:12"]),
+        ("random", ["random:0", "random:0.25", "random:1"]),
+    ],
+)
+def test_a_sweep_names_policies(kind, names):
+    assert sweep_policies(kind, [0, 0.25, 1], num_layers=12) == names
+
+
+@pytest.mark.parametrize(("kind", "shares", "complaint"), [("spred", [0], "'spread'"), ("last", [1.5], "1.5")])
+def test_a_sweep_explains_mistakes(kind, shares, complaint):
+    with pytest.raises(UserError, match=complaint):
+        sweep_policies(kind, shares, 12)
+
+
+def test_scores_are_the_losses_and_routes_of_each_policy(model, windows):
+    scored = list(score(model, windows, ["all-big", "routes:210"], batch_size=2))
+    assert [each.policy for each in scored] == ["all-big", "routes:210"]
+    assert [each.big_share for each in scored] == pytest.approx([1, 1 / 3])
+    for each, route in zip(scored, [[2, 2, 2], [2, 1, 0]], strict=True):
+        nll_WT, _ = policy_losses(model, torch.from_numpy(windows.token_ids), routes=torch.tensor(route))
+        np.testing.assert_allclose(each.columns["nll"], nll_WT.flatten(), atol=1e-5)
+        assert set(each.columns["route"]) == {"".join(map(str, route))}
+        assert each.columns["document"].tolist() == ["a"] * 16 + ["b"] * 8
+        assert each.tokens_per_second > 0
+
+
+def test_a_bad_policy_stops_before_any_is_run(model, windows):
+    with pytest.raises(UserError, match=r"0 \.\. 3"):
+        next(score(model, windows, ["all-big", "first:4"], batch_size=2))
+
+
+@pytest.mark.parametrize("scope", ["ffn", "layer"])
+@pytest.mark.parametrize("route", [[2, 1, 1], [0, 2, 2], [0, 0, 0]], ids=str)
+def test_relative_flops_are_those_of_the_route(route, scope):
+    model = tiny_model(skip_scope=scope)
+    shares = tuple(route.count(branch) / 3 for branch in range(3))
+    expected = sequence_flops(model.config, route, 16) / sequence_flops(model.config, 3, 16)
+    assert relative_flops(model, shares, 16) == pytest.approx(expected)
+
+
+def test_route_digits_are_read_layer_by_layer():
+    routes_NL = random_routes().flatten(0, 1)
+    assert route_digits(routes_NL).tolist() == ["".join(map(str, route)) for route in routes_NL.tolist()]

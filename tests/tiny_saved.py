@@ -1,0 +1,20 @@
+"""A tiny duo with a tokenizer, saved, and texts that it can read: for tests of whole commands."""
+
+from pathlib import Path
+
+from duollm.data.corpora import read_domain
+from duollm.data.tokenizer import train_tokenizer
+from duollm.models.modeling_duo import DuoForCausalLM
+from tiny import tiny_model
+from tiny_corpus import write_corpus
+
+
+def save_tiny(folder: Path) -> tuple[DuoForCausalLM, Path]:
+    """Write `folder/model` and the texts `folder/owls`; return the model and the folder of the texts."""
+    texts = write_corpus(folder / "owls", documents=40)
+    tokenizer = train_tokenizer((document.text for document in read_domain(str(texts))), 300)
+    model = tiny_model(vocab_size=300)
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return model, texts
