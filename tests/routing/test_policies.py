@@ -4,7 +4,8 @@ import torch
 from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.routing.folder import save_router
-from duollm.routing.policies import POLICIES, RandomShare, parse_policy, uniform_hash
+from duollm.routing.policies import POLICIES, RandomShare, parse_policy
+from duollm.routing.sampling import uniform_hash
 from tiny import random_ids, tiny_model
 
 BIG, SMALL, SKIP = Branch.BIG, Branch.SMALL, Branch.SKIP

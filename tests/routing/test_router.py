@@ -10,6 +10,7 @@ from tiny import random_ids, tiny_config, tiny_model
 
 SKIP, SMALL, BIG = Branch
 SETS = [(SMALL, BIG), (SKIP, BIG), (SKIP, SMALL, BIG)]
+TWO_BRANCHES = {"early-exit", "mixture-of-depths"}
 NAMES = ["small big", "skip big", "all"]
 
 
@@ -59,12 +60,14 @@ def test_a_cold_mixture_is_the_hard_choice(make_router, states_BTD):
     assert torch.equal(soft.argmax(-1), hard)
 
 
-@pytest.mark.parametrize("kind", ROUTERS)
+@pytest.mark.parametrize("kind", sorted(set(ROUTERS) - {"mixture-of-depths"}))  # decides by its predictor
 def test_the_margin_is_the_difference_of_the_scores(make_router, states_BTD, kind):
     router = make_router(kind=ROUTERS[kind])
+    begin = getattr(router, "begin", lambda positions: None)
+    scored = told = begin(torch.arange(5).expand(2, 5))
     for layer in range(3):
-        scores_BTC, _ = router.scores(layer, states_BTD, None)
-        margin_BT, _ = router.margin(layer, states_BTD, None)
+        scores_BTC, scored = router.scores(layer, states_BTD, scored)
+        margin_BT, told = router.margin(layer, states_BTD, told)
         torch.testing.assert_close(margin_BT, scores_BTC[..., 1] - scores_BTC[..., 0])
 
 
@@ -96,10 +99,11 @@ class TestEveryKind:
         changed[:, 5:] = (ids[:, 5:] + 1) % model.config.vocab_size
         before, after = (model(each, policy=router).routes for each in (ids, changed))
         assert torch.equal(before[:, :5], after[:, :5])
-        assert not torch.equal(before[:, 5:], after[:, 5:])
+        assert kind == "random" or not torch.equal(before[:, 5:], after[:, 5:])
 
     def test_choices_are_the_same_when_decoding_with_a_cache(self, make_router, kind):
-        model, router, ids = tiny_model(), make_router((SKIP, SMALL, BIG), kind=ROUTERS[kind]), random_ids()
+        branches = (SKIP, BIG) if kind in TWO_BRANCHES else (SKIP, SMALL, BIG)
+        model, router, ids = tiny_model(), make_router(branches, kind=ROUTERS[kind]), random_ids()
         whole, cache, steps = model(ids, policy=router).routes, None, []
         for position in range(ids.shape[1]):
             output = model(ids[:, position : position + 1], policy=router, past_key_values=cache, use_cache=True)

@@ -33,3 +33,7 @@ class ExactBudget(nn.Module):
         choice_BT = choice_BT.masked_fill((left_BT == 0) & (choice_BT == Branch.BIG), self.otherwise)
         choice_BT = choice_BT.masked_fill(left_BT == self.router.num_layers - layer_idx, int(Branch.BIG))
         return choice_BT, (inner, left_BT - (choice_BT == Branch.BIG).long())
+
+    def flops_per_token(self) -> int:
+        """Count the router's; the rest is a few integers per token."""
+        return self.router.flops_per_token()

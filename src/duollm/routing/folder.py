@@ -14,6 +14,7 @@ from duollm.errors import UserError, did_you_mean
 from duollm.files import replacing, write_json
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.baselines import EarlyExitRouter, MixtureOfDepthsRouter, RandomRouter
 from duollm.routing.gains import DeepGainsRouter, GainsRouter
 from duollm.routing.linear import GumbelRouter, LinearRouter
 from duollm.routing.router import Router
@@ -24,6 +25,9 @@ ROUTERS: dict[str, type[Router]] = {
     "gumbel": GumbelRouter,
     "gains": GainsRouter,
     "deep-gains": DeepGainsRouter,
+    "random": RandomRouter,
+    "early-exit": EarlyExitRouter,
+    "mixture-of-depths": MixtureOfDepthsRouter,
 }
 """Every kind of router by name."""
 

@@ -50,3 +50,8 @@ class DeepGainsRouter(GainsRouter):
         down_RD, (other_R, big_R) = self.down_LRD[layer_idx].to(states_BTD.dtype), self.up_LCR[layer_idx]
         narrow_BTR = nn.functional.gelu(states_BTD @ down_RD.T)
         return linear_BT + (narrow_BTR @ (big_R - other_R).to(states_BTD.dtype)).float(), memory
+
+    def flops_per_token(self) -> int:
+        """Count the linear map and the bottleneck."""
+        bottleneck = self.rank * (self.hidden_size + self.maps_in_use)
+        return super().flops_per_token() + 2 * self.num_layers * bottleneck

@@ -32,6 +32,15 @@ class LinearRouter(Router):
         (other_D, big_D), (other, big) = self.weight_LCD[layer_idx], self.bias_LC[layer_idx]
         return (states_BTD @ (big_D - other_D).to(states_BTD.dtype)).float() + (big - other), memory
 
+    def flops_per_token(self) -> int:
+        """Count one product per layer with the difference of two maps, or one per branch if there are three."""
+        return 2 * self.num_layers * self.maps_in_use * self.hidden_size
+
+    @property
+    def maps_in_use(self) -> int:
+        """Maps of a layer that a decision takes; two branches need only their difference."""
+        return 1 if len(self.branches) == 2 else len(self.branches)
+
 
 class GumbelRouter(LinearRouter):
     """A linear router that draws hard choices in training: Gumbel softmax, straight through (Jang et al., 2017).

@@ -17,8 +17,7 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes, Policy
 from duollm.routing.folder import load_router
-
-_MASK = 0xFFFFFFFF
+from duollm.routing.sampling import uniform_hash
 
 
 def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
@@ -60,24 +59,9 @@ class RandomShare:
         return torch.where(big_BT, int(Branch.BIG), int(Branch.SMALL)).expand(states_BTD.shape[:2]), memory
 
 
-def uniform_hash(seed: int, position_ids: Tensor, layer_idx: int) -> Tensor:
-    """Numbers in [0, 1), float64, of the shape of `position_ids`, that depend on the three arguments alone."""
-    state = _mix(torch.full_like(position_ids, seed & _MASK, dtype=torch.int64))
-    for number in (position_ids.long(), layer_idx):
-        state = _mix((state + number) & _MASK)
-    return state.double() / (_MASK + 1)
-
-
 def spread_layers(big: int, num_layers: int) -> list[int]:
     """`big` of `num_layers` layers, evenly spaced."""
     return [(2 * index + 1) * num_layers // (2 * big) for index in range(big)]
-
-
-def _mix(x: Tensor) -> Tensor:
-    """Scramble 32-bit integers held in int64 (Wellons' "lowbias32" of hash-prospector)."""
-    x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
-    x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
-    return x ^ (x >> 16)
 
 
 def _uniform(branch: Branch) -> "Maker":

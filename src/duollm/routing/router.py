@@ -83,6 +83,13 @@ class Router(nn.Module):
             choice = self.values_C[(scores_BTC - self.price * self.cost_C).argmax(-1)]
         return choice, self.remember(layer_idx, choice, memory)
 
+    def flops_per_token(self) -> int:
+        """Count the FLOPs of deciding on one token at all layers: a multiplication and an addition per weight.
+
+        A kind overrides this if it does not use each of its weights once per token.
+        """
+        return 2 * sum(weight.numel() for weight in self.parameters())
+
     def over_all_branches(self, weights_BTC: Tensor) -> Tensor:
         """Weights of this router's branches as weights of all three, [B, T, 3]."""
         absent = weights_BTC.new_zeros(weights_BTC.shape[:2])

@@ -1,4 +1,4 @@
-"""Random routes: exact shares for training, exact budgets for controls.
+"""Random routes: exact shares for training, exact budgets for controls, repeatable draws for policies.
 
 Shape letters: N tokens, L layers.
 """
@@ -13,6 +13,8 @@ from torch import Tensor
 from duollm.models.branch import Branch
 from duollm.models.dispatch import Dispatch
 from duollm.routing.space import RouteSpace, check_big_layers
+
+_MASK = 0xFFFFFFFF
 
 
 class RandomSplit:
@@ -61,3 +63,18 @@ def draw_route_ids(space: RouteSpace, big: int, shape: Sequence[int], generator:
 def derived_seed(*numbers: int) -> int:
     """A seed that depends on all the given numbers, so that a draw can be repeated without a state."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def uniform_hash(seed: int, position_ids: Tensor, layer_idx: int) -> Tensor:
+    """Numbers in [0, 1), float64, of the shape of `position_ids`, that depend on the three arguments alone."""
+    state = _mix(torch.full_like(position_ids, seed & _MASK, dtype=torch.int64))
+    for number in (position_ids.long(), layer_idx):
+        state = _mix((state + number) & _MASK)
+    return state.double() / (_MASK + 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble 32-bit integers held in int64 (Wellons' "lowbias32" of hash-prospector)."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
+    x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
+    return x ^ (x >> 16)

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 
 from duollm.config import RouterConfig
 from duollm.models.branch import Branch
 from duollm.routing.folder import make_router
-from duollm.train.objectives import Lesson, budget_loss, gains_loss, mixture_loss
+from duollm.train.lesson import Lesson
+from duollm.train.mixture import budget_loss, mixture_loss
 from tiny import random_ids, tiny_model
 
 CONFIG = RouterConfig(temperatures=(2.0, 0.5), budget_weight=3.0)
@@ -64,59 +64,3 @@ class TestBudgetLoss:
         router = make_router("linear", tiny_model().config, ["skip", "small", "big"])
         skipped = torch.tensor([1.0, 0.0, 0.0]).expand(2, 4, 3)
         assert budget_loss([skipped], 0.0, router).item() == pytest.approx(router.cost_C[0].item() ** 2)
-
-
-class TestGains:
-    """The fitted gains are the marginal gains of the model."""
-
-    @pytest.mark.parametrize("branches", [["small", "big"], ["skip", "small", "big"]], ids=["two", "three"])
-    def test_a_router_that_says_the_gains_has_no_loss(self, branches, monkeypatch):
-        """The naive truth: finite differences of the nll in every gate."""
-        model, ids = tiny_model().double(), random_ids(1, 4)
-        router = make_router("gains", model.config, branches).double()
-        gates = []
-        told = []
-
-        def scores(layer, states_BTD, memory):
-            told.append(torch.zeros(*states_BTD.shape[:2], len(branches)))
-            return told[-1], memory
-
-        monkeypatch.setattr(router, "scores", scores)
-        original = model.forward
-
-        def forward(input_ids, policy, use_cache):
-            output = original(input_ids, policy=policy, use_cache=use_cache)
-            gates.extend(policy.gates_LBT3)
-            return output
-
-        monkeypatch.setattr(model, "forward", forward)
-        loss, _ = gains_loss(lesson(model, router, None, steps=1))(ids, 0, 0)
-        monkeypatch.undo()
-
-        def nll(weights):
-            logits = model(ids, policy=lambda layer, states, memory: (weights[layer], memory)).logits
-            return cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
-
-        weights = [gate.detach() for gate in gates]
-        columns = list(router.branches)
-        total, step = 0.0, 2e-3  # the norms compute in float32
-        for layer in range(3):
-            for token in range(3):
-                gains = []
-                for column in columns:
-                    more, less = ([weight.clone() for weight in weights] for _ in range(2))
-                    more[layer][0, token, column] += step
-                    less[layer][0, token, column] -= step
-                    gains.append((nll(less) - nll(more)) / (2 * step) * router.scale)
-                gains = torch.stack(gains)
-                total += (gains - gains.mean()).square().sum()
-        assert loss.item() == pytest.approx(total.item() / 9, rel=1e-3)
-
-    def test_only_the_router_is_trained(self, training):
-        model = tiny_model().requires_grad_(False)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        router = make_router("deep-gains", model.config, ["small", "big"])
-        training(router, gains_loss(lesson(model, router, None, steps=6)))
-        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-        assert router.weight_LCD.abs().sum(dim=(1, 2)).min() > 0, "a layer without gradient"
-        assert router.up_LCR.abs().sum(dim=(1, 2)).min() > 0, "a layer without gradient"

@@ -1,0 +1,25 @@
+"""One training of one router: all that its loss function needs."""
+
+from dataclasses import dataclass
+
+from duollm.config import RouterConfig
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.router import Router
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training of one router.
+
+    Attributes:
+        budget: wanted mean cost per layer (`duollm.routing.router.branch_costs`); None for a router that serves all.
+        steps: optimiser steps of the training.
+        seed: of whatever is drawn.
+    """
+
+    model: DuoForCausalLM
+    router: Router
+    config: RouterConfig
+    budget: float | None
+    steps: int
+    seed: int
