@@ -10,7 +10,8 @@ from duollm import Branch
 from duollm.config import RouterConfig
 from duollm.routing.calibration import calibrate
 from duollm.routing.folder import ROUTERS, load_router, save_router
-from duollm.train.router import soft_routing_loss
+from duollm.train.lesson import Lesson
+from duollm.train.mixture import mixture_loss
 
 DOCS = Path(__file__).parents[1] / "docs"
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -45,7 +46,7 @@ def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
     model, router = described["model"], described["router"]
     model.requires_grad_(False)
     before = {name: value.clone() for name, value in router.named_parameters()}
-    loss_fn = soft_routing_loss(model, router, 0.5, RouterConfig(), steps=20)
+    loss_fn = mixture_loss(Lesson(model, router, RouterConfig(), budget=0.5, steps=20, seed=0))
     optimizer = torch.optim.Adam(router.parameters(), 0.05)
     generator = torch.Generator().manual_seed(0)
     for step in range(20):
