@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 def evaluate_tasks(options: Namespace, command: list[str]) -> None:
     """Run the tasks under each policy; see `duollm.standalone.evaluate`."""
-    for name in ("lm_eval", "datasets"):  # they say much that is no concern of ours
+    for name in ("lm_eval", "datasets", "huggingface_hub"):  # they say much that is no concern of ours
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         from duollm.evaluate.harness import RoutedLM, run_tasks

@@ -1,0 +1,130 @@
+"""What the command line of a standalone evaluation takes and leaves behind."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from duollm import cli
+from duollm.config import DataConfig
+from duollm.data.packing import prepare_data
+from duollm.routing.space import RouteSpace
+from tiny_saved import save_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`model`, the texts `owls`, and a run folder `run` around them, with a key that no recipe has today."""
+    folder = tmp_path_factory.mktemp("standalone")
+    _, texts = save_tiny(folder)
+    data = DataConfig(domains=[str(texts)], tokenizer=str(folder / "model"), sequence_length=16, test_share=0.3)
+    prepare_data(data, 5, folder / "run" / "data")
+    recipe = {"seed": 5, "model": {"path": str(folder / "model")}, "data": data.model_dump(), "router": {"old": 1}}
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+@pytest.fixture
+def evaluate(folder, monkeypatch, capsys):
+    """Run the verb with short options; return its exit code and output."""
+    monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.chdir(folder)
+
+    def run(*arguments):
+        code = cli.main(["evaluate", *arguments])
+        return code, capsys.readouterr()
+
+    return run
+
+
+SMALL = ("--documents", "3", "--windows", "2", "--batch-size", "4")
+
+
+def test_a_sweep_of_a_model_writes_its_table_and_every_token(evaluate, folder, tmp_path):
+    code, output = evaluate(
+        "--model", "model", "--domains", "owls", "--sequence-length", "16", *SMALL,
+        "--sweep", "first", "--shares", "0,0.34,1", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 0
+    assert "first:1" in output.out
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    rows = {row["policy"]: row for row in results["rows"]}
+    assert list(rows) == ["first:0", "first:1", "first:3"]
+    assert [row["big_share"] for row in rows.values()] == pytest.approx([0, 1 / 3, 1])
+    assert rows["first:3"]["over_all_big"] == 0
+    assert rows["first:0"]["relative_flops"] < rows["first:1"]["relative_flops"] < 1
+    assert all(row["low"] <= row["nll"] <= row["high"] and row["documents"] == 3 for row in rows.values())
+    tokens = pq.read_table(tmp_path / "out" / "owls.parquet").to_pandas()
+    assert tokens.groupby("policy")["nll"].mean().to_dict() == pytest.approx(
+        {policy: row["nll"] for policy, row in rows.items()}, rel=1e-5
+    )
+    assert set(tokens.loc[tokens["policy"] == "first:1", "route"]) == {"211"}
+
+
+def test_a_run_brings_its_own_text_seed_and_length(evaluate, tmp_path):
+    code, _ = evaluate("--model", "run", *SMALL, "--out", str(tmp_path / "run"))
+    assert code == 0
+    results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (results["sequence_length"], results["provenance"]["seed"]) == (16, 5)
+    assert [row["policy"] for row in results["rows"]] == ["all-big"]
+
+
+def test_text_tokenized_for_the_occasion_is_that_of_the_run(evaluate, folder, tmp_path):
+    """The same split and windows, whether read from the run's data or made anew from the same text."""
+    for name, domains in (("own", []), ("anew", ["--domains", str(folder / "owls")])):
+        assert evaluate("--model", "run", *domains, *SMALL, "--out", str(tmp_path / name))[0] == 0
+    own, anew = (pq.read_table(tmp_path / name / "owls.parquet").to_pandas() for name in ("own", "anew"))
+    assert own.drop(columns="nll").equals(anew.drop(columns="nll"))
+    assert own["nll"].to_numpy() == pytest.approx(anew["nll"].to_numpy(), abs=1e-5)
+    assert own["route"].str.len().eq(RouteSpace(3).num_layers).all()
+
+
+def test_tasks_write_samples_with_routes(evaluate, tmp_path):
+    pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    pytest.importorskip("accelerate", reason="needs the extra `eval`")
+    code, output = evaluate(
+        "--model", "model", "--tasks", "duollm_prose_continuation", "--limit", "2",
+        "--policy", "all-big", "--policy", "routes:211", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert code == 0
+    assert "acc_norm" in output.out
+    rows = json.loads((tmp_path / "tasks.json").read_text())["rows"]
+    assert [(row["policy"], row["metric"], row["samples"]) for row in rows] == [
+        (policy, metric, 2) for policy in ("all-big", "routes:211") for metric in ("acc", "acc_norm")
+    ]
+    assert [row["big_share"] for row in rows] == pytest.approx([1, 1, 1 / 3, 1 / 3])
+    lines = (tmp_path / "samples_duollm_prose_continuation.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [sample["policy"] for sample in samples] == ["all-big"] * 2 + ["routes:211"] * 2
+    assert set(samples[2]["routes"][0]) == {"211"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--policy", "all-big"], "--policy needs --model"),
+        (["--tasks=x"], "--tasks needs --model"),
+        (["recipes/quick.yaml", "--model", "model"], "recipes/quick.yaml is of a recipe"),
+        (["--model", "model", "--data.domains", "[prose]"], "--data.domains is of a recipe"),
+        (["--model", "model", "--dry-run"], "--dry-run is of a recipe"),
+        (["--model", "model", "--limit", "3"], "--limit needs --tasks"),
+        (["--model", "model", "--tasks", "x", "--domains", "prose"], "--domains is about losses of text"),
+        (["--model", "model", "--policy", "all-big", "--sweep", "first"], "--policy or --sweep, not both"),
+        (["--model", "model", "--shares", "0,1"], "--shares needs --sweep"),
+        (["--model", "model", "--sweep", "first", "--shares", "0;1"], "numbers with commas"),
+        (["--model", "model", "--sweep", "frist"], "did you mean 'first'"),
+        (["--model", "model", "--documents", "0"], "--documents"),
+        (["--model", "owls"], "neither a saved duo"),
+        (["--model", "nowhere"], "neither a saved duo"),
+        (["--model", "model", "--domains", "owls", "--policy", "all-bog"], "did you mean 'all-big'"),
+        (["--model", "model", "--domains", "crows"], "unknown domain 'crows'"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(evaluate, arguments, complaint):
+    code, output = evaluate(*arguments)
+    assert code == 2
+    assert output.err.count("\n") == 1
+    assert complaint in output.err
