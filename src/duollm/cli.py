@@ -307,7 +307,9 @@ VERBS = {
         _add_evaluate_options,
         _evaluate,
     ),
-    "generate": Verb("continue a text under a policy, coloured by what each token cost", _add_generate_options, _generate),
+    "generate": Verb(
+        "continue a text under a policy, coloured by what each token cost", _add_generate_options, _generate
+    ),
     "report": _study_verb("the study up to the report, the last stage", until="report"),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
 }

@@ -1,7 +1,7 @@
 """Loading a saved duo, checked."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -9,8 +9,10 @@ from duollm.errors import UserError
 from duollm.models.modeling_duo import DuoForCausalLM
 
 
-def load_model(folder: Path) -> DuoForCausalLM:
-    """Load a saved duo in float32, in evaluation mode.
+def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> DuoForCausalLM:
+    """Load a saved duo in evaluation mode, as `dtype` ("auto": the one it was saved in).
+
+    Weights that are saved in that type are mapped from the file, not copied.
 
     Raises:
         UserError: the folder is missing, is no duo, or its weights are damaged.
@@ -18,7 +20,7 @@ def load_model(folder: Path) -> DuoForCausalLM:
     load: Any = DuoForCausalLM.from_pretrained  # it returns a pair when asked to, which its type does not say
     model: DuoForCausalLM
     try:
-        model, found = load(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+        model, found = load(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
         reason = _mismatch(found)
     except Exception as error:
         reason = str(error).strip().split("\n")[0]

@@ -52,7 +52,7 @@ class Saved:
             folder = Path(recipe["model"]["path"] or given / "model")
             return cls(folder, given, recipe["seed"], DataConfig.model_validate(recipe["data"]))
         raise UserError(
-            f"--model {given}: neither a saved duo (no config.json) nor a run folder (no config.yaml); "
+            f"{given}: neither a saved duo (no config.json) nor a run folder (no config.yaml); "
             "make one with `duollm convert` or `duollm pretrain`"
         )
 

@@ -1,0 +1,187 @@
+"""`duollm generate` on a tiny saved model, as the command line runs it."""
+
+import io
+import re
+import shutil
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from duollm import cli
+from duollm.config import Recipe, save_recipe
+from duollm.data.tokenizer import train_tokenizer
+from duollm.flops import head_flops, token_flops
+from duollm.routing.folder import make_router, save_router
+from duollm.routing.policies import RandomShare
+from duollm.train.saving import Story, save_model
+from tiny import tiny_model
+
+PROMPT = "the owl of "
+FLAGS = ["--max-new-tokens", "6", "--greedy"]
+TURN = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process(monkeypatch):
+    monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["the owl of the naïve owl " * 3], 270)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=32, attention="sdpa")
+    model.generation_config.eos_token_id = 10**6  # never
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_model(model, tokenizer, folder, Story())
+    return folder
+
+
+@pytest.fixture
+def run(folder, model, tmp_path):
+    """A run folder with a router that takes small everywhere."""
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    save_recipe(Recipe(), tmp_path / "run" / "config.yaml")
+    router = make_router("linear", model.config, ["small", "big"])
+    router.price.fill_(1.0)
+    facts = {"kind": "linear", "branches": ["small", "big"]}
+    save_router(router, tmp_path / "run" / "routers" / "linear_k0", facts)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def shown(capsys):
+    """Run the verb and return what it printed."""
+
+    def run_verb(*arguments):
+        assert cli.main(["generate", *map(str, arguments)]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run_verb
+
+
+def test_the_text_is_that_of_generate_and_the_cost_that_of_its_routes(shown, folder, model, tokenizer):
+    output = shown(folder, PROMPT, "--policy", "random:0.5:3", *FLAGS)
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    settings = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    whole = model.generate(ids, settings, policy=RandomShare(0.5, 3))
+    text, _, numbers = output.partition("\n\nrandom:0.5:3: ")
+    assert text == tokenizer.decode(whole[0], skip_special_tokens=True)
+    routes_TL = model(whole[:, :-1], policy=RandomShare(0.5, 3)).routes[0]
+    start = ids.shape[1] - 1
+    flops, all_big = (
+        sum(
+            token_flops(model.config, route, t + 1) + head_flops(model.config)
+            for t, route in enumerate(routes)
+            if t >= start
+        )
+        for routes in (routes_TL.tolist(), [3] * len(routes_TL))
+    )
+    assert f"6 tokens, {(routes_TL[start:] == 2).double().mean():.1%} big" in numbers
+    assert f"(prompt {(routes_TL[: start + 1] == 2).double().mean():.1%})" in numbers
+    assert f"{flops / 6 / 1e6:,.1f} MFLOP per token ({flops / all_big:.1%} of all big)" in numbers
+    assert re.search(r"\nall big: [\d.]+ tokens/s; this was [\d.]+ x as fast\n$", numbers)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--no-compare", "--policy", "all-small"], []], ids=["asked not to", "all big itself"]
+)
+def test_there_is_not_always_a_comparison(shown, folder, flags):
+    assert "as fast" not in shown(folder, PROMPT, *FLAGS, *flags)
+
+
+def test_the_strip_has_a_line_per_token(shown, folder):
+    output = shown(folder, PROMPT, *FLAGS, "--policy", "routes:012", "--show-routes")
+    assert len(re.findall(r"^·▪█ 1 big  ", output, re.MULTILINE)) == 6
+
+
+def test_the_prompt_may_come_from_standard_input(shown, folder, monkeypatch):
+    given = shown(folder, PROMPT, *FLAGS)
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    text = given.partition("\n\nall-big")[0]
+    assert shown(folder, "-", *FLAGS).startswith(f"{text}\n\nall-big: 6 tokens")
+
+
+def test_a_seed_repeats_a_sample(shown, folder):
+    texts = [
+        shown(folder, PROMPT, "--max-new-tokens", 8, "--seed", seed, "--temperature", 2).partition("\n\nall-big")[0]
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_beams_show_their_text_too(shown, folder, model, tokenizer):
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    settings = GenerationConfig(max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0)
+    text = tokenizer.decode(model.generate(ids, settings)[0], skip_special_tokens=True)
+    assert shown(folder, PROMPT, *FLAGS, "--num-beams", 3).startswith(f"{text}\n\nall-big: 6 tokens, 100.0% big")
+
+
+@pytest.mark.parametrize("policy", ["linear_k0", "router:linear_k0"])
+def test_a_run_folder_knows_its_routers_by_name(shown, run, policy):
+    output = shown(run, PROMPT, *FLAGS, "--policy", policy)
+    assert "/linear_k0: 6 tokens, 0.0% big" in output
+    both = (shown(run, PROMPT, *FLAGS, "--policy", "all-small"), output)
+    small, routed = (float(re.search(r"([\d.]+)% of all big", text)[1]) for text in both)
+    assert routed > small, "what the router computes counts"
+
+
+def test_a_router_trained_with_its_model_runs_on_that_model(shown, run, tokenizer):
+    other = tiny_model(seed=1, vocab_size=len(tokenizer), max_position_embeddings=32)
+    other.generation_config.eos_token_id = 10**6
+    other.save_pretrained(run / "routers" / "linear_k0" / "model")
+    save_model(other, tokenizer, run / "other", Story())
+    text = shown(run, PROMPT, *FLAGS, "--policy", "linear_k0").partition("\n\nrouter:")[0]
+    assert shown(run / "other", PROMPT, *FLAGS, "--policy", "all-small").startswith(f"{text}\n\nall-small")
+
+
+def test_a_chat_prompt_goes_through_the_template(shown, folder, model, tokenizer, tmp_path):
+    shutil.copytree(folder, tmp_path / "chat")
+    (tmp_path / "chat" / "chat_template.jinja").write_text(TURN)
+    chat = shown(tmp_path / "chat", "the owl", "--chat", *FLAGS)
+    answer = shown(folder, "<the owl>", *FLAGS).removeprefix("<the owl>")
+    assert chat == f"the owl\n{answer}".replace(answer.partition("\n\nall-big")[2], chat.partition("\n\nall-big")[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere", PROMPT], "nowhere: neither a saved duo"),
+        (["FOLDER", " \n"], "the prompt is empty"),
+        (["FOLDER", "owl " * 40], r"tokens, the model takes 32 with what follows"),
+        (["FOLDER", PROMPT, "--max-new-tokens", "31"], r"--max-new-tokens 31: after \d+ tokens .* room for"),
+        (["FOLDER", PROMPT, "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
+        (["FOLDER", PROMPT, "--num-beams", "0"], "--num-beams must be at least 1, got 0"),
+        (["FOLDER", PROMPT, "--temperature", "0"], "--greedy takes the likeliest"),
+        (["FOLDER", PROMPT, "--top-p", "1.5"], "--top-p must be above 0 and at most 1, got 1.5"),
+        (["FOLDER", PROMPT, "--policy", "all-bog"], "did you mean 'all-big'"),
+        (["FOLDER", PROMPT, "--policy", "router:nowhere"], "not a router folder"),
+        (["FOLDER", PROMPT, "--chat"], "no chat template"),
+        (["FOLDER"], "PROMPT"),
+    ],
+    ids=lambda value: " ".join(value)[:40].strip() if isinstance(value, list) else None,
+)
+def test_mistakes_get_one_line_with_the_way_out(capsys, folder, arguments, expected):
+    assert cli.main(["generate", *(str(folder) if word == "FOLDER" else word for word in arguments)]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert re.search(expected, output.err)
+
+
+def test_a_router_for_another_model_is_refused(capsys, folder, model, tmp_path):
+    other = tiny_model(num_hidden_layers=5)
+    facts = {"kind": "linear", "branches": ["small", "big"]}
+    save_router(make_router("linear", other.config, ["small", "big"]), tmp_path / "other", facts)
+    assert cli.main(["generate", str(folder), PROMPT, "--policy", f"router:{tmp_path / 'other'}"]) == 2
+    assert "model of other sizes" in capsys.readouterr().err
