@@ -3,10 +3,11 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from synthetic_run import Truth, write_run
+from synthetic_run import Plan, Truth, write_run
 
 # Before torch is imported: tests are small, and threads that spin while they wait slow all others down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +19,16 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     """A run folder of known truth; read only."""
     run = tmp_path_factory.mktemp("runs") / "synthetic"
     return run, write_run(run)
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Truth], dict[str, Any]]:
+    """An analysed run folder with several routers, its truth and its results; read only."""
+    from duollm.analysis.results import analyse
+
+    run = tmp_path_factory.mktemp("runs") / "compared"
+    truths = write_run(run, Plan(more_routers=True, documents=8))
+    return run, truths, analyse(run, bootstrap_samples=100)
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ class Truth:
     document_T: NDArray[np.int64]
     position_T: NDArray[np.int64]
     router_route_T: dict[int, NDArray[np.int64]]
+    good_route_T: dict[tuple[int, str], NDArray[np.int64]]
+    """The second kind's routes, by budget and way of spending."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Plan:
     """Share of the tokens on which a router takes one big layer more than it was asked to."""
     measures: bool = True
     """Whether what newer files hold is there: executed picks, drawn labels, further contexts and budgets."""
+    more_routers: bool = False
+    """Whether there is a second kind of router that takes the oracle's route on half of the tokens, and times."""
     seed: int = 7
 
 
@@ -60,6 +64,8 @@ def write_run(run: Path, plan: Plan = Plan(), words: dict[str, list[str]] | None
     }
     _write_json(run / "provenance.json", {"version": "0.1.0", "seed": plan.seed, "command": "duollm study"})
     _write_json(run / "model" / "config.json", {"hidden_size": 8, "num_hidden_layers": plan.num_layers})
+    if plan.more_routers:
+        write_timing(run, plan)
     return {
         domain: _write_domain(run, domain, plan, texts, np.random.default_rng([plan.seed, index]))
         for index, (domain, texts) in enumerate(words.items())
@@ -73,7 +79,8 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
     position_T = np.tile(np.arange(1, plan.tokens_per_document + 1), plan.documents)
     nll_TR = _losses(space, plan, document_T, generator)
     routers = {k: _router_routes(space, plan, k, tokens, generator) for k in plan.router_budgets}
-    truth = Truth(space, nll_TR, document_T, position_T, routers)
+    good = _good_routes(space, plan, nll_TR) if plan.more_routers else {}
+    truth = Truth(space, nll_TR, document_T, position_T, routers, good)
     texts = [words[i % len(words)] for i in range(tokens)]
     keys = {
         "document": pa.array([f"{domain}/{d:02d}.txt" for d in document_T]),
@@ -101,10 +108,51 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
     write_parquet(run / "oracle" / f"{domain}.routes.parquet", _route_columns(truth, domain, counted_T), facts)
     for k, route_T in routers.items():
         columns = {**keys, "nll": _float32(nll_TR[np.arange(tokens), route_T]), "route": pa.array(route_T)}
-        router = {"router": f"linear-k{k}", "kind": "linear", "budget": k / plan.num_layers, "big_layers": k}
-        path = run / "evaluate" / f"linear-k{k}" / f"{domain}.parquet"
-        write_parquet(path, columns, {**facts, **router, "calibrated_share": k / plan.num_layers})
+        write_router(run, domain, columns, {**facts, "kind": "linear", "router": f"linear-k{k}", "big_layers": k})
+    for (k, spend), route_T in good.items():
+        columns = {**keys, "nll": _float32(nll_TR[np.arange(tokens), route_T]), "route": pa.array(route_T)}
+        name = f"gains_k{k}_exact" if spend == "exact" else f"gains_k{k}"
+        cost = {"flops_per_token": 1010.0 + 100 * k, "router_flops_per_token": 10.0, "branch_costs": [-0.2, 0.0, 1.0]}
+        router = {"kind": "gains", "router": name, "big_layers": k, "spend": spend, **cost}
+        write_router(run, domain, columns, {**facts, **router})
     return truth
+
+
+def write_router(run: Path, domain: str, columns: dict[str, pa.Array], facts: dict[str, Any]) -> None:
+    """Write what a router did on one domain."""
+    path, share = run / "evaluate" / facts["router"] / f"{domain}.parquet", facts["big_layers"] / facts["num_layers"]
+    write_parquet(path, columns, {**facts, "budget": share, "calibrated_share": share})
+
+
+def _good_routes(space: RouteSpace, plan: Plan, nll_TR: NDArray[np.float64]) -> dict[tuple[int, str], Any]:
+    """The best route of the budget on every other token, else a random one; on average: k - 1 and k + 1 big in turn."""
+    generator, good = np.random.default_rng(plan.seed), {}
+    even_T = np.arange(len(nll_TR)) % 2 == 0
+    for k in plan.router_budgets:
+        ids = space.ids_with(big=k)
+        best_T = ids[nll_TR[:, ids].argmin(1)]
+        good[k, "exact"] = np.where(even_T, best_T, generator.choice(ids, len(nll_TR)))
+        uneven = [generator.choice(space.ids_with(big=k + step), len(nll_TR)) for step in (-1, 1)]
+        good[k, "average"] = np.where(even_T, best_T, np.where(np.arange(len(nll_TR)) % 4 == 1, *uneven))
+    return good
+
+
+def write_timing(run: Path, plan: Plan) -> None:
+    """All small takes 0.6 of all big, patterns are on the line between, routes take 5 % and routers 10 % more."""
+    rows: list[dict[str, Any]] = [{"policy": "all-small", "big_layers": 0, "relative_time": 0.6}]
+    for k in plan.router_budgets:
+        line = 0.6 + 0.4 * k / plan.num_layers
+        rows.append({"policy": "pattern", "big_layers": k, "relative_time": line})
+        rows.append({"policy": "routes", "big_layers": k, "relative_time": 1.05 * line})
+        for name in (f"linear-k{k}", f"gains_k{k}", f"gains_k{k}_exact"):
+            times = {"relative_time": 1.1 * line, "router_time_share": 1 - 1.05 / 1.1}
+            rows.append({"policy": name, "big_layers": k, **times})
+    for row in rows:
+        row["relative_time_quartiles"] = [0.99 * row["relative_time"], 1.01 * row["relative_time"]]
+    facts = {"all_small_flops_per_token": 1000.0, "all_big_flops_per_token": 1000.0 + 100 * plan.num_layers}
+    facts |= {"all_big_seconds_per_token": 2e-4, "sequences": 8, "sequence_length": 21, "rounds": 7, "dtype": "float32"}
+    facts |= {"threads": 2, "load_before": 0.1, "machine": {"cpu": "an imagined one", "cores": 2}}
+    _write_json(run / "evaluate" / "timing.json", {**facts, "policies": rows})
 
 
 def _losses(

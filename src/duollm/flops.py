@@ -140,15 +140,22 @@ def sequence_flops(model: ModelSizes, route: Sequence[int] | int, sequence_lengt
     return in_layers + sequence_length * head_flops(model)
 
 
-def training_flops(model: ModelSizes, branch_shares: Sequence[float], sequence_length: int, tokens: int) -> int:
-    """Count the FLOPs of training on `tokens` tokens: the forward, and twice that for the gradients.
+def mean_token_flops(model: ModelSizes, branch_shares: Sequence[float], sequence_length: int) -> float:
+    """Count a token's mean forward FLOPs in a causal sequence, output head included.
 
     `branch_shares` are the shares of tokens that take (skip, small, big) at every layer.
     """
     layers = _flops_over_sequence(model, sequence_length)
     in_layers = sum(share * flops for layer in layers for share, flops in zip(branch_shares, layer, strict=True))
-    forward = in_layers / sequence_length + head_flops(model)
-    return round(3 * forward * tokens)
+    return in_layers / sequence_length + head_flops(model)
+
+
+def training_flops(model: ModelSizes, branch_shares: Sequence[float], sequence_length: int, tokens: int) -> int:
+    """Count the FLOPs of training on `tokens` tokens: the forward, and twice that for the gradients.
+
+    `branch_shares` are the shares of tokens that take (skip, small, big) at every layer.
+    """
+    return round(3 * mean_token_flops(model, branch_shares, sequence_length) * tokens)
 
 
 def training_steps(tokens: int, batch_size: int, sequence_length: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from duollm.analysis.equal_budget import nll_at
 from duollm.analysis.numbers import percent, whole, with_interval
-from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, Scores, ramp_oracle
+from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, EXACT, ORACLE, STATIC, Scores, ramp_oracle
 from duollm.analysis.statistics import Bootstrap, Floats, interval
 from duollm.analysis.verdicts import Claim, Condition, condition
 from duollm.routing.space import focus_budgets
@@ -30,7 +30,7 @@ class Evidence:
     domain: str
     num_layers: int
     nll_X: dict[tuple[str, int], Floats]
-    """Mean nll by (policy, big layers k); routers by their kind."""
+    """Mean nll by (policy, big layers k); routers by their kind, as they spend k on average."""
     oracle_share_XL: dict[int, Floats]
     """The oracle's share of big per layer, by k."""
     router: str | None
@@ -66,6 +66,8 @@ def gather_evidence(scores: Scores, bootstrap: Bootstrap, oracle_share_XL: dict[
     for row, row_nll_X, row_spent_X in zip(
         scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True
     ):
+        if row.spend == EXACT:
+            continue
         nll_X[row.kind or row.policy, row.big_layers] = row_nll_X
         if row.kind and row.kind == router:
             spent_X[row.big_layers] = row_spent_X

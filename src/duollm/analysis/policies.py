@@ -3,8 +3,9 @@
 Shape letters: D documents, X draws of the bootstrap, R routes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,24 @@ ALL_BIG = "all-big"
 ORACLE = "oracle"
 EXECUTED = "executed-together"
 STATIC = "static"
+CEILING = "ceiling"
+"""The predictable ceiling: the best that a chooser without the label reached."""
 RANDOM = "random-patterns"
 PATTERNS_DRAWN = 100
 RANDOM_ROUTES_CONTEXT = "shared"
 BEST_PATTERNS = f"best-of-{PATTERNS_DRAWN}-patterns"
+EXACT = "exact"
+"""The way of spending a budget on every token, not on average."""
+
+
+def variant(row: Mapping[str, Any]) -> str:
+    """Return what a row of results.json is a budget of: a policy, or a kind of router and its way of spending."""
+    return router_variant(row["kind"], row["spend"]) if row["kind"] else str(row["policy"])
+
+
+def router_variant(kind: str, spend: str | None) -> str:
+    """Return the name of a kind of router with its way of spending, which is not named if it is on average."""
+    return f"{kind}, exact" if spend == EXACT else kind
 
 
 def ramp_oracle(first: int, last: int) -> str:
@@ -43,10 +58,16 @@ class Score:
     nll_D: Floats
     """Nats."""
     big_D: Floats
-    """Big layers taken."""
+    """Big layers taken; a skipped layer counts below 0, by what it saves."""
     context: str | None = None
     kind: str | None = None
     """The kind of router; None for policies that are not trained."""
+    spend: str | None = None
+    """How a router spends its budget."""
+    flops_D: Floats | None = None
+    """Forward FLOPs of a router's tokens, the router's own included; None where not counted."""
+    router_flops_D: Floats | None = None
+    """The router's own."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +130,24 @@ def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequenc
         rows.append(fixed(STATIC, k, static(nll_sum_DR, in_first_D) if exact_T is None else by_document(exact_T)))
         rows.append(fixed(BEST_PATTERNS, k, best_of(nll_sum_DR, [PATTERNS_DRAWN], in_first_D)[0]))
         rows.append(fixed(RANDOM, k, nll_sum_DR.mean(1)))
-    for router in routers:
-        big_D = by_document(oracle.space.count_big(router.route_T).astype(np.float64))
-        rows.append(Score(router.name, router.big_layers, by_document(router.nll_T), big_D, kind=router.kind))
+    rows += [_score_router(router, by_document, tokens_D) for router in routers]
     return Scores(oracle.domain, oracle.context, layers, tokens_D, (documents,), rows)
+
+
+def _score_router(router: RouterTable, by_document: Callable[[Floats], Floats], tokens_D: Integers) -> Score:
+    def over_tokens(per_token: float | None) -> Floats | None:
+        return None if per_token is None else np.asarray(per_token * tokens_D, dtype=np.float64)
+
+    return Score(
+        router.name,
+        router.big_layers,
+        by_document(router.nll_T),
+        by_document(router.spent_T),
+        kind=router.kind,
+        spend=router.spend,
+        flops_D=over_tokens(router.flops_per_token),
+        router_flops_D=over_tokens(router.router_flops_per_token),
+    )
 
 
 def patterns_by_budget(oracle: OracleTable, patterns: PatternTable) -> Iterator[tuple[int, Floats]]:
@@ -134,9 +169,9 @@ def pool(domains: Sequence[Scores]) -> Scores:
     rows = []
     for key in everywhere:
         parts = [table[key] for table in tables]
-        nll_D = np.concatenate([part.nll_D for part in parts])
-        big_D = np.concatenate([part.big_D for part in parts])
-        rows.append(replace(parts[0], nll_D=nll_D, big_D=big_D))
+        sums = ("nll_D", "big_D", "flops_D", "router_flops_D")
+        pooled = {name: _side_by_side([getattr(part, name) for part in parts]) for name in sums}
+        rows.append(replace(parts[0], **pooled))
     return Scores(
         domain="pooled",
         context=domains[0].context,
@@ -145,3 +180,9 @@ def pool(domains: Sequence[Scores]) -> Scores:
         strata=tuple(len(scores.tokens_D) for scores in domains),
         rows=rows,
     )
+
+
+def _side_by_side(parts: Sequence[Floats | None]) -> Any:
+    """Concatenate what every domain has; None if one of them lacks it."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None

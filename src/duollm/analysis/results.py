@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from duollm.analysis.agreement import Agreement, agreement_rows, measure_agreement, pool_agreement
+from duollm.analysis.ceiling import CeilingScore, ceiling_rows, pool_ceiling, read_ceiling, shown_scores
 from duollm.analysis.claims import decide_claims, gather_evidence
-from duollm.analysis.layer_use import count_layer_use, pool_layer_use, position_edges
+from duollm.analysis.comparison import comparison_rows, spend_rows
+from duollm.analysis.decomposition import decomposition_rows
+from duollm.analysis.layer_use import LayerUse, count_layer_use, pool_layer_use, position_edges
 from duollm.analysis.policies import EXECUTED, ORACLE, Scores, pool, score_policies
 from duollm.analysis.rows import (
     PolicyLayerUse,
@@ -34,8 +38,11 @@ from duollm.analysis.tables import (
     read_patterns,
     read_routers,
 )
+from duollm.analysis.timing import read_timing
 from duollm.errors import UserError
 from duollm.files import write_json
+from duollm.models.branch import Branch
+from duollm.routing.space import RouteSpace
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class _Domain:
     oracle: OracleTable
     patterns: PatternTable
     routers: list[RouterTable]
+    ceiling: list[CeilingScore]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class _Sample:
     scores: Scores
     uses: list[PolicyLayerUse]
     noise: list[SelectionNoise]
+    agreement: list[Agreement]
+    ceiling: list[CeilingScore]
     bootstrap: Bootstrap
 
 
@@ -73,7 +83,8 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str
     edges = position_edges(np.concatenate([domain.oracle.position_T for domain in domains]))
     samples = [_sample(domain, edges, bootstrap_samples, seed) for domain in domains]
     pooled = [_pool(samples, bootstrap_samples, seed)] if len(samples) > 1 else []
-    pairs = list(zip(domains, samples, strict=True))
+    pairs, timing = list(zip(domains, samples, strict=True)), read_timing(run)
+    skips = Branch.SKIP in domains[0].oracle.space.branches
     results = {
         "provenance": _read_json(run / "provenance.json"),
         "model": _describe_model(run, domains[0].oracle),
@@ -82,7 +93,13 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str
         "bootstrap": {"samples": bootstrap_samples, "seed": seed, "level": 0.95},
         "nll": _list(nll_rows(one.scores, one.bootstrap) for one in samples + pooled),
         "gap_closed": _list(gap_rows(one.scores, one.bootstrap) for one in samples + pooled),
+        "comparison": _list(comparison_rows(one.scores, one.bootstrap, timing, skips) for one in samples + pooled),
+        "spend": _list(spend_rows(one.scores, one.bootstrap) for one in samples + pooled),
+        "agreement": _list(agreement_rows(one.scores.domain, one.agreement, one.bootstrap) for one in samples + pooled),
+        "timing": timing and timing.facts,
         "selection_noise": _list(noise_rows(one.scores, one.noise, one.bootstrap) for one in samples + pooled),
+        "ceiling": _list(ceiling_rows(one.scores, one.ceiling, one.bootstrap) for one in samples + pooled),
+        "decomposition": _list(decomposition_rows(one.scores, one.noise, one.bootstrap) for one in samples + pooled),
         "best_of_patterns": _list(
             best_of_rows(domain.oracle, domain.patterns, one.bootstrap, seed) for domain, one in pairs
         ),
@@ -119,7 +136,7 @@ def headline_domain(results: dict[str, Any]) -> str:
 
 def _read_domain(run: Path, name: str) -> _Domain:
     oracle = read_oracle(run, name)
-    return _Domain(oracle, read_patterns(run, oracle), read_routers(run, oracle))
+    return _Domain(oracle, read_patterns(run, oracle), read_routers(run, oracle), read_ceiling(run, oracle))
 
 
 def _check_one_space(domains: Sequence[_Domain]) -> None:
@@ -133,21 +150,28 @@ def _check_one_space(domains: Sequence[_Domain]) -> None:
 
 def _sample(domain: _Domain, edges: Integers, bootstrap_samples: int, seed: int) -> _Sample:
     scores = score_policies(domain.oracle, domain.patterns, domain.routers, seed)
+    scores = replace(scores, rows=scores.rows + shown_scores(domain.ceiling))
     noise = measure_noise(domain.oracle, scores)
-    return _Sample(scores, _layer_uses(domain, edges), noise, Bootstrap(scores.strata, bootstrap_samples, seed))
+    agreement = measure_agreement(domain.oracle, domain.routers)
+    bootstrap = Bootstrap(scores.strata, bootstrap_samples, seed)
+    return _Sample(scores, _layer_uses(domain, edges), noise, agreement, domain.ceiling, bootstrap)
 
 
 def _layer_uses(domain: _Domain, edges: Integers) -> list[PolicyLayerUse]:
     oracle = domain.oracle
-    routes_T: list[tuple[str, int, str | None, Integers]]
-    routes_T = [(ORACLE, k, None, route_T) for k, route_T in oracle.route_oracle_T.items()]
-    routes_T += [(router.name, router.big_layers, router.kind, router.route_T) for router in domain.routers]
-    return [
-        PolicyLayerUse(
-            policy, k, kind, count_layer_use(oracle.space, route_T, oracle.document_T, oracle.position_T, edges)
-        )
-        for policy, k, kind, route_T in routes_T
+
+    def count(space: RouteSpace, route_T: Integers) -> LayerUse:
+        return count_layer_use(space, route_T, oracle.document_T, oracle.position_T, edges)
+
+    uses = [
+        PolicyLayerUse(ORACLE, k, None, None, count(oracle.space, route_T))
+        for k, route_T in oracle.route_oracle_T.items()
     ]
+    uses += [
+        PolicyLayerUse(one.name, one.big_layers, one.kind, one.spend, count(one.space, one.route_T))
+        for one in domain.routers
+    ]
+    return uses
 
 
 def _pool(samples: Sequence[_Sample], bootstrap_samples: int, seed: int) -> _Sample:
@@ -161,9 +185,11 @@ def _pool(samples: Sequence[_Sample], bootstrap_samples: int, seed: int) -> _Sam
             if (use.policy, use.big_layers) == (first.policy, first.big_layers)
         ]
         if len(same) == len(samples):
-            uses.append(PolicyLayerUse(first.policy, first.big_layers, first.kind, pool_layer_use(same)))
+            uses.append(replace(first, use=pool_layer_use(same)))
     noise = pool_noise([one.noise for one in samples])
-    return _Sample(scores, uses, noise, Bootstrap(scores.strata, bootstrap_samples, seed))
+    agreement = pool_agreement([one.agreement for one in samples])
+    ceiling = pool_ceiling([one.ceiling for one in samples])
+    return _Sample(scores, uses, noise, agreement, ceiling, Bootstrap(scores.strata, bootstrap_samples, seed))
 
 
 def _claim_rows(sample: _Sample) -> list[Row]:

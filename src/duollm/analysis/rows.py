@@ -30,6 +30,7 @@ class PolicyLayerUse:
     policy: str
     big_layers: int
     kind: str | None
+    spend: str | None
     use: LayerUse
 
 
@@ -44,6 +45,7 @@ def nll_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
             "domain": scores.domain,
             "policy": row.policy,
             "kind": row.kind,
+            "spend": row.spend,
             "big_layers": row.big_layers,
             "mean_big_layers": float(row.big_D.sum() / tokens),
             "context": row.context,
@@ -82,6 +84,7 @@ def gap_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
             "domain": scores.domain,
             "policy": row.policy,
             "kind": row.kind,
+            "spend": row.spend,
             "big_layers": k,
             "mean_big_layers": float(spent_X[0]),
             "closed": nominal.value,
@@ -129,6 +132,7 @@ def layer_use_rows(domain: str, uses: Sequence[PolicyLayerUse], edges: Integers,
             "domain": domain,
             "policy": measured.policy,
             "kind": measured.kind,
+            "spend": measured.spend,
             "big_layers": measured.big_layers,
             **_columns(by_layer, "share_by_layer", "low", "high"),
             "position_edges": edges.tolist(),

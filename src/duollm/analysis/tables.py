@@ -18,6 +18,7 @@ from duollm.oracle.store import KINDS
 from duollm.routing.space import RouteSpace
 
 _CONTEXTS = ("shared", "reference", "committed")
+_COSTS_WITHOUT_SKIP = (0.0, 0.0, 1.0)  # of skip, small, big; older files, in which no router could skip
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,18 @@ class RouterTable:
 
     name: str
     kind: str
+    spend: str
+    """"average": k big layers per token on average; "exact": on every token."""
     big_layers: int
+    space: RouteSpace
+    """Of its routes; its branches need not be the oracle's."""
     nll_T: Floats
     route_T: Integers
+    spent_T: Floats
+    """What the route costs in big layers; a skipped layer counts below 0, by what it saves."""
+    flops_per_token: float | None
+    """Forward FLOPs, head and router included; None if the file does not say."""
+    router_flops_per_token: float | None
 
 
 def list_domains(run: Path) -> list[str]:
@@ -213,29 +223,37 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
 
 
 def read_routers(run: Path, oracle: OracleTable) -> list[RouterTable]:
-    """Read evaluate/*/<domain>.parquet, ordered by kind and budget; none is no error.
+    """Read evaluate/*/<domain>.parquet, ordered by kind, budget and way of spending; none is no error.
 
     Raises:
         UserError: a file is foreign or covers other tokens than the oracle's.
     """
     paths = (run / "evaluate").glob(f"*/{oracle.domain}.parquet")
     routers = [_read_router(path, oracle) for path in paths]
-    return sorted(routers, key=lambda router: (router.kind, router.big_layers, router.name))
+    return sorted(routers, key=lambda router: (router.kind, router.big_layers, router.spend, router.name))
 
 
 def _read_router(path: Path, oracle: OracleTable) -> RouterTable:
     file = ResultFile.open(path, "duollm evaluate")
-    _check_same_tokens(file, oracle)
+    check_same_tokens(file, oracle)
+    space, route_T = file.space(), file.route_ids("route")
+    costs_B = np.array(file.facts.get("branch_costs", _COSTS_WITHOUT_SKIP), dtype=np.float64)
     return RouterTable(
         name=file.fact("router"),
         kind=file.fact("kind"),
+        spend=file.facts.get("spend", "average"),
         big_layers=file.fact("big_layers"),
+        space=space,
         nll_T=file.floats("nll"),
-        route_T=file.route_ids("route"),
+        route_T=route_T,
+        spent_T=costs_B[space.decode(route_T)].sum(1),
+        flops_per_token=file.facts.get("flops_per_token"),
+        router_flops_per_token=file.facts.get("router_flops_per_token"),
     )
 
 
-def _check_same_tokens(file: ResultFile, oracle: OracleTable) -> None:
+def check_same_tokens(file: ResultFile, oracle: OracleTable) -> None:
+    """Raise UserError unless the rows of a file are those of the oracle's, in the same order."""
     documents, document_T = file.documents()
     same = documents == oracle.documents and np.array_equal(document_T, oracle.document_T)
     for name, column_T in (
@@ -244,7 +262,7 @@ def _check_same_tokens(file: ResultFile, oracle: OracleTable) -> None:
         ("token_id", oracle.token_id_T),
     ):
         same = same and np.array_equal(file.integers(name), column_T)
-    if not same or file.space() != oracle.space:
+    if not same or file.space().num_layers != oracle.space.num_layers:
         raise UserError(
-            f"{file.path}: its tokens or routes are not those of {oracle.path}; run `duollm evaluate` again"
+            f"{file.path}: its tokens or layers are not those of {oracle.path}; run `{file.made_by}` again"
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from duollm.data.packed import Windows
 from duollm.errors import UserError, did_you_mean
 from duollm.evaluate.losses import policy_losses
-from duollm.flops import training_flops
+from duollm.flops import mean_token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.policies import parse_policy
@@ -93,6 +93,5 @@ def branch_shares(routes: Tensor) -> tuple[float, float, float]:
 
 def relative_flops(model: DuoForCausalLM, shares: tuple[float, float, float], sequence_length: int) -> float:
     """Forward FLOPs with these shares of (skip, small, big) over those of all big."""
-    tokens = 10**6  # any number; training is the same multiple of the forward for both
-    all_big = training_flops(model.config, (0, 0, 1), sequence_length, tokens)
-    return training_flops(model.config, shares, sequence_length, tokens) / all_big
+    all_big = mean_token_flops(model.config, (0, 0, 1), sequence_length)
+    return mean_token_flops(model.config, shares, sequence_length) / all_big

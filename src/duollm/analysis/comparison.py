@@ -1,0 +1,130 @@
+"""All policies at equal budgets: loss, gain over static, share of what is reachable, and what they really cost.
+
+Shape letters: X draws of the bootstrap.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from duollm.analysis.equal_budget import nll_at
+from duollm.analysis.policies import ALL_BIG, ALL_SMALL, CEILING, EXACT, ORACLE, STATIC, Score, Scores
+from duollm.analysis.rows import Row, gap_rows
+from duollm.analysis.statistics import Bootstrap, Estimate, Floats, interval
+from duollm.analysis.timing import Timing
+
+NEAR_BUDGET = 0.01
+"""A router keeps its budget if the share of big that it spends is at most this far from what was asked."""
+
+
+def compared_budgets(scores: Scores) -> list[int]:
+    """Return the budgets of the routers, or all that were searched if there is none; without none and all big."""
+    routers = {row.big_layers for row in scores.rows if row.kind}
+    searched = {row.big_layers for row in scores.rows if row.policy == ORACLE}
+    return sorted(k for k in routers or searched if 0 < k < scores.num_layers)
+
+
+def comparison_rows(scores: Scores, bootstrap: Bootstrap, timing: Timing | None, skips: bool) -> Iterator[Row]:
+    """Yield every policy at every budget compared, and both ends; fields are described in docs/formats.md.
+
+    Args:
+        skips: whether the routes of policies other than routers may skip; their FLOPs are then not known here.
+    """
+    nll_draws = scores.nll_draws(bootstrap)
+    nll_X = {
+        (row.policy, row.big_layers): draws_X
+        for row, draws_X in zip(scores.rows, nll_draws, strict=True)
+        if row.context in (None, scores.context)
+    }
+    gaps = {row["policy"]: row for row in gap_rows(scores, bootstrap)}
+    budgets = compared_budgets(scores)
+    for row, own_X, spent_X in zip(scores.rows, nll_draws, scores.spent_draws(bootstrap), strict=True):
+        if row.policy not in (ALL_SMALL, ALL_BIG) and row.big_layers not in budgets:
+            continue
+        share = float(spent_X[0]) / scores.num_layers
+        yield {
+            "domain": scores.domain,
+            "big_layers": row.big_layers,
+            "policy": row.policy,
+            "kind": row.kind,
+            "spend": row.spend,
+            "context": row.context,
+            **_named("nll", interval(own_X)),
+            **_gains(nll_X, row, own_X, spent_X),
+            **_closed(gaps.get(row.policy)),
+            "big_share": share,
+            "within_budget": abs(share - row.big_layers / scores.num_layers) <= NEAR_BUDGET if row.kind else None,
+            **_costs(row, scores, timing, share, skips),
+        }
+
+
+def spend_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
+    """Yield, per kind and budget, what spending exactly k on every token costs against k on average, nats (paired)."""
+    draws = zip(scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True)
+    found = {(row.kind, row.big_layers, row.spend): (nll_X, spent_X) for row, nll_X, spent_X in draws if row.kind}
+    for (kind, k, spend), (exact_X, _) in found.items():
+        if spend != EXACT or (kind, k, "average") not in found:
+            continue
+        average_X, spent_X = found[kind, k, "average"]
+        yield {
+            "domain": scores.domain,
+            "kind": kind,
+            "big_layers": k,
+            "average_mean_big_layers": float(spent_X[0]),
+            **_named("exact_minus_average", interval(exact_X - average_X)),
+        }
+
+
+def _gains(nll_X: Mapping[tuple[str, int], Floats], row: Score, own_X: Floats, spent_X: Floats) -> Row:
+    """Compare with static at k and at what was spent, and the latter with what the ceiling gains over static at k."""
+    static_X = nll_X.get((STATIC, row.big_layers))
+    static_at_spent_X = nll_at(nll_X, STATIC, spent_X)
+    gain_X = None if static_X is None else static_X - own_X
+    at_spent_X = None if static_at_spent_X is None else static_at_spent_X - own_X
+    ceiling_X, share_X = nll_X.get((CEILING, row.big_layers)), None
+    fair_X = gain_X if at_spent_X is None else at_spent_X
+    if fair_X is not None and static_X is not None and ceiling_X is not None and ceiling_X[0] < static_X[0]:
+        share_X = np.asarray(fair_X / (static_X - ceiling_X))
+    drawn = {"gain_over_static": gain_X, "gain_at_spent": at_spent_X, "of_ceiling": share_X}
+    fields: Row = {}
+    for name, draws_X in drawn.items():
+        fields |= _named(name, None if draws_X is None else interval(draws_X))
+    return fields
+
+
+def _closed(gap: Row | None) -> Row:
+    """Take over the gap closed between static and oracle, at k and at what was spent; None for what is no router."""
+    sources = {"closed": "closed", "closed_low": "low", "closed_high": "high"}
+    sources |= {f"closed_at_spent{end}": f"closed_at_spent{end}" for end in ("", "_low", "_high")}
+    return {name: gap and gap[source] for name, source in sources.items()}
+
+
+def _costs(row: Score, scores: Scores, timing: Timing | None, big_share: float, skips: bool) -> Row:
+    """Return FLOPs and time per token, both also relative to all big; None for what was not measured."""
+    tokens = float(scores.tokens_D.sum())
+    measured: dict[str, Any] = timing.row(row) if timing else {}
+    flops = None if row.flops_D is None else float(row.flops_D.sum()) / tokens
+    if timing and not row.kind and not skips:
+        flops = timing.flops_per_token(big_share)
+    own = None if row.router_flops_D is None else float(row.router_flops_D.sum()) / tokens
+    relative = measured.get("relative_time")
+    return {
+        "flops_per_token": flops,
+        "relative_flops": flops / timing.facts["all_big_flops_per_token"] if timing and flops else None,
+        "router_flops_share": own / flops if own is not None and flops else None,
+        "seconds_per_token": relative * timing.facts["all_big_seconds_per_token"] if timing and relative else None,
+        "relative_time": relative,
+        "relative_time_quartiles": measured.get("relative_time_quartiles"),
+        "router_time_share": measured.get("router_time_share"),
+    }
+
+
+def _named(name: str, estimate: Estimate | None) -> Row:
+    """Return an estimate as three fields; the interval of "nll" is called low and high, as elsewhere."""
+    prefix = "" if name == "nll" else f"{name}_"
+    return {
+        name: estimate and estimate.value,
+        f"{prefix}low": estimate and estimate.low,
+        f"{prefix}high": estimate and estimate.high,
+    }
