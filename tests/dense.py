@@ -1,5 +1,6 @@
 """Toy models of every dense family that a duo can be made from, and of the options that change what they compute."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ _OPT = _SIZES | {"ffn_dim": 24, "init_std": 0.3, "dropout": 0.1}
 _MIXED = ["full_attention", "sliding_attention", "full_attention"]
 
 
-def _rope(kind: str, **values: float) -> dict[str, Any]:
+def _rope(kind: str, **values: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 500.0, "factor": 4.0, **values}}
 
 
@@ -55,6 +56,10 @@ VARIANTS: dict[str, PreTrainedConfig] = FAMILIES | {
     "llama-dynamic": LlamaConfig(**(_ROTARY | {"max_position_embeddings": 8}), **_rope("dynamic")),
     "llama-llama3": LlamaConfig(**_ROTARY, **_rope("llama3", **_LLAMA3)),
     "llama-yarn": LlamaConfig(**_ROTARY, **_rope("yarn", original_max_position_embeddings=8)),
+    "llama-longrope": LlamaConfig(
+        **_ROTARY,
+        **_rope("longrope", short_factor=[1.0, 1.5], long_factor=[2.0, 3.0], original_max_position_embeddings=8),
+    ),
     "mistral-full": MistralConfig(**_ROTARY, sliding_window=None, head_dim=6),
     "qwen2-tied": Qwen2Config(**_ROTARY, tie_word_embeddings=True),
     "qwen2-sliding": Qwen2Config(**_ROTARY, use_sliding_window=True, sliding_window=3, max_window_layers=1),
@@ -71,7 +76,7 @@ VARIANTS: dict[str, PreTrainedConfig] = FAMILIES | {
 def dense_model(config: PreTrainedConfig, attention: str = "eager", seed: int = 0) -> PreTrainedModel:
     """A random dense model in evaluation mode; every weight matters, biases and norms too."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):

@@ -56,6 +56,10 @@ def test_wrong_types_are_refused(values):
         ({"small_intermediate_size": -1}, "small_intermediate_size must be at least 1, got -1"),
         ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
         ({"num_key_value_heads": 0}, "num_key_value_heads must be at least 1, got 0"),
+        ({"sliding_window": 0}, "sliding_window to be at least 1, got 0"),
+        ({"num_hidden_layers": 2, "layer_types": ["full_attention"]}, "layer_types must be 2 times one of full_att"),
+        ({"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}, "sliding_window to be at least 1, got None"),
+        ({"rope_parameters": {"rope_type": "axial"}}, "rope_type 'axial' is not supported; supported are default"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, expected):

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from dense import VARIANTS, dense_model, left_padded
+from dense import FAMILIES, VARIANTS, dense_model, left_padded
 from duollm import Branch, DuoForCausalLM, RouteSpace, loss_table, search_oracle
 from duollm.oracle.search import executed_nll
 from naive_oracle import naive_committed, naive_table
 from tiny import random_ids
 
-variants = pytest.mark.parametrize("variant", VARIANTS)
-SPACE = RouteSpace(3, (Branch.SKIP, Branch.SMALL, Branch.BIG))
+variants = pytest.mark.parametrize("variant", [*FAMILIES, "llama-biases", "qwen3-sliding", "opt-no-biases"])
+SPACE = RouteSpace(3, (Branch.SKIP, Branch.BIG))
 
 
 def duo_of(variant):
@@ -42,3 +42,12 @@ def test_committed_picks(variant):
 def test_texts_beyond_the_positions_are_refused(variant, context, longest):
     with pytest.raises(ValueError, match=f"at most {longest} tokens .* got {longest + 1}"):
         search_oracle(duo_of(variant), random_ids(tokens=longest + 1), RouteSpace(3), context, big_layers=[1])
+
+
+def test_weights_in_bf16():
+    model, ids, space = duo_of("llama").to(torch.bfloat16), random_ids(tokens=7), RouteSpace(3)
+    truth = naive_table(model, ids, space, "shared").float()
+    torch.testing.assert_close(loss_table(model, ids, space), truth, atol=0.2, rtol=0)
+    found = search_oracle(model, ids, space, "shared", big_layers=[1])
+    assert found.nll.dtype == torch.float32
+    torch.testing.assert_close(found.nll[0], truth[..., space.ids_with(1)].amin(-1), atol=0.2, rtol=0)

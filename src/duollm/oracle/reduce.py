@@ -178,7 +178,7 @@ class _Block:
 
     @classmethod
     def of(cls, ids_PN: Tensor, cell_PN: Tensor, hidden_PND: Tensor, contests: list[Contest]) -> Self:
-        logits = [torch.einsum("pnd,nd->pn", hidden_PND, contest.label_ND) for contest in contests]
+        logits = [torch.einsum("pnd,nd->pn", hidden_PND, contest.label_ND).float() for contest in contests]
         eligible = [contest.eligible(ids_PN, cell_PN) for contest in contests]
         return cls(ids_PN, cell_PN, hidden_PND, logits, eligible, torch.full_like(logits[0], torch.nan))
 
