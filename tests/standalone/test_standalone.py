@@ -1,12 +1,14 @@
 """What the command line of a standalone evaluation takes and leaves behind."""
 
 import json
+from io import BytesIO
+from urllib.error import HTTPError, URLError
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from duollm import cli
+from duollm import cli, standalone
 from duollm.config import DataConfig
 from duollm.data.packing import prepare_data
 from duollm.routing.space import RouteSpace
@@ -128,3 +130,23 @@ def test_mistakes_are_one_line(evaluate, arguments, complaint):
     assert code == 2
     assert output.err.count("\n") == 1
     assert complaint in output.err
+
+
+@pytest.mark.parametrize(
+    ("answer", "reached"),
+    [
+        (None, True),
+        (HTTPError("hub", 403, "refused", {}, None), True),
+        (URLError("no such host"), False),
+        (TimeoutError(), False),
+    ],
+    ids=["answers", "refuses", "no-host", "timeout"],
+)
+def test_without_the_hub_nothing_is_retried(monkeypatch, answer, reached):
+    def urlopen(request, timeout):
+        if answer is not None:
+            raise answer
+        return BytesIO()
+
+    monkeypatch.setattr(standalone, "urlopen", urlopen)
+    assert standalone._hub_answers() == reached

@@ -4,6 +4,8 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from duollm.errors import UserError
 
@@ -65,6 +67,8 @@ def evaluate(options: Namespace, command: list[str]) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     if options.tasks:
+        if not _hub_answers():
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; without it every file is retried for half a minute
         from duollm.standalone.tasks import evaluate_tasks
 
         evaluate_tasks(options, command)
@@ -72,6 +76,18 @@ def evaluate(options: Namespace, command: list[str]) -> None:
         from duollm.standalone.text import evaluate_text
 
         evaluate_text(options, command)
+
+
+def _hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached, with proxies as the environment sets them."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urlopen(Request(hub, method="HEAD"), timeout=5).close()
+    except HTTPError:  # an answer too
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _count(text: str) -> int:

@@ -31,9 +31,10 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
     names, folders = options.tasks.split(","), [Path(folder) for folder in options.include_path or []]
     rows: list[Row] = []
     samples: dict[str, list[Row]] = {}
-    for text in policies_of(options, saved.model):
+    policies = {text: parse_policy(text, saved.model) for text in policies_of(options, saved.model)}
+    for text, policy in policies.items():
         torch.manual_seed(0)  # tasks may sample
-        lm = RoutedLM(saved.model, saved.tokenizer, parse_policy(text, saved.model), options.batch_size)
+        lm = RoutedLM(saved.model, saved.tokenizer, policy, options.batch_size)
         results = run_tasks(lm, names, folders, options.limit, options.num_fewshot)
         big_share = {task: _big_share(of_task) for task, of_task in results["samples"].items()}
         rows += [{"policy": text, **row, "big_share": big_share.get(row["task"])} for row in _rows(results)]
