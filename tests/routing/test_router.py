@@ -63,8 +63,7 @@ def test_a_cold_mixture_is_the_hard_choice(make_router, states_BTD):
 @pytest.mark.parametrize("kind", sorted(set(ROUTERS) - {"mixture-of-depths"}))  # decides by its predictor
 def test_the_margin_is_the_difference_of_the_scores(make_router, states_BTD, kind):
     router = make_router(kind=ROUTERS[kind])
-    begin = getattr(router, "begin", lambda positions: None)
-    scored = told = begin(torch.arange(5).expand(2, 5))
+    scored = told = router.begin(torch.arange(5).expand(2, 5))
     for layer in range(3):
         scores_BTC, scored = router.scores(layer, states_BTD, scored)
         margin_BT, told = router.margin(layer, states_BTD, told)

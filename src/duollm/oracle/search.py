@@ -1,7 +1,7 @@
 """Exact oracle search: the public functions, and how each context is searched.
 
 Shape letters: B sequences, T tokens given, N = B * (T - 1) predicted tokens, Q cells, K budgets,
-S label pairs, R routes, L layers, D hidden.
+S labels or pairs of labels, R routes, L layers, D hidden.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -106,20 +106,55 @@ def loss_table(
     Raises:
         ValueError: as `search_oracle`.
     """
+    label_ND = model.lm_head.weight[input_ids[:, 1:].flatten()]
+    tables_SBTR = loss_tables(
+        model,
+        input_ids,
+        space,
+        label_ND[None],
+        context,
+        reference,
+        attention_mask=attention_mask,
+        memory_bytes=memory_bytes,
+    )
+    return tables_SBTR[0]
+
+
+@torch.inference_mode()
+def loss_tables(
+    model: DuoForCausalLM,
+    input_ids: Tensor,
+    space: RouteSpace,
+    wanted_SND: Tensor,
+    context: str = "shared",
+    reference: Tensor | None = None,
+    *,
+    attention_mask: Tensor | None = None,
+    memory_bytes: int = 2**30,
+) -> Tensor:
+    """As `loss_table`, for several labels of each token, or distributions of labels: float32 [S, B, T - 1, R].
+
+    Args:
+        wanted_SND: S times for each of the N = B * (T - 1) predictions the head's embedding of the label, or
+            the mean of those embeddings under a distribution; then the loss is its cross-entropy.
+
+    Raises:
+        ValueError: as `search_oracle`.
+    """
     check_search(model, input_ids, space, context)
     if context == "committed":
         raise ValueError("a loss table needs context 'shared' or 'reference'; use search_oracle for 'committed'")
     batch = Batch(model, input_ids, attention_mask)
     attend = batch.shared_context() if context == "shared" else batch.reference_context(reference)
     search = _Search(batch, space, parse_budgets(None, None, space), memory_bytes, None)
-    label_ND = model.lm_head.weight[batch.labels_N]
-    table_NR = torch.empty(len(label_ND), space.size, device=input_ids.device)
+    tables_SNR = torch.empty(*wanted_SND.shape[:2], space.size, device=input_ids.device)
     for leaves in search.leaves(batch.hidden_BTD.flatten(0, 1), attend, search.wanted_cells()):
         final_PND = model.model.norm(leaves.hidden_PND)
         log_z_PN = log_normaliser(model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
-        table_NR[:, leaves.ids_P] = (log_z_PN - torch.einsum("pnd,nd->pn", final_PND, label_ND)).T
-    table_BTR = table_NR.view(*batch.padding_BT.shape, space.size)
-    return table_BTR.masked_fill(batch.padding_BT[..., None], torch.nan)
+        losses_SPN = log_z_PN - torch.einsum("pnd,snd->spn", final_PND, wanted_SND)
+        tables_SNR[:, :, leaves.ids_P] = losses_SPN.transpose(1, 2)
+    tables_SBTR = tables_SNR.view(-1, *batch.padding_BT.shape, space.size)
+    return tables_SBTR.masked_fill(batch.padding_BT[..., None], torch.nan)
 
 
 @torch.inference_mode()

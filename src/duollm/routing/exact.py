@@ -26,12 +26,18 @@ class ExactBudget(nn.Module):
         self.router, self.big_layers = router, big_layers
         self.otherwise = int(max(branch for branch in router.branches if branch != Branch.BIG))
 
+    def begin(self, position_ids_BT: Tensor) -> Any:
+        """The memory for layer 0: the router's, which is told of the budget, and what each token has left."""
+        inner = self.router.hold(self.router.begin(position_ids_BT), self.big_layers)
+        return inner, torch.full_like(position_ids_BT, self.big_layers)
+
     def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Choose for one layer, integers [B, T]; the memory holds the router's and what each token has left."""
-        inner, left_BT = memory or (None, torch.full(states_BTD.shape[:2], self.big_layers, device=states_BTD.device))
-        choice_BT, inner = self.router(layer_idx, states_BTD, inner)
+        """Choose for one layer, integers [B, T]; the memory is of the kind that `begin` returns."""
+        inner, left_BT = memory
+        choice_BT, inner = self.router.decide(layer_idx, states_BTD, inner)
         choice_BT = choice_BT.masked_fill((left_BT == 0) & (choice_BT == Branch.BIG), self.otherwise)
         choice_BT = choice_BT.masked_fill(left_BT == self.router.num_layers - layer_idx, int(Branch.BIG))
+        inner = self.router.remember(layer_idx, choice_BT, inner)
         return choice_BT, (inner, left_BT - (choice_BT == Branch.BIG).long())
 
     def flops_per_token(self) -> int:

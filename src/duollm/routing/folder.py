@@ -15,9 +15,11 @@ from duollm.files import replacing, write_json
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.baselines import EarlyExitRouter, MixtureOfDepthsRouter, RandomRouter
+from duollm.routing.codebook import CodebookRouter
 from duollm.routing.gains import DeepGainsRouter, GainsRouter
-from duollm.routing.linear import GumbelRouter, LinearRouter
+from duollm.routing.linear import DistilledRouter, GumbelRouter, LinearRouter
 from duollm.routing.router import Router
+from duollm.routing.sequential import SequentialRouter
 from duollm.routing.space import parse_branches
 
 ROUTERS: dict[str, type[Router]] = {
@@ -25,6 +27,9 @@ ROUTERS: dict[str, type[Router]] = {
     "gumbel": GumbelRouter,
     "gains": GainsRouter,
     "deep-gains": DeepGainsRouter,
+    "sequential": SequentialRouter,
+    "distilled": DistilledRouter,
+    "codebook": CodebookRouter,
     "random": RandomRouter,
     "early-exit": EarlyExitRouter,
     "mixture-of-depths": MixtureOfDepthsRouter,

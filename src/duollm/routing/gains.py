@@ -41,17 +41,20 @@ class DeepGainsRouter(GainsRouter):
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Return the scores of the branches, [B, T, C], float32."""
         linear_BTC, memory = super().scores(layer_idx, states_BTD, memory)
-        down_RD, up_CR = (weight[layer_idx].to(states_BTD.dtype) for weight in (self.down_LRD, self.up_LCR))
-        return linear_BTC + (nn.functional.gelu(states_BTD @ down_RD.T) @ up_CR.T).float(), memory
+        up_CR = self.up_LCR[layer_idx].to(states_BTD.dtype)
+        return linear_BTC + (self.narrow(layer_idx, states_BTD, memory) @ up_CR.T).float(), memory
 
     def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """By how much big beats the one other branch, [B, T]."""
         linear_BT, memory = super().margin(layer_idx, states_BTD, memory)
-        down_RD, (other_R, big_R) = self.down_LRD[layer_idx].to(states_BTD.dtype), self.up_LCR[layer_idx]
-        narrow_BTR = nn.functional.gelu(states_BTD @ down_RD.T)
+        narrow_BTR, (other_R, big_R) = self.narrow(layer_idx, states_BTD, memory), self.up_LCR[layer_idx]
         return linear_BT + (narrow_BTR @ (big_R - other_R).to(states_BTD.dtype)).float(), memory
 
     def flops_per_token(self) -> int:
         """Count the linear map and the bottleneck."""
         bottleneck = self.rank * (self.hidden_size + self.maps_in_use)
         return super().flops_per_token() + 2 * self.num_layers * bottleneck
+
+    def narrow(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """The bottleneck's activations, [B, T, R]."""
+        return nn.functional.gelu(states_BTD @ self.down_LRD[layer_idx].to(states_BTD.dtype).T)

@@ -51,3 +51,10 @@ class GumbelRouter(LinearRouter):
     def mix(self, scores_BTC: Tensor) -> Tensor:
         """Draw one-hot weights [B, T, C] that pass the gradient of the softmax of the perturbed scores."""
         return nn.functional.gumbel_softmax(scores_BTC, self.temperature, hard=True)
+
+
+class DistilledRouter(GumbelRouter):
+    """A linear router that first imitates the oracle's soft choices (`duollm.train.distillation`), then fine-tunes."""
+
+    objective = "distillation"
+    needs_labels = True

@@ -28,12 +28,14 @@ class Router(nn.Module):
     Attributes:
         objective: how it is trained, a key of `duollm.train.objectives.OBJECTIVES`.
         every_budget: whether one training serves all budgets, which then differ in the price alone.
+        needs_labels: whether it is taught by `duollm.oracle.labels`.
         temperature: of the softmax; annealed by the training.
         price: set by calibration so that the hard choices spend the budget.
     """
 
     objective: ClassVar[str] = "mixture"
     every_budget: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
     price: Tensor
     values_C: Tensor
     cost_C: Tensor
@@ -65,12 +67,28 @@ class Router(nn.Module):
         """Turn scores into weights [B, T, C] that sum to 1; used in training mode."""
         return (scores_BTC / self.temperature).softmax(-1)
 
+    def aim(self, big_layers: int) -> None:
+        """Take note of the budget, before it is trained for it or calibrated to it; by default nothing."""
+
+    def begin(self, position_ids_BT: Tensor) -> Any:
+        """The memory for layer 0; by default None."""
+        return None
+
+    def hold(self, memory: Any, big_layers: int | Tensor) -> Any:
+        """Take note, in the memory for layer 0, of how many big layers each token will spend; by default nothing."""
+        return memory
+
     def remember(self, layer_idx: int, choice: Tensor, memory: Any) -> Any:
         """Take note of what was chosen, in the form that `forward` returns it; by default nothing."""
         return memory
 
     def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Choose for one layer: weights [B, T, 3] in training mode, integers [B, T] otherwise."""
+        choice, memory = self.decide(layer_idx, states_BTD, memory)
+        return choice, self.remember(layer_idx, choice, memory)
+
+    def decide(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """As `forward`, but the memory does not hold the choice yet."""
         if self.training:
             scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
             choice = self.over_all_branches(self.mix(scores_BTC))
@@ -81,7 +99,7 @@ class Router(nn.Module):
         else:
             scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
             choice = self.values_C[(scores_BTC - self.price * self.cost_C).argmax(-1)]
-        return choice, self.remember(layer_idx, choice, memory)
+        return choice, memory
 
     def flops_per_token(self) -> int:
         """Count the FLOPs of deciding on one token at all layers: a multiplication and an addition per weight.

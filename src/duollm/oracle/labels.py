@@ -1,0 +1,161 @@
+"""Losses of training tokens under many routes: what routers are taught by.
+
+Shape letters: W windows, T tokens, N = T - 1 predictions of a window, R routes, L layers, S kinds of loss,
+D hidden, V vocabulary.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from duollm.errors import UserError
+from duollm.files import replacing
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import FixedRoutes
+from duollm.oracle.fixed import draw_patterns
+from duollm.oracle.head import log_normaliser
+from duollm.oracle.search import loss_tables
+from duollm.routing.space import RouteSpace, parse_branches
+
+LARGEST_LABELLED = 2**14
+"""Up to so many routes, tokens are labelled with the losses of all; else with those of a drawn pool."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Losses of windows of training text under routes, each less the token's mean over the routes.
+
+    Attributes:
+        space: of the route ids.
+        token_ids_WT: the windows.
+        route_ids_R: ascending; all routes of the space, or a pool of them.
+        losses_SWNR: float16, nats. `TEXT`: the nll of the token that follows in the text. `EXPECTED`: its
+            expectation when the token is drawn from the all-big prediction, which knows no luck.
+    """
+
+    space: RouteSpace
+    token_ids_WT: Tensor
+    route_ids_R: Tensor
+    losses_SWNR: Tensor
+
+    def with_big(self, fewest: int, most: int) -> Tensor:
+        """Indices, ascending, of the routes with `fewest` to `most` big layers.
+
+        Raises:
+            UserError: there is none.
+        """
+        big_R = self.space.count_big(self.route_ids_R)
+        indices = ((big_R >= fewest) & (big_R <= most)).nonzero()[:, 0]
+        if not len(indices):
+            raise UserError(f"no route with {fewest} .. {most} big layers was labelled; add it to router.big_layers")
+        return indices
+
+
+TEXT, EXPECTED = 0, 1
+
+
+@torch.inference_mode()
+def label_windows(
+    model: DuoForCausalLM,
+    token_ids_WT: Tensor,
+    space: RouteSpace,
+    route_ids_R: Tensor | None = None,
+    seed: int = 0,
+    memory_bytes: int = 2**30,
+    report: Callable[[str], None] = lambda line: None,
+) -> Labels:
+    """Run routes on all tokens of the windows.
+
+    All routes of the space are searched in context "reference": only the token's own route varies, as it will when
+    every token decides for itself. The tokens before it take random routes, in each window big with a probability
+    of its own, so that no route of the table is tried in company that it never meets. A pool is run route by
+    route over whole windows (context "shared"), which takes no search.
+
+    Args:
+        route_ids_R: the pool, ascending; None: all routes.
+    """
+    pool_R = None if route_ids_R is None else route_ids_R.to(model.device)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    tables, started = [], time.perf_counter()
+    for number, token_ids_T in enumerate(token_ids_WT, start=1):
+        ids_1T = token_ids_T[None].to(model.device)
+        wanted_SND = _wanted(model, ids_1T)
+        if pool_R is None:
+            reference_1TL = _random_routes(space, ids_1T.shape[1], generator)[None]
+            table_SNR = loss_tables(
+                model, ids_1T, space, wanted_SND, "reference", reference_1TL, memory_bytes=memory_bytes
+            )[:, 0]
+        else:
+            table_SNR = _pool_table(model, ids_1T, wanted_SND, space.decode(pool_R))
+        tables.append((table_SNR - table_SNR.mean(-1, keepdim=True)).half().cpu())
+        rate = number * wanted_SND.shape[1] / (time.perf_counter() - started)
+        report(f"labels  window {number}/{len(token_ids_WT)}  {rate:,.1f} tokens/s")
+    labelled_R = torch.arange(space.size) if route_ids_R is None else route_ids_R.cpu()
+    return Labels(space, token_ids_WT.cpu(), labelled_R, torch.stack(tables, dim=1))
+
+
+def routes_to_label(space: RouteSpace, big_layers: list[int], number: int, seed: int) -> Tensor | None:
+    """The pool for a space that is too large to label whole: up to `number` random routes per budget; else None."""
+    if space.size <= LARGEST_LABELLED:
+        return None
+    neighbours = {k + by for k in big_layers for by in (-1, 0, 1)} & set(range(space.num_layers + 1))
+    return torch.from_numpy(draw_patterns(space, sorted(neighbours), number, seed))
+
+
+def save_labels(labels: Labels, path: Path) -> None:
+    """Write labels as one safetensors file (docs/formats.md)."""
+    tensors = {"token_ids": labels.token_ids_WT, "route_ids": labels.route_ids_R, "losses": labels.losses_SWNR}
+    facts = {
+        "num_layers": str(labels.space.num_layers),
+        "branches": " ".join(branch.name.lower() for branch in labels.space.branches),
+    }
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, facts)
+
+
+def load_labels(path: Path) -> Labels:
+    """Read what `save_labels` wrote.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata()
+            space = RouteSpace(int(facts["num_layers"]), parse_branches(facts["branches"].split()))
+            return Labels(space, *(file.get_tensor(name) for name in ("token_ids", "route_ids", "losses")))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a readable file of labels ({error}); delete it to make it anew") from None
+
+
+def _wanted(model: DuoForCausalLM, ids_1T: Tensor) -> Tensor:
+    """The head's embeddings of the tokens that follow, and their means under the all-big prediction, [2, N, D]."""
+    weight_VD = model.lm_head.weight
+    routes_L = [int(Branch.BIG)] * model.config.num_hidden_layers
+    logits_NV = model(input_ids=ids_1T[:, :-1], routes=routes_L, use_cache=False).logits[0]
+    return torch.stack([weight_VD[ids_1T[0, 1:]], logits_NV.softmax(-1) @ weight_VD])
+
+
+def _random_routes(space: RouteSpace, tokens: int, generator: torch.Generator) -> Tensor:
+    """A route for each token, [T, L]; every branch has a probability of this window's own."""
+    shares_C = torch.rand(space.base, generator=generator, device=generator.device)
+    digits = torch.multinomial(shares_C, tokens * space.num_layers, replacement=True, generator=generator)
+    branches_C = torch.tensor(space.branches, device=generator.device)
+    return branches_C[digits].view(tokens, space.num_layers)
+
+
+def _pool_table(model: DuoForCausalLM, ids_1T: Tensor, wanted_SND: Tensor, routes_RL: Tensor) -> Tensor:
+    """Losses [S, N, R] of whole windows on each route."""
+    table_SNR = torch.empty(*wanted_SND.shape[:2], len(routes_RL), device=ids_1T.device)
+    for index, route_L in enumerate(routes_RL):
+        policy = FixedRoutes(route_L)
+        final_ND = model.model(input_ids=ids_1T[:, :-1], policy=policy, use_cache=False).last_hidden_state[0]
+        table_SNR[..., index] = log_normaliser(model, final_ND) - (wanted_SND * final_ND).sum(-1)
+    return table_SNR
