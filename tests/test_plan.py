@@ -90,7 +90,7 @@ def test_activation_estimate_is_near_what_autograd_keeps():
     from duollm import DuoConfig, DuoForCausalLM
 
     recipe = small(pretrain__accumulate="1")
-    sizes = recipe.model.model_dump(exclude={"path", "rope_theta"})
+    sizes = recipe.model.model_dump(exclude={"path", "dense", "rope_theta"})
     model = DuoForCausalLM(DuoConfig(**sizes))
     model.set_attn_implementation("sdpa")
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}

@@ -29,6 +29,8 @@ class ModelConfig(Section):
 
     path: str | None = None
     """A trained duo folder to study in place of training one."""
+    dense: str | None = None
+    """A dense checkpoint, folder or hub id, to convert; of the sizes below only small_intermediate_size counts then."""
     vocab_size: int | None = Field(default=None, ge=2)
     """Size of the vocabulary; default: the tokenizer's."""
     hidden_size: int = Field(default=128, ge=1)
@@ -66,13 +68,24 @@ class ModelConfig(Section):
         return self
 
 
+class ConvertConfig(Section):
+    """Stage 0, only with model.dense: the big FFNs are the checkpoint's, the small ones are set from them."""
+
+    small_init: Literal["random", "slice", "distilled"] = "distilled"
+    """Random, the big FFN's most used neurons, or those trained to imitate the big FFN (docs/checkpoints.md)."""
+    sample_tokens: int = Field(default=32_768, ge=2)
+    """Tokens of training text on which slice and distilled look at the big FFNs."""
+    steps: int = Field(default=300, ge=1)
+    """Steps of the distillation, per layer."""
+
+
 class DataConfig(Section):
     """Text in, packed tokens out."""
 
     domains: list[str] = Field(default=["prose", "code"], min_length=1)
     """`prose`, `code`, a file or folder of text/JSONL/Parquet, or a Hugging Face data set id."""
     tokenizer: str | None = None
-    """An existing tokenizer (folder or hub id); default: train a byte-level BPE on the train split."""
+    """An existing tokenizer (folder or hub id); default: that of model.dense, or train a byte-level BPE."""
     vocab_size: int = Field(default=4096, ge=257)
     """Size of the vocabulary to train."""
     sequence_length: int = Field(default=128, ge=2)
@@ -96,8 +109,8 @@ class DataConfig(Section):
 class PretrainConfig(Section):
     """Stage 1: random routing (paper, section 3)."""
 
-    tokens: int = Field(default=1_500_000, ge=1)
-    """Training tokens in all."""
+    tokens: int = Field(default=1_500_000, ge=0)
+    """Training tokens in all; 0, for a converted model: none."""
     batch_size: int = Field(default=16, ge=1)
     """Sequences per optimiser step (over all ranks and accumulation steps)."""
     accumulate: int = Field(default=1, ge=1)
@@ -228,6 +241,7 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of everything random."""
     model: ModelConfig = ModelConfig()
+    convert: ConvertConfig = ConvertConfig()
     data: DataConfig = DataConfig()
     pretrain: PretrainConfig = PretrainConfig()
     oracle: OracleConfig = OracleConfig()
@@ -235,7 +249,19 @@ class Recipe(Section):
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
+    def _model_is_made_in_one_way(self) -> "Recipe":
+        if self.model.path and self.model.dense:
+            raise ValueError("model.path is a trained duo and model.dense a checkpoint to convert; give one of them")
+        if not self.model.dense and self.pretrain.freeze != "nothing":
+            raise ValueError("pretrain.freeze needs model.dense: a model from scratch must train all of itself")
+        if not self.model.dense and not self.model.path and self.pretrain.tokens == 0:
+            raise ValueError("pretrain.tokens 0 needs model.dense: a model from scratch must be trained")
+        return self
+
+    @model_validator(mode="after")
     def _budgets_and_sequences_fit(self) -> "Recipe":
+        if self.model.path or self.model.dense:
+            return self  # the sizes are the given model's, which is looked at later
         layers = self.model.num_hidden_layers
         for key, budgets in (
             ("oracle.big_layers", self.oracle.big_layers),

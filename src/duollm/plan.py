@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from duollm.config import ModelConfig, Recipe
 from duollm.errors import UserError
@@ -88,7 +88,7 @@ def plan(recipe: Recipe) -> Plan:
         recipe=recipe,
         parameters=count_parameters(model),
         token_flops={name: sequence_flops(model, big, length) // length for name, big in budgets.items()},
-        training=None if recipe.model.path else _training(recipe, model),
+        training=None if recipe.model.path or not recipe.pretrain.tokens else _training(recipe, model),
         router_steps=training_steps(recipe.router.tokens, recipe.router.batch_size, length),
         windows=windows,
         naive=_times(naive_search(model, length), windows),
@@ -236,6 +236,8 @@ def _sizes(recipe: Recipe) -> ModelConfig:
     model, data = recipe.model, recipe.data
     if model.path:
         return _sizes_of_folder(Path(model.path))
+    if model.dense:
+        return _sizes_of_dense(model, Path(model.dense))
     if model.vocab_size is None and data.tokenizer is not None:
         raise UserError(
             f"plan does not load tokenizers: add --model.vocab_size N, the vocabulary size of {data.tokenizer}"
@@ -243,11 +245,35 @@ def _sizes(recipe: Recipe) -> ModelConfig:
     return model.model_copy(update={"vocab_size": model.vocab_size or data.vocab_size})
 
 
-def _sizes_of_folder(folder: Path) -> ModelConfig:
+def _sizes_of_dense(model: ModelConfig, folder: Path) -> ModelConfig:
+    """The checkpoint's sizes if it is a folder; plan asks no hub, so for an id those of the recipe."""
+    if not folder.is_dir():
+        if model.vocab_size is None:
+            raise UserError(f"plan does not download {folder}: give its folder, or its sizes under model")
+        return model
+    saved = _read_config(folder, "model.dense")
+    sizes = {name: saved[name] for name in ModelConfig.model_fields if saved.get(name) is not None}
+    return ModelConfig(
+        **{
+            "intermediate_size": saved.get("ffn_dim"),  # OPT's name of it
+            "num_key_value_heads": saved["num_attention_heads"],
+            **sizes,
+            "small_intermediate_size": model.small_intermediate_size,
+            "skip_scope": model.skip_scope,
+        }
+    )
+
+
+def _read_config(folder: Path, key: str) -> dict[str, Any]:
     try:
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        saved: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"model.path: {folder} holds no readable config.json; give a duo model folder") from None
+        raise UserError(f"{key}: {folder} holds no readable config.json; give a model folder") from None
+    return saved
+
+
+def _sizes_of_folder(folder: Path) -> ModelConfig:
+    saved = _read_config(folder, "model.path")
     if saved.get("model_type") != "duo":
         raise UserError(f"model.path: {folder} is a {saved.get('model_type')!r} model, not 'duo'; convert it first")
     return ModelConfig(**{name: saved[name] for name in ModelConfig.model_fields if name in saved})

@@ -6,11 +6,12 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers.utils import logging
 
 from duollm.analysis.results import analyse
-from duollm.config import Recipe, save_recipe
+from duollm.config import DataConfig, Recipe, save_recipe
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
@@ -18,6 +19,7 @@ from duollm.evaluate.loading import load_model
 from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
 from duollm.machine import peak_memory_bytes, provenance
+from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
@@ -25,6 +27,7 @@ from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.routing.folder import router_class
 from duollm.stages import Stage, run_stages
+from duollm.train.convert import convert, open_dense
 from duollm.train.distributed import World, join_world
 from duollm.train.pretrain import pretrain
 from duollm.train.router import router_name, train_router
@@ -41,7 +44,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
-    if recipe.model.path is None:
+    if recipe.model.path is None and recipe.model.dense is None:
         check_settings(recipe.oracle, recipe.model, recipe.data.sequence_length)
     world = join_world()
     study = Study(recipe, run, world)
@@ -69,10 +72,10 @@ class Study:
             Stage(
                 "data",
                 self._prepare_data,
-                {"sources": source_fingerprint(recipe.data, recipe.seed)},
+                {"sources": source_fingerprint(self._data_config, recipe.seed)},
                 outputs=("data",),
             ),
-            self._model_stage(),
+            *self._model_stages(),
             Stage(
                 "oracle",
                 self._search,
@@ -103,22 +106,35 @@ class Study:
             ),
         ]
 
-    def _model_stage(self) -> Stage:
-        """Train a duo, or take the one that the recipe names."""
+    def _model_stages(self) -> list[Stage]:
+        """Train a duo, convert and train one, or take the one that the recipe names."""
         recipe = self.recipe
         if recipe.model.path is not None:
-            weights = _fingerprint_weights(Path(recipe.model.path))
-            return Stage("pretrain", self._check_given_model, {"weights": weights}, after=("data",))
-        unimportant = {"log_every", "checkpoint_every"}
-        settings = {"model": recipe.model.model_dump(), **recipe.pretrain.model_dump(exclude=unimportant)}
-        return Stage(
+            weights = _fingerprint_weights(Path(recipe.model.path), "model.path")
+            return [Stage("pretrain", self._check_given_model, {"weights": weights}, after=("data",))]
+        settings = recipe.pretrain.model_dump(exclude={"log_every", "checkpoint_every"}) | {"seed": recipe.seed}
+        if recipe.model.dense is None:
+            settings["model"] = recipe.model.model_dump(exclude={"dense"})
+        train = Stage(
             "pretrain",
             self._pretrain,
-            {**settings, "seed": recipe.seed},
-            after=("data",),
+            settings,
+            after=("data",) if recipe.model.dense is None else ("data", "convert"),
             outputs=("model",),
             scratch=("resume/pretrain.pt",),
         )
+        return [train] if recipe.model.dense is None else [self._convert_stage(recipe.model.dense), train]
+
+    def _convert_stage(self, dense: str) -> Stage:
+        """Make a duo of a dense checkpoint."""
+        recipe, local = self.recipe, Path(dense).is_dir()
+        settings = {
+            "dense": _fingerprint_weights(Path(dense), "model.dense") if local else dense,
+            **recipe.model.model_dump(include={"small_intermediate_size", "skip_scope"}),
+            **recipe.convert.model_dump(),
+            "seed": recipe.seed,
+        }
+        return Stage("convert", self._convert, settings, after=("data",), outputs=("converted",))
 
     def _router_stages(self) -> list[Stage]:
         """One stage per training: a further kind or budget does not repeat the others."""
@@ -152,30 +168,56 @@ class Study:
 
     def _prepare_data(self) -> None:
         if self.world.first:
-            prepare_data(self.recipe.data, self.recipe.seed, self.run / "data", progress=print)
+            prepare_data(self._data_config, self.recipe.seed, self.run / "data", progress=print)
+        self.world.wait()
+
+    @property
+    def _data_config(self) -> DataConfig:
+        """The recipe's; text for a dense checkpoint has its tokenizer unless another is named."""
+        given, dense = self.recipe.data, self.recipe.model.dense
+        return given.model_copy(update={"tokenizer": dense}) if dense and given.tokenizer is None else given
+
+    def _convert(self) -> None:
+        recipe, dense = self.recipe, self.recipe.model.dense
+        assert dense is not None
+        if self.world.first:
+            sizes = recipe.model
+            model = open_dense(dense, sizes.small_intermediate_size, sizes.skip_scope, recipe.seed, torch.float32)
+            self._check_fits(model.config, "model.dense", dense)
+            nn.Module.to(model, self.world.device)
+            convert(model, dense, recipe.convert, self._data, recipe.seed, self.run / "converted", progress=print)
         self.world.wait()
 
     def _pretrain(self) -> None:
         recipe = self.recipe
-        pretrain(recipe.model, recipe.pretrain, self._data, recipe.seed, self.world, self.run)
+        converted = self.run / "converted" if recipe.model.dense else None
+        pretrain(recipe.model, recipe.pretrain, self._data, recipe.seed, self.world, self.run, converted)
 
     def _check_given_model(self) -> None:
+        self._check_fits(self._load_model().config, "model.path", str(self._model_folder))
+
+    def _check_fits(self, config: DuoConfig, key: str, given: str) -> None:
         """Refuse a model that does not fit the recipe before hours are spent on it."""
-        config, folder = self._load_model().config, self._model_folder
         if config.vocab_size < self._data.vocab_size:
             raise UserError(
-                f"model.path: {folder} knows {config.vocab_size} tokens, the data has {self._data.vocab_size}; "
+                f"{key}: {given} knows {config.vocab_size} tokens, the data has {self._data.vocab_size}; "
                 "set data.tokenizer to the model's own"
             )
-        check_settings(self.recipe.oracle, config, self.recipe.data.sequence_length)
+        length = self.recipe.data.sequence_length
+        if length > config.max_position_embeddings:
+            raise UserError(
+                f"data.sequence_length ({length}) must not exceed the {config.max_position_embeddings} positions "
+                f"that {given} knows"
+            )
+        check_settings(self.recipe.oracle, config, length)
         for big in self.recipe.router.big_layers:
             if big > config.num_hidden_layers:
-                raise UserError(f"router.big_layers holds {big}; {folder} has {config.num_hidden_layers} layers")
+                raise UserError(f"router.big_layers holds {big}; {given} has {config.num_hidden_layers} layers")
 
     def _search(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data
         fingerprints = {
-            "model_fingerprint": _fingerprint_weights(self._model_folder),
+            "model_fingerprint": _fingerprint_weights(self._model_folder, "model"),
             "data_fingerprint": data.fingerprint,
             "version": version("duollm"),
         }
@@ -186,9 +228,7 @@ class Study:
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
         recipe = self.recipe
-        train_router(
-            self._load_model(), recipe.router, kind, big_layers, self._data, recipe.seed, self.world, self.run
-        )
+        train_router(self._load_model(), recipe.router, kind, big_layers, self._data, recipe.seed, self.world, self.run)
 
     def _evaluate(self) -> None:
         if self.world.first:
@@ -226,11 +266,11 @@ def silence_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def _fingerprint_weights(folder: Path) -> str:
+def _fingerprint_weights(folder: Path, key: str) -> str:
     """Hash of the configuration and all weight files of a model folder."""
     files = sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")])
     if len(files) < 2:
-        raise UserError(f"model.path: {folder} holds no config.json with *.safetensors; give a saved duo folder")
+        raise UserError(f"{key}: {folder} holds no config.json with *.safetensors; give the folder of a saved model")
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -5,12 +5,15 @@ import torch
 from transformers import AutoTokenizer
 
 from duollm.config import DataConfig, ModelConfig, PretrainConfig
+from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data
 from duollm.errors import UserError
+from duollm.evaluate.loading import load_model
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.train.distributed import World
 from duollm.train.pretrain import duo_config, pretrain, random_routing_loss, training_plan
+from duollm.train.saving import Story, save_model
 from tiny import random_ids, tiny_model
 from tiny_corpus import write_corpus
 from tiny_training import ALONE
@@ -76,3 +79,66 @@ def test_the_loss_is_that_of_exact_random_shares():
     assert torch.equal(seen[0].routes, seen[4].routes)
     assert seen[0].routes.unique(dim=-1).shape[-1] > 1, "layers must not share their draw"
     assert set(seen[0].routes.unique().tolist()) == set(Branch)
+
+
+class TestFromAConvertedModel:
+    @pytest.fixture
+    def converted(self, tmp_path, data):
+        folder = tmp_path / "converted"
+        save_model(tiny_model(vocab_size=data.vocab_size), data.tokenizer, folder, Story(("Converted",)))
+        return folder
+
+    @pytest.fixture
+    def trained(self, tmp_path, data, converted):
+        """Train from it and return the weights before and after."""
+
+        def run(run="run", **settings):
+            config = PretrainConfig(
+                **{"tokens": 16 * 8 * 6, "batch_size": 8, "precision": "fp32", "checkpoint_every": 2, **settings}
+            )
+            before = load_model(converted).state_dict()
+            pretrain(SIZES, config, data, 0, ALONE, tmp_path / run, converted)
+            assert all(torch.equal(value, before[name]) for name, value in load_model(converted).state_dict().items())
+            return before, load_model(tmp_path / run / "model").state_dict()
+
+        return run
+
+    @pytest.mark.parametrize("freeze", ["big", "nothing"])
+    def test_what_is_frozen_stays(self, trained, freeze):
+        before, after = trained(freeze=freeze)
+        changed = {name for name in before if not torch.equal(after[name], before[name])}
+        assert changed == {name for name in before if freeze == "nothing" or ".mlp.small." in name}
+
+    def test_the_small_ffns_learn(self, tmp_path, trained):
+        trained(freeze="big", tokens=16 * 8 * 40, log_every=1, learning_rate=0.03)
+        losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert losses[-1] < losses[0] - 0.3
+
+    def test_a_resumed_training_is_the_uninterrupted_one(self, tmp_path, trained, monkeypatch):
+        _, whole = trained(freeze="big")
+        train_batch = PackedData.train_batch
+
+        def dying_batch(data, step, *arguments, **settings):
+            if step == 3:
+                raise OSError("power cut")
+            return train_batch(data, step, *arguments, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PackedData, "train_batch", dying_batch)
+            with pytest.raises(OSError, match="power cut"):
+                trained("resumed", freeze="big")
+        kept = torch.load(tmp_path / "resumed" / "resume" / "pretrain.pt", weights_only=True)["trained"]
+        assert all(".mlp.small." in name for name in kept)
+        _, resumed = trained("resumed", freeze="big")
+        assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+    def test_no_tokens_means_no_training(self, tmp_path, trained):
+        before, after = trained(tokens=0)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert Story.read(tmp_path / "run" / "model").steps == ("Converted",)
+
+    def test_the_card_goes_on(self, tmp_path, trained):
+        trained(freeze="big")
+        first, second = Story.read(tmp_path / "run" / "model").steps
+        assert first == "Converted"
+        assert second.startswith("Trained, only the small FFNs, on 768 tokens")

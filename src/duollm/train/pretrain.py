@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from duollm.config import ModelConfig, PretrainConfig
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
+from duollm.evaluate.loading import load_model
 from duollm.flops import training_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
@@ -23,29 +24,55 @@ from duollm.train.saving import Story, save_model
 
 
 def pretrain(
-    model_config: ModelConfig, config: PretrainConfig, data: PackedData, seed: int, world: World, run: Path
+    model_config: ModelConfig,
+    config: PretrainConfig,
+    data: PackedData,
+    seed: int,
+    world: World,
+    run: Path,
+    converted: Path | None = None,
 ) -> None:
-    """Train a duo from scratch and write `run/model`, a Hugging Face folder with the tokenizer."""
+    """Train a duo and write `run/model`, a Hugging Face folder with the tokenizer.
+
+    It starts from scratch, with the sizes of `model_config`, or from the duo in the folder `converted`.
+    """
     torch.manual_seed(seed)
-    model = DuoForCausalLM(duo_config(model_config, data))
+    model = load_model(converted) if converted else DuoForCausalLM(duo_config(model_config, data))
+    story = Story.read(converted) if converted else Story()
     nn.Module.to(model, world.device)  # transformers wraps its own so that mypy does not see a method
+    if config.tokens:
+        _train(model, config, data, seed, world, run)
+        story = story.then(_training_step(config, converted is None), data)
+    if world.first:
+        save_model(model, data.tokenizer, run / "model", story)
+        (run / "resume" / "pretrain.pt").unlink(missing_ok=True)
+    world.wait()
+
+
+def _train(model: DuoForCausalLM, config: PretrainConfig, data: PackedData, seed: int, world: World, run: Path) -> None:
     prepare_for_training(model, config.compile)
-    plan = training_plan(config, data.sequence_length)
+    if config.freeze == "big":
+        freeze_all_but_small(model)
+    flops = training_flops(model.config, config.branch_shares, data.sequence_length, data.sequence_length)
+    if config.freeze == "big":
+        flops = flops * 2 // 3  # forward, and back to the states but not to the weights
     train(
         "pretrain",
         model,
         random_routing_loss(model, config.branch_shares, seed, world),
         lambda step: data.train_batch(step, config.batch_size, seed),
-        plan,
+        training_plan(config, data.sequence_length),
         world,
         run,
-        training_flops(model.config, config.branch_shares, data.sequence_length, data.sequence_length)
-        / data.sequence_length,
+        flops / data.sequence_length,
     )
-    if world.first:
-        save_model(model, data.tokenizer, run / "model", Story().then(_training_step(config), data))
-        (run / "resume" / "pretrain.pt").unlink(missing_ok=True)
-    world.wait()
+
+
+def freeze_all_but_small(model: DuoForCausalLM) -> None:
+    """Let only the small FFNs be trained."""
+    model.requires_grad_(False)
+    for layer in model.model.layers:
+        layer.mlp.small.requires_grad_(True)
 
 
 def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
@@ -54,7 +81,7 @@ def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
     Raises:
         UserError: sizes that do not fit together or do not hold the vocabulary.
     """
-    given = sizes.model_dump(exclude={"path"})
+    given = sizes.model_dump(exclude={"path", "dense"})
     given["vocab_size"] = given["vocab_size"] or data.vocab_size
     if given["vocab_size"] < data.vocab_size:
         raise UserError(
@@ -111,9 +138,11 @@ def random_routing_loss(
     return loss_fn
 
 
-def _training_step(config: PretrainConfig) -> str:
+def _training_step(config: PretrainConfig, from_scratch: bool) -> str:
     """What this training was, for the model's card."""
     shares = ", ".join(
         f"{share:.0%} {branch.name.lower()}" for branch, share in zip(Branch, config.branch_shares, strict=True)
     )
-    return f"Trained from scratch on {config.tokens:,} tokens with random routing (shares at every layer: {shares})"
+    begun = "Trained from scratch" if from_scratch else "Trained"
+    frozen = ", only the small FFNs," if config.freeze == "big" else ""
+    return f"{begun}{frozen} on {config.tokens:,} tokens with random routing (shares at every layer: {shares})"
