@@ -1,0 +1,169 @@
+"""The predictable ceiling on the oracle's tokens: predicted gains become routes, and these are executed.
+
+Shape letters: W windows, B windows per forward, T tokens, L layers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from duollm.config import OracleConfig
+from duollm.data.packed import PackedData
+from duollm.evaluate.losses import policy_losses
+from duollm.files import replacing
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.ceiling import GainPredictor, all_big_states, exact_routes, margins, price_for, priced_routes
+from duollm.routing.space import RouteSpace, parse_branches
+from duollm.train.ceiling import SHUFFLED
+
+_VALIDATION_SEQUENCES = 64
+_BATCH = 16
+
+Margins = dict[tuple[str, int], tuple[Tensor, Tensor]]
+"""By predictor and big layers: the margin of big and the other branch, [W, T, L] each."""
+
+
+@dataclass(frozen=True)
+class CeilingPolicy:
+    """One way from predicted gains to routes.
+
+    Attributes:
+        predictor: its name.
+        depth: the last layer whose states the predictor sees.
+        spend: "average" (big where it gains more than `price`) or "exact" (the `big_layers` that gain most).
+        price: in the predictor's units; None where the spending is exact.
+        validation_nll: nats per token.
+        chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
+    """
+
+    predictor: str
+    depth: int
+    spend: str
+    big_layers: int
+    price: float | None
+    validation_nll: float = float("inf")
+    chosen: bool = False
+
+    @property
+    def column(self) -> str:
+        """What the names of its columns end in."""
+        return f"{self.spend}_{self.predictor}_k{self.big_layers}"
+
+    def routes(self, found: Margins) -> Tensor:
+        """Return the routes of all tokens, [W, T, L]."""
+        margin, otherwise = found[self.predictor, self.big_layers]
+        if self.price is None:
+            return exact_routes(margin, otherwise, self.big_layers)
+        return priced_routes(margin, otherwise, self.price)
+
+
+def evaluate_ceiling(
+    model: DuoForCausalLM,
+    predictors: nn.ModuleDict,
+    big_layers: Sequence[int],
+    data: PackedData,
+    config: OracleConfig,
+    seed: int,
+    run: Path,
+) -> None:
+    """Write `run/ceiling/` (docs/formats.md): the losses of predicted routes on the oracle's windows.
+
+    Prices and the choice among depths come from validation documents.
+    """
+    space = RouteSpace(model.config.num_hidden_layers, parse_branches(config.branches))
+    validation_WT = torch.from_numpy(data.train_batch(0, _VALIDATION_SEQUENCES, seed=0, split="validation"))
+    policies = choose(_on_validation(model, predictors, big_layers, space, validation_WT.to(model.device)))
+    facts = {
+        "num_layers": space.num_layers,
+        "branches": [branch.name.lower() for branch in space.branches],
+        "policies": [asdict(policy) | {"column": policy.column} for policy in policies],
+    }
+    with replacing(run / "ceiling") as folder:
+        folder.mkdir()
+        save_file(predictors.state_dict(), folder / "predictors.safetensors")
+        for domain in data.domains:
+            windows = data.windows("test", domain, config.documents, config.windows_per_document, seed)
+            token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
+            columns = windows.columns() | _columns(model, predictors, policies, space, token_ids_WT)
+            table = pa.table(columns).replace_schema_metadata({"duollm": json.dumps(facts)})
+            pq.write_table(table, folder / f"{domain}.parquet", compression="zstd")
+
+
+def choose(policies: Sequence[CeilingPolicy]) -> list[CeilingPolicy]:
+    """Mark, for every budget and way of spending it, the depth with the lowest loss on validation text."""
+    lowest: dict[tuple[str, int], float] = {}
+    for policy in policies:
+        if policy.predictor != SHUFFLED:
+            key = policy.spend, policy.big_layers
+            lowest[key] = min(lowest.get(key, float("inf")), policy.validation_nll)
+    return [
+        replace(
+            policy,
+            chosen=policy.predictor != SHUFFLED and policy.validation_nll == lowest[policy.spend, policy.big_layers],
+        )
+        for policy in policies
+    ]
+
+
+def _on_validation(
+    model: DuoForCausalLM,
+    predictors: nn.ModuleDict,
+    big_layers: Sequence[int],
+    space: RouteSpace,
+    token_ids_WT: Tensor,
+) -> list[CeilingPolicy]:
+    """Price and score every policy."""
+    found = predicted_margins(model, predictors, big_layers, space, token_ids_WT)
+    policies = []
+    for (name, k), (margin_WTL, _) in found.items():
+        for spend, price in (("average", price_for(margin_WTL, k)), ("exact", None)):
+            policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
+            nll_WT, _ = policy_losses(model, token_ids_WT, routes=policy.routes(found))
+            policies.append(replace(policy, validation_nll=nll_WT.mean().item()))
+    return policies
+
+
+@torch.inference_mode()
+def predicted_margins(
+    model: DuoForCausalLM,
+    predictors: nn.ModuleDict,
+    big_layers: Sequence[int],
+    space: RouteSpace,
+    token_ids_WT: Tensor,
+) -> Margins:
+    """Predict by how much big beats the other branches, at every budget."""
+    parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+    for batch_BT in token_ids_WT.split(_BATCH):
+        states_BTF = all_big_states(model, batch_BT)
+        for name, predictor in predictors.items():
+            for k in big_layers:
+                share_BT = torch.full(batch_BT.shape, k / space.num_layers, device=batch_BT.device)
+                found = margins(predictor(states_BTF, share_BT), space.branches)
+                parts.setdefault((name, k), []).append(found)
+    return {key: (torch.cat([m for m, _ in each]), torch.cat([o for _, o in each])) for key, each in parts.items()}
+
+
+def _columns(
+    model: DuoForCausalLM,
+    predictors: nn.ModuleDict,
+    policies: Sequence[CeilingPolicy],
+    space: RouteSpace,
+    token_ids_WT: Tensor,
+) -> dict[str, Any]:
+    """Execute the routes of every policy, those of all tokens together."""
+    big_layers = list(dict.fromkeys(policy.big_layers for policy in policies))
+    found = predicted_margins(model, predictors, big_layers, space, token_ids_WT)
+    columns: dict[str, Any] = {}
+    for policy in policies:
+        nll_WT, routes_WTL = policy_losses(model, token_ids_WT, routes=policy.routes(found))
+        columns[f"nll_{policy.column}"] = nll_WT.flatten().cpu().numpy()
+        columns[f"route_{policy.column}"] = space.encode(routes_WTL).flatten().cpu().numpy()
+    return columns

@@ -1,0 +1,91 @@
+"""The predictable ceiling: routes from an offline prediction of what each branch gains (docs/concepts.md).
+
+The predictor sees the hidden states of a pass in which all layers are big, at layers 0 .. depth, and decides for all
+layers at once, those before `depth` too. So no router can follow it, but neither does it see a label.
+
+Shape letters: B batch, T tokens, L layers, C branches to choose from, D hidden, F = (depth + 1) * D features, W inner
+width. A dot stands for any leading dimensions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.dispatch import Dispatch
+from duollm.models.modeling_duo import DuoForCausalLM
+
+
+class GainPredictor(nn.Module):
+    """A linear map, and a bottleneck beside it (F -> W -> L x C, GELU), from hidden states to gains.
+
+    Both are also told the share of big layers among which a gain is to count: what a big layer adds depends on how many
+    others there are.
+
+    Args:
+        branches: to choose from, ascending; big is the last.
+        depth: the last layer whose states are seen.
+        width: W.
+    """
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch], depth: int, width: int) -> None:
+        super().__init__()
+        self.depth, self.shape_LC = depth, (config.num_hidden_layers, len(branches))
+        features, gains = (depth + 1) * config.hidden_size, self.shape_LC[0] * self.shape_LC[1]
+        self.linear = nn.Linear(features + 2, gains)
+        self.inner = nn.Linear(features + 2, width)
+        self.outer = nn.Linear(width, gains, bias=False)
+        for parameter in (*self.linear.parameters(), *self.outer.parameters()):
+            nn.init.zeros_(parameter)
+
+    def forward(self, states: Tensor, share: Tensor) -> Tensor:
+        """Return the predicted gains [., L, C], float32, in the units that it was trained on.
+
+        Args:
+            states: [., F] as `all_big_states` returns them; more layers than are seen do no harm.
+            share: of big layers, [.].
+        """
+        seen = states[..., : self.linear.in_features - 2] * (self.depth + 1) ** -0.5
+        inputs = torch.cat([seen, share[..., None], share[..., None].square()], dim=-1)
+        gains = self.linear(inputs) + self.outer(nn.functional.gelu(self.inner(inputs)))
+        return gains.float().unflatten(-1, self.shape_LC)
+
+
+@torch.no_grad()
+def all_big_states(model: DuoForCausalLM, batch_BT: Tensor) -> Tensor:
+    """Return what routers see at every layer when all layers are big, side by side, [B, T, L * D]."""
+    states_LBTD: list[Tensor] = []
+
+    def note(layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Dispatch, Any]:
+        states_LBTD.append(states_BTD)
+        return Dispatch.uniform(Branch.BIG, batch_BT.numel()), None
+
+    model.model(input_ids=batch_BT, policy=note, use_cache=False)
+    return torch.cat(states_LBTD, dim=-1)
+
+
+def margins(gains: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
+    """Return by how much big beats the best other branch, and which that is, both [., L]."""
+    best, which = gains[..., :-1].max(-1)
+    return gains[..., -1] - best, torch.tensor(branches, device=gains.device)[which]
+
+
+def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:
+    """Make big the `big_layers` layers of every token that gain most by it; routes [., L]."""
+    most = margin.topk(big_layers, dim=-1).indices
+    return otherwise.scatter(-1, most, int(Branch.BIG))
+
+
+def priced_routes(margin: Tensor, otherwise: Tensor, price: float) -> Tensor:
+    """Make a layer big where that gains more than the price; routes [., L]."""
+    return torch.where(margin > price, int(Branch.BIG), otherwise)
+
+
+def price_for(margin: Tensor, big_layers: int) -> float:
+    """Return the price at which `big_layers` layers are big on average over tokens."""
+    spent = round(margin.numel() * big_layers / margin.shape[-1])
+    descending = margin.flatten().sort(descending=True).values
+    return float("-inf") if spent == len(descending) else descending[spent].item()

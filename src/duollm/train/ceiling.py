@@ -1,0 +1,114 @@
+"""Training the offline predictors of the predictable ceiling, all depths and the shuffled control in one pass.
+
+Shape letters: B batch, T tokens, N = B * (T - 1), L layers, C branches to choose from, F features.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from duollm.config import CeilingConfig
+from duollm.data.packed import PackedData
+from duollm.flops import token_flops, training_steps
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.ceiling import GainPredictor, all_big_states
+from duollm.routing.gains import GainsRouter
+from duollm.routing.sampling import derived_seed
+from duollm.train.distributed import World
+from duollm.train.loop import LossFn, train
+from duollm.train.marginal import RandomGates, centred, marginal_gains
+from duollm.train.optimizer import TrainingPlan, resolve_precision
+from duollm.train.pretrain import prepare_for_training
+
+SHUFFLED = "shuffled"
+"""The name of the control: the deepest predictor, fitted to the gains of other tokens."""
+
+
+def train_ceiling(
+    model: DuoForCausalLM,
+    config: CeilingConfig,
+    branches: Sequence[Branch],
+    data: PackedData,
+    seed: int,
+    world: World,
+    run: Path,
+) -> nn.ModuleDict:
+    """Fit a predictor of gains for every depth and the shuffled control, on training documents.
+
+    Returns:
+        The predictors: `l0` ... by depth, and `shuffled`. The model is left frozen, in evaluation mode.
+
+    Raises:
+        UserError: a depth that the model does not have.
+    """
+    predictors = make_predictors(model, config, branches, seed).to(world.device)
+    model.requires_grad_(False)
+    prepare_for_training(model, compile_blocks=False)
+    model.eval()  # no dropout: the states are those that routers meet
+    plan = TrainingPlan(
+        steps=training_steps(config.tokens, config.batch_size, data.sequence_length),
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        precision=resolve_precision(config.precision),
+    )
+    train(
+        "ceiling",
+        predictors,
+        ceiling_loss(model, predictors, branches, seed, world),
+        lambda step: data.train_batch(step, config.batch_size, seed + 2),
+        plan,
+        world,
+        run,
+        3 * token_flops(model.config, model.config.num_hidden_layers, data.sequence_length // 2),
+    )
+    return predictors.eval()
+
+
+def make_predictors(
+    model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch], seed: int
+) -> nn.ModuleDict:
+    """Build the untrained predictors.
+
+    Raises:
+        UserError: a depth that the model does not have.
+    """
+    depths = config.depths_in(model.config.num_hidden_layers)
+    torch.manual_seed(seed)
+    named = {f"l{depth}": depth for depth in depths} | {SHUFFLED: depths[-1]}
+    return nn.ModuleDict(
+        {name: GainPredictor(model.config, branches, depth, config.width) for name, depth in named.items()}
+    )
+
+
+def ceiling_loss(
+    model: DuoForCausalLM, predictors: nn.ModuleDict, branches: Sequence[Branch], seed: int, world: World
+) -> LossFn:
+    """Squared error of the predicted gains (nats x 100), summed over the predictors.
+
+    The labels are those of `gains_loss`; the states are of a second forward, in which all is big. For the
+    control the labels of a batch change places among its tokens, so it can learn only what holds for all tokens.
+    """
+    generator = torch.Generator(model.device)
+
+    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        generator.manual_seed(derived_seed(seed, step, part, world.rank))
+        gates = RandomGates(branches, batch_BT, generator)
+        gain_LBTC, nll = marginal_gains(model, batch_BT, gates)
+        gain_NLC = centred(gain_LBTC * GainsRouter.scale).flatten(1, 2).transpose(0, 1)
+        share_N = gates.big_B1.expand(-1, batch_BT.shape[1] - 1).flatten()
+        states_NF = all_big_states(model, batch_BT)[:, :-1].flatten(0, 1)
+        other_N = torch.randperm(len(share_N), generator=generator, device=generator.device)
+        losses = {}
+        for name, predictor in predictors.items():
+            label_N = other_N if name == SHUFFLED else slice(None)
+            error_NLC = centred(predictor(states_NF, share_N[label_N])) - gain_NLC[label_N]
+            losses[name] = error_NLC.square().sum(-1).mean()
+        deepest = [loss for name, loss in losses.items() if name != SHUFFLED][-1]
+        explained = 1 - deepest.item() / losses[SHUFFLED].item()
+        return torch.stack(list(losses.values())).sum(), {"nll": nll, "explained": explained}
+
+    return loss_fn

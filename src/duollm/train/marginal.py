@@ -1,0 +1,66 @@
+"""What a branch is worth at every token and layer, to first order, from one backward pass.
+
+Shape letters: B batch, T tokens, L layers, C branches to choose from.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
+
+
+class RandomGates:
+    """Policy of random hard choices, given as gate weights whose gradient is wanted.
+
+    In each sequence every (token, layer) draws its branch, big with a probability of that sequence's own, so that
+    routes of all budgets occur.
+
+    Args:
+        branches: to draw from, ascending; big is the last.
+
+    Attributes:
+        gates_LBT3: the weights of one forward, layer by layer.
+        big_B1: each sequence's probability of big.
+    """
+
+    def __init__(self, branches: Sequence[Branch], batch_BT: Tensor, generator: torch.Generator) -> None:
+        self.branches_C = torch.tensor(branches, device=batch_BT.device)
+        self.generator = generator
+        self.gates_LBT3: list[Tensor] = []
+        self.big_B1 = torch.rand(len(batch_BT), 1, generator=generator, device=batch_BT.device)
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Draw for one layer, [B, T, 3]."""
+        draw: dict[str, Any] = {"generator": self.generator, "device": states_BTD.device}
+        last = len(self.branches_C) - 1
+        big_BT = torch.rand(states_BTD.shape[:2], **draw) < self.big_B1
+        other_BT = torch.randint(last, states_BTD.shape[:2], **draw)
+        choice_BT = self.branches_C[torch.where(big_BT, last, other_BT)]
+        gates_BT3 = one_hot(choice_BT, len(Branch)).to(states_BTD.dtype).requires_grad_()
+        self.gates_LBT3.append(gates_BT3)
+        return gates_BT3, memory
+
+
+def marginal_gains(model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates) -> tuple[Tensor, float]:
+    """Run the model with random gates w and return what each branch gains, and the mean nll.
+
+    The gain is -dL/dw of the batch's summed nll L: to first order, and with what the token's keys and values do
+    to later tokens.
+
+    Returns:
+        gains [L, B, T - 1, C] in nats, of the tokens that predict one, float32; nll in nats per token.
+    """
+    logits_BTV = model(input_ids=batch_BT, policy=gates, use_cache=False).logits
+    nll = cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), batch_BT[:, 1:].flatten(), reduction="sum")
+    slopes_LBT3 = torch.stack(torch.autograd.grad(nll, gates.gates_LBT3))
+    return -slopes_LBT3[:, :, :-1, gates.branches_C].float(), nll.item() / batch_BT[:, 1:].numel()
+
+
+def centred(values: Tensor) -> Tensor:
+    """Values less their mean over the last dimension: only differences between branches decide."""
+    return values - values.mean(-1, keepdim=True)
