@@ -8,10 +8,12 @@ import torch
 
 from duollm import Branch
 from duollm.config import RouterConfig
+from duollm.data.tokenizer import load_tokenizer
 from duollm.routing.calibration import calibrate
 from duollm.routing.folder import ROUTERS, load_router, save_router
 from duollm.train.lesson import Lesson
 from duollm.train.mixture import mixture_loss
+from tiny_saved import save_tiny
 
 DOCS = Path(__file__).parents[1] / "docs"
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -35,6 +37,15 @@ def test_the_hand_written_policy_decides_by_token(described):
     assert described["nll_BT"].shape == (2, 15)
     assert described["routes_BTL"].shape == (2, 15, 4)
     assert 0 < described["share_of_big"] < 1
+
+
+def test_the_page_on_checkpoints_goes_in_and_out():
+    names = {}
+    for block in blocks("checkpoints.md"):
+        exec(compile(block, "docs/checkpoints.md", "exec"), names)
+    assert names["difference"] < 1e-4
+    assert names["again"].config.intermediate_size == 96
+    assert names["small"].config.intermediate_size == 8
 
 
 def test_the_router_fits_the_promised_40_lines():
@@ -62,6 +73,18 @@ def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
     routes = [model(validation_BT, policy=policy).routes for policy in (router, loaded)]
     assert torch.equal(*routes)
     assert (routes[0] == Branch.BIG).float().mean() == pytest.approx(0.25, abs=0.05)
+
+
+def test_evaluation_from_python(tmp_path):
+    pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    pytest.importorskip("accelerate", reason="needs the extra `eval`")
+    model, _ = save_tiny(tmp_path)
+    names = {"model": model, "tokenizer": load_tokenizer(tmp_path / "model"), "token_ids_WT": torch.ones(2, 9).long()}
+    for block in blocks("evaluation.md"):
+        block = block.replace("spread:6", "spread:2").replace("limit=50", "limit=1")  # a model of three layers
+        exec(compile(block, "docs/evaluation.md", "exec"), names)
+    assert names["routes_WTL"].shape == (2, 8, 3)
+    assert "acc,none" in names["results"]["results"]["duollm_prose_continuation"]
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)

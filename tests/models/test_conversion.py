@@ -213,6 +213,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="holds no safetensors"):
             DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
 
+    def test_a_dense_folder_loaded_as_a_duo(self, tmp_path):
+        saved(tmp_path)
+        with pytest.raises(ValueError, match=r"this is a llama model, not a duo; make one with .*from_dense"):
+            DuoForCausalLM.from_pretrained(tmp_path)
+
     def test_a_folder_that_is_not_there(self, tmp_path):
         with pytest.raises(ValueError, match=r"nowhere is no folder with a config\.json"):
             DuoForCausalLM.from_dense(tmp_path / "nowhere", small_intermediate_size=6)

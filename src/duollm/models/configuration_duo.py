@@ -109,7 +109,9 @@ class DuoConfig(PreTrainedConfig):
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         """transformers sets unknown keys silently; a misspelt size must not pass."""
-        fields = DuoConfig.__annotations__
+        fields, model_type = DuoConfig.__annotations__, kwargs.get("model_type", self.model_type)
+        if model_type != self.model_type:
+            raise ValueError(f"this is a {model_type} model, not a duo; make one with DuoForCausalLM.from_dense")
         for key in kwargs:
             if key.startswith("_") or key in _TRANSFORMERS_KEYS or hasattr(PreTrainedConfig, key):
                 continue
