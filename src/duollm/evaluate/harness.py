@@ -3,6 +3,7 @@
 Shape letters: B batch, T tokens, G generated tokens, L layers, V vocabulary.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,14 @@ class RoutedLM(HFLM):
             routes_GL = next(self._rows, None)
             if routes_GL is not None:
                 self.routes[request[:1]] = route_digits(routes_GL).tolist()
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Answer the requests; progress is shown on a terminal only."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answer the requests; progress is shown on a terminal only."""
+        return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
     def _model_call(self, inps: Tensor, *_: Any, **__: Any) -> Tensor:
         with torch.inference_mode():
