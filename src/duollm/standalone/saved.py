@@ -42,19 +42,28 @@ class Saved:
         """Find the model in a folder that is either a saved duo or a run.
 
         Raises:
-            UserError: it is neither.
+            UserError: it is neither, or the run's recipe cannot be read.
         """
         if (given / "config.json").is_file():
             return cls(given)
         if (given / "config.yaml").is_file():
-            # Only what is needed: a run of another version may have other keys.
-            recipe = yaml.safe_load((given / "config.yaml").read_text(encoding="utf-8"))
-            folder = Path(recipe["model"]["path"] or given / "model")
-            return cls(folder, given, recipe["seed"], DataConfig.model_validate(recipe["data"]))
+            return cls._of_run(given)
         raise UserError(
             f"{given}: neither a saved duo (no config.json) nor a run folder (no config.yaml); "
             "make one with `duollm convert` or `duollm pretrain`"
         )
+
+    @classmethod
+    def _of_run(cls, run: Path) -> "Saved":
+        """Read only what is needed of its recipe: a run of another version may have other keys."""
+        path = run / "config.yaml"
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            folder = Path(recipe["model"].get("path") or run / "model")
+            return cls(folder, run, int(recipe["seed"]), DataConfig.model_validate(recipe["data"]))
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{path}: not the recipe of a run ({reason}); give the model's own folder") from None
 
     @cached_property
     def model(self) -> DuoForCausalLM:

@@ -1,0 +1,68 @@
+import shutil
+from argparse import Namespace
+
+import pytest
+import yaml
+
+from duollm.config import DataConfig
+from duollm.errors import UserError
+from duollm.standalone.saved import Saved, policies_of
+from tiny import tiny_model
+from tiny_saved import save_tiny
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save_tiny(folder)
+    return folder / "model"
+
+
+@pytest.fixture
+def run(model_folder, tmp_path):
+    """A run folder whose tokenizer is with its data only."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    (tmp_path / "data" / "tokenizer").mkdir(parents=True)
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.rename(tmp_path / "data" / "tokenizer" / file.name)
+    recipe = {"seed": 3, "model": {"path": None}, "data": DataConfig(test_share=0.3).model_dump(), "gone": {"x": 1}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+def test_a_saved_model_has_the_defaults_of_a_recipe(model_folder):
+    saved = Saved.at(model_folder)
+    assert (saved.folder, saved.run, saved.seed, saved.data) == (model_folder, None, 0, DataConfig())
+    assert saved.model.config.vocab_size == 300
+    assert len(saved.tokenizer) == 300
+
+
+def test_a_run_brings_its_seed_split_and_tokenizer(run):
+    saved = Saved.at(run)
+    assert (saved.folder, saved.seed, saved.data.test_share) == (run / "model", 3, 0.3)
+    assert len(saved.tokenizer) == 300
+
+
+@pytest.mark.parametrize("text", ["seed: 0", "[", "- 1", "", "{seed: 0, model: {}, data: {domains: 3}}"])
+def test_a_run_without_a_readable_recipe_is_refused(run, text):
+    (run / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config.yaml: not the recipe of a run \(.+\); give the model's own folder"):
+        Saved.at(run)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="neither a saved duo"):
+        Saved.at(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("policy", "sweep", "names"),
+    [
+        (None, None, ["all-big"]),
+        (["all-small", "spread:1"], None, ["all-small", "spread:1"]),
+        (None, "last", ["last:0", "last:2", "last:3"]),
+    ],
+    ids=["default", "named", "swept"],
+)
+def test_the_policies_asked_for(policy, sweep, names):
+    assert policies_of(Namespace(policy=policy, sweep=sweep, shares="0,0.5,1"), tiny_model()) == names
