@@ -195,8 +195,9 @@ class TestRefusals:
         [
             ("model.layers.0.self_attn.q_norm.weight", None, "no place for: model.layers.0.self_attn.q_norm.weight"),
             (None, "model.layers.1.mlp.up_proj.weight", "lacks weights: model.layers.1.mlp.big.up_proj.weight"),
+            ("model.norm.weight", "model.norm.weight", r"does not give: model.norm.weight \[4\], not \[16\]"),
         ],
-        ids=["too many", "too few"],
+        ids=["too many", "too few", "wrong shape"],
     )
     def test_weights_that_do_not_fit(self, added, removed, expected, tmp_path):
         saved(tmp_path)

@@ -74,7 +74,12 @@ def _load(cls: type[DuoForCausalLM], dense: PreTrainedConfig, config: DuoConfig,
     try:
         with _quiet():
             model, loading = cast(Any, cls).from_pretrained(
-                config=config, key_mapping=renamed, use_safetensors=True, output_loading_info=True, **source
+                config=config,
+                key_mapping=renamed,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused in fewer words below
+                **source,
             )
     except OSError as error:
         raise ValueError(
@@ -90,7 +95,12 @@ def _check_complete(loading: dict[str, Any]) -> None:
     """Every weight of the checkpoint is used, and only small FFNs start at random."""
     unused = sorted(loading["unexpected_keys"])
     missing = sorted(name for name in loading["missing_keys"] if ".mlp.small." not in name)
-    for problem, names in (("holds weights that the duo has no place for", unused), ("lacks weights", missing)):
+    wrong = sorted(f"{name} {list(found)}, not {list(wanted)}" for name, found, wanted in loading["mismatched_keys"])
+    for problem, names in (
+        ("holds weights that the duo has no place for", unused),
+        ("holds weights of a shape that its configuration does not give", wrong),
+        ("lacks weights", missing),
+    ):
         if names:
             raise ValueError(f"the checkpoint {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
 
