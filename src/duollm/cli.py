@@ -221,6 +221,48 @@ def _plan(options: argparse.Namespace, command: list[str]) -> None:
     print(render(plan(_resolve(options))))
 
 
+def _add_convert_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("dense", metavar="DENSE", help="a dense checkpoint: a folder with safetensors, or a hub id")
+    add("--out", metavar="FOLDER", required=True, help="the duo folder to write")
+    width = "inner width of the small FFNs (default: a sixteenth of the big ones)"
+    add("--small-intermediate-size", type=int, metavar="N", help=width)
+    kinds = "random, the big FFN's most used neurons, or those trained to imitate it (default: %(default)s)"
+    add("--small-init", choices=["random", "slice", "distilled"], default="distilled", help=kinds)
+    add("--domains", default="prose,code", metavar="LIST", help="text to look at (default: %(default)s)")
+    add("--sample-tokens", type=int, default=32_768, metavar="N", help="how much of it (default: %(default)s)")
+    add("--sequence-length", type=int, default=256, metavar="T", help="tokens per window (default: %(default)s)")
+    add("--steps", type=int, default=300, metavar="N", help="of the distillation, per layer (default: %(default)s)")
+    add("--skip-scope", choices=["ffn", "layer"], default="ffn", help="what skip bypasses (default: %(default)s)")
+    types = ["auto", "float32", "bfloat16", "float16"]
+    add("--dtype", choices=types, default="auto", help="of the saved weights (default: the checkpoint's)")
+    add("--seed", type=int, default=0, metavar="N", help="of text, random weights and batches (default: %(default)s)")
+
+
+def _convert(options: argparse.Namespace, command: list[str]) -> None:
+    _prepare_for_torch()
+    from duollm.standalone.convert import convert_checkpoint
+
+    convert_checkpoint(options)
+
+
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a finished run folder; only its results.json is read")
+    add("--budget", metavar="K,K", help="numbers of big layers (default: all that the run's routers have)")
+    add("--domain", metavar="NAME", help="one domain's text (default: all pooled)")
+    form = parser.add_mutually_exclusive_group()
+    for name in ("markdown", "json"):
+        text = f"print {'Markdown' if name == 'markdown' else 'JSON'} instead of a table"
+        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+
+
+def _compare(options: argparse.Namespace, command: list[str]) -> None:
+    from duollm.report.compare import parse_budgets, print_comparison
+
+    print_comparison(options.runs, parse_budgets(options.budget), options.domain, options.form)
+
+
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("which", choices=["train", "oracle"], help="what to measure")
     parser.add_argument("--seconds", type=float, default=10.0, help="time per measurement (default: %(default)s)")
@@ -299,6 +341,7 @@ def _study_verb(summary: str, until: str) -> Verb:
 VERBS = {
     "study": _study_verb("the whole study: train a duo, search, train routers, compare, report", until="report"),
     "plan": Verb("print what a recipe takes: parameters, FLOPs, memory, steps", _add_recipe_options, _plan),
+    "convert": Verb("make a duo folder of a dense checkpoint", _add_convert_options, _convert),
     "pretrain": _study_verb("the study up to the trained duo", until="pretrain"),
     "oracle": _study_verb("the study up to the best route of every token", until="oracle"),
     "train-router": _study_verb("the study up to the trained routers", until="train-router"),
@@ -311,6 +354,7 @@ VERBS = {
         "continue a text under a policy, coloured by what each token cost", _add_generate_options, _generate
     ),
     "report": _study_verb("the study up to the report, the last stage", until="report"),
+    "compare": Verb("a table of all policies at equal budgets, of one or several runs", _add_compare_options, _compare),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
 }
 

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from duollm.config import ConvertConfig
 from duollm.data.packed import PackedData
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError
+from duollm.models.families import duo_config
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.sampling import derived_seed
 from duollm.train.saving import Story, save_model
@@ -22,12 +24,17 @@ _SMALL = {
 
 
 def open_dense(
-    dense: str, small_intermediate_size: int, skip_scope: str, seed: int, dtype: torch.dtype | None = None
+    dense: str,
+    small_intermediate_size: int | None,
+    skip_scope: str,
+    seed: int,
+    dtype: torch.dtype | None = None,
 ) -> DuoForCausalLM:
     """Load a dense checkpoint as a duo in evaluation mode, its small FFNs random.
 
     Args:
         dense: a folder or hub id.
+        small_intermediate_size: inner width of the small FFNs; default: a sixteenth of the big ones'.
         dtype: of all weights; default: the checkpoint's.
 
     Raises:
@@ -35,6 +42,9 @@ def open_dense(
     """
     torch.manual_seed(seed)
     try:
+        if small_intermediate_size is None:
+            config = duo_config(AutoConfig.from_pretrained(dense), 1, skip_scope)
+            small_intermediate_size = max(1, config.intermediate_size // 16)
         model = DuoForCausalLM.from_dense(
             dense, small_intermediate_size=small_intermediate_size, skip_scope=skip_scope, dtype=dtype
         )

@@ -1,0 +1,83 @@
+"""`duollm convert` as a command."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from duollm import cli
+from duollm.evaluate.loading import load_model
+from tiny import random_ids
+from tiny_corpus import write_corpus
+from tiny_dense import write_dense
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convert")
+    write_dense(folder / "dense", write_corpus(folder / "owls"), intermediate_size=32)
+    GPT2Config().save_pretrained(folder / "gpt2")
+    return folder
+
+
+@pytest.fixture
+def command(folder, tmp_path, monkeypatch, capsys):
+    """Run the verb on the tiny dense model; return exit code, output and the folder to write."""
+    monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.chdir(folder)
+    text = ["--domains", "owls", "--sequence-length", "16", "--sample-tokens", "320", "--steps", "3"]
+
+    def run(*arguments, dense="dense"):
+        code = cli.main(["convert", dense, "--out", str(tmp_path / "duo"), *text, *arguments])
+        return code, capsys.readouterr(), tmp_path / "duo"
+
+    return run
+
+
+def test_it_writes_a_duo_with_a_sixteenth_of_the_width(command, folder):
+    code, output, out = command()
+    assert code == 0
+    assert "small FFN of layer 3/3: explains" in output.out
+    duo, ids = load_model(out), random_ids()
+    assert duo.config.small_intermediate_size == 2
+    theirs = AutoModelForCausalLM.from_pretrained(folder / "dense")(ids).logits
+    torch.testing.assert_close(duo(ids).logits, theirs, atol=1e-4, rtol=0)
+
+
+def test_options_reach_the_model_and_random_needs_no_text(command):
+    options = ["--small-init", "random", "--small-intermediate-size", "5", "--skip-scope", "layer"]
+    code, output, out = command(*options, "--dtype", "bfloat16", "--domains", "nowhere")
+    assert code == 0, output.err
+    duo = load_model(out, "auto")
+    assert (duo.config.small_intermediate_size, duo.config.skip_scope, duo.dtype) == (5, "layer", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dense", "complaint"),
+    [
+        ([], "gpt2", "gpt2: cannot be converted: model type 'gpt2' is not supported"),
+        ([], "absent", "absent: cannot be converted: "),
+        (["--steps", "0"], "dense", "--steps: "),
+        (["--sequence-length", "1"], "dense", "--sequence-length: "),
+        (["--sample-tokens", "20"], "dense", "sample_tokens (20) must be at least two windows of 16"),
+        (["--small-intermediate-size", "33"], "dense", "small_intermediate_size (33) must not exceed"),
+        (["--small-intermediate-size", "0"], "dense", "small_intermediate_size must be at least 1, got 0"),
+        (["--domains", "owls,owls"], "dense", "--domains: "),
+        (["--domains", "nowhere"], "dense", "nowhere"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_refused_in_a_line_and_leaves_nothing(command, monkeypatch, arguments, dense, complaint):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, output, out = command(*arguments, dense=dense)
+    assert code == 2
+    assert complaint in output.err
+    assert output.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(command):
+    _, _, out = command("--small-init", "random")
+    code, output, _ = command("--small-init", "random")
+    assert code == 2
+    assert f"--out {out} exists already" in output.err
