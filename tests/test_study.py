@@ -25,7 +25,7 @@ from tiny_corpus import write_corpus
 
 pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the figures' font lacks some of the texts' signs
 
-STAGES = ["data", "pretrain", "oracle", "linear_k1", "linear_k2", "train-router", "evaluate", "report"]
+STAGES = ["data", "pretrain", "oracle", "ceiling", "linear_k1", "linear_k2", "train-router", "evaluate", "report"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +52,8 @@ def values(corpora):
         "data": {"domains": corpora, "vocab_size": 300, "sequence_length": 16, "test_share": 0.3},
         "pretrain": {"tokens": 2000, "batch_size": 8, "precision": "fp32"},
         "oracle": {"documents": 6, "random_routes": 3},
-        "router": {"big_layers": [1, 2], "tokens": 1000, "batch_size": 8, "precision": "fp32"},
+        "router": {"kinds": ["linear"], "big_layers": [1, 2], "tokens": 1000, "batch_size": 8, "precision": "fp32"},
+        "ceiling": {"tokens": 500, "width": 4, "precision": "fp32"},
         "report": {"bootstrap_samples": 100, "shown_documents": 1},
     }
 
@@ -152,9 +153,10 @@ def test_a_second_run_does_nothing(run, again):
     ("changes", "redone"),
     [
         ({"router": {"learning_rate": 0.02}}, ["linear_k1", "linear_k2", "train-router", "evaluate", "report"]),
-        ({"router": {"big_layers": [1, 2, 3]}}, ["train-router", "evaluate", "report"]),
+        ({"router": {"big_layers": [1, 2, 3]}}, ["ceiling", "train-router", "evaluate", "report"]),
         ({"oracle": {"random_routes": 4}}, ["oracle", "report"]),
         ({"oracle": {"memory_gib": 0.5}}, []),
+        ({"ceiling": {"tokens": 600}}, ["ceiling", "report"]),
         ({"report": {"bootstrap_samples": 200}}, ["report"]),
         ({"pretrain": {"log_every": 3, "checkpoint_every": 7}}, []),
     ],
@@ -163,6 +165,17 @@ def test_a_second_run_does_nothing(run, again):
 def test_a_changed_setting_redoes_what_it_touches(run, again, changes, redone):
     assert again(run, **changes) == redone
     assert again(run, **changes) == []
+
+
+def test_the_ceiling_is_scored_on_the_oracles_tokens_and_goes_when_it_is_switched_off(run, again):
+    results = json.loads((run / "results.json").read_text())
+    assert {(row["depth"], row["big_layers"]) for row in results["ceiling"]} == {
+        (d, k) for d in range(3) for k in (1, 2)
+    }
+    assert {row["domain"] for row in results["decomposition"]} == {"owls", "cats", "pooled"}
+    assert again(run, ceiling={"enabled": False}) == ["ceiling", "report"]
+    assert not (run / "ceiling").exists()
+    assert json.loads((run / "results.json").read_text())["decomposition"] == []
 
 
 def test_until_stops_early_and_a_killed_study_continues(tmp_path, again, monkeypatch):

@@ -224,6 +224,39 @@ class RouterConfig(Section):
         return self
 
 
+class CeilingConfig(Section):
+    """The predictable ceiling: how far an offline predictor gets without labels (docs/concepts.md)."""
+
+    enabled: bool = True
+    """Whether it is measured, for the budgets of router.big_layers."""
+    tokens: int = Field(default=300_000, ge=1)
+    """Training tokens of the predictors, all of which are trained at once."""
+    depths: list[int] | None = Field(default=None, min_length=1)
+    """Last layers whose states a predictor sees, 0 first; default: the first, each quarter of the way, the last."""
+    width: int = Field(default=256, ge=1)
+    """Inner width of a predictor."""
+    batch_size: int = Field(default=8, ge=1)
+    """Sequences per optimiser step."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW weight decay, on matrices only."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """As for pretrain."""
+
+    def depths_in(self, num_layers: int) -> list[int]:
+        """Return the depths, ascending.
+
+        Raises:
+            UserError: there is no such layer.
+        """
+        spread = {quarter * num_layers // 4 for quarter in range(4)} | {num_layers - 1}
+        depths = sorted(spread if self.depths is None else set(self.depths))
+        if not 0 <= depths[0] <= depths[-1] < num_layers:
+            raise UserError(f"ceiling.depths holds {self.depths}; the model has layers 0 .. {num_layers - 1}")
+        return depths
+
+
 class ReportConfig(Section):
     """Statistics and figures."""
 
@@ -246,6 +279,7 @@ class Recipe(Section):
     pretrain: PretrainConfig = PretrainConfig()
     oracle: OracleConfig = OracleConfig()
     router: RouterConfig = RouterConfig()
+    ceiling: CeilingConfig = CeilingConfig()
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
@@ -263,6 +297,7 @@ class Recipe(Section):
         if self.model.path or self.model.dense:
             return self  # the sizes are the given model's, which is looked at later
         layers = self.model.num_hidden_layers
+        self.ceiling.depths_in(layers)
         for key, budgets in (
             ("oracle.big_layers", self.oracle.big_layers),
             ("oracle.committed_big_layers", self.oracle.committed_big_layers),

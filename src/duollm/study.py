@@ -15,6 +15,7 @@ from duollm.config import DataConfig, Recipe, save_recipe
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
+from duollm.evaluate.ceiling import evaluate_ceiling
 from duollm.evaluate.loading import load_model
 from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
@@ -26,7 +27,9 @@ from duollm.oracle.store import OracleStore
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.routing.folder import router_class
+from duollm.routing.space import parse_branches
 from duollm.stages import Stage, run_stages
+from duollm.train.ceiling import train_ceiling
 from duollm.train.convert import convert, open_dense
 from duollm.train.distributed import World, join_world
 from duollm.train.pretrain import pretrain
@@ -83,6 +86,7 @@ class Study:
                 after=("data", "pretrain"),
                 outputs=("oracle",),
             ),
+            self._ceiling_stage(),
             *self._router_stages(),
             Stage(
                 "train-router",
@@ -101,7 +105,7 @@ class Study:
                 "report",
                 self._report,
                 recipe.report.model_dump() | {"seed": recipe.seed},
-                after=("oracle", "evaluate"),
+                after=("oracle", "evaluate", "ceiling"),
                 outputs=("results.json", "figures", "report.html"),
             ),
         ]
@@ -135,6 +139,16 @@ class Study:
             "seed": recipe.seed,
         }
         return Stage("convert", self._convert, settings, after=("data",), outputs=("converted",))
+
+    def _ceiling_stage(self) -> Stage:
+        """Measure what can be predicted, or remove what an earlier recipe measured."""
+        recipe, after, checkpoint = self.recipe, ("data", "pretrain"), "resume/ceiling.pt"
+        if not recipe.ceiling.enabled:
+            return Stage("ceiling", lambda: None, None, after=after, scratch=("ceiling", checkpoint))
+        scored_on = recipe.oracle.model_dump(include={"documents", "windows_per_document", "branches"})
+        settings = recipe.ceiling.model_dump() | scored_on
+        settings |= {"big_layers": recipe.router.big_layers, "seed": recipe.seed}
+        return Stage("ceiling", self._measure_ceiling, settings, after, outputs=("ceiling",), scratch=(checkpoint,))
 
     def _router_stages(self) -> list[Stage]:
         """One stage per training: a further kind or budget does not repeat the others."""
@@ -210,6 +224,7 @@ class Study:
                 f"that {given} knows"
             )
         check_settings(self.recipe.oracle, config, length)
+        self.recipe.ceiling.depths_in(config.num_hidden_layers)
         for big in self.recipe.router.big_layers:
             if big > config.num_hidden_layers:
                 raise UserError(f"router.big_layers holds {big}; {given} has {config.num_hidden_layers} layers")
@@ -229,6 +244,15 @@ class Study:
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
         recipe = self.recipe
         train_router(self._load_model(), recipe.router, kind, big_layers, self._data, recipe.seed, self.world, self.run)
+
+    def _measure_ceiling(self) -> None:
+        recipe, model, data = self.recipe, self._load_model(), self._data
+        branches = parse_branches(recipe.oracle.branches)
+        predictors = train_ceiling(model, recipe.ceiling, branches, data, recipe.seed, self.world, self.run)
+        if self.world.first:
+            evaluate_ceiling(model, predictors, recipe.router.big_layers, data, recipe.oracle, recipe.seed, self.run)
+            (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
+        self.world.wait()
 
     def _evaluate(self) -> None:
         if self.world.first:

@@ -19,6 +19,7 @@ def test_a_study_of_twenty_layers_searched_by_beam_reaches_its_report(tmp_path, 
         "pretrain": {"tokens": 100, "batch_size": 4, "precision": "fp32"},
         "oracle": {"search": "beam", "documents": 2, "random_routes": 3},
         "router": {"big_layers": [10], "tokens": 100, "batch_size": 4, "precision": "fp32"},
+        "ceiling": {"tokens": 32, "depths": [19], "width": 4, "precision": "fp32"},
         "report": {"bootstrap_samples": 100, "shown_documents": 1},
     }
     run_study(Recipe.model_validate(recipe), tmp_path / "run", ["duollm", "study"])
