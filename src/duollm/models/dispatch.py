@@ -3,6 +3,7 @@
 Shape letters: B batch, T tokens, N = B * T, D hidden.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,15 @@ class Dispatch:
         return cls((skip, small, big))
 
     @classmethod
-    def from_choice(cls, choice_BT: Tensor) -> "Dispatch":
-        """Group tokens by their choice, integers [B, T], values of `Branch`."""
+    def from_choice(cls, choice_BT: Tensor, counts: Sequence[int] | None = None) -> "Dispatch":
+        """Group tokens by their choice, integers [B, T], values of `Branch`.
+
+        The device is asked for the counts unless they are given.
+        """
         choice_N = choice_BT.reshape(-1)
-        skip, small, big = torch.bincount(choice_N, minlength=len(Branch)).tolist()
+        if counts is None and choice_N.numel() == 1:  # decoding one sequence
+            return cls.uniform(Branch(int(choice_N)), 1)
+        skip, small, big = torch.bincount(choice_N, minlength=len(Branch)).tolist() if counts is None else counts
         if choice_N.numel() in (skip, small, big):
             return cls((skip, small, big))
         return cls.from_order((skip, small, big), torch.argsort(choice_N, stable=True))
@@ -56,16 +62,28 @@ class Dispatch:
         sorted_N = branches.repeat_interleave(torch.tensor(self.counts, device=device))
         return sorted_N if self.place_N is None else sorted_N[self.place_N]
 
+    @property
+    def branch(self) -> Branch | None:
+        """The branch that all tokens take, if it is one."""
+        return None if self.order_N is not None else Branch(self.counts.index(max(self.counts)))
+
     def group(self, states_ND: Tensor) -> tuple[Tensor, ...]:
         """Split states [N, D] into those of skip, small and big, in that order."""
         if self.order_N is not None:
-            states_ND = _Permute.apply(states_ND, self.order_N, self.place_N)
+            states_ND = _permute(states_ND, self.order_N, self.place_N)
         return states_ND.split(self.counts)
 
     def ungroup(self, groups: list[Tensor]) -> Tensor:
         """Put the groups' rows back in the order of the tokens, [N, D]."""
         states_ND = torch.cat(groups)
-        return states_ND if self.order_N is None else _Permute.apply(states_ND, self.place_N, self.order_N)
+        return states_ND if self.order_N is None else _permute(states_ND, self.place_N, self.order_N)
+
+
+def _permute(states_ND: Tensor, order_N: Tensor | None, inverse_N: Tensor | None) -> Tensor:
+    assert order_N is not None  # asked for tokens that take several branches
+    if torch.is_grad_enabled():
+        return _Permute.apply(states_ND, order_N, inverse_N)
+    return states_ND.index_select(0, order_N)
 
 
 class _Permute(torch.autograd.Function):

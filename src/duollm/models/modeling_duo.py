@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .branch import Branch
 from .configuration_duo import DuoConfig
 from .dispatch import Dispatch
+from .linear import FewRowsLinear
 from .norm import DuoRMSNorm, make_norm
 from .policy import Choice, FixedRoutes, Policy, check_routes
 
@@ -148,9 +149,9 @@ class DuoFFN(nn.Module):
     def __init__(self, config: DuoConfig, intermediate_size: int) -> None:
         super().__init__()
         width, bias = config.hidden_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, intermediate_size, bias=bias) if config.gated_ffn else None
-        self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, width, bias=bias)
+        self.gate_proj = FewRowsLinear(width, intermediate_size, bias=bias) if config.gated_ffn else None
+        self.up_proj = FewRowsLinear(width, intermediate_size, bias=bias)
+        self.down_proj = FewRowsLinear(intermediate_size, width, bias=bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, states: Tensor) -> Tensor:
@@ -189,6 +190,8 @@ class DuoMLP(nn.Module):
 
     def sparse(self, states_BTD: Tensor, dispatch: Dispatch) -> Tensor:
         """Compute for each token only its branch: gather, one dense product per branch, scatter."""
+        if dispatch.branch is not None:
+            return self.branch(dispatch.branch, states_BTD)
         groups = dispatch.group(states_BTD.flatten(0, 1))
         outputs = [self.branch(branch, states) for branch, states in zip(Branch, groups, strict=True) if len(states)]
         return dispatch.ungroup(outputs).view_as(states_BTD)
@@ -217,12 +220,13 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         attended_BTD, _ = self.self_attn(states_BTD, **attention)
         if self.skip_scope == "layer":
             attended_BTD = attended_BTD * _kept(choice, attended_BTD)
-        hidden_BTD = hidden_BTD + self.dropout(attended_BTD)
+        hidden_BTD = hidden_BTD + (self.dropout(attended_BTD) if self.training else attended_BTD)
         states_BTD = self.post_attention_layernorm(hidden_BTD)
         if self.skip_scope == "ffn":
             choice, memory = policy(self.layer_idx, states_BTD, memory)
         executed = _one_hot(choice, states_BTD) if execution == "reference" else choice
-        return hidden_BTD + self.dropout(self.mlp(states_BTD, executed)), choice, memory
+        output_BTD = self.mlp(states_BTD, executed)
+        return hidden_BTD + (self.dropout(output_BTD) if self.training else output_BTD), choice, memory
 
 
 class DuoPreTrainedModel(PreTrainedModel):

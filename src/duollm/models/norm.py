@@ -23,9 +23,9 @@ class DuoRMSNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        wide = states.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (self.weight * (wide * scale)).to(_compute_dtype(states))
+        wide = states if states.dtype == self.weight.dtype else states.float()  # torch widens bf16 inside
+        normed = nn.functional.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps)
+        return normed.to(_compute_dtype(states))
 
 
 def _compute_dtype(states: Tensor) -> torch.dtype:

@@ -38,12 +38,15 @@ class FixedRoutes:
     def __init__(self, routes: Tensor) -> None:
         self.routes = routes
         self.branches = [Branch(branch) for branch in routes.tolist()] if routes.ndim == 1 else None
+        if routes.ndim > 1:  # of all layers at once: a GPU is waited for once per forward, not once per layer
+            self.counts_L3 = torch.stack([(routes == branch).sum((0, 1)) for branch in Branch], dim=-1).tolist()
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
         """Return the given choice of this layer."""
         if self.branches is not None:
             return Dispatch.uniform(self.branches[layer_idx], states_BTD.shape[:2].numel()), None
-        return self.routes[..., layer_idx].to(states_BTD.device), None
+        choice_BT = self.routes[..., layer_idx].to(states_BTD.device)
+        return Dispatch.from_choice(choice_BT, self.counts_L3[layer_idx]), None
 
 
 def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tensor:
@@ -54,9 +57,10 @@ def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tenso
         raise ValueError(f"routes must be {allowed}, got dtype {routes.dtype}")
     if tuple(routes.shape) not in ((num_layers,), (batch, tokens, num_layers)):
         raise ValueError(f"routes must be {allowed}, got shape {list(routes.shape)}")
-    if routes.numel() and not (routes.min() >= min(Branch) and routes.max() <= max(Branch)):
+    lowest, highest = (end.item() for end in torch.aminmax(routes)) if routes.numel() else (0, 0)
+    if lowest < min(Branch) or highest > max(Branch):
         raise ValueError(
             f"routes may hold only {', '.join(f'{branch.name}={branch.value}' for branch in Branch)}, "
-            f"got values {routes.min().item()} .. {routes.max().item()}"
+            f"got values {lowest} .. {highest}"
         )
     return routes.long()
