@@ -92,6 +92,12 @@ def again(values, capsys, monkeypatch):
     return run_again
 
 
+def test_the_models_card_tells_its_training_and_its_losses(finished):
+    card = (finished / "model" / "README.md").read_text(encoding="utf-8")
+    assert "Trained from scratch on 2,000 tokens" in card
+    assert "| router (linear) |" in card
+
+
 def test_a_study_leaves_what_the_formats_page_lists(finished):
     made = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     expected = {"config.yaml", "provenance.json", "metrics.jsonl", "results.json", "report.html"}

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from duollm.config import DataConfig
+from duollm.data.packed import PackedData
+from duollm.data.packing import prepare_data
+
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "seven", "grey", "owls", "read", "émile's", "東京", "aloud"]
 
 
@@ -16,3 +20,9 @@ def write_corpus(folder: Path, documents: int = 20, seed: int = 0) -> Path:
         lines = [" ".join(drawn[start : start + 10]) for start in range(0, len(drawn), 10)]
         (folder / f"{index:02}.txt").write_text(f"text {index}\n" + "\n".join(lines), encoding="utf-8")
     return folder
+
+
+def packed_corpus(folder: Path) -> PackedData:
+    """Such texts as the domain `owls`, packed into sequences of 16 tokens."""
+    config = DataConfig(domains=[str(write_corpus(folder / "owls"))], vocab_size=300, sequence_length=16)
+    return prepare_data(config, seed=0, folder=folder / "data")

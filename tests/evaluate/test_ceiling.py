@@ -5,15 +5,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from duollm.config import CeilingConfig, DataConfig, OracleConfig
-from duollm.data.packing import prepare_data
+from duollm.config import CeilingConfig, OracleConfig
 from duollm.evaluate.ceiling import CeilingPolicy, choose, evaluate_ceiling, predicted_margins
 from duollm.models.branch import Branch
 from duollm.routing.ceiling import all_big_states, exact_routes, margins
 from duollm.routing.space import RouteSpace
 from duollm.train.ceiling import SHUFFLED, make_predictors
 from tiny import tiny_model
-from tiny_corpus import write_corpus
+from tiny_corpus import packed_corpus
 
 BRANCHES = (Branch.SMALL, Branch.BIG)
 ORACLE = OracleConfig(documents=3)
@@ -21,9 +20,7 @@ ORACLE = OracleConfig(documents=3)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    config = DataConfig(domains=[str(write_corpus(folder / "owls"))], vocab_size=300, sequence_length=16)
-    return prepare_data(config, seed=0, folder=folder / "data")
+    return packed_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +56,7 @@ def test_every_predictor_is_scored_at_every_budget_in_both_ways(measured):
 def test_losses_are_those_of_the_routes_executed_together(measured, model, predictors, data):
     _, table, _ = measured
     ids_WT = torch.from_numpy(data.windows("test", "owls", 3, 1, seed=0).token_ids)
-    gains_WTLC = predictors["l2"](all_big_states(model, ids_WT), torch.full(ids_WT.shape, 2 / 3))
+    gains_WTLC = predictors["l2"](all_big_states(model, ids_WT)[0], torch.full(ids_WT.shape, 2 / 3))
     routes_WTL = exact_routes(*margins(gains_WTLC, BRANCHES), 2)
     assert table.column("route_exact_l2_k2").to_pylist() == RouteSpace(3).encode(routes_WTL[:, :-1]).flatten().tolist()
     logits = model(ids_WT, routes=routes_WTL).logits

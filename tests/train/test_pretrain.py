@@ -4,9 +4,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from duollm.config import DataConfig, ModelConfig, PretrainConfig
+from duollm.config import ModelConfig, PretrainConfig
 from duollm.data.packed import PackedData
-from duollm.data.packing import prepare_data
 from duollm.errors import UserError
 from duollm.evaluate.loading import load_model
 from duollm.models.branch import Branch
@@ -15,7 +14,7 @@ from duollm.train.distributed import World
 from duollm.train.pretrain import duo_config, pretrain, random_routing_loss, training_plan
 from duollm.train.saving import Story, save_model
 from tiny import random_ids, tiny_model
-from tiny_corpus import write_corpus
+from tiny_corpus import packed_corpus
 from tiny_training import ALONE
 
 SIZES = ModelConfig(hidden_size=16, num_hidden_layers=2, intermediate_size=32, small_intermediate_size=8)
@@ -23,10 +22,7 @@ SIZES = ModelConfig(hidden_size=16, num_hidden_layers=2, intermediate_size=32, s
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    corpus = write_corpus(folder / "owls")
-    config = DataConfig(domains=[str(corpus)], vocab_size=300, sequence_length=16)
-    return prepare_data(config, seed=0, folder=folder / "data")
+    return packed_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def test_pretraining_learns_and_leaves_a_model_with_its_tokenizer(tmp_path, data):

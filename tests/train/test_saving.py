@@ -7,19 +7,15 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, GenerationConfig
 
-from duollm.config import DataConfig
-from duollm.data.packing import prepare_data
 from duollm.train.saving import Story, save_model
 from tiny import tiny_model
-from tiny_corpus import write_corpus
+from tiny_corpus import packed_corpus
 from without_duollm import run_without_duollm
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    config = DataConfig(domains=[str(write_corpus(folder / "owls"))], vocab_size=300, sequence_length=16)
-    return prepare_data(config, seed=0, folder=folder / "data")
+    return packed_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
