@@ -264,8 +264,9 @@ def _compare(options: argparse.Namespace, command: list[str]) -> None:
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("which", choices=["train", "oracle"], help="what to measure")
+    parser.add_argument("which", choices=["train", "oracle", "forward"], help="what to measure")
     parser.add_argument("--seconds", type=float, default=10.0, help="time per measurement (default: %(default)s)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the weights, for forward (default: fp32)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

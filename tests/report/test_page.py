@@ -17,10 +17,10 @@ from synthetic_run import Plan, write_parquet, write_run
 
 
 @pytest.fixture(scope="module")
-def page(synthetic, tmp_path_factory):
+def page(compared, tmp_path_factory):
     run = tmp_path_factory.mktemp("page") / "run"
-    shutil.copytree(synthetic[0], run)
-    results = analyse(run, 100)
+    shutil.copytree(compared[0], run)
+    results = compared[2]
     path = write_report(run, shown_documents=1)
     assert path == run / "report.html"
     return path.read_text(encoding="utf-8"), results
@@ -29,7 +29,7 @@ def page(synthetic, tmp_path_factory):
 class _Balance(HTMLParser):
     """Checks that every tag is closed by its own kind."""
 
-    void = frozenset({"meta", "img", "br"})
+    void = frozenset({"meta", "img", "br", "input"})
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ def test_well_formed_with_every_figure_described(page):
     parser = _Balance()
     parser.feed(page[0])
     assert parser.open == []
-    assert len(parser.images) == 8
+    assert len(parser.images) == 10
     assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in parser.images)
 
 
@@ -119,6 +119,30 @@ def test_the_first_screen_says_what_the_search_was(own_run, page):
 def test_the_first_screen_says_what_a_peek_buys(page):
     html, results = page
     assert noise_sentences(results, "pooled", 2) in _first_screen(html)
+
+
+def test_every_policy_is_compared_at_every_budget(page):
+    html, results = page
+    section = html[html.index('<h2 id="comparison">') : html.index('<h2 id="tokens">')]
+    assert section.count('type="radio"') == section.count('class="panel"') == 5
+    assert section.count(" checked>") == 1
+    assert re.search(r'id="budget-2" checked>', section)
+    for row in results["comparison"]:
+        if row["kind"]:
+            assert f"{nats(row['nll'])}<small>[{nats(row['low'])}, {nats(row['high'])}]</small>" in section
+            assert nats(row["gain_at_spent"]) in section
+    for row in results["spend"]:
+        if row["domain"] == "pooled":
+            assert f"[{nats(row['exact_minus_average_low'])}, {nats(row['exact_minus_average_high'])}]" in section
+
+
+def test_passages_show_where_the_best_router_differs(page):
+    html = page[0]
+    section = html[html.index('<h3 id="differences">') : html.index('<h2 id="tokens">')]
+    assert section.count('<div class="text differ">') == section.count('<div class="text loss">') == 4
+    assert "router (gains" in section
+    assert "the &lt;union&gt;" not in section  # tokens are escaped one by one
+    assert "&lt;union&gt;" in section
 
 
 def test_files_without_the_newer_measures_give_a_page_without_them(tmp_path):

@@ -3,13 +3,15 @@
 Shape letters: X draws of the bootstrap.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from duollm.analysis.ceiling import ceiling_policy
+from duollm.analysis.claims import studied_router
 from duollm.analysis.equal_budget import nll_at
-from duollm.analysis.policies import ALL_BIG, ALL_SMALL, CEILING, EXACT, ORACLE, STATIC, Score, Scores
+from duollm.analysis.policies import ALL_BIG, ALL_SMALL, CEILING, EXACT, ORACLE, STATIC, Score, Scores, variant
 from duollm.analysis.rows import Row, gap_rows
 from duollm.analysis.statistics import Bootstrap, Estimate, Floats, interval
 from duollm.analysis.timing import Timing
@@ -31,15 +33,15 @@ def comparison_rows(scores: Scores, bootstrap: Bootstrap, timing: Timing | None,
     Args:
         skips: whether the routes of policies other than routers may skip; their FLOPs are then not known here.
     """
-    nll_draws = scores.nll_draws(bootstrap)
-    nll_X = {
-        (row.policy, row.big_layers): draws_X
-        for row, draws_X in zip(scores.rows, nll_draws, strict=True)
+    draws = list(zip(scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True))
+    measured = {
+        (row.policy, row.big_layers): (own_X, spent_X)
+        for row, own_X, spent_X in draws
         if row.context in (None, scores.context)
     }
     gaps = {row["policy"]: row for row in gap_rows(scores, bootstrap)}
     budgets = compared_budgets(scores)
-    for row, own_X, spent_X in zip(scores.rows, nll_draws, scores.spent_draws(bootstrap), strict=True):
+    for row, own_X, spent_X in draws:
         if row.policy not in (ALL_SMALL, ALL_BIG) and row.big_layers not in budgets:
             continue
         share = float(spent_X[0]) / scores.num_layers
@@ -51,7 +53,7 @@ def comparison_rows(scores: Scores, bootstrap: Bootstrap, timing: Timing | None,
             "spend": row.spend,
             "context": row.context,
             **_named("nll", interval(own_X)),
-            **_gains(nll_X, row, own_X, spent_X),
+            **_gains(measured, row, own_X, spent_X),
             **_closed(gaps.get(row.policy)),
             "big_share": share,
             "within_budget": abs(share - row.big_layers / scores.num_layers) <= NEAR_BUDGET if row.kind else None,
@@ -76,17 +78,42 @@ def spend_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
         }
 
 
-def _gains(nll_X: Mapping[tuple[str, int], Floats], row: Score, own_X: Floats, spent_X: Floats) -> Row:
-    """Compare with static at k and at what was spent, and the latter with what the ceiling gains over static at k."""
+def shown_routers(comparison: Sequence[Row], domain: str, most: int = 3) -> list[str]:
+    """Return the routers (see `variant`) for figures that show few: the paper's, and those that gain most over static.
+
+    The gain is the mean over the budgets, at what was spent where that is known.
+    """
+    gains: dict[str, list[float]] = {}
+    for row in comparison:
+        if row["kind"] and row["domain"] == domain:
+            gain = row["gain_over_static"] if row["gain_at_spent"] is None else row["gain_at_spent"]
+            gains.setdefault(variant(row), []).append(-np.inf if gain is None else gain)
+    studied = studied_router(row["kind"] for row in comparison)
+    best = sorted(gains, key=lambda name: -float(np.mean(gains[name])))
+    return [name for name in (studied, *(name for name in best if name != studied)) if name in gains][:most]
+
+
+def _gains(
+    measured: Mapping[tuple[str, int], tuple[Floats, Floats]], row: Score, own_X: Floats, spent_X: Floats
+) -> Row:
+    """Compare with static at k and at what was spent, and the gain with that of the ceiling which spends alike."""
+    nll_X = {key: draws_X for key, (draws_X, _) in measured.items()}
+
+    def fair_gain(own_X: Floats, spent_X: Floats) -> Floats | None:
+        static_X = nll_at(nll_X, STATIC, spent_X)
+        return None if static_X is None else np.asarray(static_X - own_X)
+
     static_X = nll_X.get((STATIC, row.big_layers))
-    static_at_spent_X = nll_at(nll_X, STATIC, spent_X)
-    gain_X = None if static_X is None else static_X - own_X
-    at_spent_X = None if static_at_spent_X is None else static_at_spent_X - own_X
-    ceiling_X, share_X = nll_X.get((CEILING, row.big_layers)), None
-    fair_X = gain_X if at_spent_X is None else at_spent_X
-    if fair_X is not None and static_X is not None and ceiling_X is not None and ceiling_X[0] < static_X[0]:
-        share_X = np.asarray(fair_X / (static_X - ceiling_X))
-    drawn = {"gain_over_static": gain_X, "gain_at_spent": at_spent_X, "of_ceiling": share_X}
+    drawn = {
+        "gain_over_static": None if static_X is None else static_X - own_X,
+        "gain_at_spent": fair_gain(own_X, spent_X),
+        "of_ceiling": None,
+    }
+    ceiling = measured.get((ceiling_policy(row.spend or "average"), row.big_layers))
+    ceiling_gain_X = fair_gain(*ceiling) if ceiling else None
+    gain_X = drawn["gain_over_static"] if drawn["gain_at_spent"] is None else drawn["gain_at_spent"]
+    if gain_X is not None and ceiling_gain_X is not None and ceiling_gain_X[0] > 0:
+        drawn["of_ceiling"] = gain_X / ceiling_gain_X
     fields: Row = {}
     for name, draws_X in drawn.items():
         fields |= _named(name, None if draws_X is None else interval(draws_X))
@@ -104,18 +131,19 @@ def _costs(row: Score, scores: Scores, timing: Timing | None, big_share: float, 
     """Return FLOPs and time per token, both also relative to all big; None for what was not measured."""
     tokens = float(scores.tokens_D.sum())
     measured: dict[str, Any] = timing.row(row) if timing else {}
+    predicted = row.policy.startswith(CEILING)  # its predictor is no part of any forward
     flops = None if row.flops_D is None else float(row.flops_D.sum()) / tokens
-    if timing and not row.kind and not skips:
+    if timing and not (row.kind or skips or predicted):
         flops = timing.flops_per_token(big_share)
     own = None if row.router_flops_D is None else float(row.router_flops_D.sum()) / tokens
-    relative = measured.get("relative_time")
+    relative = None if predicted else measured.get("relative_time")
     return {
         "flops_per_token": flops,
         "relative_flops": flops / timing.facts["all_big_flops_per_token"] if timing and flops else None,
         "router_flops_share": own / flops if own is not None and flops else None,
         "seconds_per_token": relative * timing.facts["all_big_seconds_per_token"] if timing and relative else None,
         "relative_time": relative,
-        "relative_time_quartiles": measured.get("relative_time_quartiles"),
+        "relative_time_quartiles": measured.get("relative_time_quartiles") if relative else None,
         "router_time_share": measured.get("router_time_share"),
     }
 

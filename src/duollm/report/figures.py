@@ -1,13 +1,16 @@
 """All figures of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from duollm.analysis.claims import studied_router
+from duollm.analysis.comparison import shown_routers
+from duollm.analysis.policies import router_variant
 from duollm.analysis.results import headline_domain, main_context_rows
 from duollm.analysis.tables import OracleTable, RouterTable
+from duollm.report.comparison_figures import agreement_over_depth, loss_by_cost
 from duollm.report.curves import best_of_draws, nll_by_budget
+from duollm.report.decomposition import ceiling_budget, gain_by_depth, parts_by_budget
 from duollm.report.layer_figures import share_over_depth, share_over_depth_and_position
 from duollm.report.selection_noise import gains_by_budget
 from duollm.report.style import save, styled
@@ -30,35 +33,43 @@ def draw_figures(
 ) -> dict[str, Path]:
     """Write every figure to <run>/figures as SVG and PDF; return the SVGs by name.
 
-    The figure of selection noise is left out where that was not measured.
+    Figures of selection noise and of the predictable ceiling are left out where these were not measured.
     """
     results = results | {"nll": main_context_rows(results)}
     budget = shown_budget(oracles)
     focus = sorted(set(focus_budgets(results["model"]["num_layers"])))
-    strips = [strip for oracle in oracles for strip in _strips(oracle, routers[oracle.domain], budget)]
+    headline = headline_domain(results)
+    shown = shown_routers(results["comparison"], headline)
+    few = shown[:2]
+    strips = [strip for oracle in oracles for strip in _strips(oracle, routers[oracle.domain], budget, few)]
     with styled():
         figures = {
-            "overview": nll_by_budget(results, [headline_domain(results)]),
-            "nll_by_budget": nll_by_budget(results, list(results["data"])),
-            "best_of_draws": best_of_draws(results, budget),
-            "layer_use": share_over_depth(results, focus),
-            "layer_use_by_position": share_over_depth_and_position(results, focus),
+            "overview": nll_by_budget(results, [headline], shown),
+            "nll_by_budget": nll_by_budget(results, list(results["data"]), shown),
+            "best_of_draws": best_of_draws(results, budget, shown),
+            "layer_use": share_over_depth(results, focus, few),
+            "layer_use_by_position": share_over_depth_and_position(results, focus, few),
             "difficulty": difficulty_by_loss(oracles, results, budget),
             "routes": route_strips(strips),
         }
         if results["selection_noise"]:
             figures["selection_noise"] = gains_by_budget(results, list(results["data"]))
+        if results["timing"]:
+            figures["pareto"] = loss_by_cost(results, headline)
+        if results["agreement"]:
+            figures["agreement"] = agreement_over_depth(results, headline, shown)
+        if results["decomposition"]:
+            figures["decomposition"] = parts_by_budget(results, list(results["data"]))
+            figures["ceiling_by_depth"] = gain_by_depth(results, list(results["data"]), ceiling_budget(results, budget))
         return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
 
 
-def _strips(oracle: OracleTable, routers: Sequence[RouterTable], k: int) -> list[RouteStrip]:
-    """Return the routes of the oracle and of the studied router on the start of the first document."""
+def _strips(oracle: OracleTable, routers: Sequence[RouterTable], k: int, shown: Sequence[str]) -> Iterator[RouteStrip]:
+    """Yield the routes of the oracle and of the routers `shown` on the start of the first document."""
     rows = first_window(oracle, 0)[:_STRIP_TOKENS]
     words = [one_line(oracle.text[t]) for t in rows]
-    kind = studied_router(router.kind for router in routers)
-    chosen = [("oracle", oracle.route_oracle_T[k])]
-    chosen += [(f"{kind} router", one.route_T) for one in routers if (one.kind, one.big_layers) == (kind, k)][:1]
-    return [
-        RouteStrip(f"{oracle.domain}, {policy}, k = {k}", oracle.space.decode(route_T[rows]), words)
-        for policy, route_T in chosen
-    ]
+    named = {router_variant(one.kind, one.spend): one for one in routers if one.big_layers == k}
+    routes = {"oracle": oracle.space.decode(oracle.route_oracle_T[k][rows])}
+    routes |= {f"{name} router": named[name].space.decode(named[name].route_T[rows]) for name in shown if name in named}
+    for policy, routes_TL in routes.items():
+        yield RouteStrip(f"{oracle.domain}, {policy}, k = {k}", routes_TL, words)

@@ -11,18 +11,21 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from duollm.analysis.claims import studied_router
-from duollm.analysis.policies import ORACLE
+from duollm.analysis.policies import ORACLE, variant
 from duollm.report.style import DEPARTURE_COLOURS, GREY, Look, Row, panels, policy_look, router_looks
 
 
-def share_over_depth(results: dict[str, Any], budgets: Sequence[int]) -> Figure:
-    """Draw the share of big per layer with intervals: a row per domain, a column per budget."""
+def share_over_depth(results: dict[str, Any], budgets: Sequence[int], routers: Sequence[str]) -> Figure:
+    """Draw the share of big per layer with intervals, of the oracle and some routers: a row per domain, a column per k.
+
+    Args:
+        routers: which are shown, see `variant`.
+    """
     domains = list(results["data"])
     figure, grid = panels(len(domains), len(budgets), 3.7, 2.7)
     for domain, row in zip(domains, grid, strict=True):
         for k, axes in zip(budgets, row, strict=True):
-            _draw_profile(axes, results, domain, k)
+            _draw_profile(axes, results, domain, k, [ORACLE, *routers])
             axes.set(title=f"{domain}, k = {k}", xlabel="layer (0 is the first)", ylabel="share of big")
             axes.set_ylim(-0.04, 1.04)  # markers at 0 and 1 stay whole
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -31,10 +34,10 @@ def share_over_depth(results: dict[str, Any], budgets: Sequence[int]) -> Figure:
     return figure
 
 
-def share_over_depth_and_position(results: dict[str, Any], budgets: Sequence[int]) -> Figure:
+def share_over_depth_and_position(results: dict[str, Any], budgets: Sequence[int], routers: Sequence[str]) -> Figure:
     """Draw layer x position maps of the share of big above k / L: a row per domain and policy."""
-    lines = [(domain, policy) for domain in results["data"] for policy in _policies(results)]
-    titles = {policy: policy if policy == ORACLE else f"router ({policy})" for policy in _policies(results)}
+    lines = [(domain, policy) for domain in results["data"] for policy in (ORACLE, *routers)]
+    titles = {ORACLE: ORACLE, **{name: f"router ({name})" for name in routers}}
     scale = _colour_scale(results, budgets)
     figure, grid = panels(len(lines), len(budgets), 3.7, 2.1)
     for (domain, policy), row in zip(lines, grid, strict=True):
@@ -51,29 +54,23 @@ def share_over_depth_and_position(results: dict[str, Any], budgets: Sequence[int
     return figure
 
 
-def _policies(results: dict[str, Any]) -> list[str]:
-    """Return the oracle and the kind of router that the claims speak of."""
-    router = studied_router(row["kind"] for row in results["layer_use"])
-    return [ORACLE, router] if router else [ORACLE]
-
-
 def _find(results: dict[str, Any], domain: str, policy: str, k: int) -> Row | None:
-    """Return the layer use of a policy (or kind of router), or None if it was not measured."""
+    """Return the layer use of a policy or router (see `variant`), or None if it was not measured."""
     for row in results["layer_use"]:
-        if row["domain"] == domain and (row["kind"] or row["policy"]) == policy and row["big_layers"] == k:
+        if row["domain"] == domain and variant(row) == policy and row["big_layers"] == k:
             return dict(row)
     return None
 
 
-def _draw_profile(axes: Axes, results: dict[str, Any], domain: str, k: int) -> None:
+def _draw_profile(axes: Axes, results: dict[str, Any], domain: str, k: int, policies: Sequence[str]) -> None:
     layers = np.arange(results["model"]["num_layers"])
     axes.axhline(k / len(layers), color=GREY, linestyle=":", linewidth=1.2, label="even use, k / L")
     looks: dict[str, Look] = {ORACLE: policy_look(ORACLE), **router_looks(results["layer_use"])}
-    for policy in _policies(results):
+    for policy in policies:
         found, look = _find(results, domain, policy, k), looks[policy]
         if found:
             axes.fill_between(layers, found["low"], found["high"], color=look.colour, alpha=0.2, linewidth=0)
-            axes.plot(layers, found["share_by_layer"], color=look.colour, marker=look.marker, label=look.label)
+            axes.plot(layers, found["share_by_layer"], **look.style)
 
 
 def _draw_map(axes: Axes, row: Row, even: float, scale: Normalize) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from duollm.analysis.numbers import estimate
-from duollm.analysis.policies import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, STATIC
+from duollm.analysis.policies import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, STATIC, variant
 from duollm.analysis.results import headline_domain, main_context_rows
 from duollm.files import write_text
 from duollm.report.style import Row, policy_look, router_looks
@@ -21,7 +21,7 @@ def add_results(card: Path, results: dict[str, Any]) -> None:
 def _results(results: dict[str, Any]) -> str:
     domain = headline_domain(results)
     rows = [row for row in main_context_rows(results) if row["domain"] == domain]
-    losses = {(row["kind"] or row["policy"], row["big_layers"]): row for row in rows}
+    losses = {(variant(row), row["big_layers"]): row for row in rows}
     looks = router_looks(rows)
     layers = results["model"]["num_layers"]
     budgets = sorted({row["big_layers"] for row in rows if row["kind"]} or {k for _, k in losses if 0 < k < layers})

@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from duollm.analysis.claims import studied_router
+from duollm.analysis.comparison import shown_routers
 from duollm.analysis.numbers import estimate, nats, percent
 from duollm.analysis.policies import (
     ALL_BIG,
@@ -21,26 +22,31 @@ from duollm.analysis.policies import (
     RANDOM_ROUTES_CONTEXT,
     STATIC,
     best_routes,
+    router_variant,
+    variant,
 )
 from duollm.analysis.results import headline_domain, main_context_rows, read_results
-from duollm.analysis.tables import read_oracle, read_routers
+from duollm.analysis.tables import OracleTable, RouterTable, read_oracle, read_routers
 from duollm.files import write_text
+from duollm.report.comparison import (
+    SAME_AS_ITS_ORACLE,
+    Cell,
+    Line,
+    SpendTable,
+    columns_in_use,
+    compared,
+    comparison_lines,
+    spend_table,
+)
+from duollm.report.decomposition import ceiling_budget, decomposition_sentences
+from duollm.report.differences import DifferingPassage, differing_passages
 from duollm.report.figures import draw_figures, shown_budget
 from duollm.report.selection_noise import noise_sentences, shown_noise
 from duollm.report.style import Row
 from duollm.report.text import passages
 from duollm.report.token_figures import EXTREME_SHARE
 
-_SAME_AS_ITS_ORACLE = (EXECUTED, "committed")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value with its interval, ready to print."""
-
-    value: str
-    interval: str
-    note: str = ""
+_DIFFERING_PASSAGES = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,26 @@ class ClaimRow:
     id: str
     statement: str
     outcomes: list[Row]
+
+
+@dataclass(frozen=True)
+class LinesTable:
+    """The comparison in one domain at one budget; columns in which nothing was measured are left out."""
+
+    lines: list[Line]
+    columns: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the section on the comparison shows; `shown` is the budget that is open first."""
+
+    headline: str
+    domains: list[str]
+    budgets: list[int]
+    shown: int
+    tables: dict[tuple[str, int], LinesTable]
+    spend: SpendTable
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,8 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
         executed=any(row["policy"] == EXECUTED for row in main_context_rows(results)),
         noise_context=next((row["context"] for row in shown_noise(results)), None),
         noise=noise_sentences(results, headline, budget),
+        decomposition=decomposition_sentences(results, headline, budget),
+        budget_of_ceiling=ceiling_budget(results, budget),
         glance=_glance(results, headline, budget),
         claims=_claim_rows(results["claims"]),
         headline=headline,
@@ -96,6 +124,8 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
         pattern_share=_pattern_share(results),
         static_exact=all(oracle.nll_static_T for oracle in oracles),
         extreme_share=percent(EXTREME_SHARE),
+        comparison=_comparison(results, headline, budget),
+        differences=_differences(results, headline, oracles, routers, budget),
         tables=[_budget_table(results, domain, oracles[0].random_routes) for domain in results["data"]],
         images={name: _data_uri(path) for name, path in figures.items()},
         texts={oracle.domain: passages(oracle, budget, shown_documents) for oracle in oracles},
@@ -145,14 +175,14 @@ def _glance(results: dict[str, Any], domain: str, budget: int) -> list[tuple[str
     router = studied_router(row["kind"] for row in results["nll"])
     layers = results["model"]["num_layers"]
     wanted = [(ALL_SMALL, 0), (ALL_BIG, layers), (STATIC, budget), (router, budget), (ORACLE, budget)]
-    losses = {(row["kind"] or row["policy"], row["big_layers"]): row for row in _of(main_context_rows(results), domain)}
+    losses = {(variant(row), row["big_layers"]): row for row in _of(main_context_rows(results), domain)}
     tiles = []
     for policy, k in wanted:
         if policy and (row := losses.get((policy, k))):
             label = _title(row) if policy in (ALL_SMALL, ALL_BIG) else f"{_title(row)}, k = {k}"
             tiles.append((label, Cell(nats(row["nll"]), _interval(row), "nats per token")))
     for row in _of(results["gap_closed"], domain):
-        if (row["kind"], row["big_layers"]) == (router, budget):
+        if (variant(row), row["big_layers"]) == (router, budget):
             tiles.append(("gap closed by the router", _gap_cell(row)))
     return tiles
 
@@ -176,14 +206,14 @@ def _claim_rows(claims: list[Row]) -> list[ClaimRow]:
 
 def _budget_table(results: dict[str, Any], domain: str, random_routes: int) -> BudgetTable:
     mine = _of(results["nll"], domain)
-    losses = {(row["kind"] or row["policy"], row["context"], row["big_layers"]): row for row in mine}
-    main, kinds = results["context"], sorted({row["kind"] for row in mine if row["kind"]})
+    losses = {(variant(row), row["context"], row["big_layers"]): row for row in mine}
+    main, kinds = results["context"], shown_routers(results["comparison"], headline_domain(results))
     others = [context for context in dict.fromkeys(row["context"] for row in mine) if context not in (None, main)]
     wanted: list[tuple[str, str | None]] = [(policy, None) for policy in (RANDOM, BEST_PATTERNS, STATIC, *kinds)]
     wanted += [(EXECUTED, main), (best_routes(random_routes), RANDOM_ROUTES_CONTEXT), (ORACLE, main)]
     wanted += [(policy, context) for context in others for policy in (EXECUTED, ORACLE)]
     measured = {(policy, context) for policy, context, _ in losses}
-    columns = [column for column in wanted if column in measured and column != _SAME_AS_ITS_ORACLE]
+    columns = [column for column in wanted if column in measured and column != SAME_AS_ITS_ORACLE]
     return BudgetTable(
         domain,
         [_heading(policy, kinds) + (f", {context}" if context in others else "") for policy, context in columns],
@@ -191,15 +221,44 @@ def _budget_table(results: dict[str, Any], domain: str, random_routes: int) -> B
     )
 
 
+def _comparison(results: dict[str, Any], headline: str, budget: int) -> Comparison:
+    budgets, domains = compared(results), list(dict.fromkeys(row["domain"] for row in results["comparison"]))
+    tables = {}
+    for domain in domains:
+        for k in budgets:
+            lines = comparison_lines(results, domain, k)
+            tables[domain, k] = LinesTable(lines, columns_in_use(lines))
+    shown = min(budgets, key=lambda k: abs(k - budget), default=budget)
+    return Comparison(headline, domains, budgets, shown, tables, spend_table(results, headline))
+
+
+def _differences(
+    results: dict[str, Any],
+    headline: str,
+    oracles: Sequence[OracleTable],
+    routers: dict[str, list[RouterTable]],
+    budget: int,
+) -> dict[str, list[DifferingPassage]]:
+    """Return, by domain, where the router that gains most over static differs most from the oracle."""
+    shown = shown_routers(results["comparison"], headline, most=2)
+    found = {}
+    for oracle in oracles:
+        for router in routers[oracle.domain]:
+            named = router_variant(router.kind, router.spend) == shown[-1]
+            if named and router.big_layers == budget and budget in oracle.nll_oracle_T:
+                found[oracle.domain] = differing_passages(oracle, router, _DIFFERING_PASSAGES)
+    return found
+
+
 def _of(rows: Iterable[Row], domain: str) -> list[Row]:
     return [row for row in rows if row["domain"] == domain]
 
 
 def _title(row: Row) -> str:
-    return _heading(row["kind"] or row["policy"], [row["kind"]])
+    return _heading(variant(row), [variant(row)] if row["kind"] else [])
 
 
-def _heading(policy: str, kinds: Iterable[str | None]) -> str:
+def _heading(policy: str, kinds: Iterable[str]) -> str:
     return f"router ({policy})" if policy in kinds else policy.replace("-", " ")
 
 

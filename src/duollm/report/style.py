@@ -10,6 +10,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from duollm.analysis.claims import PAPER_ROUTER
+from duollm.analysis.policies import EXACT, variant
 from duollm.files import replacing
 
 Row = dict[str, Any]
@@ -42,6 +44,14 @@ class Look:
     colour: str
     marker: str
     line: str = "-"
+    hollow: bool = False
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """How matplotlib draws it as a line with markers."""
+        face = "white" if self.hollow else self.colour
+        look = {"color": self.colour, "marker": self.marker, "markerfacecolor": face, "linestyle": self.line}
+        return look | {"label": self.label}
 
 
 _POLICIES = {
@@ -49,12 +59,16 @@ _POLICIES = {
     "executed-together": Look("oracle, executed together", "#882255", "h"),
     "static": Look("static (best fixed pattern)", "#009E73", "s"),
     "random-patterns": Look("random patterns, mean", "#8c8c8c", "x"),
+    "ceiling": Look("predictable ceiling", "#332288", "_"),
     "all-small": Look("all small", "#000000", "", ":"),
     "all-big": Look("all big", "#000000", "", "--"),
 }
 _BEST_ROUTES = Look("best of {drawn} random routes per token", "#56B4E9", "^")
 _BEST_PATTERNS = Look("best of {drawn} random patterns", "#B8860B", "d")
-_ROUTERS = ("#D55E00", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#6A3D9A", "*")
+_ROUTERS = (
+    *(("#D55E00", "D"), ("#CC79A7", "v"), ("#E69F00", "P"), ("#6A3D9A", "*"), ("#8B1A1A", "X")),
+    *(("#A6761D", "p"), ("#E7298A", "<"), ("#556B2F", ">"), ("#FF8C69", "8"), ("#4B3F72", "H")),
+)
 
 
 def policy_look(policy: str) -> Look:
@@ -67,9 +81,17 @@ def policy_look(policy: str) -> Look:
 
 
 def router_looks(rows: list[Row]) -> dict[str, Look]:
-    """Return a look for every kind of trained router in `rows`."""
-    kinds = sorted({row["kind"] for row in rows if row["kind"]})
-    return {kind: Look(f"router ({kind})", *_ROUTERS[i % len(_ROUTERS)]) for i, kind in enumerate(kinds)}
+    """Return a look for every router in `rows`, by `variant`: one colour per kind, hollow where k is spent exactly."""
+    named = {row["kind"] for row in rows if row["kind"]}
+    kinds = sorted(named, key=lambda kind: (kind != PAPER_ROUTER, kind))
+    looks = {}
+    for row in rows:
+        if row["kind"]:
+            colour, marker = _ROUTERS[kinds.index(row["kind"]) % len(_ROUTERS)]
+            exact = row["spend"] == EXACT
+            name = variant(row)
+            looks[name] = Look(f"router ({name})", colour, marker, "--" if exact else "-", hollow=exact)
+    return looks
 
 
 @contextmanager
