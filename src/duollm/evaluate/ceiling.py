@@ -24,7 +24,8 @@ from duollm.routing.ceiling import GainPredictor, all_big_states, exact_routes, 
 from duollm.routing.space import RouteSpace, parse_branches
 from duollm.train.ceiling import SHUFFLED
 
-_VALIDATION_SEQUENCES = 64
+_VALIDATION_DOCUMENTS, _VALIDATION_WINDOWS = 16, 2
+"""Of each domain and document: few, for every policy is executed on them, and from the start, as the oracle's are."""
 _BATCH = 16
 
 Margins = dict[tuple[str, int], tuple[Tensor, Tensor]]
@@ -79,8 +80,11 @@ def evaluate_ceiling(
     Prices and the choice among depths come from validation documents.
     """
     space = RouteSpace(model.config.num_hidden_layers, parse_branches(config.branches))
-    validation_WT = torch.from_numpy(data.train_batch(0, _VALIDATION_SEQUENCES, seed=0, split="validation"))
-    policies = choose(_on_validation(model, predictors, big_layers, space, validation_WT.to(model.device)))
+    validation = [
+        data.windows("validation", domain, _VALIDATION_DOCUMENTS, _VALIDATION_WINDOWS, seed) for domain in data.domains
+    ]
+    validation_WT = torch.cat([torch.from_numpy(windows.token_ids) for windows in validation]).to(model.device)
+    policies = choose(_on_validation(model, predictors, big_layers, space, validation_WT))
     facts = {
         "num_layers": space.num_layers,
         "branches": [branch.name.lower() for branch in space.branches],
@@ -142,7 +146,7 @@ def predicted_margins(
     """Predict by how much big beats the other branches, at every budget."""
     parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     for batch_BT in token_ids_WT.split(_BATCH):
-        states_BTF = all_big_states(model, batch_BT)
+        states_BTF, _ = all_big_states(model, batch_BT)
         for name, predictor in predictors.items():
             for k in big_layers:
                 share_BT = torch.full(batch_BT.shape, k / space.num_layers, device=batch_BT.device)

@@ -58,7 +58,7 @@ def train_ceiling(
     train(
         "ceiling",
         predictors,
-        ceiling_loss(model, predictors, branches, seed, world),
+        ceiling_loss(model, predictors, branches, config.text_weight, seed, world),
         lambda step: data.train_batch(step, config.batch_size, seed + 2),
         plan,
         world,
@@ -85,22 +85,31 @@ def make_predictors(
 
 
 def ceiling_loss(
-    model: DuoForCausalLM, predictors: nn.ModuleDict, branches: Sequence[Branch], seed: int, world: World
+    model: DuoForCausalLM,
+    predictors: nn.ModuleDict,
+    branches: Sequence[Branch],
+    text_weight: float,
+    seed: int,
+    world: World,
 ) -> LossFn:
     """Squared error of the predicted gains (nats x 100), summed over the predictors.
 
-    The labels are those of `gains_loss`; the states are of a second forward, in which all is big. For the
-    control the labels of a batch change places among its tokens, so it can learn only what holds for all tokens.
+    The gains are those of `gains_loss`, but expected: a share `text_weight` of the next token is the text's own, the
+    rest is distributed as the all-big pass predicts, whose states the predictors see. The latter gains
+    are a function of the context without the chance of the label, hence easier to learn by orders of magnitude. For the
+    control the gains of a batch change places among its tokens, so it can learn only what holds for all tokens.
     """
     generator = torch.Generator(model.device)
 
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(seed, step, part, world.rank))
         gates = RandomGates(branches, batch_BT, generator)
-        gain_LBTC, nll = marginal_gains(model, batch_BT, gates)
+        states_BTF, last_BTD = all_big_states(model, batch_BT)
+        labels_NV = _labels(model.lm_head(last_BTD[:, :-1]), batch_BT[:, 1:], text_weight)
+        gain_LBTC, nll = marginal_gains(model, batch_BT, gates, labels_NV)
         gain_NLC = centred(gain_LBTC * GainsRouter.scale).flatten(1, 2).transpose(0, 1)
         share_N = gates.big_B1.expand(-1, batch_BT.shape[1] - 1).flatten()
-        states_NF = all_big_states(model, batch_BT)[:, :-1].flatten(0, 1)
+        states_NF = states_BTF[:, :-1].flatten(0, 1)
         other_N = torch.randperm(len(share_N), generator=generator, device=generator.device)
         losses = {}
         for name, predictor in predictors.items():
@@ -112,3 +121,10 @@ def ceiling_loss(
         return torch.stack(list(losses.values())).sum(), {"nll": nll, "explained": explained}
 
     return loss_fn
+
+
+def _labels(logits_BTV: Tensor, label_BT: Tensor, text_weight: float) -> Tensor:
+    """Mix the text's own next token with the prediction: probabilities [N, V], float32."""
+    predicted_NV = logits_BTV.flatten(0, 1).float().softmax(-1)
+    own_N1 = torch.full((len(predicted_NV), 1), text_weight, device=predicted_NV.device)
+    return (predicted_NV * (1 - text_weight)).scatter_add_(1, label_BT.reshape(-1, 1), own_N1)
