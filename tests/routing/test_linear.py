@@ -1,6 +1,9 @@
+import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from duollm.models.branch import Branch
+from duollm.routing.gains import DeepGainsRouter
 from duollm.routing.linear import GumbelRouter, LinearRouter
 from tiny import tiny_config
 
@@ -28,3 +31,14 @@ def test_gumbel_takes_one_branch_and_passes_a_gradient(make_router):
     assert (weights_BTC.detach().sum(-1) == 1).all()
     (weights_BTC[..., Branch.BIG] * torch.randn(2, 5)).sum().backward()
     assert router.weight_LCD.grad[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", [LinearRouter, DeepGainsRouter], ids=["linear", "deep-gains"])
+def test_flops_are_those_of_the_products(make_router, kind):
+    router, states_BTD = make_router(tuple(Branch), kind=kind), torch.randn(2, 5, 16)
+    with FlopCounterMode(display=False) as counter:
+        for layer in range(3):
+            router.scores(layer, states_BTD, None)
+    assert router.flops_per_token() == counter.get_total_flops() / 10
+    two = make_router(SMALL_BIG, kind=kind)
+    assert two.flops_per_token() == router.flops_per_token() - 2 * 2 * 3 * (16 if kind is LinearRouter else 16 + 16)
