@@ -145,8 +145,9 @@ def as_llama(model: DuoForCausalLM) -> tuple[LlamaForCausalLM, list[dict[Branch,
 
 def _copy_weights(model: DuoForCausalLM, llama: LlamaForCausalLM, ffns: list[dict[Branch, nn.Module]]) -> None:
     weights = model.state_dict()
-    llama.load_state_dict({name.replace("mlp.big.", "mlp."): w for name, w in weights.items() if ".small." not in name})
+    dense = {name.replace("mlp.big.", "mlp."): each for name, each in weights.items() if ".small." not in name}
+    llama.load_state_dict(dense, assign=True)
     for index, choices in enumerate(ffns):
         prefix = f"model.layers.{index}.mlp.small."
         small = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-        choices[Branch.SMALL].load_state_dict(small)
+        choices[Branch.SMALL].load_state_dict(small, assign=True)

@@ -1,0 +1,198 @@
+"""Forward passes at every share of big against transformers' dense Llama; and what a router adds.
+
+Shape letters: B sequences, T tokens, L layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from duollm.bench import Row
+from duollm.bench.search import as_llama, trained_like
+from duollm.bench.timing import durations
+from duollm.flops import ffn_parameters, token_flops
+from duollm.machine import Precision
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.linear import LinearRouter
+
+# A small vocabulary: only the last token's logits are computed, and the head reads little beside the layers.
+_SIZES: dict[str, Any] = {
+    "vocab_size": 4096,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "small_intermediate_size": 256,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+}
+_ROUTER_SIZES = _SIZES | {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "small_intermediate_size": 128,
+    "num_attention_heads": 8,
+}
+_SHARES, _ROUTER_SHARE = (0.0, 0.25, 0.5, 0.75, 1.0), 0.5
+_BATCHES, _PREFILL, _PROMPT, _STEPS = (1, 8), 512, 128, 8
+_DENSE, _WITH_ROUTER, _GIVEN_ROUTES = "transformers Llama", "router", "its routes given"
+
+
+def bench_forward(seconds: float, precision: Precision = "fp32") -> list[Row]:
+    """Prefill and decoding at batch 1 and 8, each share of big beside the dense Llama; then a router at width 512."""
+    model = _random_model(_SIZES, precision)
+    llama, _ = as_llama(model)
+    rows = [row for each in _works(model) for row in _against_dense(each, model, llama, seconds)]
+    model = _random_model(_ROUTER_SIZES, precision)
+    router = _random_router(model)
+    return rows + [_router_row(each, model, router, seconds) for each in _works(model)]
+
+
+def predict(cost: float, all_small: tuple[float, float], all_big: tuple[float, float]) -> float:
+    """Seconds for `cost`, on the line through two measured points (cost, seconds)."""
+    (small_cost, small_time), (big_cost, big_time) = all_small, all_big
+    return small_time + (cost - small_cost) * (big_time - small_time) / (big_cost - small_cost)
+
+
+def weights_read(config: DuoConfig, routes_BTL: Tensor) -> float:
+    """Mean number of FFN weights that a decoding step reads: a layer's branch counts once if any sequence takes it."""
+    read = 0.0
+    for branch, parameters in zip(Branch, ffn_parameters(config), strict=True):
+        read += parameters * (routes_BTL == branch).any(0).sum().item()
+    return read / routes_BTL.shape[1]
+
+
+def ffn_flops(config: DuoConfig, routes_BTL: Tensor) -> float:
+    """FLOPs of all tokens' FFNs; everything else costs the same under every route."""
+    return sum(
+        2.0 * parameters * (routes_BTL == branch).sum().item()
+        for branch, parameters in zip(Branch, ffn_parameters(config), strict=True)
+    )
+
+
+def draw_routes(shape: tuple[int, int, int], share: float, generator: torch.Generator) -> Tensor:
+    """Random routes [B, T, L] with `share` big: of the tokens at each layer, or of each token's layers if T is few."""
+    batch, tokens, layers = shape
+    across = 0 if tokens > layers else 1
+    rank = torch.rand(batch * tokens, layers, generator=generator).argsort(across)
+    big = rank < round(share * rank.shape[across])
+    return torch.where(big, int(Branch.BIG), int(Branch.SMALL)).view(shape)
+
+
+@dataclass
+class _Work:
+    """Some tokens to send through a model: a prompt at once, or some steps on the cache of a prompt."""
+
+    ids_BT: Tensor
+    decoding: bool
+
+    @property
+    def name(self) -> str:
+        return "decode" if self.decoding else "prefill"
+
+    @torch.inference_mode()
+    def run(self, model: Any, cache: DynamicCache | None, routes_BTL: Tensor | None = None, **given: Any) -> list[Any]:
+        """Do the work once and return the outputs; a cache is cut back to the prompt afterwards."""
+        outputs, width = [], 1 if self.decoding else self.ids_BT.shape[1]
+        for start in range(0, self.ids_BT.shape[1], width):
+            here = slice(start, start + width)
+            routes = {} if routes_BTL is None else {"routes": routes_BTL[:, here]}
+            ids = self.ids_BT[:, here]
+            outputs.append(model(input_ids=ids, past_key_values=cache, logits_to_keep=1, **routes, **given))
+        if cache is not None:
+            cache.crop(-self.ids_BT.shape[1])
+        return outputs
+
+    @torch.inference_mode()
+    def cache(self, model: DuoForCausalLM) -> DynamicCache | None:
+        """The cache of a prompt, if there is one."""
+        if not self.decoding:
+            return None
+        cache = DynamicCache(config=model.config)
+        model(input_ids=_random_ids(model, len(self.ids_BT), _PROMPT), past_key_values=cache)
+        return cache
+
+
+def _works(model: DuoForCausalLM) -> list[_Work]:
+    return [
+        _Work(_random_ids(model, batch, _STEPS if decoding else _PREFILL), decoding)
+        for decoding in (False, True)
+        for batch in _BATCHES
+    ]
+
+
+def _against_dense(work: _Work, model: DuoForCausalLM, llama: nn.Module, seconds: float) -> list[Row]:
+    """One row for each share, one for the dense model, all measured in turns."""
+    shape, generator = (*work.ids_BT.shape, model.config.num_hidden_layers), torch.Generator().manual_seed(0)
+    routes = {share: draw_routes(shape, share, generator).to(model.device) for share in _SHARES}
+    cache = work.cache(model)
+    runs: dict[str, Callable[[], object]] = {
+        f"{share:.0%} big": partial(work.run, model, cache, each) for share, each in routes.items()
+    }
+    runs[_DENSE] = partial(work.run, llama, cache)
+    times = {name: median(each) for name, each in durations(runs, seconds).items()}
+    count = weights_read if work.decoding else ffn_flops
+    costs = {f"{share:.0%} big": count(model.config, each) for share, each in routes.items()}
+    ends = [(costs[name], times[name]) for name in ("0% big", "100% big")]
+    rows = [_row(work, name, spent) for name, spent in times.items()]
+    for row, name in zip(rows, times, strict=True):
+        row["speed vs all big"] = times["100% big"] / times[name]
+        row["speed vs Llama"] = times[_DENSE] / times[name]
+        if name in costs:
+            predicted = predict(costs[name], *ends)
+            row |= {"predicted ms": 1e3 * predicted / _passes(work), "ratio to predicted": times[name] / predicted}
+    return rows
+
+
+def _router_row(work: _Work, model: DuoForCausalLM, router: LinearRouter, seconds: float) -> Row:
+    """The forward that a router steers against the same forward with its routes given."""
+    cache = work.cache(model)
+    chosen = torch.cat([output.routes for output in work.run(model, cache, policy=router)], dim=1)
+    runs = {
+        _WITH_ROUTER: partial(work.run, model, cache, policy=router),
+        _GIVEN_ROUTES: partial(work.run, model, cache, chosen),
+    }
+    times = {name: median(each) for name, each in durations(runs, seconds).items()}
+    big = (chosen == Branch.BIG).float().mean().item()
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    forward = token_flops(model.config, round(big * layers), _PREFILL)
+    return _row(work, f"router, width {width}, {big:.0%} big", times[_WITH_ROUTER]) | {
+        "router's share of time": 1 - times[_GIVEN_ROUTES] / times[_WITH_ROUTER],
+        "its share of FLOPs": 2 * layers * width / forward,
+    }
+
+
+def _row(work: _Work, name: str, seconds: float) -> Row:
+    return {
+        "phase": work.name,
+        "batch": len(work.ids_BT),
+        "model": name,
+        "ms": 1e3 * seconds / _passes(work),
+        "tokens/s": work.ids_BT.numel() / seconds,
+    }
+
+
+def _passes(work: _Work) -> int:
+    """Forward passes in one run."""
+    return _STEPS if work.decoding else 1
+
+
+def _random_ids(model: DuoForCausalLM, batch: int, tokens: int) -> Tensor:
+    return torch.randint(model.config.vocab_size, (batch, tokens), device=model.device)
+
+
+def _random_model(sizes: dict[str, Any], precision: Precision) -> DuoForCausalLM:
+    model = trained_like(DuoConfig(**sizes))
+    return model if precision == "fp32" else model.bfloat16()
+
+
+def _random_router(model: DuoForCausalLM) -> LinearRouter:
+    """A router of random directions: about half of its choices are big."""
+    router = LinearRouter(model.config, (Branch.SMALL, Branch.BIG))
+    nn.init.normal_(router.weight_LCD)
+    return router.eval().to(model.device)
