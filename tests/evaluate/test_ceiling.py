@@ -33,6 +33,8 @@ def predictors(model):
     predictors = make_predictors(model, CeilingConfig(depths=[0, 2], width=8), BRANCHES, seed=0)
     for parameter in predictors.parameters():
         torch.nn.init.normal_(parameter)
+    for predictor in predictors.values():
+        predictor.linear.weight.data[:, -3:] = 0  # gains that differ by layer would hide those by token
     return predictors.eval()
 
 

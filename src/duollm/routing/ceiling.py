@@ -18,6 +18,8 @@ from duollm.models.configuration_duo import DuoConfig
 from duollm.models.dispatch import Dispatch
 from duollm.models.modeling_duo import DuoForCausalLM
 
+_TOLD = 5.0
+
 
 class GainPredictor(nn.Module):
     """A linear map, and a bottleneck beside it (F -> W -> L x C, GELU), from hidden states to gains.
@@ -34,12 +36,13 @@ class GainPredictor(nn.Module):
     def __init__(self, config: DuoConfig, branches: Sequence[Branch], depth: int, width: int) -> None:
         super().__init__()
         self.depth, self.shape_LC = depth, (config.num_hidden_layers, len(branches))
-        features, gains = (depth + 1) * config.hidden_size, self.shape_LC[0] * self.shape_LC[1]
-        self.linear = nn.Linear(features + 2, gains)
-        self.inner = nn.Linear(features + 2, width)
+        self.features, gains = (depth + 1) * config.hidden_size, config.num_hidden_layers * len(branches)
+        self.linear = nn.Linear(self.features + 3, gains, bias=False)
+        self.inner = nn.Linear(self.features + 3, width, bias=False)
         self.outer = nn.Linear(width, gains, bias=False)
-        for parameter in (*self.linear.parameters(), *self.outer.parameters()):
-            nn.init.zeros_(parameter)
+        nn.init.normal_(self.inner.weight)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.outer.weight)
 
     def forward(self, states: Tensor, share: Tensor) -> Tensor:
         """Return the predicted gains [., L, C], float32, in the units that it was trained on.
@@ -48,9 +51,12 @@ class GainPredictor(nn.Module):
             states: [., F] as `all_big_states` returns them; more layers than are seen do no harm.
             share: of big layers, [.].
         """
-        seen = states[..., : self.linear.in_features - 2] * (self.depth + 1) ** -0.5
-        inputs = torch.cat([seen, share[..., None], share[..., None].square()], dim=-1)
-        gains = self.linear(inputs) + self.outer(nn.functional.gelu(self.inner(inputs)))
+        # Weights are of size 1 whatever the width, so one learning rate suits all depths. What is told is larger than a
+        # feature, for the mean gains of the layers have to be learnt in few steps.
+        told = torch.stack([torch.ones_like(share), share, share.square()], dim=-1)
+        seen = states[..., : self.features] * self.features**-0.5
+        hidden = nn.functional.gelu(self.inner(torch.cat([seen, told], dim=-1)))
+        gains = self.linear(torch.cat([seen, _TOLD * told], dim=-1)) + self.outer(hidden * hidden.shape[-1] ** -0.5)
         return gains.float().unflatten(-1, self.shape_LC)
 
 
