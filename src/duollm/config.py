@@ -239,7 +239,7 @@ class CeilingConfig(Section):
     """How much of a label is the gain on the text's own next token; the rest is expected under the all-big prediction."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences per optimiser step."""
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=5e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=0.1, ge=0)
     """AdamW weight decay, on matrices only."""
