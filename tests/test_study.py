@@ -104,6 +104,7 @@ def test_a_study_leaves_what_the_formats_page_lists(finished):
     expected |= {f"stages/{stage}.json" for stage in STAGES}
     expected |= {f"oracle/{domain}{kind}.parquet" for domain in ("owls", "cats") for kind in ("", ".routes")}
     expected |= {f"evaluate/linear_k{k}/{domain}.parquet" for domain in ("owls", "cats") for k in (1, 2)}
+    expected |= {"evaluate/timing.json"}
     expected |= {f"routers/linear_k{k}/router.{kind}" for kind in ("json", "safetensors") for k in (1, 2)}
     expected |= {"model/config.json", "model/model.safetensors", "model/tokenizer.json"}
     assert expected <= made
@@ -182,6 +183,22 @@ def test_the_ceiling_is_scored_on_the_oracles_tokens_and_goes_when_it_is_switche
     assert again(run, ceiling={"enabled": False}) == ["ceiling", "report"]
     assert not (run / "ceiling").exists()
     assert json.loads((run / "results.json").read_text())["decomposition"] == []
+
+
+def test_routers_taught_by_the_oracle_share_labels(run, again):
+    router = {"kinds": ["codebook", "distilled"], "big_layers": [1], "label_tokens": 40}
+    again(run, until="train-router", router=router)
+    labels = run / "labels" / "losses.safetensors"
+    assert load_file(labels)["losses"].shape == (2, 3, 15, 8), "windows of 15 predictions, all routes of three layers"
+    made = labels.stat().st_mtime_ns
+    router |= {"label_temperature": 0.5, "decide_at": 0, "big_layers": [1, 2]}
+    again(run, until="train-router", router=router)
+    assert labels.stat().st_mtime_ns == made
+    assert (run / "routers" / "codebook_k2" / "router.json").exists()
+    again(run, until="train-router", router=router | {"label_tokens": 20})
+    assert len(load_file(labels)["token_ids"]) == 2
+    again(run, until="train-router", router=router | {"label_routes": 2, "label_tokens": 10})
+    assert load_file(labels)["losses"].shape[-1] < 8
 
 
 def test_until_stops_early_and_a_killed_study_continues(tmp_path, again, monkeypatch):

@@ -213,6 +213,20 @@ class RouterConfig(Section):
     """As for pretrain."""
     train_backbone: bool = False
     """Also train the model, not only the router."""
+    label_tokens: int = Field(default=1024, ge=2)
+    """Training tokens that the oracle labels with the losses of routes, for the kinds that need it."""
+    label_routes: int | None = Field(default=None, ge=2)
+    """Random routes per budget to label with; default: all routes if there are at most 16,384, else 32."""
+    text_weight: float = Field(default=0.0, ge=0, le=1)
+    """How much of a label is the loss of the text's own next token; the rest is expected under a mean prediction."""
+    label_temperature: float = Field(default=0.02, gt=0)
+    """distilled: nats by which a route must be better to be e times as likely in the oracle's soft choice."""
+    distilled_share: float = Field(default=0.5, ge=0, le=1)
+    """distilled: share of the steps that imitate the oracle, before the fine-tuning."""
+    codebook_routes: int = Field(default=16, ge=2, le=32)
+    """codebook: how many routes it may hold."""
+    decide_at: int = Field(default=3, ge=0)
+    """codebook: the layer whose states choose the route, 0 first; the layers before are the same for all tokens."""
 
     @model_validator(mode="after")
     def _branches_and_names(self) -> "RouterConfig":

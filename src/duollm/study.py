@@ -22,18 +22,23 @@ from duollm.files import write_json
 from duollm.machine import peak_memory_bytes, provenance
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
 from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.routing.folder import router_class
-from duollm.routing.space import parse_branches
+from duollm.routing.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
 from duollm.train.ceiling import train_ceiling
 from duollm.train.convert import convert, open_dense
 from duollm.train.distributed import World, join_world
 from duollm.train.pretrain import pretrain
 from duollm.train.router import router_name, train_router
+
+_LABEL_SETTINGS = {"label_tokens", "label_routes"}
+_TAUGHT_SETTINGS = {"text_weight", "label_temperature", "distilled_share", "codebook_routes", "decide_at"}
+"""Of the router's settings, those that only the labels, and only the kinds taught by them, depend on."""
 
 
 def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "report") -> None:
@@ -87,6 +92,7 @@ class Study:
                 outputs=("oracle",),
             ),
             self._ceiling_stage(),
+            *self._label_stages(),
             *self._router_stages(),
             Stage(
                 "train-router",
@@ -150,16 +156,34 @@ class Study:
         settings |= {"big_layers": recipe.router.big_layers, "seed": recipe.seed}
         return Stage("ceiling", self._measure_ceiling, settings, after, outputs=("ceiling",), scratch=(checkpoint,))
 
+    def _label_stages(self) -> list[Stage]:
+        """Label training tokens, if some kind of router is taught by the oracle."""
+        recipe = self.recipe
+        if not any(router_class(kind).needs_labels for kind in recipe.router.kinds):
+            return []
+        settings = recipe.router.model_dump(include={*_LABEL_SETTINGS, "branches"}) | {"seed": recipe.seed}
+        if self._pool_of_labels(recipe.model.num_hidden_layers) is not None or recipe.model.path or recipe.model.dense:
+            settings["big_layers"] = recipe.router.big_layers  # a pool is drawn for these budgets
+        return [Stage("labels", self._label, settings, after=("data", "pretrain"), outputs=("labels",))]
+
+    def _pool_of_labels(self, num_layers: int) -> torch.Tensor | None:
+        """The routes to label with; None: all."""
+        router = self.recipe.router
+        space = RouteSpace(num_layers, parse_branches(router.branches))
+        return routes_to_label(space, router.big_layers, router.label_routes, self.recipe.seed)
+
     def _router_stages(self) -> list[Stage]:
         """One stage per training: a further kind or budget does not repeat the others."""
         recipe = self.recipe
-        settings = recipe.router.model_dump(exclude={"kinds", "big_layers", "spend"}) | {"seed": recipe.seed}
+        elsewhere = {"kinds", "big_layers", "spend", *_LABEL_SETTINGS}
+        settings = recipe.router.model_dump(exclude=elsewhere | _TAUGHT_SETTINGS) | {"seed": recipe.seed}
+        taught = settings | recipe.router.model_dump(include=_TAUGHT_SETTINGS)
         return [
             Stage(
                 name,
                 partial(self._train_router, kind, budgets),
-                {**settings, "kind": kind, "big_layers": budgets},
-                after=("data", "pretrain"),
+                {**(taught if router_class(kind).needs_labels else settings), "kind": kind, "big_layers": budgets},
+                after=("data", "pretrain", *(["labels"] if router_class(kind).needs_labels else [])),
                 outputs=tuple(f"routers/{router_name(kind, big)}" for big in budgets),
                 scratch=(f"resume/{name}.pt",),
             )
@@ -240,6 +264,23 @@ class Study:
         store = OracleStore(self.run / "oracle", facts)
         world = self.world
         OracleRun(model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, world.wait).run()
+
+    def _label(self) -> None:
+        if self.world.first:
+            recipe, model, data = self.recipe, self._load_model(), self._data
+            number = -(-recipe.router.label_tokens // (data.sequence_length - 1))
+            layers = model.config.num_hidden_layers
+            labels = label_windows(
+                model,
+                torch.from_numpy(data.train_batch(0, number, recipe.seed + 2)),
+                RouteSpace(layers, parse_branches(recipe.router.branches)),
+                self._pool_of_labels(layers),
+                recipe.seed,
+                memory_bytes=int(recipe.oracle.memory_gib * 2**30),
+                report=print,
+            )
+            save_labels(labels, self.run / LABELS)
+        self.world.wait()
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
         recipe = self.recipe

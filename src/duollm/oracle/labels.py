@@ -1,7 +1,7 @@
 """Losses of training tokens under many routes: what routers are taught by.
 
 Shape letters: W windows, T tokens, N = T - 1 predictions of a window, R routes, L layers, S kinds of loss,
-D hidden, V vocabulary.
+B windows at a time, D hidden, V vocabulary.
 """
 
 import time
@@ -16,16 +16,24 @@ from torch import Tensor
 
 from duollm.errors import UserError
 from duollm.files import replacing
-from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
 from duollm.oracle.fixed import draw_patterns
 from duollm.oracle.head import log_normaliser
+from duollm.oracle.noise import mean_prediction
 from duollm.oracle.search import loss_tables
 from duollm.routing.space import RouteSpace, parse_branches
 
+LABELS = Path("labels", "losses.safetensors")
+"""Where a run folder keeps them."""
+
 LARGEST_LABELLED = 2**14
 """Up to so many routes, tokens are labelled with the losses of all; else with those of a drawn pool."""
+
+_ROUTES_OF_A_BUDGET = 32
+_MEAN_ROUTES = 32
+_POOL_LOGITS = 2**24
+"""Of so many logits at a time windows are made when a pool is run; the tree is wide enough with one window."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Labels:
         token_ids_WT: the windows.
         route_ids_R: ascending; all routes of the space, or a pool of them.
         losses_SWNR: float16, nats. `TEXT`: the nll of the token that follows in the text. `EXPECTED`: its
-            expectation when the token is drawn from the all-big prediction, which knows no luck.
+            expectation when the token is drawn from the mean prediction of random routes, which knows no luck.
     """
 
     space: RouteSpace
@@ -56,6 +64,12 @@ class Labels:
         if not len(indices):
             raise UserError(f"no route with {fewest} .. {most} big layers was labelled; add it to router.big_layers")
         return indices
+
+    def losses(self, indices: Tensor, text_weight: float) -> Tensor:
+        """Losses of some routes, less their mean, float32 [W, N, R]: so much of TEXT, the rest EXPECTED."""
+        text_WNR, expected_WNR = self.losses_SWNR[..., indices].float()
+        mixed_WNR = text_weight * text_WNR + (1 - text_weight) * expected_WNR
+        return mixed_WNR - mixed_WNR.mean(-1, keepdim=True)
 
 
 TEXT, EXPECTED = 0, 1
@@ -81,32 +95,36 @@ def label_windows(
     Args:
         route_ids_R: the pool, ascending; None: all routes.
     """
-    pool_R = None if route_ids_R is None else route_ids_R.to(model.device)
     generator = torch.Generator(model.device).manual_seed(seed)
-    tables, started = [], time.perf_counter()
-    for number, token_ids_T in enumerate(token_ids_WT, start=1):
-        ids_1T = token_ids_T[None].to(model.device)
-        wanted_SND = _wanted(model, ids_1T)
-        if pool_R is None:
-            reference_1TL = _random_routes(space, ids_1T.shape[1], generator)[None]
-            table_SNR = loss_tables(
-                model, ids_1T, space, wanted_SND, "reference", reference_1TL, memory_bytes=memory_bytes
-            )[:, 0]
+    pooled = max(1, _POOL_LOGITS // (token_ids_WT.shape[1] * model.config.vocab_size))
+    together = 1 if route_ids_R is None else pooled
+    tables, started, done = [], time.perf_counter(), 0
+    for ids_BT in token_ids_WT.to(model.device).split(together):
+        wanted_SND = _wanted(model, ids_BT, space, generator)
+        if route_ids_R is None:
+            routes_BTL = torch.stack([_random_routes(space, ids_BT.shape[1], generator) for _ in ids_BT])
+            table_SBNR = loss_tables(
+                model, ids_BT, space, wanted_SND, "reference", routes_BTL, memory_bytes=memory_bytes
+            )
         else:
-            table_SNR = _pool_table(model, ids_1T, wanted_SND, space.decode(pool_R))
-        tables.append((table_SNR - table_SNR.mean(-1, keepdim=True)).half().cpu())
-        rate = number * wanted_SND.shape[1] / (time.perf_counter() - started)
-        report(f"labels  window {number}/{len(token_ids_WT)}  {rate:,.1f} tokens/s")
+            table_SBNR = _pool_table(model, ids_BT, wanted_SND, space.decode(route_ids_R.to(model.device)))
+        tables.append((table_SBNR - table_SBNR.mean(-1, keepdim=True)).half().cpu())
+        done += len(ids_BT)
+        rate = done * (ids_BT.shape[1] - 1) / (time.perf_counter() - started)
+        report(f"labels  window {done}/{len(token_ids_WT)}  {rate:,.1f} tokens/s")
     labelled_R = torch.arange(space.size) if route_ids_R is None else route_ids_R.cpu()
-    return Labels(space, token_ids_WT.cpu(), labelled_R, torch.stack(tables, dim=1))
+    return Labels(space, token_ids_WT.cpu(), labelled_R, torch.cat(tables, dim=1))
 
 
-def routes_to_label(space: RouteSpace, big_layers: list[int], number: int, seed: int) -> Tensor | None:
-    """The pool for a space that is too large to label whole: up to `number` random routes per budget; else None."""
-    if space.size <= LARGEST_LABELLED:
+def routes_to_label(space: RouteSpace, big_layers: list[int], number: int | None, seed: int) -> Tensor | None:
+    """The pool: up to `number` random routes for every budget and its neighbours; None: all routes of the space.
+
+    Without a number it is all routes if there are at most `LARGEST_LABELLED`, else 32 per budget.
+    """
+    if number is None and space.size <= LARGEST_LABELLED:
         return None
-    neighbours = {k + by for k in big_layers for by in (-1, 0, 1)} & set(range(space.num_layers + 1))
-    return torch.from_numpy(draw_patterns(space, sorted(neighbours), number, seed))
+    around = {k + by for k in big_layers for by in (-1, 0, 1)} & set(range(space.num_layers + 1))
+    return torch.from_numpy(draw_patterns(space, sorted(around), number or _ROUTES_OF_A_BUDGET, seed))
 
 
 def save_labels(labels: Labels, path: Path) -> None:
@@ -135,12 +153,11 @@ def load_labels(path: Path) -> Labels:
         raise UserError(f"{path}: not a readable file of labels ({error}); delete it to make it anew") from None
 
 
-def _wanted(model: DuoForCausalLM, ids_1T: Tensor) -> Tensor:
-    """The head's embeddings of the tokens that follow, and their means under the all-big prediction, [2, N, D]."""
+def _wanted(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace, generator: torch.Generator) -> Tensor:
+    """The head's embeddings of the tokens that follow, and their means under the mean prediction, [2, B * N, D]."""
     weight_VD = model.lm_head.weight
-    routes_L = [int(Branch.BIG)] * model.config.num_hidden_layers
-    logits_NV = model(input_ids=ids_1T[:, :-1], routes=routes_L, use_cache=False).logits[0]
-    return torch.stack([weight_VD[ids_1T[0, 1:]], logits_NV.softmax(-1) @ weight_VD])
+    expected_BND = mean_prediction(model, ids_BT[:, :-1], space, generator, _MEAN_ROUTES) @ weight_VD
+    return torch.stack([weight_VD[ids_BT[:, 1:].flatten()], expected_BND.flatten(0, 1)])
 
 
 def _random_routes(space: RouteSpace, tokens: int, generator: torch.Generator) -> Tensor:
@@ -151,11 +168,12 @@ def _random_routes(space: RouteSpace, tokens: int, generator: torch.Generator) -
     return branches_C[digits].view(tokens, space.num_layers)
 
 
-def _pool_table(model: DuoForCausalLM, ids_1T: Tensor, wanted_SND: Tensor, routes_RL: Tensor) -> Tensor:
-    """Losses [S, N, R] of whole windows on each route."""
-    table_SNR = torch.empty(*wanted_SND.shape[:2], len(routes_RL), device=ids_1T.device)
+def _pool_table(model: DuoForCausalLM, ids_BT: Tensor, wanted_SND: Tensor, routes_RL: Tensor) -> Tensor:
+    """Losses [S, B, N, R] of whole windows on each route."""
+    table_SNR = torch.empty(*wanted_SND.shape[:2], len(routes_RL), device=ids_BT.device)
     for index, route_L in enumerate(routes_RL):
         policy = FixedRoutes(route_L)
-        final_ND = model.model(input_ids=ids_1T[:, :-1], policy=policy, use_cache=False).last_hidden_state[0]
+        final_BND = model.model(input_ids=ids_BT[:, :-1], policy=policy, use_cache=False).last_hidden_state
+        final_ND = final_BND.flatten(0, 1)
         table_SNR[..., index] = log_normaliser(model, final_ND) - (wanted_SND * final_ND).sum(-1)
-    return table_SNR
+    return table_SNR.unflatten(1, (len(ids_BT), -1))

@@ -70,9 +70,15 @@ class Resampling:
             return model(input_ids=input_ids, use_cache=False).logits.float().softmax(-1).flatten(0, 1)
         if self.source != "mean":
             raise ValueError(f"source must be 'all-big', 'mean' or probabilities, got {self.source!r}")
-        ids = torch.randint(space.size, (_MEAN_ROUTES,), generator=generator, device=generator.device)
-        total = sum(
-            model(input_ids=input_ids, routes=route, use_cache=False).logits.float().softmax(-1)
-            for route in space.decode(ids)
-        )
-        return (total / _MEAN_ROUTES).flatten(0, 1)
+        return mean_prediction(model, input_ids, space, generator).flatten(0, 1)
+
+
+def mean_prediction(
+    model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, generator: torch.Generator, routes: int = _MEAN_ROUTES
+) -> Tensor:
+    """The mean of the predictions of random routes, each taken by all tokens: probabilities [B, T, V]."""
+    ids = torch.randint(space.size, (routes,), generator=generator, device=generator.device)
+    total = torch.zeros(*input_ids.shape, model.config.vocab_size, device=input_ids.device)
+    for route in space.decode(ids):
+        total += model(input_ids=input_ids, routes=route, use_cache=False).logits.float().softmax(-1)
+    return total / routes

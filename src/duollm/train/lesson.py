@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from duollm.config import RouterConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.labels import Labels
 from duollm.routing.router import Router
 
 
@@ -15,6 +16,7 @@ class Lesson:
         budget: wanted mean cost per layer (`duollm.routing.router.branch_costs`); None for a router that serves all.
         steps: optimiser steps of the training.
         seed: of whatever is drawn.
+        labels: of training tokens, for a kind that needs them.
     """
 
     model: DuoForCausalLM
@@ -23,3 +25,4 @@ class Lesson:
     budget: float | None
     steps: int
     seed: int
+    labels: Labels | None = None

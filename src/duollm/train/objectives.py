@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from duollm.train.baselines import confidence_loss, expert_choice_loss
+from duollm.train.codebook import fit_codebook
+from duollm.train.distillation import distillation_loss
 from duollm.train.gains import gains_loss
 from duollm.train.lesson import Lesson
 from duollm.train.loop import LossFn
@@ -11,7 +13,11 @@ from duollm.train.mixture import mixture_loss
 OBJECTIVES: dict[str, Callable[[Lesson], LossFn]] = {
     "mixture": mixture_loss,
     "gains": gains_loss,
+    "distillation": distillation_loss,
     "confidence": confidence_loss,
     "expert-choice": expert_choice_loss,
 }
-"""How routers are trained, by `Router.objective`; one whose objective is not here is only calibrated."""
+"""How routers are trained, by `Router.objective`."""
+
+FITS: dict[str, Callable[[Lesson], None]] = {"codebook": fit_codebook}
+"""How routers are fitted that take no steps. One whose objective is in neither table is only calibrated."""

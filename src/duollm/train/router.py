@@ -14,12 +14,14 @@ from duollm.config import RouterConfig
 from duollm.data.packed import PackedData
 from duollm.flops import token_flops, training_steps
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.labels import LABELS, load_labels
 from duollm.routing.calibration import calibrate
 from duollm.routing.folder import make_router, save_router
 from duollm.routing.router import Router
 from duollm.train.distributed import World
+from duollm.train.lesson import Lesson
 from duollm.train.loop import train
-from duollm.train.objectives import OBJECTIVES, Lesson
+from duollm.train.objectives import FITS, OBJECTIVES
 from duollm.train.optimizer import TrainingPlan, resolve_precision
 from duollm.train.pretrain import prepare_for_training
 
@@ -57,10 +59,17 @@ def train_router(
     router = make_router(kind, model.config, list(config.branches)).to(world.device)
     name = kind if router.every_budget else router_name(kind, big_layers[0])
     budget = None if router.every_budget else big_layers[0] / router.num_layers
+    router.aim(big_layers[0])
+    labels = load_labels(run / LABELS) if router.needs_labels else None
+    steps = _steps(config, data.sequence_length, budget)
+    lesson = Lesson(model, router, config, budget, steps, seed, labels)
     if router.objective in OBJECTIVES:
-        _train(name, model, router, budget, config, data, seed, world, run)
+        _train(name, lesson, data, world, run)
+    elif router.objective in FITS:
+        FITS[router.objective](lesson)
     batches = _calibration_batches(data, config.batch_size, world)
     for big in big_layers:
+        router.aim(big)
         spent = calibrate(model, router, batches, big / router.num_layers)
         if world.first:
             folder = run / "routers" / router_name(kind, big)
@@ -70,29 +79,24 @@ def train_router(
     world.wait()
 
 
-def _train(
-    name: str,
-    model: DuoForCausalLM,
-    router: Router,
-    budget: float | None,
-    config: RouterConfig,
-    data: PackedData,
-    seed: int,
-    world: World,
-    run: Path,
-) -> None:
+def _steps(config: RouterConfig, sequence_length: int, budget: float | None) -> int:
+    """Optimiser steps; more without a budget, for all of them."""
+    tokens = config.tokens * (_MORE_FOR_EVERY_BUDGET if budget is None else 1)
+    return training_steps(tokens, config.batch_size, sequence_length)
+
+
+def _train(name: str, lesson: Lesson, data: PackedData, world: World, run: Path) -> None:
+    model, router, config = lesson.model, lesson.router, lesson.config
     model.requires_grad_(config.train_backbone)
     prepare_for_training(model, compile_blocks=False)
-    tokens = config.tokens * (_MORE_FOR_EVERY_BUDGET if budget is None else 1)
     plan = TrainingPlan(
-        steps=training_steps(tokens, config.batch_size, data.sequence_length),
+        steps=lesson.steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         precision=resolve_precision(config.precision),
     )
-    lesson = Lesson(model, router, config, budget, plan.steps, seed)
     trained = nn.ModuleList([router, model]) if config.train_backbone else router
-    batch_at = lambda step: data.train_batch(step, config.batch_size, seed + 1)  # noqa: E731
+    batch_at = lambda step: data.train_batch(step, config.batch_size, lesson.seed + 1)  # noqa: E731
     loss_fn = OBJECTIVES[router.objective](lesson)
     train(name, trained, loss_fn, batch_at, plan, world, run, _flops_per_token(model, data.sequence_length))
     model.eval()
