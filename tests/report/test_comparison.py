@@ -10,12 +10,17 @@ def results(compared):
     return compared[2]
 
 
-def test_the_papers_router_is_shown_first_and_then_those_that_gain_most(results):
-    shown = shown_routers(results["comparison"], "pooled")
-    assert shown[0] == "linear"
-    assert set(shown[1:]) == {"gains", "gains, exact"}
-    assert shown_routers(results["comparison"], "pooled", most=2)[0] == "linear"
-    assert shown_routers([], "pooled") == []
+def test_the_papers_router_is_shown_first_and_then_the_best_of_other_kinds():
+    gains = {("linear", "average"): 0.1, ("gains", "average"): 0.2, ("gains", "exact"): 0.3, ("random", "exact"): 0.0}
+    gains |= {("linear", "exact"): 0.25}
+    rows = [
+        {"domain": "a", "kind": kind, "spend": spend, "policy": "", "gain_over_static": gain, "gain_at_spent": None}
+        for (kind, spend), gain in gains.items()
+    ]
+    assert shown_routers(rows, "a") == ["linear", "gains, exact", "random, exact"]
+    assert shown_routers(rows, "a", most=2) == ["linear", "gains, exact"]
+    assert shown_routers(rows[1:4], "a")[0] == "gains"
+    assert shown_routers([], "a") == []
 
 
 def test_lines_stand_in_order_with_routers_by_gain(results):
@@ -33,7 +38,7 @@ def test_cells_hold_the_numbers_of_the_results(results):
     line = next(line for line in comparison_lines(results, "prose", 3) if line.name == "gains")
     row = next(row for row in results["comparison"] if (row["domain"], row["policy"]) == ("prose", "gains_k3"))
     assert line.cells["nll"].value == f"{row['nll']:.3f}"
-    assert line.cells["gain over static"].value == f"+{row['gain_at_spent']:.3f}"
+    assert line.cells["gain over static"].value == f"+{row['gain_at_spent']:.4f}"
     assert line.cells["gain over static"].mark == "better"
     assert line.cells["FLOPs"].value == f"{1310 / 1600:.3f}"
     assert as_text(line.cells["time"]) == "0.880 (router 4.5%)"
@@ -51,7 +56,7 @@ def test_a_higher_loss_with_exact_spending_is_marked_as_worse():
     row = {"domain": "a", "kind": "gains", "big_layers": 2, "exact_minus_average": 0.2}
     row |= {"exact_minus_average_low": 0.1, "exact_minus_average_high": 0.3}
     [(_, [cell])] = spend_table({"spend": [row]}, "a").lines
-    assert (cell.value, cell.mark) == ("+0.200", "worse")
+    assert (cell.value, cell.mark) == ("+0.2000", "worse")
 
 
 def test_every_router_and_budget_is_a_point(results):

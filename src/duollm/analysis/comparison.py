@@ -79,18 +79,21 @@ def spend_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
 
 
 def shown_routers(comparison: Sequence[Row], domain: str, most: int = 3) -> list[str]:
-    """Return the routers (see `variant`) for figures that show few: the paper's, and those that gain most over static.
+    """Return routers of different kinds (see `variant`) for figures that show few: the paper's, then by gain.
 
-    The gain is the mean over the budgets, at what was spent where that is known.
+    The gain is that over static, the mean over the budgets, at what was spent where that is known.
     """
-    gains: dict[str, list[float]] = {}
+    gains: dict[tuple[str, str], list[float]] = {}
     for row in comparison:
         if row["kind"] and row["domain"] == domain:
             gain = row["gain_over_static"] if row["gain_at_spent"] is None else row["gain_at_spent"]
-            gains.setdefault(variant(row), []).append(-np.inf if gain is None else gain)
-    studied = studied_router(row["kind"] for row in comparison)
-    best = sorted(gains, key=lambda name: -float(np.mean(gains[name])))
-    return [name for name in (studied, *(name for name in best if name != studied)) if name in gains][:most]
+            gains.setdefault((row["kind"], variant(row)), []).append(-np.inf if gain is None else gain)
+    studied = studied_router(kind for kind, _ in gains)
+    ranked = sorted(gains, key=lambda router: (router[1] != studied, -float(np.mean(gains[router]))))
+    best: dict[str, str] = {}
+    for kind, name in ranked:
+        best.setdefault(kind, name)
+    return list(best.values())[:most]
 
 
 def _gains(

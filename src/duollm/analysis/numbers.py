@@ -10,9 +10,9 @@ _MISSING = "\N{EN DASH}"
 _NOT_MEASURED = "not measured"
 
 
-def nats(value: float | None) -> str:
-    """Format a loss, a difference or a share to three decimals."""
-    return _MISSING if value is None else f"{value:.3f}".replace("-", _MINUS)
+def nats(value: float | None, decimals: int = 3) -> str:
+    """Format a loss, a difference or a share."""
+    return _MISSING if value is None else f"{value:.{decimals}f}".replace("-", _MINUS)
 
 
 def percent(value: float) -> str:

@@ -137,7 +137,8 @@ def _signed(row: Row | None, name: str, higher_is_better: bool = True) -> Cell |
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     above = True if low > 0 else False if high < 0 else None
     mark = _SURE[above if above is None or higher_is_better else not above]
-    return Cell(f"{'+' if row[name] > 0 else ''}{nats(row[name])}", f"[{nats(low)}, {nats(high)}]", mark=mark)
+    value, low, high = (nats(number, decimals=4) for number in (row[name], low, high))
+    return Cell(f"{'+' if row[name] > 0 else ''}{value}", f"[{low}, {high}]", mark=mark)
 
 
 def _share(row: Row, name: str) -> Cell | None:
