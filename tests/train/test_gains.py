@@ -3,8 +3,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from duollm.config import RouterConfig
+from duollm.models.branch import Branch
 from duollm.routing.folder import make_router
-from duollm.train.gains import gains_loss
+from duollm.train.gains import _prices, _Watched, gains_loss
 from duollm.train.lesson import Lesson
 from tiny import random_ids, tiny_model
 
@@ -65,3 +66,17 @@ def test_only_the_router_is_trained(training):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert router.weight_LCD.abs().sum(dim=(1, 2)).min() > 0, "a layer without gradient"
     assert router.up_LCR.abs().sum(dim=(1, 2)).min() > 0, "a layer without gradient"
+
+
+def test_the_router_decides_at_the_price_of_each_sequences_share():
+    model, ids = tiny_model(), random_ids(6, 40)
+    router = make_router("gains", model.config, ["small", "big"])
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(router.weight_LCD, generator=generator)
+    watched = _Watched(router, ids, generator)
+    watched.random_share, watched.price_B1 = 0.0, _prices(model, watched, ids)
+    model(ids, policy=watched)
+    big_LBT = torch.stack(watched.gates_LBT3)[..., Branch.BIG]
+    spent_B = big_LBT.mean((0, 2)).detach()
+    assert spent_B.numpy() == pytest.approx(watched.big_B1.flatten().numpy(), abs=0.15)
+    assert torch.stack([spent_B, watched.big_B1.flatten()]).corrcoef()[0, 1] > 0.95

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.gains import GainsRouter
 from duollm.routing.router import Router
 from duollm.routing.sampling import derived_seed
@@ -15,11 +16,19 @@ from duollm.train.lesson import Lesson
 from duollm.train.loop import LossFn
 from duollm.train.marginal import RandomGates, centred, marginal_gains
 
+_EXPLORED = 0.25
+"""Share of (token, layer) whose branch stays random to the end, so that the gain of what is not taken is seen too."""
+_WARM_UP = 0.3
+"""Share of the steps over which the random share falls from 1 to `_EXPLORED`."""
+_PRICED_SEQUENCES = 2
+
 
 def gains_loss(lesson: Lesson) -> LossFn:
-    """Squared error of predicted marginal gains, with the hidden states of routes that mix all budgets.
+    """Squared error of predicted marginal gains, along routes that the router itself would take.
 
-    The gain of a branch counts from the mean over the router's branches, for only differences between branches decide.
+    What a layer gains depends on what the others do, so gains are measured where the router will be: each sequence
+    gets a share of big of its own, uniform in 0 .. 1, and the router decides at the price of that share; some choices
+    stay random. The gain of a branch counts from the mean over the router's branches: only differences decide.
     """
     model, router = lesson.model, lesson.router
     assert isinstance(router, GainsRouter)
@@ -29,6 +38,8 @@ def gains_loss(lesson: Lesson) -> LossFn:
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(lesson.seed, step, part))
         watched = _Watched(router, batch_BT, generator)
+        watched.random_share = max(_EXPLORED, 1 - step / max(1.0, _WARM_UP * lesson.steps) * (1 - _EXPLORED))
+        watched.price_B1 = _prices(model, watched, batch_BT[:_PRICED_SEQUENCES])
         gain_LBTC, nll = marginal_gains(model, batch_BT, watched)
         gain_LBTC = gain_LBTC * router.scale
         predicted_LBTC = torch.stack(watched.scores_LBTC)[:, :, :-1]
@@ -38,8 +49,27 @@ def gains_loss(lesson: Lesson) -> LossFn:
     return loss_fn
 
 
+@torch.no_grad()
+def _prices(model: DuoForCausalLM, watched: "_Watched", sample_BT: Tensor) -> Tensor:
+    """The prices at which the router spends each sequence's share of big, [B, 1], estimated on a few sequences.
+
+    They are a function of the weights and the step alone, so that a resumed training repeats an uninterrupted one.
+    """
+    margins = _Margins(watched.router, sample_BT, watched.generator)
+    model.model(input_ids=sample_BT, policy=margins, use_cache=False)
+    return torch.cat(margins.seen).quantile((1 - watched.big_B1).flatten())[:, None]
+
+
 class _Watched(RandomGates):
-    """Random choices, and what the router would have said."""
+    """The router's own choices at a price of each sequence's, some of them random, and its scores.
+
+    Attributes:
+        random_share: how many choices are random.
+        price_B1: the price of big in each sequence.
+    """
+
+    random_share = 1.0
+    price_B1: Tensor
 
     def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator) -> None:
         super().__init__(router.branches, batch_BT, generator)
@@ -52,5 +82,25 @@ class _Watched(RandomGates):
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         scores_BTC, memory = self.router.scores(layer_idx, states_BTD.detach(), memory)
         self.scores_LBTC.append(scores_BTC)
-        gates_BT3, memory = super().__call__(layer_idx, states_BTD, memory)
+        gates_BT3 = self.gate(self.choose(scores_BTC.detach(), states_BTD), states_BTD)
         return gates_BT3, self.router.remember(layer_idx, gates_BT3.detach(), memory)
+
+    def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
+        """Mix what the router would choose with random draws, integers [B, T]."""
+        worth_BTC = scores_BTC - self.price_B1[..., None] * self.router.cost_C
+        own_BT = self.branches_C[worth_BTC.argmax(-1)]
+        random_BT = torch.rand(own_BT.shape, generator=self.generator, device=own_BT.device) < self.random_share
+        return torch.where(random_BT, self.draw(states_BTD), own_BT)
+
+
+class _Margins(_Watched):
+    """Random choices, and by how much the router would prefer big to its best other branch."""
+
+    def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator) -> None:
+        super().__init__(router, batch_BT, generator)
+        self.seen: list[Tensor] = []
+
+    def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
+        """Note the margins and draw."""
+        self.seen.append((scores_BTC[..., -1] - scores_BTC[..., :-1].amax(-1)).flatten())
+        return self.draw(states_BTD)

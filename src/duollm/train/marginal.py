@@ -35,15 +35,22 @@ class RandomGates:
         self.big_B1 = torch.rand(len(batch_BT), 1, generator=generator, device=batch_BT.device)
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Draw for one layer, [B, T, 3]."""
+        """Choose for one layer, weights [B, T, 3]."""
+        return self.gate(self.draw(states_BTD), states_BTD), memory
+
+    def draw(self, states_BTD: Tensor) -> Tensor:
+        """Draw a branch for every token, integers [B, T]."""
         draw: dict[str, Any] = {"generator": self.generator, "device": states_BTD.device}
         last = len(self.branches_C) - 1
         big_BT = torch.rand(states_BTD.shape[:2], **draw) < self.big_B1
         other_BT = torch.randint(last, states_BTD.shape[:2], **draw)
-        choice_BT = self.branches_C[torch.where(big_BT, last, other_BT)]
+        return self.branches_C[torch.where(big_BT, last, other_BT)]
+
+    def gate(self, choice_BT: Tensor, states_BTD: Tensor) -> Tensor:
+        """Turn a choice, integers [B, T], into one-hot weights [B, T, 3] and keep them."""
         gates_BT3 = one_hot(choice_BT, len(Branch)).to(states_BTD.dtype).requires_grad_()
         self.gates_LBT3.append(gates_BT3)
-        return gates_BT3, memory
+        return gates_BT3
 
 
 def marginal_gains(
