@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from duollm.bench import Row
 from duollm.bench.search import as_llama, trained_like
-from duollm.bench.timing import durations
+from duollm.evaluate.timing import durations
 from duollm.flops import ffn_parameters, token_flops
 from duollm.machine import Precision
 from duollm.models.branch import Branch
