@@ -25,7 +25,9 @@ from duollm.train.objectives import FITS, OBJECTIVES
 from duollm.train.optimizer import TrainingPlan, resolve_precision
 from duollm.train.pretrain import prepare_for_training
 
-_CALIBRATION_SEQUENCES = 64
+_CALIBRATION_SEQUENCES = (8, 64)
+_CALIBRATION_SHARE = 0.25
+"""Calibration reads this share of as many tokens as the training, within these numbers of sequences."""
 _MORE_FOR_EVERY_BUDGET = 4
 """A training that serves all budgets may take as many tokens as several that serve one each."""
 
@@ -67,7 +69,7 @@ def train_router(
         _train(name, lesson, data, world, run)
     elif router.objective in FITS:
         FITS[router.objective](lesson)
-    batches = _calibration_batches(data, config.batch_size, world)
+    batches = _calibration_batches(data, config, world)
     for big in big_layers:
         router.aim(big)
         spent = calibrate(model, router, batches, big / router.num_layers)
@@ -119,8 +121,10 @@ def _flops_per_token(model: DuoForCausalLM, sequence_length: int) -> float:
     return 2 * token_flops(model.config, model.config.num_hidden_layers, sequence_length // 2)
 
 
-def _calibration_batches(data: PackedData, batch_size: int, world: World) -> list[Tensor]:
+def _calibration_batches(data: PackedData, config: RouterConfig, world: World) -> list[Tensor]:
     """Validation text, the same for every router."""
-    steps = range(-(-_CALIBRATION_SEQUENCES // batch_size))
-    batches = [data.train_batch(step, batch_size, seed=0, split="validation") for step in steps]
+    fewest, most = _CALIBRATION_SEQUENCES
+    sequences = round(_CALIBRATION_SHARE * config.tokens / data.sequence_length)
+    steps = range(-(-min(most, max(fewest, sequences)) // config.batch_size))
+    batches = [data.train_batch(step, config.batch_size, seed=0, split="validation") for step in steps]
     return [torch.from_numpy(batch_BT).to(world.device) for batch_BT in batches]
