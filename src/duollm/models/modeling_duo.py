@@ -27,7 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .branch import Branch
 from .configuration_duo import DuoConfig
 from .dispatch import Dispatch
-from .linear import FewRowsLinear
+from .fused import can_fuse, fused_ffn
 from .norm import DuoRMSNorm, make_norm
 from .policy import Choice, FixedRoutes, Policy, check_routes
 
@@ -149,13 +149,15 @@ class DuoFFN(nn.Module):
     def __init__(self, config: DuoConfig, intermediate_size: int) -> None:
         super().__init__()
         width, bias = config.hidden_size, config.mlp_bias
-        self.gate_proj = FewRowsLinear(width, intermediate_size, bias=bias) if config.gated_ffn else None
-        self.up_proj = FewRowsLinear(width, intermediate_size, bias=bias)
-        self.down_proj = FewRowsLinear(intermediate_size, width, bias=bias)
+        self.gate_proj = nn.Linear(width, intermediate_size, bias=bias) if config.gated_ffn else None
+        self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, width, bias=bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
+        if can_fuse(self, states):
+            return fused_ffn(self, states)
         if self.gate_proj is None:
             return self.down_proj(self.act_fn(self.up_proj(states)))
         return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
