@@ -116,3 +116,10 @@ class TestEveryKind:
         together = model(ids, policy=router).routes
         alone = torch.cat([model(row[None], policy=router).routes for row in ids])
         assert torch.equal(together, alone)
+
+    def test_choices_are_the_same_while_the_model_is_in_training_mode(self, make_router, kind):
+        model, router, ids = tiny_model(), make_router(kind=ROUTERS[kind]), random_ids()
+        in_use = model(ids, policy=router).routes
+        assert torch.equal(model.train()(ids, policy=router, use_cache=False).routes, in_use)
+        reference = model(ids, policy=router, use_cache=False, execution="reference").routes
+        assert torch.equal(reference, in_use)
