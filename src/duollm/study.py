@@ -106,6 +106,7 @@ class Study:
                 {**seen, "spend": recipe.router.spend, "seed": recipe.seed},
                 after=("data", "pretrain", "train-router"),
                 outputs=("evaluate",),
+                version=2,
             ),
             Stage(
                 "report",
