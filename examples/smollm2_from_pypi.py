@@ -38,7 +38,8 @@ def main() -> None:
     unpacked = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     config = unpacked.config
-    del config.quantization_config  # transformers would not save what it takes for a quantised model
+    for key in ("quantization_config", "_model_name_or_path"):  # of the file that it was read from
+        delattr(config, key)
     model = AutoModelForCausalLM.from_config(config).eval()
     model.load_state_dict(unpacked.state_dict())
     model.save_pretrained(out)
