@@ -23,8 +23,8 @@ class Told(torch.nn.Module):
         super().__init__()
         self.told_NLC = torch.nn.Parameter(told_NLC)
 
-    def forward(self, states_NF, share_N):
-        self.states_NF, self.share_N = states_NF, share_N
+    def forward(self, states_NF, share_N, big_NL):
+        self.states_NF, self.share_N, self.big_NL = states_NF, share_N, big_NL
         return self.told_NLC
 
 
@@ -90,8 +90,10 @@ def test_who_says_the_gains_has_no_loss(frozen, text_weight):
     asked = predictors["l2"]
     torch.testing.assert_close(asked.states_NF, all_big_states(frozen, ids)[0][:, :-1].reshape(15, -1))
     assert torch.equal(asked.share_N.view(3, 5), drawn[0].big_B1.expand(3, 5))
+    assert torch.equal(asked.big_NL.view(3, 5, 3), torch.stack(weights, dim=-2)[:, :-1, :, Branch.BIG])
     assert torch.equal(predictors[SHUFFLED].share_N.sort().values, asked.share_N.sort().values)
     assert not torch.equal(predictors[SHUFFLED].share_N, asked.share_N)
+    assert torch.equal(predictors[SHUFFLED].big_NL.sum(0), asked.big_NL.sum(0))
 
 
 def test_training_lowers_the_loss_of_every_predictor_and_leaves_the_model(frozen, training):

@@ -150,7 +150,9 @@ def predicted_margins(
         for name, predictor in predictors.items():
             for k in big_layers:
                 share_BT = torch.full(batch_BT.shape, k / space.num_layers, device=batch_BT.device)
-                found = margins(predictor(states_BTF, share_BT), space.branches)
+                nowhere_BTL = torch.zeros(*batch_BT.shape, space.num_layers, device=batch_BT.device)
+                gains_BTLC = predictor(states_BTF, share_BT, nowhere_BTL)
+                found = margins(gains_BTLC, cast(GainPredictor, predictor).interactions(), space.branches)
                 parts.setdefault((name, k), []).append(found)
     return {key: (torch.cat([m for m, _ in each]), torch.cat([o for _, o in each])) for key, each in parts.items()}
 

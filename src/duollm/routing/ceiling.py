@@ -19,13 +19,14 @@ from duollm.models.dispatch import Dispatch
 from duollm.models.modeling_duo import DuoForCausalLM
 
 _TOLD = 5.0
+_TIE = 1e-4  # far below what a gain (nats x 100) can be told from, far above the rounding of float32
 
 
 class GainPredictor(nn.Module):
     """A linear map, and a bottleneck beside it (F -> W -> L x C, GELU), from hidden states to gains.
 
-    Both are also told the share of big layers among which a gain is to count: what a big layer adds depends on how many
-    others there are.
+    A linear map of its own is told in which layers the token itself takes big, and which share the others take: layers
+    stand in for each other, so what a big layer adds depends on what else is big.
 
     Args:
         branches: to choose from, ascending; big is the last.
@@ -35,29 +36,36 @@ class GainPredictor(nn.Module):
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch], depth: int, width: int) -> None:
         super().__init__()
-        self.depth, self.shape_LC = depth, (config.num_hidden_layers, len(branches))
-        self.features, gains = (depth + 1) * config.hidden_size, config.num_hidden_layers * len(branches)
-        self.linear = nn.Linear(self.features + 3, gains, bias=False)
-        self.inner = nn.Linear(self.features + 3, width, bias=False)
+        layers = config.num_hidden_layers
+        self.depth, self.shape_LC = depth, (layers, len(branches))
+        self.features, gains = (depth + 1) * config.hidden_size, layers * len(branches)
+        self.told = nn.Linear(2 + layers, gains, bias=False)
+        self.linear = nn.Linear(self.features, gains, bias=False)
+        self.inner = nn.Linear(self.features, width)
         self.outer = nn.Linear(width, gains, bias=False)
         nn.init.normal_(self.inner.weight)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.outer.weight)
+        for zero in (self.told.weight, self.linear.weight, self.inner.bias, self.outer.weight):
+            nn.init.zeros_(zero)
 
-    def forward(self, states: Tensor, share: Tensor) -> Tensor:
+    def forward(self, states: Tensor, share: Tensor, big: Tensor) -> Tensor:
         """Return the predicted gains [., L, C], float32, in the units that it was trained on.
 
         Args:
             states: [., F] as `all_big_states` returns them; more layers than are seen do no harm.
-            share: of big layers, [.].
+            share: of big layers among the other tokens, [.].
+            big: 1 where the token itself takes big, else 0, [., L].
         """
         # Weights are of size 1 whatever the width, so one learning rate suits all depths. What is told is larger than a
-        # feature, for the mean gains of the layers have to be learnt in few steps.
-        told = torch.stack([torch.ones_like(share), share, share.square()], dim=-1)
+        # feature, for what holds for all tokens has to be learnt in few steps.
+        told = _TOLD * torch.cat([torch.ones_like(share)[..., None], share[..., None], big], dim=-1)
         seen = states[..., : self.features] * self.features**-0.5
-        hidden = nn.functional.gelu(self.inner(torch.cat([seen, told], dim=-1)))
-        gains = self.linear(torch.cat([seen, _TOLD * told], dim=-1)) + self.outer(hidden * hidden.shape[-1] ** -0.5)
+        hidden = nn.functional.gelu(self.inner(seen))
+        gains = self.told(told) + self.linear(seen) + self.outer(hidden * hidden.shape[-1] ** -0.5)
         return gains.float().unflatten(-1, self.shape_LC)
+
+    def interactions(self) -> Tensor:
+        """By how much big at one layer (first dimension) changes the gains at another, [L, L, C]."""
+        return _TOLD * self.told.weight[:, 2:].T.unflatten(-1, self.shape_LC)
 
 
 @torch.no_grad()
@@ -76,10 +84,34 @@ def all_big_states(model: DuoForCausalLM, batch_BT: Tensor) -> tuple[Tensor, Ten
     return torch.cat(states_LBTD, dim=-1), last_BTD
 
 
-def margins(gains: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
-    """Return by how much big beats the best other branch, and which that is, both [., L]."""
-    best, which = gains[..., :-1].max(-1)
-    return gains[..., -1] - best, torch.tensor(branches, device=gains.device)[which]
+def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
+    """Make layers big one after another, the one that gains most first, and return what each gained in its turn.
+
+    A gain is the mean of those predicted with and without big at the layer itself (the slopes at both ends of the
+    step). A turn that gains more than the one before counts as gaining as much, so taking layers down to any margin
+    takes the first turns.
+
+    Args:
+        gains: predicted where the token takes big nowhere, [., L, C].
+        interactions: [L, L, C], see `GainPredictor.interactions`.
+
+    Returns:
+        by how much big beat the best other branch, strictly falling in the order of the turns; and which branch that
+        is where nothing is big; both [., L].
+    """
+    gains = gains + interactions.diagonal().T / 2
+    otherwise = torch.tensor(branches, device=gains.device)[gains[..., :-1].argmax(-1)]
+    margin = torch.full_like(gains[..., 0], -torch.inf)
+    least = torch.full_like(margin[..., :1], torch.inf)
+    taken = torch.zeros_like(margin, dtype=torch.bool)
+    for _ in range(margin.shape[-1]):
+        beats = (gains[..., -1] - gains[..., :-1].amax(-1)).masked_fill(taken, -torch.inf)
+        most, layer = beats.max(-1, keepdim=True)
+        least = torch.minimum(least - _TIE, most)
+        margin.scatter_(-1, layer, least)
+        taken.scatter_(-1, layer, True)
+        gains = gains + interactions[layer[..., 0]]
+    return margin, otherwise
 
 
 def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:

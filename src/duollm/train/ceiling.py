@@ -109,12 +109,14 @@ def ceiling_loss(
         gain_LBTC, nll = marginal_gains(model, batch_BT, gates, labels_NV)
         gain_NLC = centred(gain_LBTC * GainsRouter.scale).flatten(1, 2).transpose(0, 1)
         share_N = gates.big_B1.expand(-1, batch_BT.shape[1] - 1).flatten()
+        big_NL = torch.stack(gates.gates_LBT3)[:, :, :-1, Branch.BIG].detach().flatten(1).T
         states_NF = states_BTF[:, :-1].flatten(0, 1)
         other_N = torch.randperm(len(share_N), generator=generator, device=generator.device)
         losses = {}
         for name, predictor in predictors.items():
             label_N = other_N if name == SHUFFLED else slice(None)
-            error_NLC = centred(predictor(states_NF, share_N[label_N])) - gain_NLC[label_N]
+            predicted_NLC = predictor(states_NF, share_N[label_N], big_NL[label_N])
+            error_NLC = centred(predicted_NLC) - gain_NLC[label_N]
             losses[name] = error_NLC.square().sum(-1).mean()
         deepest = [loss for name, loss in losses.items() if name != SHUFFLED][-1]
         explained = 1 - deepest.item() / losses[SHUFFLED].item()
