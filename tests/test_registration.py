@@ -12,6 +12,8 @@ IMPORTS = {
     "duollm first": "import duollm, transformers",
     "auto classes first": "import transformers.models.auto.modeling_auto, duollm",
     "the model's file first": "import duollm.models.modeling_duo, transformers",
+    "a dense class first": "import duollm, transformers; from transformers import LlamaForCausalLM",
+    "a dense class before all": "import transformers; transformers.Qwen3ForCausalLM; import duollm",
 }
 
 LOAD = """

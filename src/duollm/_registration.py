@@ -2,7 +2,8 @@
 
 Importing transformers takes seconds, which `duollm --help` must not pay. So the duo's files, which
 register themselves, are imported at once if transformers' auto classes are loaded already, and else
-at the moment they are.
+at the moment they are; or, if that moment lies within the import of a part that the duo needs itself, when the auto
+classes are first asked for.
 """
 
 import sys
@@ -11,10 +12,12 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
+_MODELS = "transformers.models.auto.modeling_auto"
 _FILE_FOR = {
     "transformers.models.auto.configuration_auto": "duollm.models.configuration_duo",
-    "transformers.models.auto.modeling_auto": "duollm.models.modeling_duo",
+    _MODELS: "duollm.models.modeling_duo",
 }
 
 
@@ -62,4 +65,27 @@ class _RegisteringLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        _load_file_for(self.auto)
+        if not _can_load_file_for(self.auto):
+            module.__class__ = _WaitingModule
+
+
+class _WaitingModule(ModuleType):
+    """An auto module whose duo's file could not be loaded yet: tries again when one of its classes is asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("Auto"):
+            self.__class__ = ModuleType  # the duo's file asks for the class too
+            if not _can_load_file_for(self.__name__):
+                self.__class__ = _WaitingModule
+        return ModuleType.__getattribute__(self, name)  # super() would look for the class that it was
+
+
+def _can_load_file_for(auto: str) -> bool:
+    """Load the duo's file, unless a part of transformers that its model builds on is being imported right now."""
+    if auto == _MODELS:
+        for name, module in list(sys.modules.items()):
+            unfinished = getattr(module.__spec__, "_initializing", False) if name.startswith("transformers.") else False
+            if unfinished and not auto.startswith(name):
+                return False
+    _load_file_for(auto)
+    return True
