@@ -74,9 +74,9 @@ class _WaitingModule(ModuleType):
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("Auto"):
-            self.__class__ = ModuleType  # the duo's file asks for the class too
+            object.__setattr__(self, "__class__", ModuleType)  # the duo's file asks for the class too
             if not _can_load_file_for(self.__name__):
-                self.__class__ = _WaitingModule
+                object.__setattr__(self, "__class__", _WaitingModule)
         return ModuleType.__getattribute__(self, name)  # super() would look for the class that it was
 
 

@@ -250,7 +250,7 @@ class CeilingConfig(Section):
     width: int = Field(default=256, ge=1)
     """Inner width of a predictor."""
     text_weight: float = Field(default=0.0, ge=0, le=1)
-    """How much of a label is the gain on the text's own next token; the rest is expected under the all-big prediction."""
+    """How much of a label is the gain on the text's own next token; the rest is expected under all big."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=5e-3, gt=0)

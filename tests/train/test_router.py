@@ -35,7 +35,8 @@ def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
     }
     assert facts["budget"] == pytest.approx(1 / 3)
     assert facts["price"] == pytest.approx(router.price.item())
-    batches = [torch.from_numpy(data.train_batch(step, 8, seed=0, split="validation")) for step in range(3)]  # a quarter
+    a_quarter = range(3)  # of the batches that were trained on
+    batches = [torch.from_numpy(data.train_batch(step, 8, seed=0, split="validation")) for step in a_quarter]
     routes = torch.cat([model(batch, policy=router).routes for batch in batches])
     assert (routes == Branch.BIG).double().mean().item() == pytest.approx(facts["calibrated_share"], abs=1e-6)
     assert facts["calibrated_share"] == pytest.approx(1 / 3, abs=0.02)

@@ -263,6 +263,4 @@ def check_same_tokens(file: ResultFile, oracle: OracleTable) -> None:
     ):
         same = same and np.array_equal(file.integers(name), column_T)
     if not same or file.space().num_layers != oracle.space.num_layers:
-        raise UserError(
-            f"{file.path}: its tokens or layers are not those of {oracle.path}; run `{file.made_by}` again"
-        )
+        raise UserError(f"{file.path}: its tokens or layers are not those of {oracle.path}; run `{file.made_by}` again")

@@ -1,4 +1,4 @@
-"""The predictable ceiling on the page: what the oracle's gain is made of, and what can be predicted from which layer on."""
+"""The predictable ceiling on the page: the parts of the oracle's gain, and what can be predicted from which layer."""
 
 from collections.abc import Sequence
 from typing import Any
