@@ -77,9 +77,13 @@ def test_expected_losses_are_lowest_for_the_prediction_they_are_drawn_from(monke
 
 def test_losses_mix_text_and_expectation(labels):
     indices = labels.with_big(1, 2)
-    text, expected = (labels.losses(indices, weight) for weight in (1.0, 0.0))
-    torch.testing.assert_close(labels.losses(indices, 0.25), 0.25 * text + 0.75 * expected)
-    torch.testing.assert_close(text, centred(labels.losses_SWNR[TEXT][..., indices].float()))
+    text, expected = (centred(labels.losses_SWNR[kind][..., indices].float()) for kind in (TEXT, EXPECTED))
+    torch.testing.assert_close(labels.losses(indices, 1.0), text)
+    mixed = labels.losses(indices, 0.25)
+    of_routes = [each.mean((0, 1)) for each in (mixed, text, expected)]
+    torch.testing.assert_close(of_routes[0], of_routes[1])
+    deviations = 0.25 * (text - of_routes[1]) + 0.75 * (expected - of_routes[2])
+    torch.testing.assert_close(mixed - of_routes[0], deviations)
 
 
 def test_routes_are_found_by_budget(labels):

@@ -66,9 +66,13 @@ class Labels:
         return indices
 
     def losses(self, indices: Tensor, text_weight: float) -> Tensor:
-        """Losses of some routes, less their mean, float32 [W, N, R]: so much of TEXT, the rest EXPECTED."""
+        """Losses of some routes, less their mean, float32 [W, N, R]: so much of TEXT, the rest EXPECTED.
+
+        A route's mean over all tokens is always that of TEXT: it hardly depends on luck, and favours no prediction.
+        """
         text_WNR, expected_WNR = self.losses_SWNR[..., indices].float()
         mixed_WNR = text_weight * text_WNR + (1 - text_weight) * expected_WNR
+        mixed_WNR += (text_WNR - mixed_WNR).mean((0, 1))
         return mixed_WNR - mixed_WNR.mean(-1, keepdim=True)
 
 
