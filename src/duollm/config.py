@@ -219,7 +219,7 @@ class RouterConfig(Section):
     """Random routes per budget to label with; default: all routes if there are at most 16,384, else 32."""
     text_weight: float = Field(default=0.0, ge=0, le=1)
     """How much of a label is the loss of the text's own next token; the rest is expected under a mean prediction."""
-    label_temperature: float = Field(default=0.02, gt=0)
+    label_temperature: float = Field(default=0.1, gt=0)
     """distilled: nats by which a route must be better to be e times as likely in the oracle's soft choice."""
     distilled_share: float = Field(default=0.5, ge=0, le=1)
     """distilled: share of the steps that imitate the oracle, before the fine-tuning."""
