@@ -41,14 +41,20 @@ def test_rounds_go_on_until_the_time_is_up(clock):
 
 
 def test_fixed_contenders_spend_their_budget():
-    model, ids = tiny_model(), random_ids(batch=10)
-    all_small, *others = fixed_contenders(model, [1, 2], ids)
+    all_small, *others = fixed_contenders(tiny_model(), [1, 2], (8, 9))
     assert (all_small.routes == Branch.SMALL).all()
     assert [one.facts["policy"] for one in others] == ["pattern", "routes"] * 2
     for one in others:
         assert ((one.routes == Branch.BIG).sum(-1) == one.facts["big_layers"]).all()
     assert others[1].routes.shape == (8, 9, 3)
     assert len(others[1].routes.flatten(0, 1).unique(dim=0)) == 3
+
+
+@pytest.mark.parametrize(("seconds", "sequences"), [(0.1, 8), (1.0, 4), (60.0, 1)])
+def test_a_slow_model_is_timed_on_fewer_sequences(clock, monkeypatch, seconds, sequences):
+    model, ids = tiny_model(), random_ids(batch=10)
+    monkeypatch.setattr(Stopwatch, "_forward", lambda *_, **__: clock.run("all big", seconds))
+    assert torch.equal(Stopwatch(model, ids).token_ids_BT, ids[:sequences])
 
 
 def test_a_router_is_timed_beside_all_big_and_its_own_routes(tmp_path, monkeypatch):

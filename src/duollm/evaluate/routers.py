@@ -59,7 +59,7 @@ def evaluate_routers(
         named = {key: one.facts[key] for key in ("kind", "spend", "big_layers")}
         stopwatch.measure(Contender({"policy": one.facts["router"], **named}, one.policy, model=one.backbone))
         budgets.add(one.facts["big_layers"])
-    for contender in fixed_contenders(model, sorted(budgets), timed_BT):
+    for contender in fixed_contenders(model, sorted(budgets), stopwatch.token_ids_BT.shape):
         stopwatch.measure(contender)
     stopwatch.write(run / "evaluate" / "timing.json")
 

@@ -5,7 +5,7 @@ Shape letters: B sequences, T tokens, L layers.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -20,9 +20,12 @@ from duollm.machine import describe_machine
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.routing.policies import spread_layers
+from duollm.routing.policies import pattern, spread_layers
+from duollm.routing.sampling import draw_route_ids
+from duollm.routing.space import RouteSpace
 
-_SEQUENCES, _ROUNDS = 8, 7
+_SEQUENCES, _SECONDS, _ROUNDS = 8, 0.5, 7
+"""A forward is of so many sequences, or of as many as all big takes so many seconds for, and repeated so often."""
 _ALL_BIG, _POLICY, _GIVEN = "all big", "policy", "routes given"
 
 
@@ -32,7 +35,7 @@ class Contender:
 
     Attributes:
         facts: what the file says of it beside its times.
-        model: the model that it routes; by default the one that is given to `measure_times`.
+        model: the model that it routes; by default the stopwatch's.
     """
 
     facts: Mapping[str, Any]
@@ -47,7 +50,7 @@ class Stopwatch:
 
     Args:
         model: in evaluation mode.
-        token_ids_BT: the first few sequences are used.
+        token_ids_BT: the first few sequences are used, fewer if the model is slow.
     """
 
     model: DuoForCausalLM
@@ -57,8 +60,10 @@ class Stopwatch:
     all_big: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.token_ids_BT = self.token_ids_BT[:_SEQUENCES]
         self.load = os.getloadavg()[0]
+        self.token_ids_BT = self.token_ids_BT[:_SEQUENCES]
+        taken = durations({_ALL_BIG: self._all_big(self.model)})[_ALL_BIG][0]
+        self.token_ids_BT = self.token_ids_BT[: max(1, int(_SEQUENCES * min(1.0, _SECONDS / taken)))]
 
     def measure(self, contender: Contender) -> None:
         """Time one contender: the medians over the rounds of its time relative to all big in the same round.
@@ -66,9 +71,8 @@ class Stopwatch:
         A router is also timed against its own choices given as routes, which shows what deciding costs.
         """
         model = contender.model or self.model
-        all_big_L = torch.full((model.config.num_hidden_layers,), int(Branch.BIG))
         runs = {
-            _ALL_BIG: self._forward(model, routes=all_big_L),
+            _ALL_BIG: self._all_big(model),
             _POLICY: self._forward(model, policy=contender.policy, routes=contender.routes),
         }
         if contender.policy is not None:
@@ -101,6 +105,10 @@ class Stopwatch:
             facts[name] = mean_token_flops(config, [float(branch == each) for each in Branch], length)
         write_json(path, facts | {"policies": self.rows})
 
+    def _all_big(self, model: DuoForCausalLM) -> Callable[[], object]:
+        layers = model.config.num_hidden_layers
+        return self._forward(model, routes=pattern(range(layers), layers))
+
     def _forward(self, model: DuoForCausalLM, **given: Any) -> Callable[[], object]:
         @torch.inference_mode()
         def run() -> float:
@@ -110,21 +118,17 @@ class Stopwatch:
         return run
 
 
-def fixed_contenders(model: DuoForCausalLM, big_layers: Sequence[int], token_ids_BT: Tensor) -> Iterable[Contender]:
+def fixed_contenders(model: DuoForCausalLM, big_layers: Sequence[int], shape_BT: Sequence[int]) -> Iterator[Contender]:
     """Yield all small and, for every budget k, a pattern for all tokens and random routes of k big layers per token.
 
     The one costs what static costs, the other what an oracle's picks cost to execute.
     """
-    layers, shape = model.config.num_hidden_layers, token_ids_BT[:_SEQUENCES].shape
-    small_L = torch.full((layers,), int(Branch.SMALL))
-    yield Contender({"policy": "all-small", "big_layers": 0}, routes=small_L)
-    generator = torch.Generator().manual_seed(0)
+    space, generator = RouteSpace(model.config.num_hidden_layers), torch.Generator().manual_seed(0)
+    yield Contender({"policy": "all-small", "big_layers": 0}, routes=pattern([], space.num_layers))
     for k in big_layers:
-        pattern_L = small_L.clone()
-        pattern_L[spread_layers(k, layers)] = int(Branch.BIG)
-        yield Contender({"policy": "pattern", "big_layers": k}, routes=pattern_L)
-        rank_BTL = torch.rand(*shape, layers, generator=generator).argsort(-1).argsort(-1)
-        routes_BTL = torch.where(rank_BTL < k, int(Branch.BIG), int(Branch.SMALL)).to(model.device)
+        spread_L = pattern(spread_layers(k, space.num_layers), space.num_layers)
+        yield Contender({"policy": "pattern", "big_layers": k}, routes=spread_L)
+        routes_BTL = space.decode(draw_route_ids(space, k, shape_BT, generator)).to(model.device)
         yield Contender({"policy": "routes", "big_layers": k}, routes=routes_BTL)
 
 

@@ -5,7 +5,7 @@ To add one, write a maker that turns its argument and the model into a policy an
 Shape letters: B batch, T tokens, L layers, D hidden.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +64,13 @@ def spread_layers(big: int, num_layers: int) -> list[int]:
     return [(2 * index + 1) * num_layers // (2 * big) for index in range(big)]
 
 
+def pattern(big_layers: Sequence[int], num_layers: int) -> Tensor:
+    """The route that is big in these layers and small elsewhere, [L]."""
+    route_L = torch.full((num_layers,), int(Branch.SMALL))
+    route_L[list(big_layers)] = int(Branch.BIG)
+    return route_L
+
+
 def _uniform(branch: Branch) -> "Maker":
     def make(argument: str, model: DuoForCausalLM) -> Policy:
         if argument:
@@ -91,9 +98,7 @@ def _big_at(name: str, layers: Callable[[int, int], list[int]]) -> "Maker":
         num_layers = model.config.num_hidden_layers
         if not (argument.isdecimal() and int(argument) <= num_layers):
             raise UserError(f"policy {name}:{argument}: give the number of big layers, 0 .. {num_layers}")
-        routes_L = torch.full((num_layers,), int(Branch.SMALL))
-        routes_L[layers(int(argument), num_layers)] = int(Branch.BIG)
-        return FixedRoutes(routes_L)
+        return FixedRoutes(pattern(layers(int(argument), num_layers), num_layers))
 
     return make
 
