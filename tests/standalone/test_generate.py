@@ -130,7 +130,7 @@ def test_beams_show_their_text_too(shown, folder, model, tokenizer):
 @pytest.mark.parametrize("policy", ["linear_k0", "router:linear_k0"])
 def test_a_run_folder_knows_its_routers_by_name(shown, run, policy):
     output = shown(run, PROMPT, *FLAGS, "--policy", policy)
-    assert "/linear_k0: 6 tokens, 0.0% big" in output
+    assert f"{policy}: 6 tokens, 0.0% big" in output
     both = (shown(run, PROMPT, *FLAGS, "--policy", "all-small"), output)
     small, routed = (float(re.search(r"([\d.]+)% of all big", text)[1]) for text in both)
     assert routed > small, "what the router computes counts"
@@ -141,7 +141,7 @@ def test_a_router_trained_with_its_model_runs_on_that_model(shown, run, tokenize
     other.generation_config.eos_token_id = 10**6
     other.save_pretrained(run / "routers" / "linear_k0" / "model")
     save_model(other, tokenizer, run / "other", Story())
-    text = shown(run, PROMPT, *FLAGS, "--policy", "linear_k0").partition("\n\nrouter:")[0]
+    text = shown(run, PROMPT, *FLAGS, "--policy", "linear_k0").partition("\n\nlinear_k0:")[0]
     assert shown(run / "other", PROMPT, *FLAGS, "--policy", "all-small").startswith(f"{text}\n\nall-small")
 
 

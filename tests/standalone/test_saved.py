@@ -2,10 +2,12 @@ import shutil
 from argparse import Namespace
 
 import pytest
+import torch
 import yaml
 
 from duollm.config import DataConfig
 from duollm.errors import UserError
+from duollm.routing.folder import make_router, save_router
 from duollm.standalone.saved import Saved, policies_of
 from tiny import tiny_model
 from tiny_saved import save_tiny
@@ -41,6 +43,22 @@ def test_a_run_brings_its_seed_split_and_tokenizer(run):
     saved = Saved.at(run)
     assert (saved.folder, saved.seed, saved.data.test_share) == (run / "model", 3, 0.3)
     assert len(saved.tokenizer) == 300
+
+
+def test_a_run_knows_its_routers_by_name(run):
+    saved = Saved.at(run)
+    router = make_router("linear", saved.model.config, ["small", "big"])
+    for name, model in (("linear_k0", None), ("joint_k0", tiny_model(seed=1, vocab_size=300))):
+        facts = {"kind": "linear", "branches": ["small", "big"], "big_layers": 0}
+        save_router(router, run / "routers" / name, facts, model)
+    for name in ("linear_k0", "router:linear_k0", f"router:{run / 'routers' / 'linear_k0'}"):
+        routed = saved.routed(name)
+        assert (routed.name, type(routed.policy)) == (name, type(router))
+        assert routed.model is saved.model
+    together = saved.routed("joint_k0").model
+    assert torch.equal(together.lm_head.weight, tiny_model(seed=1, vocab_size=300).lm_head.weight)
+    with pytest.raises(UserError, match="unknown policy 'linear_k1'"):
+        saved.routed("linear_k1")
 
 
 @pytest.mark.parametrize("text", ["seed: 0", "[", "- 1", "", "{seed: 0, model: {}, data: {domains: 3}}"])

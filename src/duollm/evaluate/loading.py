@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers.utils import logging
 
 from duollm.errors import UserError
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -27,6 +28,12 @@ def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float3
     if reason:
         raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`")
     return model.eval()
+
+
+def silence_transformers() -> None:
+    """The verbs say what happens; progress bars of loading and saving, and reports of a bad file, are noise."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _mismatch(found: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ Shape letters: W windows, T tokens, L layers.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +19,18 @@ from duollm.evaluate.losses import policy_losses
 from duollm.flops import mean_token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.policies import parse_policy
+from duollm.models.policy import Policy
 
 SWEEPS = ("spread", "random", "first", "last")
 """Kinds of policies that can be swept over the share of big."""
+
+
+class Routed(NamedTuple):
+    """A model, the policy that routes it, and how the user named that policy."""
+
+    name: str
+    model: DuoForCausalLM
+    policy: Policy
 
 
 @dataclass(frozen=True)
@@ -59,16 +67,11 @@ def sweep_policies(kind: str, shares: Sequence[float], num_layers: int) -> list[
     return [f"{kind}:{f'{share:g}' if kind == 'random' else round(share * num_layers)}" for share in shares]
 
 
-def score(model: DuoForCausalLM, windows: Windows, policies: Sequence[str], batch_size: int) -> Iterator[Scored]:
-    """Run the windows under every named policy; see `parse_policy`.
-
-    Raises:
-        UserError: a policy that this model does not allow; before anything is run.
-    """
-    parsed = [parse_policy(text, model) for text in policies]
-    token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
-    policy_losses(model, token_ids_WT[:batch_size], policy=parsed[0])  # the first run allocates; not timed
-    for text, policy in zip(policies, parsed, strict=True):
+def score(routed: Sequence[Routed], windows: Windows, batch_size: int) -> Iterator[Scored]:
+    """Run the windows through every model under its policy."""
+    for name, model, policy in routed:
+        token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
+        policy_losses(model, token_ids_WT[:batch_size], policy=policy)  # the first run allocates; not timed
         start = time.perf_counter()
         nll_WT, routes_WTL = policy_losses(model, token_ids_WT, policy=policy, batch_size=batch_size)
         nll = nll_WT.flatten().cpu().numpy()  # waits for the device
@@ -76,7 +79,7 @@ def score(model: DuoForCausalLM, windows: Windows, policies: Sequence[str], batc
         columns = windows.columns() | {"nll": nll, "route": route_digits(routes_WTL.flatten(0, 1))}
         shares = branch_shares(routes_WTL)
         flops = relative_flops(model, shares, windows.token_ids.shape[1])
-        yield Scored(text, columns, shares[Branch.BIG], flops, token_ids_WT.numel() / seconds)
+        yield Scored(name, columns, shares[Branch.BIG], flops, token_ids_WT.numel() / seconds)
 
 
 def route_digits(routes: Tensor) -> NDArray[np.str_]:

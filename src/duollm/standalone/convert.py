@@ -6,11 +6,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 from pydantic import ValidationError
-from transformers.utils import logging
 
 from duollm.config import ConvertConfig, DataConfig
 from duollm.data.packing import prepare_data
 from duollm.errors import UserError
+from duollm.evaluate.loading import silence_transformers
 from duollm.flops import count_parameters
 from duollm.machine import peak_memory_bytes
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -25,8 +25,7 @@ def convert_checkpoint(options: Namespace) -> None:
     Raises:
         UserError: bad input, named in one line.
     """
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    silence_transformers()
     out, config, text = Path(options.out), *_settings(options)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists already; give a new folder")

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from duollm.errors import UserError
 from duollm.evaluate.generation import Generated, generate_traced
-from duollm.evaluate.loading import load_model
 from duollm.flops import head_flops, token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -32,13 +30,9 @@ def generate(options: Namespace) -> None:
     Raises:
         UserError: bad input, named in one line.
     """
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     _check(options)
-    saved = Saved.at(Path(options.model))
-    spec, folder = _resolve(options.policy, saved)
-    model, tokenizer = _load(folder), saved.tokenizer
-    policy = parse_policy(spec, model)
+    saved = Saved.at(Path(options.model), "auto")
+    (name, model, policy), tokenizer = saved.routed(options.policy), saved.tokenizer
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     prompt_P = _tokenize(prompt, options.chat, tokenizer).to(model.device)
     _check_length(len(prompt_P), options.max_new_tokens, model)
@@ -52,8 +46,8 @@ def generate(options: Namespace) -> None:
     print_legend(console)
     if options.show_routes:
         print_routes(console, [str(tokenizer.decode([token])) for token in made.tokens_G], made.routes_GL)
-    console.print(_cost(made, model, spec, policy), soft_wrap=True)
-    if not options.no_compare and spec != "all-big":
+    console.print(_cost(made, model, name, policy), soft_wrap=True)
+    if not options.no_compare and name != "all-big":
         settings.min_new_tokens = settings.max_new_tokens = len(made.tokens_G)
         torch.manual_seed(options.seed)
         all_big = generate_traced(model, tokenizer, prompt_P, parse_policy("all-big", model), settings)
@@ -68,22 +62,6 @@ def _check(options: Namespace) -> None:
     for flag, number in (("--max-new-tokens", options.max_new_tokens), ("--num-beams", options.num_beams)):
         if number < 1:
             raise UserError(f"{flag} must be at least 1, got {number}")
-
-
-def _resolve(policy: str, saved: Saved) -> tuple[str, Path]:
-    """The policy with a run's router spelt out, and the folder of the model that goes with it."""
-    if saved.run is not None:
-        router = saved.run / "routers" / policy.removeprefix("router:")
-        if (router / "router.json").is_file():
-            together = router / "model"  # of a router that was trained with its model
-            return f"router:{router}", together if together.is_dir() else saved.folder
-    return policy, saved.folder
-
-
-def _load(folder: Path) -> DuoForCausalLM:
-    model = load_model(folder, "auto")
-    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
-    return model
 
 
 def _tokenize(prompt: str, chat: bool, tokenizer: PreTrainedTokenizerFast) -> Tensor:
@@ -124,14 +102,14 @@ def _settings(options: Namespace, model: DuoForCausalLM, tokenizer: PreTrainedTo
     )
 
 
-def _cost(made: Generated, model: DuoForCausalLM, spec: str, policy: Policy) -> str:
+def _cost(made: Generated, model: DuoForCausalLM, name: str, policy: Policy) -> str:
     """One line: what the tokens took under the policy."""
     tokens, layers = len(made.tokens_G), model.config.num_hidden_layers
     deciding = policy.flops_per_token() if isinstance(policy, Router) else 0
     flops = _mean_flops(made.routes_GL.tolist(), len(made.prompt_routes_PL), model) + deciding
     all_big = _mean_flops([[Branch.BIG] * layers] * tokens, len(made.prompt_routes_PL), model)
     return (
-        f"{spec}: {tokens} tokens, {_big(made.routes_GL):.1%} big (prompt {_big(made.prompt_routes_PL):.1%}), "
+        f"{name}: {tokens} tokens, {_big(made.routes_GL):.1%} big (prompt {_big(made.prompt_routes_PL):.1%}), "
         f"{flops / 1e6:,.1f} MFLOP per token ({flops / all_big:.1%} of all big), {made.tokens_per_second:.1f} tokens/s"
     )
 

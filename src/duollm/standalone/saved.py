@@ -1,22 +1,22 @@
 """What `--model` names, loaded: the model, its tokenizer, the run it comes from, and the policies to try."""
 
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import yaml
 from torch import nn
-from transformers.utils import logging
 
 from duollm.config import DataConfig
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError
-from duollm.evaluate.loading import load_model
-from duollm.evaluate.sweep import sweep_policies
+from duollm.evaluate.loading import load_model, silence_transformers
+from duollm.evaluate.sweep import Routed, sweep_policies
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.policies import parse_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,24 +30,26 @@ class Saved:
         folder: of the model.
         run: the run folder it belongs to, if that was given.
         seed, data: how that run divided its text; else the defaults of a recipe.
+        dtype: of the weights; "auto": as saved.
     """
 
     folder: Path
     run: Path | None = None
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
+    dtype: torch.dtype | Literal["auto"] = torch.float32
 
     @classmethod
-    def at(cls, given: Path) -> "Saved":
+    def at(cls, given: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> "Saved":
         """Find the model in a folder that is either a saved duo or a run.
 
         Raises:
             UserError: it is neither, or the run's recipe cannot be read.
         """
         if (given / "config.json").is_file():
-            return cls(given)
+            return cls(given, dtype=dtype)
         if (given / "config.yaml").is_file():
-            return cls._of_run(given)
+            return replace(cls._of_run(given), dtype=dtype)
         raise UserError(
             f"{given}: neither a saved duo (no config.json) nor a run folder (no config.yaml); "
             "make one with `duollm convert` or `duollm pretrain`"
@@ -68,8 +70,8 @@ class Saved:
     @cached_property
     def model(self) -> DuoForCausalLM:
         """The model in evaluation mode, on the GPU if there is one."""
-        logging.disable_progress_bar()
-        model = load_model(self.folder)
+        silence_transformers()
+        model = load_model(self.folder, self.dtype)
         nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
         return model
 
@@ -79,6 +81,21 @@ class Saved:
         if self.run and not (self.folder / "tokenizer.json").is_file():
             return load_tokenizer(self.run / "data" / "tokenizer")
         return load_tokenizer(self.folder)
+
+    def routed(self, name: str) -> Routed:
+        """Make a policy by name (see `parse_policy`); a run's routers go by their names in it.
+
+        A router that was trained together with its model comes with that model.
+
+        Raises:
+            UserError: unknown policy, or one that the model does not allow.
+        """
+        router = self.run and self.run / "routers" / name.removeprefix("router:")
+        if not router or not (router / "router.json").is_file():
+            return Routed(name, self.model, parse_policy(name, self.model))
+        together = router / "model"
+        model = replace(self, folder=together).model if together.is_dir() else self.model
+        return Routed(name, model, parse_policy(f"router:{router}", model))
 
 
 def policies_of(options: Namespace, model: DuoForCausalLM) -> list[str]:

@@ -13,7 +13,6 @@ from duollm.errors import UserError
 from duollm.files import write_json, write_text
 from duollm.machine import provenance
 from duollm.report.terminal import Cell, print_table
-from duollm.routing.policies import parse_policy
 from duollm.standalone.saved import Saved, policies_of
 
 Row = dict[str, Any]
@@ -31,15 +30,15 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
     names, folders = options.tasks.split(","), [Path(folder) for folder in options.include_path or []]
     rows: list[Row] = []
     samples: dict[str, list[Row]] = {}
-    policies = {text: parse_policy(text, saved.model) for text in policies_of(options, saved.model)}
-    for text, policy in policies.items():
+    routed = [saved.routed(name) for name in policies_of(options, saved.model)]
+    for name, model, policy in routed:
         torch.manual_seed(0)  # tasks may sample
-        lm = RoutedLM(saved.model, saved.tokenizer, policy, options.batch_size)
+        lm = RoutedLM(model, saved.tokenizer, policy, options.batch_size)
         results = run_tasks(lm, names, folders, options.limit, options.num_fewshot)
         big_share = {task: _big_share(of_task) for task, of_task in results["samples"].items()}
-        rows += [{"policy": text, **row, "big_share": big_share.get(row["task"])} for row in _rows(results)]
+        rows += [{"policy": name, **row, "big_share": big_share.get(row["task"])} for row in _rows(results)]
         for task, of_task in results["samples"].items():
-            samples.setdefault(task, []).extend({"policy": text, **sample} for sample in of_task)
+            samples.setdefault(task, []).extend({"policy": name, **sample} for sample in of_task)
     print_table(f"{options.saved}: tasks of lm-eval", _shown(rows))
     if options.out:
         _write(Path(options.out), samples, {"provenance": provenance(command, 0), "rows": rows})

@@ -33,13 +33,13 @@ Row = dict[str, Any]
 def evaluate_text(options: Namespace, command: list[str]) -> None:
     """Score each domain under each policy; see `duollm.standalone.evaluate`."""
     saved = Saved.at(Path(options.saved))
-    policies = policies_of(options, saved.model)
+    routed = [saved.routed(name) for name in policies_of(options, saved.model)]
     with _test_text(saved, options) as (data, domains):
         _check_vocabulary(saved, data)
         scored = {}
         for domain in domains:
             windows = data.windows("test", domain, options.documents, options.windows, saved.seed)
-            scored[domain] = list(score(saved.model, windows, policies, options.batch_size))
+            scored[domain] = list(score(routed, windows, options.batch_size))
         facts = {"sequence_length": data.sequence_length, "data_fingerprint": data.fingerprint}
     rows = [row for domain, of_policies in scored.items() for row in _rows(domain, of_policies, saved.seed)]
     print_table(f"{options.saved}: windows of {data.sequence_length} tokens of the test split", _shown(rows))
