@@ -159,11 +159,10 @@ def _router_row(work: _Work, model: DuoForCausalLM, router: LinearRouter, second
     }
     times = {name: median(each) for name, each in durations(runs, seconds).items()}
     big = (chosen == Branch.BIG).float().mean().item()
-    layers, width = model.config.num_hidden_layers, model.config.hidden_size
-    forward = token_flops(model.config, round(big * layers), _PREFILL)
-    return _row(work, f"router, width {width}, {big:.0%} big", times[_WITH_ROUTER]) | {
+    forward = token_flops(model.config, round(big * model.config.num_hidden_layers), _PREFILL)
+    return _row(work, f"router, width {model.config.hidden_size}, {big:.0%} big", times[_WITH_ROUTER]) | {
         "router's share of time": 1 - times[_GIVEN_ROUTES] / times[_WITH_ROUTER],
-        "its share of FLOPs": 2 * layers * width / forward,
+        "its share of FLOPs": router.flops_per_token() / forward,
     }
 
 
