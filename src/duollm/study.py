@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.utils import logging
 
 from duollm.analysis.results import analyse
 from duollm.config import DataConfig, Recipe, save_recipe
@@ -16,7 +15,7 @@ from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
 from duollm.evaluate.ceiling import evaluate_ceiling
-from duollm.evaluate.loading import load_model
+from duollm.evaluate.loading import load_model, silence_transformers
 from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
 from duollm.machine import peak_memory_bytes, provenance
@@ -27,7 +26,7 @@ from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
-from duollm.routing.folder import router_class
+from duollm.routing.folder import check_kinds, router_class
 from duollm.routing.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
 from duollm.train.ceiling import train_ceiling
@@ -35,6 +34,7 @@ from duollm.train.convert import convert, open_dense
 from duollm.train.distributed import World, join_world
 from duollm.train.pretrain import pretrain
 from duollm.train.router import router_name, train_router
+from duollm.train.saving import CARD
 
 _LABEL_SETTINGS = {"label_tokens", "label_routes"}
 _TAUGHT_SETTINGS = {"text_weight", "label_temperature", "distilled_share", "codebook_routes", "decide_at"}
@@ -52,6 +52,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
+    check_kinds(recipe.router.kinds, recipe.router.branches)
     if recipe.model.path is None and recipe.model.dense is None:
         check_settings(recipe.oracle, recipe.model, recipe.data.sequence_length)
     world = join_world()
@@ -106,7 +107,7 @@ class Study:
                 {**seen, "spend": recipe.router.spend, "seed": recipe.seed},
                 after=("data", "pretrain", "train-router"),
                 outputs=("evaluate",),
-                version=2,
+                version=3,
             ),
             Stage(
                 "report",
@@ -155,7 +156,7 @@ class Study:
         scored_on = recipe.oracle.model_dump(include={"documents", "windows_per_document", "branches"})
         settings = recipe.ceiling.model_dump() | scored_on
         settings |= {"big_layers": recipe.router.big_layers, "seed": recipe.seed}
-        return Stage("ceiling", self._measure_ceiling, settings, after, outputs=("ceiling",), scratch=(checkpoint,))
+        return Stage("ceiling", self._measure_ceiling, settings, after, ("ceiling",), (checkpoint,), version=2)
 
     def _label_stages(self) -> list[Stage]:
         """Label training tokens, if some kind of router is taught by the oracle."""
@@ -177,7 +178,8 @@ class Study:
         """One stage per training: a further kind or budget does not repeat the others."""
         recipe = self.recipe
         elsewhere = {"kinds", "big_layers", "spend", *_LABEL_SETTINGS}
-        settings = recipe.router.model_dump(exclude=elsewhere | _TAUGHT_SETTINGS) | {"seed": recipe.seed}
+        settings = recipe.router.model_dump(exclude=elsewhere | _TAUGHT_SETTINGS)
+        settings |= {"seed": recipe.seed, **recipe.oracle.model_dump(include={"windows_per_document"})}
         taught = settings | recipe.router.model_dump(include=_TAUGHT_SETTINGS)
         return [
             Stage(
@@ -187,6 +189,7 @@ class Study:
                 after=("data", "pretrain", *(["labels"] if router_class(kind).needs_labels else [])),
                 outputs=tuple(f"routers/{router_name(kind, big)}" for big in budgets),
                 scratch=(f"resume/{name}.pt",),
+                version=2,
             )
             for name, kind, budgets in self._router_trainings()
         ]
@@ -285,7 +288,10 @@ class Study:
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
         recipe = self.recipe
-        train_router(self._load_model(), recipe.router, kind, big_layers, self._data, recipe.seed, self.world, self.run)
+        model, calibrated_on = self._load_model(), recipe.oracle.windows_per_document
+        train_router(
+            model, recipe.router, kind, big_layers, self._data, calibrated_on, recipe.seed, self.world, self.run
+        )
 
     def _measure_ceiling(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data
@@ -307,7 +313,7 @@ class Study:
         if self.world.first:
             results = analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
             write_report(self.run, self.recipe.report.shown_documents)
-            card = self.run / "model" / "README.md"
+            card = self.run / "model" / CARD
             if self.recipe.model.path is None and card.exists():
                 add_results(card, results)
         self.world.wait()
@@ -324,12 +330,6 @@ class Study:
         model = load_model(self._model_folder)
         nn.Module.to(model, self.world.device)  # transformers wraps its own so that mypy does not see a method
         return model
-
-
-def silence_transformers() -> None:
-    """The stages say what happens; progress bars of loading and saving, and reports of a bad file, are noise."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _fingerprint_weights(folder: Path, key: str) -> str:

@@ -3,8 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from duollm.config import DataConfig
 from duollm.data.packed import PackedData, chunks_per_epoch
+from duollm.data.packing import prepare_data
 from duollm.errors import UserError
+from tiny_corpus import write_corpus
 
 BATCH = 4
 
@@ -80,6 +83,29 @@ def test_windows_are_the_first_tokens_of_their_documents(packed, corpus):
         ids = packed.tokenizer((corpus / name).read_text(encoding="utf-8")).input_ids
         mine = [row for row, document in zip(windows.token_ids, windows.documents, strict=True) if document == name]
         assert np.concatenate(mine).tolist() == ids[: 3 * packed.sequence_length]
+
+
+@pytest.fixture
+def two_domains(tmp_path):
+    folders = [str(write_corpus(tmp_path / name, 30, seed)) for seed, name in enumerate(("owls", "more"))]
+    config = DataConfig(domains=folders, vocab_size=300, sequence_length=16)
+    return prepare_data(config, seed=0, folder=tmp_path / "data")
+
+
+@pytest.mark.parametrize("per_document", [1, 3])
+def test_a_balanced_sample_has_the_windows_of_every_domain_in_turn(two_domains, per_document):
+    sample_WT = two_domains.balanced_sample("train", 11, per_document, seed=0)
+    assert sample_WT.shape == (12, 16)
+    for place, domain in enumerate(two_domains.domains):
+        windows = two_domains.windows("train", domain, 6 // per_document, per_document, seed=0)
+        np.testing.assert_array_equal(sample_WT[place::2], windows.token_ids)
+
+
+def test_a_domain_with_too_few_windows_repeats_in_a_balanced_sample(two_domains):
+    for place, domain in enumerate(two_domains.domains):
+        documents = two_domains.windows("test", domain, 99, 1, seed=0).token_ids
+        mine = two_domains.balanced_sample("test", 4 * len(documents), 1, seed=0)[place::2]
+        np.testing.assert_array_equal(mine, np.concatenate([documents, documents]))
 
 
 def test_windows_depend_on_the_seed_and_grow_with_the_number_asked_for(packed):

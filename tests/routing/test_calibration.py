@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from duollm.models.branch import Branch
-from duollm.routing.calibration import calibrate, mean_cost
+from duollm.routing.calibration import calibrate, calibrate_exact, mean_cost
+from duollm.routing.exact import ExactBudget
 from duollm.routing.router import branch_costs
 from tiny import random_ids, tiny_model
 
@@ -34,3 +35,27 @@ def test_what_was_reached_is_told_even_if_it_is_far_off(make_router):
     torch.nn.init.zeros_(router.weight_LCD)
     torch.nn.init.zeros_(router.bias_LC)
     assert calibrate(model, router, BATCHES, 0.4) == naive_cost(model, router, BATCHES) == 0.0
+
+
+@pytest.mark.parametrize("branches", [(Branch.SMALL, Branch.BIG), tuple(Branch)], ids=["small big", "all"])
+@pytest.mark.parametrize("big_layers", [1, 3, 5])
+def test_spending_exactly_keeps_the_share_of_every_layer(make_router, branches, big_layers):
+    model, router = tiny_model(num_hidden_layers=6), make_router(branches, num_hidden_layers=6)
+    batch = [torch.cat(BATCHES)]
+    calibrate(model, router, batch, big_layers / 6, tolerance=1e-4)
+    calibrate_exact(model, router, batch, big_layers)
+    free_L, held_L = (
+        (model(batch[0], policy=policy).routes == Branch.BIG).float().mean((0, 1))
+        for policy in (router, ExactBudget(router, big_layers))
+    )
+    wanted_L = free_L * big_layers / free_L.sum()
+    torch.testing.assert_close(held_L, wanted_L, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("big_layers", [0, 6])
+def test_without_a_choice_there_is_nothing_to_calibrate(make_router, big_layers):
+    model, router = tiny_model(num_hidden_layers=6), make_router(num_hidden_layers=6)
+    calibrate_exact(model, router, BATCHES, big_layers)
+    routes = model(BATCHES[0], policy=ExactBudget(router, big_layers)).routes
+    assert ((routes == Branch.BIG).sum(-1) == big_layers).all()
+    assert router.exact_price_L.isfinite().all()

@@ -12,7 +12,7 @@ LAYERS = 6
 @pytest.mark.parametrize("price", [-100.0, 0.0, 100.0])
 def test_every_token_spends_exactly_its_budget(make_router, big_layers, price):
     router = make_router(num_hidden_layers=LAYERS)
-    router.price.fill_(price)
+    router.exact_price_L.fill_(price)
     routes = tiny_model(num_hidden_layers=LAYERS)(random_ids(), policy=ExactBudget(router, big_layers)).routes
     assert ((routes == Branch.BIG).sum(-1) == big_layers).all()
     if 0 < big_layers < LAYERS and price:  # a greedy token spends at once, a stingy one as late as it can

@@ -52,6 +52,19 @@ def test_in_evaluation_the_best_branch_at_its_price_is_taken(make_router, states
             assert choice == branches[worth.index(max(worth))]
 
 
+@pytest.mark.parametrize("branches", SETS, ids=NAMES)
+def test_below_its_highest_price_big_is_taken(make_router, states_BTD, branches):
+    router = make_router(branches)
+    for layer in range(3):
+        for price in router.highest_price(layer, states_BTD, None).flatten().tolist():
+            for offset in (-1e-3, 1e-3):
+                choice_BT, _ = router.decide(layer, states_BTD, None, torch.tensor(price + offset))
+                router.price.fill_(price + offset)
+                assert torch.equal(choice_BT, router(layer, states_BTD, None)[0])
+                highest_BT = router.highest_price(layer, states_BTD, None)
+                assert torch.equal(choice_BT == BIG, highest_BT > price + offset)
+
+
 def test_a_cold_mixture_is_the_hard_choice(make_router, states_BTD):
     router = make_router((SKIP, SMALL, BIG))
     hard, _ = router(1, states_BTD, None)

@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
     model = tiny_model(vocab_size=data.vocab_size)
-    train_router(model, CONFIG, "linear", [1], data, seed=0, world=ALONE, run=tmp_path)
+    train_router(model, CONFIG, "linear", [1], data, 1, seed=0, world=ALONE, run=tmp_path)
     router, facts = load_router(tmp_path / "routers" / "linear_k1", model.config)
     assert {key: facts[key] for key in ("kind", "branches", "big_layers")} == {
         "kind": "linear",
@@ -35,9 +35,8 @@ def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
     }
     assert facts["budget"] == pytest.approx(1 / 3)
     assert facts["price"] == pytest.approx(router.price.item())
-    a_quarter = range(3)  # of the batches that were trained on
-    batches = [torch.from_numpy(data.train_batch(step, 8, seed=0, split="validation")) for step in a_quarter]
-    routes = torch.cat([model(batch, policy=router).routes for batch in batches])
+    sample = data.balanced_sample("validation", 24, 1, seed=0)  # a quarter of the 80 sequences of training, in batches
+    routes = model(torch.from_numpy(sample), policy=router).routes
     assert (routes == Branch.BIG).double().mean().item() == pytest.approx(facts["calibrated_share"], abs=1e-6)
     assert facts["calibrated_share"] == pytest.approx(1 / 3, abs=0.02)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -47,7 +46,7 @@ def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
 
 def test_one_training_may_serve_every_budget(tmp_path, data):
     model = tiny_model(vocab_size=data.vocab_size)
-    train_router(model, CONFIG, "gains", [1, 2], data, seed=0, world=ALONE, run=tmp_path)
+    train_router(model, CONFIG, "gains", [1, 2], data, 1, seed=0, world=ALONE, run=tmp_path)
     (one, first), (two, second) = (load_router(tmp_path / "routers" / f"gains_k{k}", model.config) for k in (1, 2))
     assert one.weight_LCD.equal(two.weight_LCD)
     assert first["calibrated_share"] < second["calibrated_share"]
@@ -60,7 +59,7 @@ def test_a_model_trained_with_its_router_is_saved_beside_it(tmp_path, data):
     config = CONFIG.model_copy(update={"train_backbone": True, "learning_rate": 1e-3})
     model = tiny_model(vocab_size=data.vocab_size)
     before = model.model.embed_tokens.weight.detach().clone()
-    train_router(model, config, "linear", [1], data, seed=0, world=ALONE, run=tmp_path)
+    train_router(model, config, "linear", [1], data, 1, seed=0, world=ALONE, run=tmp_path)
     together = load_model(tmp_path / "routers" / "linear_k1" / "model")
     assert together.model.embed_tokens.weight.equal(model.model.embed_tokens.weight)
     assert not together.model.embed_tokens.weight.equal(before)

@@ -140,6 +140,21 @@ class PackedData:
         token_ids_WT = self.tokens[split][np.asarray(starts_W)[:, None] + np.arange(length)]
         return Windows(token_ids_WT.astype(np.int64), list(names), list(numbers))
 
+    def balanced_sample(self, split: str, number: int, windows_per_document: int, seed: int) -> NDArray[np.int64]:
+        """Return `number` windows [W, T] or up to one for each domain more, equally many of each, the domains in turn.
+
+        They are those of `windows`, the text on which a study is scored: openings of documents are not like the rest.
+        A domain that has too few of them repeats.
+
+        Raises:
+            UserError: as `windows`.
+        """
+        each = -(-number // len(self.domains))
+        documents = -(-each // windows_per_document)
+        of_domains = [self.windows(split, domain, documents, windows_per_document, seed) for domain in self.domains]
+        samples = [np.resize(windows.token_ids, (each, self.sequence_length)) for windows in of_domains]
+        return np.stack(samples, axis=1).reshape(-1, self.sequence_length)
+
     def _rows_of(self, split: str, domain: str) -> list[dict[str, Any]]:
         if split not in self.tokens:
             raise UserError(f"unknown split {split!r}; {did_you_mean(split, self.tokens)}")

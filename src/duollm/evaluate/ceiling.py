@@ -24,8 +24,8 @@ from duollm.routing.ceiling import GainPredictor, all_big_states, exact_routes, 
 from duollm.routing.space import RouteSpace, parse_branches
 from duollm.train.ceiling import SHUFFLED
 
-_VALIDATION_DOCUMENTS, _VALIDATION_WINDOWS = 16, 2
-"""Of each domain and document: few, for every policy is executed on them, and from the start, as the oracle's are."""
+_VALIDATION_WINDOWS = 64
+"""Few, for every policy is executed on them."""
 _BATCH = 16
 
 Margins = dict[tuple[str, int], tuple[Tensor, Tensor]]
@@ -80,10 +80,8 @@ def evaluate_ceiling(
     Prices and the choice among depths come from validation documents.
     """
     space = RouteSpace(model.config.num_hidden_layers, parse_branches(config.branches))
-    validation = [
-        data.windows("validation", domain, _VALIDATION_DOCUMENTS, _VALIDATION_WINDOWS, seed) for domain in data.domains
-    ]
-    validation_WT = torch.cat([torch.from_numpy(windows.token_ids) for windows in validation]).to(model.device)
+    sample = data.balanced_sample("validation", _VALIDATION_WINDOWS, config.windows_per_document, seed)
+    validation_WT = torch.from_numpy(sample).to(model.device)
     policies = choose(_on_validation(model, predictors, big_layers, space, validation_WT))
     facts = {
         "num_layers": space.num_layers,
@@ -147,12 +145,13 @@ def predicted_margins(
     parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     for batch_BT in token_ids_WT.split(_BATCH):
         states_BTF, _ = all_big_states(model, batch_BT)
-        for name, predictor in predictors.items():
+        nowhere_BTL = torch.zeros(*batch_BT.shape, space.num_layers, device=batch_BT.device)
+        for name, predictor in cast(dict[str, GainPredictor], predictors).items():
+            from_states_BTLC = predictor.from_states(states_BTF)
             for k in big_layers:
                 share_BT = torch.full(batch_BT.shape, k / space.num_layers, device=batch_BT.device)
-                nowhere_BTL = torch.zeros(*batch_BT.shape, space.num_layers, device=batch_BT.device)
-                gains_BTLC = predictor(states_BTF, share_BT, nowhere_BTL)
-                found = margins(gains_BTLC, cast(GainPredictor, predictor).interactions(), space.branches)
+                gains_BTLC = from_states_BTLC + predictor.from_told(share_BT, nowhere_BTL)
+                found = margins(gains_BTLC, predictor.interactions(), space.branches)
                 parts.setdefault((name, k), []).append(found)
     return {key: (torch.cat([m for m, _ in each]), torch.cat([o for _, o in each])) for key, each in parts.items()}
 

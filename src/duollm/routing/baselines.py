@@ -42,11 +42,10 @@ class EarlyExitRouter(Router):
 
     objective = "confidence"
     every_budget = True
+    two_branches = True
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
         super().__init__(config, branches)
-        if len(self.branches) != 2:
-            raise ValueError(f"early exit knows two branches, big and another, got {len(self.branches)}")
         self.weight_LD = nn.Parameter(torch.zeros(self.num_layers, self.hidden_size))
         self.bias_L = nn.Parameter(torch.zeros(self.num_layers))
 
@@ -71,11 +70,10 @@ class MixtureOfDepthsRouter(LinearRouter):
     """
 
     objective = "expert-choice"
+    two_branches = True
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
         super().__init__(config, branches)
-        if len(self.branches) != 2:
-            raise ValueError(f"mixture-of-depths knows two branches, big and another, got {len(self.branches)}")
         self.predictor_LD = nn.Parameter(torch.zeros(self.num_layers, self.hidden_size))
         self.predictor_bias_L = nn.Parameter(torch.zeros(self.num_layers))
         self.top_share = 0.5

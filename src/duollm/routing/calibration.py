@@ -1,4 +1,4 @@
-"""Finding the price at which a router's hard choices spend the budget.
+"""Finding the prices at which a router's hard choices spend the budget.
 
 The higher the price of big, the less is spent. But choices change the hidden states that later choices see, so what is
 spent at a price is found by running the model, and the price by a search over such runs.
@@ -7,12 +7,14 @@ Shape letters: B batch, T tokens, L layers.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.exact import ExactBudget
 from duollm.routing.router import Router, branch_costs
 
 _FIRST_STEP, _GROWTH = 1e-3, 4.0
@@ -44,6 +46,54 @@ def calibrate(
     if len(few) < len(batches):
         _nearest_price(model, router, few, budget, 4 * tolerance, rounds)
     return _nearest_price(model, router, batches, budget, tolerance, rounds)
+
+
+@torch.inference_mode()
+def calibrate_exact(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], big_layers: int) -> None:
+    """Set `router.exact_price_L`, so that under `ExactBudget` layers are big as often as without it.
+
+    The rule alone would not do that: at the price of spending k on average, tokens that would have liked more have
+    nothing left for the last layers. What a layer spends depends on the layers before it only, so one forward finds
+    the prices of all layers, one after another. They are means over the batches.
+
+    Args:
+        batches: token ids [B, T] each, from validation documents; few and large ones.
+        big_layers: k, for which `router.price` is calibrated already.
+    """
+    router.eval()
+    big_L = torch.zeros(router.num_layers)
+    for batch_BT in batches:
+        choices = model.model(input_ids=batch_BT, policy=router, use_cache=False).choices
+        big_L += torch.stack([(choice_BT == Branch.BIG).sum() for choice_BT in choices]).cpu()
+    share_L = big_L * (big_layers / big_L.sum().clamp(min=1))
+    found = []
+    for batch_BT in batches:
+        pricing = _Pricing(router, big_layers, share_L.tolist())
+        model.model(input_ids=batch_BT, policy=pricing, use_cache=False)
+        found.append(torch.stack(pricing.prices))
+    router.exact_price_L.copy_(torch.stack(found).mean(0))
+
+
+class _Pricing(ExactBudget):
+    """Sets the price of each layer, as the forward reaches it, to one at which a given share of tokens takes big."""
+
+    def __init__(self, router: Router, big_layers: int, share_L: Sequence[float]) -> None:
+        super().__init__(router, big_layers)
+        self.share_L, self.prices = share_L, list[Tensor]()
+
+    def price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """Find the price among what the tokens would pay that have a choice."""
+        inner, left_BT = memory
+        layers_left = self.router.num_layers - layer_idx
+        forced = (left_BT == layers_left).sum().item()
+        free_BT = (left_BT > 0) & (left_BT < layers_left)
+        highest_N = self.router.highest_price(layer_idx, states_BTD, inner)[free_BT].sort(descending=True).values
+        wanted = round(self.share_L[layer_idx] * left_BT.numel() - forced)
+        if highest_N.numel():
+            self.prices.append(highest_N[min(max(wanted, 0), len(highest_N) - 1)])
+        else:
+            self.prices.append(self.router.price)
+        return self.prices[-1]
 
 
 def _nearest_price(

@@ -55,13 +55,21 @@ class GainPredictor(nn.Module):
             share: of big layers among the other tokens, [.].
             big: 1 where the token itself takes big, else 0, [., L].
         """
-        # Weights are of size 1 whatever the width, so one learning rate suits all depths. What is told is larger than a
-        # feature, for what holds for all tokens has to be learnt in few steps.
-        told = _TOLD * torch.cat([torch.ones_like(share)[..., None], share[..., None], big], dim=-1)
+        return self.from_states(states) + self.from_told(share, big)
+
+    def from_states(self, states: Tensor) -> Tensor:
+        """The part of the gains that the states decide, [., L, C]."""
+        # Weights are of size 1 whatever the width, so one learning rate suits all depths.
         seen = states[..., : self.features] * self.features**-0.5
         hidden = nn.functional.gelu(self.inner(seen))
-        gains = self.told(told) + self.linear(seen) + self.outer(hidden * hidden.shape[-1] ** -0.5)
+        gains = self.linear(seen) + self.outer(hidden * hidden.shape[-1] ** -0.5)
         return gains.float().unflatten(-1, self.shape_LC)
+
+    def from_told(self, share: Tensor, big: Tensor) -> Tensor:
+        """The part of the gains that is known without the states, [., L, C]."""
+        # Larger than a feature, for what holds for all tokens has to be learnt in few steps.
+        told = _TOLD * torch.cat([torch.ones_like(share)[..., None], share[..., None], big], dim=-1)
+        return self.told(told).float().unflatten(-1, self.shape_LC)
 
     def interactions(self) -> Tensor:
         """By how much big at one layer (first dimension) changes the gains at another, [L, L, C]."""
@@ -120,7 +128,7 @@ def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:
     return otherwise.scatter(-1, most, int(Branch.BIG))
 
 
-def priced_routes(margin: Tensor, otherwise: Tensor, price: float) -> Tensor:
+def priced_routes(margin: Tensor, otherwise: Tensor, price: float | Tensor) -> Tensor:
     """Make a layer big where that gains more than the price; routes [., L]."""
     return torch.where(margin > price, int(Branch.BIG), otherwise)
 

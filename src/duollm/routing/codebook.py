@@ -68,8 +68,10 @@ class CodebookRouter(Router):
         """Count one product per route in use, at one layer."""
         return 2 * int(self.bias_R.isfinite().sum()) * self.hidden_size
 
-    def decide(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Choose for one layer: weights [B, T, 3] in training mode, integers [B, T] otherwise."""
+    def decide(
+        self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Choose for one layer: weights [B, T, 3] in training mode, else integers [B, T] at the router's own price."""
         if self.training:
             return super().decide(layer_idx, states_BTD, memory)
         if layer_idx < self.decide_at:

@@ -15,8 +15,8 @@ from duollm.routing.router import Router
 class ExactBudget(nn.Module):
     """A hard router held to exactly `big_layers` big layers per token.
 
-    The router decides as long as there is a choice: a token that has spent its k takes the cheapest of the router's
-    branches, and one that has as many layers before it as big layers left takes big.
+    The router decides, at a price of each layer, as long as there is a choice: a token that has spent its k takes the
+    dearest of the router's other branches, and one that has as many layers before it as big layers left takes big.
     """
 
     def __init__(self, router: Router, big_layers: int) -> None:
@@ -34,11 +34,16 @@ class ExactBudget(nn.Module):
     def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Choose for one layer, integers [B, T]; the memory is of the kind that `begin` returns."""
         inner, left_BT = memory
-        choice_BT, inner = self.router.decide(layer_idx, states_BTD, inner)
+        price = self.price(layer_idx, states_BTD, memory)
+        choice_BT, inner = self.router.decide(layer_idx, states_BTD, inner, price)
         choice_BT = choice_BT.masked_fill((left_BT == 0) & (choice_BT == Branch.BIG), self.otherwise)
         choice_BT = choice_BT.masked_fill(left_BT == self.router.num_layers - layer_idx, int(Branch.BIG))
         inner = self.router.remember(layer_idx, choice_BT, inner)
         return choice_BT, (inner, left_BT - (choice_BT == Branch.BIG).long())
+
+    def price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """The price of big at a layer, a scalar."""
+        return self.router.exact_price_L[layer_idx]
 
     def flops_per_token(self) -> int:
         """Count the router's; the rest is a few integers per token."""

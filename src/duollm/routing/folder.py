@@ -4,6 +4,7 @@ To add a router, write a module like `routing/linear.py` and enter it in `ROUTER
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,19 @@ def router_class(kind: str) -> type[Router]:
     return ROUTERS[kind]
 
 
+def check_kinds(kinds: Sequence[str], branches: Sequence[str]) -> None:
+    """Refuse kinds of routers that do not exist, or that cannot choose among these branches, before any is trained.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for kind in kinds:
+        if router_class(kind).two_branches and len(branches) != 2:
+            raise UserError(
+                f"router.kinds: {kind} knows two branches, big and another; router.branches holds {', '.join(branches)}"
+            )
+
+
 def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:
     """Build an untrained router of a named kind for a model; `branches` by name, e.g. ["small", "big"].
 
@@ -83,5 +97,7 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
     except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a router folder ({error}); train one with `duollm train-router`") from None
     except RuntimeError:
-        raise UserError(f"{folder}: was trained for a model of other sizes; train one for this model") from None
+        raise UserError(
+            f"{folder}: was trained for a model of other sizes, or by an older version; train one for this model"
+        ) from None
     return router.eval(), facts

@@ -2,7 +2,7 @@
 
 Its target is the marginal gain of every token and layer, which one backward pass gives for all of them at once:
 with gate weights w on the branches, -dL/dw is to first order what a branch is worth there, to this token's loss
-and to those that attend to it (`duollm.train.objectives.gains_loss`). Big is then taken where it is worth more
+and to those that attend to it (`duollm.train.gains.gains_loss`). Big is then taken where it is worth more
 than the price, so one training serves every budget.
 
 Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, R rank.

@@ -1,4 +1,4 @@
-"""The paper's router: one linear map per layer (paper, section 5), and its straight-through variant.
+"""The paper's router: one linear map per layer (paper, section 5), its straight-through variant, and one distilled.
 
 Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden.
 """

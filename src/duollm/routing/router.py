@@ -26,17 +26,22 @@ class Router(nn.Module):
         branches: the branches it chooses from; big among them.
 
     Attributes:
-        objective: how it is trained, a key of `duollm.train.objectives.OBJECTIVES`.
+        objective: how it is trained, a key of `OBJECTIVES` or `FITS` in `duollm.train.objectives`; one that is in
+            neither is only calibrated.
         every_budget: whether one training serves all budgets, which then differ in the price alone.
+        two_branches: whether it cannot choose among three.
         needs_labels: whether it is taught by `duollm.oracle.labels`.
         temperature: of the softmax; annealed by the training.
-        price: set by calibration so that the hard choices spend the budget.
+        price: set by calibration so that the hard choices spend the budget on average.
+        exact_price_L: a price for each layer, set by calibration for spending exactly the budget (`ExactBudget`).
     """
 
     objective: ClassVar[str] = "mixture"
     every_budget: ClassVar[bool] = False
+    two_branches: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     price: Tensor
+    exact_price_L: Tensor
     values_C: Tensor
     cost_C: Tensor
 
@@ -48,9 +53,13 @@ class Router(nn.Module):
                 "a router needs big and at least one other branch, in ascending order, "
                 f"got {[branch.name for branch in self.branches]}"
             )
+        if self.two_branches and len(self.branches) != 2:
+            name = type(self).__name__
+            raise ValueError(f"{name} knows two branches, big and another, got {len(self.branches)}")
         self.num_layers, self.hidden_size = config.num_hidden_layers, config.hidden_size
         self.temperature = 1.0
         self.register_buffer("price", torch.zeros(()))
+        self.register_buffer("exact_price_L", torch.zeros(self.num_layers))
         self.register_buffer("values_C", torch.tensor(self.branches), persistent=False)
         self.register_buffer("cost_C", branch_costs(config)[list(self.branches)], persistent=False)
 
@@ -62,6 +71,13 @@ class Router(nn.Module):
         """By how much big beats the one other branch, [B, T], and the memory; for two branches only."""
         scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
         return scores_BTC[..., 1] - scores_BTC[..., 0], memory
+
+    def highest_price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """The price below which big is taken, [B, T]."""
+        if len(self.branches) == 2:
+            return self.margin(layer_idx, states_BTD, memory)[0]
+        scores_BTC, _ = self.scores(layer_idx, states_BTD, memory)
+        return ((scores_BTC[..., -1:] - scores_BTC[..., :-1]) / (self.cost_C[-1] - self.cost_C[:-1])).amin(-1)
 
     def mix(self, scores_BTC: Tensor) -> Tensor:
         """Turn scores into weights [B, T, C] that sum to 1; used in training mode."""
@@ -87,18 +103,21 @@ class Router(nn.Module):
         choice, memory = self.decide(layer_idx, states_BTD, memory)
         return choice, self.remember(layer_idx, choice, memory)
 
-    def decide(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """As `forward`, but the memory does not hold the choice yet."""
+    def decide(
+        self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """As `forward`, but the memory does not hold the choice yet; at another price if one is given."""
+        price = self.price if price is None else price
         if self.training:
             scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
             choice = self.over_all_branches(self.mix(scores_BTC))
         elif len(self.branches) == 2:
             margin_BT, memory = self.margin(layer_idx, states_BTD, memory)
             other, big = (int(branch) for branch in self.branches)
-            choice = torch.where(margin_BT > self.price, big, other)
+            choice = torch.where(margin_BT > price, big, other)
         else:
             scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
-            choice = self.values_C[(scores_BTC - self.price * self.cost_C).argmax(-1)]
+            choice = self.values_C[(scores_BTC - price * self.cost_C).argmax(-1)]
         return choice, memory
 
     def flops_per_token(self) -> int:

@@ -81,7 +81,7 @@ def _imitation(
     token_ids_WT = labels.token_ids_WT.to(model.device)
 
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        generator.manual_seed(derived_seed(lesson.seed, step, part))
+        generator.manual_seed(derived_seed(lesson.seed, step, part, lesson.rank))
         window_B = torch.randint(len(token_ids_WT), (len(batch_BT),), generator=generator, device=model.device)
         drawn_NB = torch.multinomial(probability_WNR[window_B].flatten(0, 1), 1, generator=generator)
         watched = _Watched(router, routes_RL[drawn_NB.view(len(batch_BT), -1)])

@@ -15,7 +15,7 @@ class Lesson:
     Attributes:
         budget: wanted mean cost per layer (`duollm.routing.router.branch_costs`); None for a router that serves all.
         steps: optimiser steps of the training.
-        seed: of whatever is drawn.
+        seed, rank: of whatever is drawn; processes draw for texts of their own.
         labels: of training tokens, for a kind that needs them.
     """
 
@@ -26,3 +26,4 @@ class Lesson:
     steps: int
     seed: int
     labels: Labels | None = None
+    rank: int = 0

@@ -15,7 +15,7 @@ from duollm.data.packed import PackedData
 from duollm.flops import token_flops, training_steps
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, load_labels
-from duollm.routing.calibration import calibrate
+from duollm.routing.calibration import calibrate, calibrate_exact
 from duollm.routing.folder import make_router, save_router
 from duollm.routing.router import Router
 from duollm.train.distributed import World
@@ -25,7 +25,7 @@ from duollm.train.objectives import FITS, OBJECTIVES
 from duollm.train.optimizer import TrainingPlan, resolve_precision
 from duollm.train.pretrain import prepare_for_training
 
-_CALIBRATION_SEQUENCES = (8, 64)
+_CALIBRATION_SEQUENCES = (16, 96)
 _CALIBRATION_SHARE = 0.25
 """Calibration reads this share of as many tokens as the training, within these numbers of sequences."""
 _MORE_FOR_EVERY_BUDGET = 4
@@ -43,6 +43,7 @@ def train_router(
     kind: str,
     big_layers: Sequence[int],
     data: PackedData,
+    windows_per_document: int,
     seed: int,
     world: World,
     run: Path,
@@ -54,6 +55,7 @@ def train_router(
 
     Args:
         big_layers: the budgets k; more than one only for a kind that serves every budget.
+        windows_per_document: of the validation text, as many as the evaluation takes.
 
     Raises:
         UserError: unknown kind of router.
@@ -64,15 +66,16 @@ def train_router(
     router.aim(big_layers[0])
     labels = load_labels(run / LABELS) if router.needs_labels else None
     steps = _steps(config, data.sequence_length, budget)
-    lesson = Lesson(model, router, config, budget, steps, seed, labels)
+    lesson = Lesson(model, router, config, budget, steps, seed, labels, world.rank)
     if router.objective in OBJECTIVES:
         _train(name, lesson, data, world, run)
     elif router.objective in FITS:
         FITS[router.objective](lesson)
-    batches = _calibration_batches(data, config, world)
+    batches = _calibration_batches(data, config, windows_per_document, world)
     for big in big_layers:
         router.aim(big)
         spent = calibrate(model, router, batches, big / router.num_layers)
+        calibrate_exact(model, router, batches, big)
         if world.first:
             folder = run / "routers" / router_name(kind, big)
             save_router(router, folder, _facts(kind, router, big, spent), model if config.train_backbone else None)
@@ -121,10 +124,11 @@ def _flops_per_token(model: DuoForCausalLM, sequence_length: int) -> float:
     return 2 * token_flops(model.config, model.config.num_hidden_layers, sequence_length // 2)
 
 
-def _calibration_batches(data: PackedData, config: RouterConfig, world: World) -> list[Tensor]:
-    """Validation text, the same for every router."""
+def _calibration_batches(
+    data: PackedData, config: RouterConfig, windows_per_document: int, world: World
+) -> list[Tensor]:
+    """Validation text, the same for every router and of the same kind as the text of the evaluation."""
     fewest, most = _CALIBRATION_SEQUENCES
-    sequences = round(_CALIBRATION_SHARE * config.tokens / data.sequence_length)
-    steps = range(-(-min(most, max(fewest, sequences)) // config.batch_size))
-    batches = [data.train_batch(step, config.batch_size, seed=0, split="validation") for step in steps]
-    return [torch.from_numpy(batch_BT).to(world.device) for batch_BT in batches]
+    sequences = min(most, max(fewest, round(_CALIBRATION_SHARE * config.tokens / data.sequence_length)))
+    token_ids_WT = torch.from_numpy(data.balanced_sample("validation", sequences, windows_per_document, seed=0))
+    return list(token_ids_WT.to(world.device).split(config.batch_size))
