@@ -17,15 +17,22 @@ CONFIG = CeilingConfig(depths=[0, 2], width=8)
 
 
 class Told(torch.nn.Module):
-    """Stands in for a predictor: says what it is told, and keeps what it was asked."""
+    """Stands in for a predictor: says what it is told, and keeps what it was asked; routes by the first feature."""
+
+    shape_LC = (3, 2)
 
     def __init__(self, told_NLC):
         super().__init__()
         self.told_NLC = torch.nn.Parameter(told_NLC)
 
-    def forward(self, states_NF, share_N, big_NL):
-        self.states_NF, self.share_N, self.big_NL = states_NF, share_N, big_NL
+    def forward(self, states, share, big):
+        if states.ndim == 3:  # to choose the routes: big where a token's first feature of the layer is high
+            return torch.stack([torch.zeros_like(big), states[..., ::16]], dim=-1)
+        self.states_NF, self.share_N, self.big_NL = states, share, big
         return self.told_NLC
+
+    def interactions(self):
+        return torch.zeros(3, 3, 2)
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def test_a_depth_that_is_not_there_is_refused(frozen, depths):
 
 @pytest.mark.parametrize("text_weight", [0.0, 0.3, 1.0])
 def test_who_says_the_gains_has_no_loss(frozen, text_weight):
-    """The labels are marginal gains x 100 at the random routes of the step; the states are of all big."""
+    """The labels are marginal gains x 100 at the routes of the step; the states are of all big."""
     ids, loss_seed = random_ids(3, 6), 5
     predictors = torch.nn.ModuleDict({"l2": Told(torch.zeros(15, 3, 2)), SHUFFLED: Told(torch.zeros(15, 3, 2))})
     drawn = []
@@ -66,7 +73,7 @@ def test_who_says_the_gains_has_no_loss(frozen, text_weight):
         return original(*arguments, **named)
 
     frozen.forward = forward
-    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, text_weight, loss_seed, ALONE)
+    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, text_weight, 8, loss_seed, ALONE)
     loss_fn(ids, 4, 0)
     weights = [gate.detach().requires_grad_() for gate in drawn[0].gates_LBT3]
 
@@ -96,10 +103,31 @@ def test_who_says_the_gains_has_no_loss(frozen, text_weight):
     assert torch.equal(predictors[SHUFFLED].big_NL.sum(0), asked.big_NL.sum(0))
 
 
+def test_routes_are_those_of_the_deepest_predictor_but_for_what_is_explored(frozen):
+    """A quarter of the choices stay random; the others spend each sequence's own share of big."""
+    ids = random_ids(8, 64)
+    predictors = torch.nn.ModuleDict({"l2": Told(torch.zeros(504, 3, 2)), SHUFFLED: Told(torch.zeros(504, 3, 2))})
+    drawn = []
+    original = frozen.forward
+    frozen.forward = lambda *arguments, **named: (drawn.append(named.get("policy")), original(*arguments, **named))[1]
+    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, 0.3, 10, 0, ALONE)
+    for step in (0, 9):
+        loss_fn(ids, step, 0)
+    feature_BTL = all_big_states(frozen, ids)[0][..., ::16]
+    agreed = []
+    for gates in drawn:
+        rank_BN = feature_BTL.flatten(1).argsort(1, descending=True).argsort(1)
+        own_BTL = (rank_BN < gates.big_B1 * rank_BN.shape[1]).view(feature_BTL.shape)
+        agreed.append((torch.stack(gates.gates_LBT3, dim=2)[..., Branch.BIG].bool() == own_BTL).float().mean().item())
+    by_chance = (drawn[0].big_B1 ** 2 + (1 - drawn[0].big_B1) ** 2).mean().item()
+    assert agreed[0] == pytest.approx(by_chance, abs=0.06)
+    assert agreed[1] > 0.75
+
+
 def test_training_lowers_the_loss_of_every_predictor_and_leaves_the_model(frozen, training):
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
     predictors = make_predictors(frozen, CONFIG, BRANCHES, seed=0)
-    training(predictors, ceiling_loss(frozen, predictors, BRANCHES, 0.5, 0, ALONE), steps=8)
+    training(predictors, ceiling_loss(frozen, predictors, BRANCHES, 0.5, 8, 0, ALONE), steps=8)
     assert all(torch.equal(value, before[name]) for name, value in frozen.state_dict().items())
     for predictor in predictors.values():
         assert predictor.linear.weight.abs().sum(0).min() > 0, "a feature without gradient"

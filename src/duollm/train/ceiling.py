@@ -5,6 +5,7 @@ Shape letters: B batch, T tokens, N = B * (T - 1), L layers, C branches to choos
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,12 @@ from duollm.data.packed import PackedData
 from duollm.flops import token_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.ceiling import GainPredictor, all_big_states
+from duollm.routing.ceiling import GainPredictor, all_big_states, margins, priced_routes
 from duollm.routing.gains import GainsRouter
 from duollm.routing.sampling import derived_seed
 from duollm.train.distributed import World
 from duollm.train.loop import LossFn, train
-from duollm.train.marginal import RandomGates, centred, marginal_gains
+from duollm.train.marginal import RandomGates, centred, explored_share, marginal_gains
 from duollm.train.optimizer import TrainingPlan, resolve_precision
 from duollm.train.pretrain import prepare_for_training
 
@@ -58,7 +59,7 @@ def train_ceiling(
     train(
         "ceiling",
         predictors,
-        ceiling_loss(model, predictors, branches, config.text_weight, seed, world),
+        ceiling_loss(model, predictors, branches, config.text_weight, plan.steps, seed, world),
         lambda step: data.train_batch(step, config.batch_size, seed + 2),
         plan,
         world,
@@ -89,22 +90,26 @@ def ceiling_loss(
     predictors: nn.ModuleDict,
     branches: Sequence[Branch],
     text_weight: float,
+    steps: int,
     seed: int,
     world: World,
 ) -> LossFn:
     """Squared error of the predicted gains (nats x 100), summed over the predictors.
 
-    The gains are those of `gains_loss`, but expected: a share `text_weight` of the next token is the text's own, the
-    rest is distributed as the all-big pass predicts, whose states the predictors see. The latter gains
-    are a function of the context without the chance of the label, hence easier to learn by orders of magnitude. For the
+    As in `duollm.train.gains`, gains are measured along the routes that the deepest predictor would choose, some of
+    the choices being random. But they are expected gains: a share `text_weight` of the next token is the text's own,
+    the rest is distributed as the all-big pass predicts, whose states the predictors see. The latter gains are a
+    function of the context without the chance of the label, hence easier to learn by orders of magnitude. For the
     control the gains of a batch change places among its tokens, so it can learn only what holds for all tokens.
     """
     generator = torch.Generator(model.device)
+    deepest = cast(GainPredictor, [predictor for name, predictor in predictors.items() if name != SHUFFLED][-1])
 
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(seed, step, part, world.rank))
-        gates = RandomGates(branches, batch_BT, generator)
         states_BTF, last_BTD = all_big_states(model, batch_BT)
+        gates = _PredictedGates(deepest, states_BTF, branches, batch_BT, generator)
+        gates.random_share = explored_share(step / steps)
         labels_NV = _labels(model.lm_head(last_BTD[:, :-1]), batch_BT[:, 1:], text_weight)
         gain_LBTC, nll = marginal_gains(model, batch_BT, gates, labels_NV)
         gain_NLC = centred(gain_LBTC * GainsRouter.scale).flatten(1, 2).transpose(0, 1)
@@ -118,11 +123,36 @@ def ceiling_loss(
             predicted_NLC = predictor(states_NF, share_N[label_N], big_NL[label_N])
             error_NLC = centred(predicted_NLC) - gain_NLC[label_N]
             losses[name] = error_NLC.square().sum(-1).mean()
-        deepest = [loss for name, loss in losses.items() if name != SHUFFLED][-1]
-        explained = 1 - deepest.item() / losses[SHUFFLED].item()
+        informed = [loss for name, loss in losses.items() if name != SHUFFLED][-1]
+        explained = 1 - informed.item() / losses[SHUFFLED].item()
         return torch.stack(list(losses.values())).sum(), {"nll": nll, "explained": explained}
 
     return loss_fn
+
+
+class _PredictedGates(RandomGates):
+    """What a predictor would choose for each sequence's share of big, some of it replaced by random draws."""
+
+    def __init__(
+        self,
+        predictor: GainPredictor,
+        states_BTF: Tensor,
+        branches: Sequence[Branch],
+        batch_BT: Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(branches, batch_BT, generator)
+        nowhere_BTL = torch.zeros(*batch_BT.shape, predictor.shape_LC[0], device=batch_BT.device)
+        with torch.no_grad():
+            gains_BTLC = predictor(states_BTF, self.big_B1.expand(batch_BT.shape), nowhere_BTL)
+            margin_BTL, otherwise_BTL = margins(gains_BTLC, predictor.interactions(), branches)
+        pairs = zip(margin_BTL, 1 - self.big_B1[:, 0], strict=True)
+        price_B = torch.stack([margin_TL.flatten().quantile(other) for margin_TL, other in pairs])
+        self.routes_BTL = priced_routes(margin_BTL, otherwise_BTL, price_B[:, None, None])
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, weights [B, T, 3]."""
+        return self.gate(self.explore(self.routes_BTL[..., layer_idx], states_BTD), states_BTD), memory
 
 
 def _labels(logits_BTV: Tensor, label_BT: Tensor, text_weight: float) -> Tensor:

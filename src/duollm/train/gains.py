@@ -14,12 +14,8 @@ from duollm.routing.router import Router
 from duollm.routing.sampling import derived_seed
 from duollm.train.lesson import Lesson
 from duollm.train.loop import LossFn
-from duollm.train.marginal import RandomGates, centred, marginal_gains
+from duollm.train.marginal import RandomGates, centred, explored_share, marginal_gains
 
-_EXPLORED = 0.25
-"""Share of (token, layer) whose branch stays random to the end, so that the gain of what is not taken is seen too."""
-_WARM_UP = 0.3
-"""Share of the steps over which the random share falls from 1 to `_EXPLORED`."""
 _PRICED_SEQUENCES = 2
 
 
@@ -36,9 +32,9 @@ def gains_loss(lesson: Lesson) -> LossFn:
     router.train()
 
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        generator.manual_seed(derived_seed(lesson.seed, step, part))
+        generator.manual_seed(derived_seed(lesson.seed, step, part, lesson.rank))
         watched = _Watched(router, batch_BT, generator)
-        watched.random_share = max(_EXPLORED, 1 - step / max(1.0, _WARM_UP * lesson.steps) * (1 - _EXPLORED))
+        watched.random_share = explored_share(step / lesson.steps)
         watched.price_B1 = _prices(model, watched, batch_BT[:_PRICED_SEQUENCES])
         gain_LBTC, nll = marginal_gains(model, batch_BT, watched)
         gain_LBTC = gain_LBTC * router.scale
@@ -64,11 +60,9 @@ class _Watched(RandomGates):
     """The router's own choices at a price of each sequence's, some of them random, and its scores.
 
     Attributes:
-        random_share: how many choices are random.
         price_B1: the price of big in each sequence.
     """
 
-    random_share = 1.0
     price_B1: Tensor
 
     def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator) -> None:
@@ -89,8 +83,7 @@ class _Watched(RandomGates):
         """Mix what the router would choose with random draws, integers [B, T]."""
         worth_BTC = scores_BTC - self.price_B1[..., None] * self.router.cost_C
         own_BT = self.branches_C[worth_BTC.argmax(-1)]
-        random_BT = torch.rand(own_BT.shape, generator=self.generator, device=own_BT.device) < self.random_share
-        return torch.where(random_BT, self.draw(states_BTD), own_BT)
+        return self.explore(own_BT, states_BTD)
 
 
 class _Margins(_Watched):

@@ -13,6 +13,16 @@ from torch.nn.functional import cross_entropy, one_hot
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 
+_EXPLORED = 0.25
+"""Share of (token, layer) whose branch stays random to the end, so that the gain of what is not taken is seen too."""
+_WARM_UP = 0.3
+"""Share of the training over which the random share falls from 1 to `_EXPLORED`."""
+
+
+def explored_share(progress: float) -> float:
+    """How many choices are random once `progress` (0 .. 1) of a training is done."""
+    return max(_EXPLORED, 1 - progress / _WARM_UP * (1 - _EXPLORED))
+
 
 class RandomGates:
     """Policy of random hard choices, given as gate weights whose gradient is wanted.
@@ -26,7 +36,10 @@ class RandomGates:
     Attributes:
         gates_LBT3: the weights of one forward, layer by layer.
         big_B1: each sequence's probability of big.
+        random_share: how many choices `explore` draws at random.
     """
+
+    random_share = 1.0
 
     def __init__(self, branches: Sequence[Branch], batch_BT: Tensor, generator: torch.Generator) -> None:
         self.branches_C = torch.tensor(branches, device=batch_BT.device)
@@ -45,6 +58,11 @@ class RandomGates:
         big_BT = torch.rand(states_BTD.shape[:2], **draw) < self.big_B1
         other_BT = torch.randint(last, states_BTD.shape[:2], **draw)
         return self.branches_C[torch.where(big_BT, last, other_BT)]
+
+    def explore(self, choice_BT: Tensor, states_BTD: Tensor) -> Tensor:
+        """Replace some of the choices, integers [B, T], by random ones."""
+        random_BT = torch.rand(choice_BT.shape, generator=self.generator, device=choice_BT.device) < self.random_share
+        return torch.where(random_BT, self.draw(states_BTD), choice_BT)
 
     def gate(self, choice_BT: Tensor, states_BTD: Tensor) -> Tensor:
         """Turn a choice, integers [B, T], into one-hot weights [B, T, 3] and keep them."""
