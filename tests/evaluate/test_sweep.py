@@ -7,6 +7,8 @@ from duollm.errors import UserError
 from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.sweep import Routed, relative_flops, route_digits, score, sweep_policies
 from duollm.flops import sequence_flops
+from duollm.models.branch import Branch
+from duollm.routing.linear import LinearRouter
 from duollm.routing.policies import parse_policy
 from tiny import random_ids, random_routes, tiny_model
 
@@ -58,6 +60,14 @@ def test_relative_flops_are_those_of_the_route(route, scope):
     shares = tuple(route.count(branch) / 3 for branch in range(3))
     expected = sequence_flops(model.config, route, 16) / sequence_flops(model.config, 3, 16)
     assert relative_flops(model, shares, 16) == pytest.approx(expected)
+
+
+def test_what_a_router_computes_counts(model, windows):
+    router = LinearRouter(model.config, (Branch.SMALL, Branch.BIG)).eval()  # all small: no score exceeds the other
+    free, routed = score([Routed("", model, each) for each in (parse_policy("all-small", model), router)], windows, 4)
+    all_big = sequence_flops(model.config, 3, 9) / 9
+    assert routed.big_share == 0
+    assert routed.relative_flops - free.relative_flops == pytest.approx(router.flops_per_token() / all_big)
 
 
 def test_route_digits_are_read_layer_by_layer():

@@ -20,6 +20,7 @@ from duollm.flops import mean_token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
+from duollm.routing.router import deciding_flops
 
 SWEEPS = ("spread", "random", "first", "last")
 """Kinds of policies that can be swept over the share of big."""
@@ -41,8 +42,7 @@ class Scored:
         columns: `Windows.columns()`, and of every predicted token `nll` (nats) and `route`, the digits of
             the route of the token that predicts it ("112": big in the last of three layers).
         big_share: big among all (token, layer).
-        relative_flops: forward FLOPs per token, output head included, over those of all big. What
-            the policy itself computes is not counted.
+        relative_flops: forward FLOPs per token, output head and a router's own included, over those of all big.
         tokens_per_second: speed of scoring.
     """
 
@@ -78,7 +78,7 @@ def score(routed: Sequence[Routed], windows: Windows, batch_size: int) -> Iterat
         seconds = time.perf_counter() - start
         columns = windows.columns() | {"nll": nll, "route": route_digits(routes_WTL.flatten(0, 1))}
         shares = branch_shares(routes_WTL)
-        flops = relative_flops(model, shares, windows.token_ids.shape[1])
+        flops = relative_flops(model, shares, windows.token_ids.shape[1], deciding_flops(policy))
         yield Scored(name, columns, shares[Branch.BIG], flops, token_ids_WT.numel() / seconds)
 
 
@@ -94,7 +94,9 @@ def branch_shares(routes: Tensor) -> tuple[float, float, float]:
     return skip, small, big
 
 
-def relative_flops(model: DuoForCausalLM, shares: tuple[float, float, float], sequence_length: int) -> float:
-    """Forward FLOPs with these shares of (skip, small, big) over those of all big."""
+def relative_flops(
+    model: DuoForCausalLM, shares: tuple[float, float, float], sequence_length: int, deciding: int = 0
+) -> float:
+    """Forward FLOPs with these shares of (skip, small, big), and `deciding` ones per token, over those of all big."""
     all_big = mean_token_flops(model.config, (0, 0, 1), sequence_length)
-    return mean_token_flops(model.config, shares, sequence_length) / all_big
+    return (mean_token_flops(model.config, shares, sequence_length) + deciding) / all_big

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from duollm.flops import layer_parameters
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
+from duollm.models.policy import Policy
 
 
 class Router(nn.Module):
@@ -132,6 +133,11 @@ class Router(nn.Module):
         absent = weights_BTC.new_zeros(weights_BTC.shape[:2])
         columns = [weights_BTC[..., self.branches.index(b)] if b in self.branches else absent for b in Branch]
         return torch.stack(columns, dim=-1)
+
+
+def deciding_flops(policy: Policy) -> int:
+    """FLOPs per token of what a policy computes to decide: a router's own; others look things up."""
+    return policy.flops_per_token() if isinstance(policy, Router) else 0
 
 
 def branch_costs(config: DuoConfig) -> Tensor:

@@ -19,7 +19,7 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
 from duollm.routing.policies import parse_policy
-from duollm.routing.router import Router
+from duollm.routing.router import deciding_flops
 from duollm.standalone.coloured import print_legend, print_piece, print_routes
 from duollm.standalone.saved import Saved
 
@@ -105,8 +105,7 @@ def _settings(options: Namespace, model: DuoForCausalLM, tokenizer: PreTrainedTo
 def _cost(made: Generated, model: DuoForCausalLM, name: str, policy: Policy) -> str:
     """One line: what the tokens took under the policy."""
     tokens, layers = len(made.tokens_G), model.config.num_hidden_layers
-    deciding = policy.flops_per_token() if isinstance(policy, Router) else 0
-    flops = _mean_flops(made.routes_GL.tolist(), len(made.prompt_routes_PL), model) + deciding
+    flops = _mean_flops(made.routes_GL.tolist(), len(made.prompt_routes_PL), model) + deciding_flops(policy)
     all_big = _mean_flops([[Branch.BIG] * layers] * tokens, len(made.prompt_routes_PL), model)
     return (
         f"{name}: {tokens} tokens, {_big(made.routes_GL):.1%} big (prompt {_big(made.prompt_routes_PL):.1%}), "
