@@ -26,14 +26,14 @@ from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
-from duollm.routing.folder import check_kinds, router_class
+from duollm.routing.folder import router_class
 from duollm.routing.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
 from duollm.train.ceiling import train_ceiling
 from duollm.train.convert import convert, open_dense
 from duollm.train.distributed import World, join_world
 from duollm.train.pretrain import pretrain
-from duollm.train.router import router_name, train_router
+from duollm.train.router import check_router_settings, router_name, train_router
 from duollm.train.saving import CARD
 
 _LABEL_SETTINGS = {"label_tokens", "label_routes"}
@@ -52,7 +52,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
-    check_kinds(recipe.router.kinds, recipe.router.branches)
+    check_router_settings(recipe.router)
     if recipe.model.path is None and recipe.model.dense is None:
         check_settings(recipe.oracle, recipe.model, recipe.data.sequence_length)
     world = join_world()

@@ -4,6 +4,7 @@ import torch
 from duollm.models.branch import Branch
 from duollm.routing.calibration import calibrate, calibrate_exact, mean_cost
 from duollm.routing.exact import ExactBudget
+from duollm.routing.folder import ROUTERS
 from duollm.routing.router import branch_costs
 from tiny import random_ids, tiny_model
 
@@ -58,4 +59,15 @@ def test_without_a_choice_there_is_nothing_to_calibrate(make_router, big_layers)
     calibrate_exact(model, router, BATCHES, big_layers)
     routes = model(BATCHES[0], policy=ExactBudget(router, big_layers)).routes
     assert ((routes == Branch.BIG).sum(-1) == big_layers).all()
+    assert router.exact_price_L.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", sorted(ROUTERS))
+def test_every_kind_can_be_calibrated_for_both_ways_of_spending(make_router, kind):
+    model, router = tiny_model(num_hidden_layers=6), make_router(num_hidden_layers=6, kind=ROUTERS[kind])
+    router.aim(2)
+    calibrate(model, router, BATCHES, 1 / 3)
+    calibrate_exact(model, router, BATCHES, 2)
+    routes = model(BATCHES[0], policy=ExactBudget(router, 2)).routes
+    assert ((routes == Branch.BIG).sum(-1) == 2).all()
     assert router.exact_price_L.isfinite().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from duollm.errors import UserError
-from duollm.routing.folder import check_kinds, load_router, make_router, save_router
+from duollm.routing.folder import load_router, make_router, save_router
 from tiny import random_ids, tiny_model
 
 FACTS = {"kind": "linear", "branches": ["small", "big"], "budget": 0.25}
@@ -70,11 +70,3 @@ def test_a_router_for_another_model_is_refused(saved, sizes):
 def test_an_unknown_kind_is_refused_with_the_nearest():
     with pytest.raises(UserError, match=r"unknown router 'liner'; did you mean 'linear'\? allowed: .*linear"):
         make_router("liner", tiny_model().config, ["small", "big"])
-
-
-def test_kinds_that_cannot_choose_among_three_are_refused_beforehand():
-    check_kinds(["linear", "early-exit"], ["skip", "big"])
-    with pytest.raises(UserError, match=r"router\.kinds: early-exit knows two branches, .* holds skip, small, big"):
-        check_kinds(["linear", "early-exit"], ["skip", "small", "big"])
-    with pytest.raises(UserError, match="unknown router 'liner'; did you mean 'linear'"):
-        check_kinds(["liner"], ["small", "big"])

@@ -5,10 +5,11 @@ import torch
 
 from duollm.config import DataConfig, RouterConfig
 from duollm.data.packing import prepare_data
+from duollm.errors import UserError
 from duollm.evaluate.loading import load_model
 from duollm.models.branch import Branch
 from duollm.routing.folder import load_router
-from duollm.train.router import router_name, train_router
+from duollm.train.router import check_router_settings, router_name, train_router
 from tiny import tiny_model
 from tiny_corpus import write_corpus
 from tiny_training import ALONE
@@ -67,3 +68,25 @@ def test_a_model_trained_with_its_router_is_saved_beside_it(tmp_path, data):
 
 def test_the_name_says_kind_and_budget():
     assert router_name("linear", 4) == "linear_k4"
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"kinds": ["liner"]}, "unknown router 'liner'; did you mean 'linear'"),
+        (
+            {"kinds": ["linear", "early-exit"], "branches": ["skip", "small", "big"]},
+            "early-exit chooses between two branches; router.branches holds skip, small, big",
+        ),
+        (
+            {"kinds": ["gumbel", "gains"], "train_backbone": True},
+            "training gains leaves the model as it is; choose among linear, gumbel, distilled, mixture-of-depths",
+        ),
+    ],
+    ids=["unknown", "three branches", "backbone"],
+)
+def test_what_cannot_be_trained_is_refused_beforehand(settings, complaint):
+    check_router_settings(RouterConfig(kinds=["linear", "early-exit"]))
+    check_router_settings(RouterConfig(kinds=["linear", "distilled"], train_backbone=True))
+    with pytest.raises(UserError, match=complaint):
+        check_router_settings(RouterConfig(**settings))

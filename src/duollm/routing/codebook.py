@@ -71,7 +71,7 @@ class CodebookRouter(Router):
     def decide(
         self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """Choose for one layer: weights [B, T, 3] in training mode, else integers [B, T] at the router's own price."""
+        """Choose for one layer: weights [B, T, 3] in training mode, else integers [B, T] whatever the layer's price."""
         if self.training:
             return super().decide(layer_idx, states_BTD, memory)
         if layer_idx < self.decide_at:
@@ -79,6 +79,10 @@ class CodebookRouter(Router):
         if layer_idx == self.decide_at:
             memory = self.worth(states_BTD, memory).argmax(-1)
         return self.routes_RL[:, layer_idx][memory], memory
+
+    def highest_price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """Zeros [B, T]: routes of exactly k big layers are chosen whole, without a price per layer."""
+        return states_BTD.new_zeros(states_BTD.shape[:2])
 
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Scores [B, T, C] whose softmax is each branch's share of the routes' softmax; the memory is their worth."""

@@ -4,7 +4,6 @@ To add a router, write a module like `routing/linear.py` and enter it in `ROUTER
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +46,6 @@ def router_class(kind: str) -> type[Router]:
     if kind not in ROUTERS:
         raise UserError(f"router.kinds: unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
     return ROUTERS[kind]
-
-
-def check_kinds(kinds: Sequence[str], branches: Sequence[str]) -> None:
-    """Refuse kinds of routers that do not exist, or that cannot choose among these branches, before any is trained.
-
-    Raises:
-        UserError: naming the first of them.
-    """
-    for kind in kinds:
-        if router_class(kind).two_branches and len(branches) != 2:
-            raise UserError(
-                f"router.kinds: {kind} knows two branches, big and another; router.branches holds {', '.join(branches)}"
-            )
 
 
 def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:

@@ -21,3 +21,6 @@ OBJECTIVES: dict[str, Callable[[Lesson], LossFn]] = {
 
 FITS: dict[str, Callable[[Lesson], None]] = {"codebook": fit_codebook}
 """How routers are fitted that take no steps. One whose objective is in neither table is only calibrated."""
+
+JOINT = {"mixture", "distillation", "expert-choice"}
+"""Objectives whose gradient reaches the model, so that it can be trained together with the router."""

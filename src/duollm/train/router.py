@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from duollm.config import RouterConfig
 from duollm.data.packed import PackedData
+from duollm.errors import UserError
 from duollm.flops import token_flops, training_steps
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, load_labels
 from duollm.routing.calibration import calibrate, calibrate_exact
-from duollm.routing.folder import make_router, save_router
+from duollm.routing.folder import ROUTERS, make_router, router_class, save_router
 from duollm.routing.router import Router
 from duollm.train.distributed import World
 from duollm.train.lesson import Lesson
 from duollm.train.loop import train
-from duollm.train.objectives import FITS, OBJECTIVES
+from duollm.train.objectives import FITS, JOINT, OBJECTIVES
 from duollm.train.optimizer import TrainingPlan, resolve_precision
 from duollm.train.pretrain import prepare_for_training
 
@@ -35,6 +36,22 @@ _MORE_FOR_EVERY_BUDGET = 4
 def router_name(kind: str, big_layers: int) -> str:
     """The name of a router's folder."""
     return f"{kind}_k{big_layers}"
+
+
+def check_router_settings(config: RouterConfig) -> None:
+    """Refuse kinds that cannot be trained as asked, before any is.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for kind in config.kinds:
+        found = router_class(kind)
+        if found.two_branches and len(config.branches) != 2:
+            branches = ", ".join(config.branches)
+            raise UserError(f"router.kinds: {kind} chooses between two branches; router.branches holds {branches}")
+        if config.train_backbone and found.objective not in JOINT:
+            joint = ", ".join(name for name, other in ROUTERS.items() if other.objective in JOINT)
+            raise UserError(f"router.train_backbone: training {kind} leaves the model as it is; choose among {joint}")
 
 
 def train_router(
