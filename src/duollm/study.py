@@ -166,7 +166,7 @@ class Study:
         settings = recipe.router.model_dump(include={*_LABEL_SETTINGS, "branches"}) | {"seed": recipe.seed}
         if self._pool_of_labels(recipe.model.num_hidden_layers) is not None or recipe.model.path or recipe.model.dense:
             settings["big_layers"] = recipe.router.big_layers  # a pool is drawn for these budgets
-        return [Stage("labels", self._label, settings, after=("data", "pretrain"), outputs=("labels",))]
+        return [Stage("labels", self._label, settings, after=("data", "pretrain"), outputs=(LABELS.as_posix(),))]
 
     def _pool_of_labels(self, num_layers: int) -> torch.Tensor | None:
         """The routes to label with; None: all."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -94,12 +96,37 @@ def test_the_share_of_the_ceiling_that_a_router_reaches():
         ("oracle", 3, 3.0, 0, 3.0, {"context": "shared"}),
         ("gains_k3", 3, 3.85, 1, 3.0, {"kind": "gains", "spend": "average"}),
     )
-    rows = list(comparison_rows(scores, Bootstrap((3,), 50, 0), None, skips=False))
+    rows = list(comparison_rows(scores, Bootstrap((3,), 50, 0), None))
     router = _pick(rows, policy="gains_k3")
     assert router["of_ceiling"] == pytest.approx(0.75)
     assert router["of_ceiling_low"] < 0.75 < router["of_ceiling_high"]
     assert _pick(rows, policy="oracle")["of_ceiling"] == pytest.approx(5)
     assert router["closed"] == pytest.approx(0.15)
+
+
+def test_no_share_of_a_ceiling_that_shows_no_gain():
+    """A share of something near 0 is noise, however its sign falls out."""
+    scores = _scores(
+        ("static", 3, 4.0, 0, 3.0, {}),
+        (CEILING, 3, 3.99, 20, 3.0, {}),
+        ("gains_k3", 3, 3.85, 1, 3.0, {"kind": "gains", "spend": "average"}),
+    )
+    router = _pick(list(comparison_rows(scores, Bootstrap((3,), 50, 0), None)), policy="gains_k3")
+    assert router["gain_at_spent"] == pytest.approx(0.15)
+    assert router["of_ceiling"] is router["of_ceiling_low"] is None
+
+
+def test_where_other_routes_may_skip_there_is_no_comparison_at_what_was_spent():
+    scores = replace(
+        _scores(
+            ("static", 3, 4.0, 0, 3.0, {}),
+            ("gains_k3", 3, 3.85, 1, 3.0, {"kind": "gains", "spend": "average"}),
+        ),
+        skips=True,
+    )
+    router = _pick(list(comparison_rows(scores, Bootstrap((3,), 50, 0), None)), policy="gains_k3")
+    assert router["gain_over_static"] == pytest.approx(0.15)
+    assert router["gain_at_spent"] is None
 
 
 def test_the_worth_of_spending_on_average_is_paired():
@@ -118,3 +145,9 @@ def test_the_worth_of_spending_on_average_is_paired():
 def test_without_routers_the_searched_budgets_are_compared():
     scores = _scores(*(("oracle", k, 4.0, 0, k, {"context": "shared"}) for k in (0, 2, 4, 6)))
     assert compared_budgets(scores) == [2, 4]
+
+
+def test_routers_of_both_ends_alone_leave_the_searched_budgets():
+    ends = [(f"linear_k{k}", k, 4.0, 0, k, {"kind": "linear", "spend": "average"}) for k in (0, 6)]
+    scores = _scores(("oracle", 2, 4.0, 0, 2, {"context": "shared"}), *ends)
+    assert compared_budgets(scores) == [2]

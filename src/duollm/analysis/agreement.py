@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from duollm.analysis.rows import Row
-from duollm.analysis.statistics import Bootstrap, Floats, Integers, interval, intervals, sum_by_document
+from duollm.analysis.statistics import Bootstrap, Floats, Integers, interval, intervals
 from duollm.analysis.tables import OracleTable, RouterTable
 from duollm.models.branch import Branch
 
@@ -44,13 +44,9 @@ class Agreement:
 
 def measure_agreement(oracle: OracleTable, routers: Sequence[RouterTable]) -> list[Agreement]:
     """Compare every router with the oracle's routes at its budget, in the main context, where it was searched."""
-    documents = len(oracle.documents)
-
-    def count(values_TQ: Floats) -> Floats:
-        return sum_by_document(values_TQ, oracle.document_T, documents)
 
     def by_branch(routes_TL: Integers) -> Floats:
-        return count((routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64))
+        return oracle.by_document((routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64))
 
     measured, oracle_DLB = [], {}
     for router in routers:
@@ -60,7 +56,7 @@ def measure_agreement(oracle: OracleTable, routers: Sequence[RouterTable]) -> li
         picked_TL, taken_TL = oracle.space.decode(oracle.route_oracle_T[k]), router.space.decode(router.route_T)
         if k not in oracle_DLB:
             oracle_DLB[k] = by_branch(picked_TL)
-        same_DL = count((picked_TL == taken_TL).astype(np.float64))
+        same_DL = oracle.by_document((picked_TL == taken_TL).astype(np.float64))
         measured.append(
             Agreement(
                 router.name, router.kind, router.spend, k, same_DL, by_branch(taken_TL), oracle_DLB[k], oracle.tokens_D

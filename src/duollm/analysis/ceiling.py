@@ -15,7 +15,7 @@ import numpy as np
 from duollm.analysis.equal_budget import nll_at
 from duollm.analysis.parquet import ResultFile
 from duollm.analysis.policies import CEILING, EXACT, STATIC, Score, Scores
-from duollm.analysis.statistics import Bootstrap, Floats, interval, sum_by_document
+from duollm.analysis.statistics import Bootstrap, interval
 from duollm.analysis.tables import OracleTable, check_same_tokens
 
 SHUFFLED = "shuffled"
@@ -58,12 +58,9 @@ def read_ceiling(run: Path, oracle: OracleTable) -> list[CeilingScore]:
 
 
 def _read_policy(file: ResultFile, oracle: OracleTable, facts: dict[str, Any]) -> CeilingScore:
-    def by_document(values_T: Floats) -> Floats:
-        return sum_by_document(values_T, oracle.document_T, len(oracle.documents))
-
     shuffled, spend = facts["predictor"] == SHUFFLED, facts["spend"]
-    nll_D = by_document(file.floats(f"nll_{facts['column']}"))
-    big_D = by_document(file.space().count_big(file.route_ids(f"route_{facts['column']}")).astype(np.float64))
+    nll_D = oracle.by_document(file.floats(f"nll_{facts['column']}"))
+    big_D = oracle.by_document(file.space().count_big(file.route_ids(f"route_{facts['column']}")).astype(np.float64))
     score = Score(ceiling_policy(spend, shuffled), facts["big_layers"], nll_D, big_D)
     return CeilingScore(facts["depth"], shuffled, facts["chosen"], spend, score)
 
@@ -74,17 +71,19 @@ def shown_scores(ceiling: Sequence[CeilingScore]) -> list[Score]:
 
 
 def pool_ceiling(domains: Sequence[Sequence[CeilingScore]]) -> list[CeilingScore]:
-    """Put the documents of all domains side by side; empty unless all were measured, which is done for all at once."""
+    """Put the documents of all domains side by side, for what every domain has."""
+    tables = [{(one.depth, one.score.policy, one.score.big_layers): one for one in domain} for domain in domains]
     return [
         replace(
-            parts[0],
+            first,
             score=replace(
-                parts[0].score,
-                nll_D=np.concatenate([part.score.nll_D for part in parts]),
-                big_D=np.concatenate([part.score.big_D for part in parts]),
+                first.score,
+                nll_D=np.concatenate([table[key].score.nll_D for table in tables]),
+                big_D=np.concatenate([table[key].score.big_D for table in tables]),
             ),
         )
-        for parts in zip(*domains, strict=False)
+        for key, first in tables[0].items()
+        if all(key in table for table in tables)
     ]
 
 

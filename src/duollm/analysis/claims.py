@@ -69,7 +69,7 @@ def gather_evidence(scores: Scores, bootstrap: Bootstrap, oracle_share_XL: dict[
         if row.spend == EXACT:
             continue
         nll_X[row.kind or row.policy, row.big_layers] = row_nll_X
-        if row.kind and row.kind == router:
+        if row.kind and row.kind == router and not scores.skips:
             spent_X[row.big_layers] = row_spent_X
     return Evidence(scores.domain, scores.num_layers, nll_X, oracle_share_XL, router, spent_X)
 

@@ -22,17 +22,13 @@ NEAR_BUDGET = 0.01
 
 def compared_budgets(scores: Scores) -> list[int]:
     """Return the budgets of the routers, or all that were searched if there is none; without none and all big."""
-    routers = {row.big_layers for row in scores.rows if row.kind}
-    searched = {row.big_layers for row in scores.rows if row.policy == ORACLE}
-    return sorted(k for k in routers or searched if 0 < k < scores.num_layers)
+    between = [row for row in scores.rows if 0 < row.big_layers < scores.num_layers]
+    routers = {row.big_layers for row in between if row.kind}
+    return sorted(routers or {row.big_layers for row in between if row.policy == ORACLE})
 
 
-def comparison_rows(scores: Scores, bootstrap: Bootstrap, timing: Timing | None, skips: bool) -> Iterator[Row]:
-    """Yield every policy at every budget compared, and both ends; fields are described in docs/formats.md.
-
-    Args:
-        skips: whether the routes of policies other than routers may skip; their FLOPs are then not known here.
-    """
+def comparison_rows(scores: Scores, bootstrap: Bootstrap, timing: Timing | None) -> Iterator[Row]:
+    """Yield every policy at every budget compared, and both ends; fields are described in docs/formats.md."""
     draws = list(zip(scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True))
     measured = {
         (row.policy, row.big_layers): (own_X, spent_X)
@@ -53,11 +49,11 @@ def comparison_rows(scores: Scores, bootstrap: Bootstrap, timing: Timing | None,
             "spend": row.spend,
             "context": row.context,
             **_named("nll", interval(own_X)),
-            **_gains(measured, row, own_X, spent_X),
+            **_gains(measured, row, own_X, None if scores.skips else spent_X),
             **_closed(gaps.get(row.policy)),
             "big_share": share,
             "within_budget": abs(share - row.big_layers / scores.num_layers) <= NEAR_BUDGET if row.kind else None,
-            **_costs(row, scores, timing, share, skips),
+            **_costs(row, scores, timing, share),
         }
 
 
@@ -97,13 +93,16 @@ def shown_routers(comparison: Sequence[Row], domain: str, most: int = 3) -> list
 
 
 def _gains(
-    measured: Mapping[tuple[str, int], tuple[Floats, Floats]], row: Score, own_X: Floats, spent_X: Floats
+    measured: Mapping[tuple[str, int], tuple[Floats, Floats]], row: Score, own_X: Floats, spent_X: Floats | None
 ) -> Row:
-    """Compare with static at k and at what was spent, and the gain with that of the ceiling which spends alike."""
+    """Compare with static at k and at what was spent, and the gain with that of the ceiling which spends alike.
+
+    A share of the ceiling's gain is given where the ceiling shows one: where the interval of its gain is above 0.
+    """
     nll_X = {key: draws_X for key, (draws_X, _) in measured.items()}
 
-    def fair_gain(own_X: Floats, spent_X: Floats) -> Floats | None:
-        static_X = nll_at(nll_X, STATIC, spent_X)
+    def fair_gain(own_X: Floats, spent_X: Floats | None) -> Floats | None:
+        static_X = None if spent_X is None else nll_at(nll_X, STATIC, spent_X)
         return None if static_X is None else np.asarray(static_X - own_X)
 
     static_X = nll_X.get((STATIC, row.big_layers))
@@ -115,7 +114,7 @@ def _gains(
     ceiling = measured.get((ceiling_policy(row.spend or "average"), row.big_layers))
     ceiling_gain_X = fair_gain(*ceiling) if ceiling else None
     gain_X = drawn["gain_over_static"] if drawn["gain_at_spent"] is None else drawn["gain_at_spent"]
-    if gain_X is not None and ceiling_gain_X is not None and ceiling_gain_X[0] > 0:
+    if gain_X is not None and ceiling_gain_X is not None and interval(ceiling_gain_X).low > 0:
         drawn["of_ceiling"] = gain_X / ceiling_gain_X
     fields: Row = {}
     for name, draws_X in drawn.items():
@@ -130,13 +129,13 @@ def _closed(gap: Row | None) -> Row:
     return {name: gap and gap[source] for name, source in sources.items()}
 
 
-def _costs(row: Score, scores: Scores, timing: Timing | None, big_share: float, skips: bool) -> Row:
+def _costs(row: Score, scores: Scores, timing: Timing | None, big_share: float) -> Row:
     """Return FLOPs and time per token, both also relative to all big; None for what was not measured."""
     tokens = float(scores.tokens_D.sum())
     measured: dict[str, Any] = timing.row(row) if timing else {}
     predicted = row.policy.startswith(CEILING)  # its predictor is no part of any forward
     flops = None if row.flops_D is None else float(row.flops_D.sum()) / tokens
-    if timing and not (row.kind or skips or predicted):
+    if timing and not (row.kind or scores.skips or predicted):
         flops = timing.flops_per_token(big_share)
     own = None if row.router_flops_D is None else float(row.router_flops_D.sum()) / tokens
     relative = None if predicted else measured.get("relative_time")

@@ -35,22 +35,27 @@ class ResultFile:
             raise UserError(f"{path}: no such file; run `{made_by}` first") from None
         except (ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: not a readable Parquet file ({reason}); run `{made_by}` again") from None
+            raise UserError(f"{path}: not a readable Parquet file ({reason}); {_again(path, made_by)}") from None
         facts = (table.schema.metadata or {}).get(b"duollm")
         if facts is None or table.num_rows == 0:
             lack = "rows" if facts else "`duollm` metadata"
-            raise UserError(f"{path}: has no {lack}, so it is not a result; run `{made_by}` again")
+            raise UserError(f"{path}: has no {lack}, so it is not a result; {_again(path, made_by)}")
         return cls(path, table, json.loads(facts), made_by)
 
     def fact(self, key: str) -> Any:
         """Return an entry of the metadata, which must be there."""
         if key not in self.facts:
-            raise UserError(f"{self.path}: its metadata lacks {key!r}; run `{self.made_by}` again")
+            raise UserError(f"{self.path}: its metadata lacks {key!r}; {self.again}")
         return self.facts[key]
 
     def space(self) -> RouteSpace:
         """Return the routes that ids in this file stand for."""
         return RouteSpace(self.fact("num_layers"), parse_branches(self.fact("branches")))
+
+    @property
+    def again(self) -> str:
+        """How to mend it."""
+        return _again(self.path, self.made_by)
 
     @property
     def names(self) -> list[str]:
@@ -63,7 +68,7 @@ class ResultFile:
 
     def _column(self, name: str) -> Any:
         if not self.has(name):
-            raise UserError(f"{self.path}: column {name!r} is missing; run `{self.made_by}` again")
+            raise UserError(f"{self.path}: column {name!r} is missing; {self.again}")
         return self.table.column(name)
 
     def floats(self, name: str) -> Floats:
@@ -90,3 +95,8 @@ class ResultFile:
         """Return the names in order of first appearance, and each row's index into them."""
         encoded = self._column("document").chunk(0).dictionary_encode()
         return encoded.dictionary.to_pylist(), np.asarray(encoded.indices.to_numpy(), dtype=np.int64)
+
+
+def _again(path: Path, made_by: str) -> str:
+    """What to do about a file that a stage has left: as long as its folder is there, the stage counts as done."""
+    return f"delete the folder {path.parent} and run `{made_by}` again"

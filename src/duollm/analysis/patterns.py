@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from duollm.analysis.statistics import Floats, sum_by_document
+from duollm.analysis.statistics import Floats
 from duollm.analysis.tables import OracleTable, PatternTable
 from duollm.models.branch import Branch
 from duollm.oracle.order import chance_of_best
@@ -59,6 +59,6 @@ def whole_document_sums(oracle: OracleTable, patterns: PatternTable) -> Floats:
             continue
         same_everywhere = oracle.space.encode(np.full(oracle.space.num_layers, branch))
         counted_D = patterns.nll_sum_DR[:, np.searchsorted(patterns.route_R, same_everywhere)]
-        all_D = sum_by_document(nll_T, oracle.document_T, len(tokens_D))
+        all_D = oracle.by_document(nll_T)
         estimate_DR += np.outer(all_D - tokens_D / patterns.counted_D * counted_D, weight_R)
     return estimate_DR

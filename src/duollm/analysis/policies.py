@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from duollm.analysis.patterns import best_of, static, whole_document_sums
-from duollm.analysis.statistics import Bootstrap, Floats, Integers, sum_by_document
+from duollm.analysis.statistics import Bootstrap, Floats, Integers
 from duollm.analysis.tables import OracleTable, PatternTable, RouterTable
+from duollm.models.branch import Branch
 from duollm.oracle.halves import first_half
 
 ALL_SMALL = "all-small"
@@ -58,7 +59,7 @@ class Score:
     nll_D: Floats
     """Nats."""
     big_D: Floats
-    """Big layers taken; a skipped layer counts below 0, by what it saves."""
+    """Big layers taken; in a router's routes a skipped layer counts below 0, by what it saves."""
     context: str | None = None
     kind: str | None = None
     """The kind of router; None for policies that are not trained."""
@@ -82,6 +83,9 @@ class Scores:
     strata: tuple[int, ...]
     """Documents per domain; a bootstrap resamples within each."""
     rows: list[Score]
+    skips: bool = False
+    """Whether routes of policies other than routers may skip: then k big layers do not say what they cost, and they
+    cannot be compared with a router at what it spent."""
 
     def in_main_context(self) -> "Scores":
         """Leave out what was searched in other contexts, so that (policy, big layers) names one row."""
@@ -101,14 +105,11 @@ class Scores:
 
 def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequence[RouterTable], seed: int) -> Scores:
     """Score every policy of one domain; `seed` splits the documents for the choice of patterns."""
-    layers, tokens_D = oracle.space.num_layers, oracle.tokens_D
+    layers, tokens_D, by_document = oracle.space.num_layers, oracle.tokens_D, oracle.by_document
     documents = len(tokens_D)
 
     def fixed(policy: str, k: int, nll_D: Floats, context: str | None = None) -> Score:
         return Score(policy, k, nll_D, k * tokens_D.astype(np.float64), context)
-
-    def by_document(values_T: Floats) -> Floats:
-        return sum_by_document(values_T, oracle.document_T, documents)
 
     rows = [
         fixed(ALL_SMALL, 0, by_document(oracle.nll_small_T)),
@@ -131,7 +132,8 @@ def score_policies(oracle: OracleTable, patterns: PatternTable, routers: Sequenc
         rows.append(fixed(BEST_PATTERNS, k, best_of(nll_sum_DR, [PATTERNS_DRAWN], in_first_D)[0]))
         rows.append(fixed(RANDOM, k, nll_sum_DR.mean(1)))
     rows += [_score_router(router, by_document, tokens_D) for router in routers]
-    return Scores(oracle.domain, oracle.context, layers, tokens_D, (documents,), rows)
+    skips = Branch.SKIP in oracle.space.branches
+    return Scores(oracle.domain, oracle.context, layers, tokens_D, (documents,), rows, skips)
 
 
 def _score_router(router: RouterTable, by_document: Callable[[Floats], Floats], tokens_D: Integers) -> Score:
@@ -179,6 +181,7 @@ def pool(domains: Sequence[Scores]) -> Scores:
         tokens_D=np.concatenate([scores.tokens_D for scores in domains]),
         strata=tuple(len(scores.tokens_D) for scores in domains),
         rows=rows,
+        skips=domains[0].skips,
     )
 
 

@@ -41,7 +41,6 @@ from duollm.analysis.tables import (
 from duollm.analysis.timing import read_timing
 from duollm.errors import UserError
 from duollm.files import write_json
-from duollm.models.branch import Branch
 from duollm.routing.space import RouteSpace
 
 
@@ -84,7 +83,6 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str
     samples = [_sample(domain, edges, bootstrap_samples, seed) for domain in domains]
     pooled = [_pool(samples, bootstrap_samples, seed)] if len(samples) > 1 else []
     pairs, timing = list(zip(domains, samples, strict=True)), read_timing(run)
-    skips = Branch.SKIP in domains[0].oracle.space.branches
     results = {
         "provenance": _read_json(run / "provenance.json"),
         "model": _describe_model(run, domains[0].oracle),
@@ -93,7 +91,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str
         "bootstrap": {"samples": bootstrap_samples, "seed": seed, "level": 0.95},
         "nll": _list(nll_rows(one.scores, one.bootstrap) for one in samples + pooled),
         "gap_closed": _list(gap_rows(one.scores, one.bootstrap) for one in samples + pooled),
-        "comparison": _list(comparison_rows(one.scores, one.bootstrap, timing, skips) for one in samples + pooled),
+        "comparison": _list(comparison_rows(one.scores, one.bootstrap, timing) for one in samples + pooled),
         "spend": _list(spend_rows(one.scores, one.bootstrap) for one in samples + pooled),
         "agreement": _list(agreement_rows(one.scores.domain, one.agreement, one.bootstrap) for one in samples + pooled),
         "timing": timing and timing.facts,
@@ -243,8 +241,8 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is {path.parent} a run folder of duollm?") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); give a run folder of duollm") from None
 
 
 def _list(rows: Iterable[Iterable[Row]]) -> list[Row]:

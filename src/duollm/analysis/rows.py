@@ -15,7 +15,7 @@ from duollm.analysis.equal_budget import nll_at
 from duollm.analysis.layer_use import LayerUse
 from duollm.analysis.patterns import best_of
 from duollm.analysis.policies import ALL_BIG, ORACLE, PATTERNS_DRAWN, STATIC, Scores, patterns_by_budget
-from duollm.analysis.statistics import Bootstrap, Estimate, Floats, Integers, interval, intervals, sum_by_document
+from duollm.analysis.statistics import Bootstrap, Estimate, Floats, Integers, interval, intervals
 from duollm.analysis.tables import OracleTable, PatternTable
 from duollm.oracle.halves import first_half
 from duollm.routing.space import focus_budgets
@@ -78,7 +78,7 @@ def gap_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:
         if nominal is None:
             continue
         at_spent = None
-        if 0 < spent_X[0] < scores.num_layers:
+        if 0 < spent_X[0] < scores.num_layers and not scores.skips:
             at_spent = _closed(router_X, nll_at(nll_X, STATIC, spent_X), nll_at(nll_X, ORACLE, spent_X))
         yield {
             "domain": scores.domain,
@@ -105,7 +105,7 @@ def _closed(router_X: Floats, static_X: Floats | None, oracle_X: Floats | None) 
 def best_of_rows(oracle: OracleTable, patterns: PatternTable, bootstrap: Bootstrap, seed: int) -> Iterator[Row]:
     """Yield the best of N random patterns as a function of N, at the low, middle and high budget."""
     sizes = np.unique(np.geomspace(1, PATTERNS_DRAWN, 25).round().astype(np.int64)).tolist()
-    all_big_D = sum_by_document(oracle.nll_big_T, oracle.document_T, len(oracle.documents))
+    all_big_D = oracle.by_document(oracle.nll_big_T)
     in_first_D = first_half(len(oracle.documents), seed)
     for k, nll_sum_DR in patterns_by_budget(oracle, patterns):
         if k not in focus_budgets(oracle.space.num_layers):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from duollm.analysis.policies import ORACLE, STATIC, Scores
-from duollm.analysis.statistics import Bootstrap, Floats, intervals, sum_by_document
+from duollm.analysis.statistics import Bootstrap, Floats, intervals
 from duollm.analysis.tables import OracleTable
 
 QUANTITIES = ("gain", "gain_drawn", "second_draw", "gain_beyond_drawn")
@@ -43,7 +43,7 @@ def measure_noise(oracle: OracleTable, scores: Scores) -> list[SelectionNoise]:
                 continue
             drawn_TQ = np.stack([picked_T, searched.resampled_score_T[k]], axis=1)
             gains_TQ = oracle.expected_static_T[k][:, None] - drawn_TQ
-            gains_DQ = sum_by_document(gains_TQ, oracle.document_T, len(scores.tokens_D))
+            gains_DQ = oracle.by_document(gains_TQ)
             gain_D = nll_D[STATIC, None, k] - nll_D[ORACLE, context, k]
             gains_DQ = np.column_stack([gain_D, gains_DQ, gain_D - gains_DQ[:, 0]])
             measured.append(SelectionNoise(context, k, gains_DQ))

@@ -70,6 +70,7 @@ def intervals(draws_XQ: Floats, level: float = 0.95) -> list[Estimate]:
 
 def sum_by_document(values_TQ: Floats, document_T: Integers, documents: int) -> Floats:
     """Sum values over the tokens of each document: [D, Q...]."""
-    totals_DQ = np.zeros((documents, *values_TQ.shape[1:]))
-    np.add.at(totals_DQ, document_T, values_TQ)
-    return totals_DQ
+    columns_TC = values_TQ.reshape(len(values_TQ), -1)
+    totals_CD = [np.bincount(document_T, column_T, documents) for column_T in columns_TC.T]
+    totals_DC: Floats = np.stack(totals_CD, axis=1).astype(np.float64)
+    return totals_DC.reshape(documents, *values_TQ.shape[1:])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from duollm.analysis.parquet import ResultFile
-from duollm.analysis.statistics import Floats, Integers
+from duollm.analysis.statistics import Floats, Integers, sum_by_document
 from duollm.errors import UserError
 from duollm.oracle.store import KINDS
 from duollm.routing.space import RouteSpace
@@ -83,6 +83,10 @@ class OracleTable:
         """Tokens of each document."""
         return np.bincount(self.document_T)
 
+    def by_document(self, values_TQ: Floats) -> Floats:
+        """Sum values over the tokens of each document, [D, Q...]."""
+        return sum_by_document(values_TQ, self.document_T, len(self.documents))
+
 
 @dataclass(frozen=True)
 class PatternTable:
@@ -135,8 +139,11 @@ def _recipe_order(manifest: Path) -> dict[str, int]:
     """Return the place of every domain in the recipe; empty for a run on data kept elsewhere."""
     if not manifest.exists():
         return {}
-    sources = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
-    return {source["domain"]: place for place, source in enumerate(sources)}
+    try:
+        sources = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+        return {source["domain"]: place for place, source in enumerate(sources)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest}: not the manifest of packed data ({error}); delete {manifest.parent}") from None
 
 
 def read_oracle(run: Path, domain: str) -> OracleTable:
@@ -206,7 +213,7 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
     file = ResultFile.open(run / "oracle" / f"{oracle.domain}{KINDS['routes']}.parquet", "duollm oracle")
     names, own_document = file.documents()
     if set(names) != set(oracle.documents):
-        raise UserError(f"{file.path}: its documents are not those of {oracle.path}; run `duollm oracle` again")
+        raise UserError(f"{file.path}: its documents are not those of {oracle.path}; {file.again}")
     document = np.array([oracle.documents.index(name) for name in names])[own_document]
     route_R, column = np.unique(file.route_ids("route"), return_inverse=True)
     nll_sum_DR = np.full((len(names), len(route_R)), np.nan)
@@ -214,11 +221,11 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
     counted_D = np.zeros(len(names), dtype=np.int64)
     counted_D[document] = file.integers("tokens")
     if np.isnan(nll_sum_DR).any():
-        raise UserError(f"{file.path}: some documents lack some routes; run `duollm oracle` again")
+        raise UserError(f"{file.path}: some documents lack some routes; {file.again}")
     all_counted = file.facts.get("counted_share", 1) == 1
     fewest_D = oracle.tokens_D if all_counted else 1
     if (counted_D < fewest_D).any() or (counted_D > oracle.tokens_D).any():
-        raise UserError(f"{file.path}: its token counts are not those of {oracle.path}; run `duollm oracle` again")
+        raise UserError(f"{file.path}: its token counts are not those of {oracle.path}; {file.again}")
     return PatternTable(route_R, nll_sum_DR, counted_D)
 
 
@@ -263,4 +270,4 @@ def check_same_tokens(file: ResultFile, oracle: OracleTable) -> None:
     ):
         same = same and np.array_equal(file.integers(name), column_T)
     if not same or file.space().num_layers != oracle.space.num_layers:
-        raise UserError(f"{file.path}: its tokens or layers are not those of {oracle.path}; run `{file.made_by}` again")
+        raise UserError(f"{file.path}: its tokens or layers are not those of {oracle.path}; {file.again}")

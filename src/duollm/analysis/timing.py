@@ -48,5 +48,6 @@ def read_timing(run: Path) -> Timing | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a file of times ({error}); run `duollm evaluate` again") from None
+        again = f"delete the folder {path.parent} and run `duollm evaluate` again"
+        raise UserError(f"{path}: not a file of times ({error}); {again}") from None
     return Timing(facts, rows)

@@ -219,6 +219,12 @@ def check_settings(config: OracleConfig, sizes: ModelSizes, sequence_length: int
             f"oracle.search: exact would try {space.base}^{space.num_layers} routes per token; "
             "set it to beam, local or sampled"
         )
+    if "committed" in config.contexts:
+        kept, committed = (_exact_budgets(config, space.num_layers, context) for context in ("shared", "committed"))
+        if extra := sorted(set(committed) - set(kept)):
+            raise UserError(
+                f"oracle.committed_big_layers holds {extra[0]}, which oracle.big_layers lacks; add it there"
+            )
     cells = Cells(space, sizes.small_intermediate_size, sizes.intermediate_size)
     try:
         for context in _contexts(config):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from duollm.analysis.policies import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, STATIC, variant
-from duollm.report.style import GREY, Look, Row, panels, policy_look, router_looks
+from duollm.report.style import GREY, Look, Row, legend_below, panels, policy_look, router_looks
 
 _COSTS = {"relative_time": "time per token, all big = 1", "relative_flops": "FLOPs per token, all big = 1"}
 _MOST_BUDGETS = 3
@@ -29,8 +29,7 @@ def loss_by_cost(results: dict[str, Any], domain: str) -> Figure:
             for name, look in looks.items():
                 _draw_points(axes, [row for row in main if row["kind"] and variant(row) == name], cost, look)
             axes.set(xlabel=label, ylabel="nll (nats per token)", title="" if with_oracle else "without the oracle")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    legend_below(figure, grid[0][0])
     return figure
 
 
@@ -48,8 +47,7 @@ def agreement_over_depth(results: dict[str, Any], domain: str, routers: Sequence
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     line[0].plot([], [], color=GREY, linestyle=":", label="by chance, with the same shares per layer")
-    handles, labels = line[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    legend_below(figure, line[0], columns=2)
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from duollm.analysis.policies import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, RANDOM, STATIC, variant
-from duollm.report.style import GREY, Look, Row, panels, policy_look, router_looks
+from duollm.report.style import GREY, Look, Row, legend_below, panels, policy_look, router_looks
 
 
 def nll_by_budget(results: dict[str, Any], domains: Sequence[str], routers: Sequence[str]) -> Figure:
@@ -25,7 +25,7 @@ def nll_by_budget(results: dict[str, Any], domains: Sequence[str], routers: Sequ
         _draw_budgets(axes, rows, looks)
         title = "all domains pooled" if domain == "pooled" else domain
         axes.set(title=title, xlabel="big layers per token", ylabel="nll (nats per token)")
-    _legend_below(figure, row[0], columns=3 if len(domains) > 1 else 2)
+    legend_below(figure, row[0], columns=3 if len(domains) > 1 else 2)
     return figure
 
 
@@ -40,7 +40,7 @@ def best_of_draws(results: dict[str, Any], big_layers: int, routers: Sequence[st
             axes.set(title=f"{domain}, k = {big_layers}{closeness}", xscale="log", ylabel="nll (nats per token)")
             axes.set_xlabel("random patterns drawn, N")
             axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-    _legend_below(figure, whole[0])
+    legend_below(figure, whole[0])
     return figure
 
 
@@ -104,8 +104,3 @@ def _paired_band(row: Row) -> tuple[Any, Any]:
     """
     all_big = row["nll"] - row["over_all_big"]
     return all_big + row["over_all_big_low"], all_big + row["over_all_big_high"]
-
-
-def _legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)

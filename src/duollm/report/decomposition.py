@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from duollm.analysis.numbers import with_interval
 from duollm.analysis.policies import EXACT
 from duollm.analysis.statistics import Estimate
-from duollm.report.style import GREY, Look, Row, panels
+from duollm.report.style import GREY, Look, Row, estimate, legend_below, of_first_context, panels
 
 _PARTS = {
     "predictable": Look("predictable here", "#009E73", "s"),
@@ -24,8 +24,7 @@ _BY_SPEND = {"average": Look("k on average", "#0072B2", "o"), EXACT: Look("k on 
 
 def shown_decomposition(results: dict[str, Any]) -> list[Row]:
     """Return the rows of the first context in which the gain was taken apart: the main one where it was."""
-    rows: list[Row] = results["decomposition"]
-    return [row for row in rows if row["context"] == rows[0]["context"]]
+    return of_first_context(results["decomposition"])
 
 
 def ceiling_budget(results: dict[str, Any], wanted: int) -> int:
@@ -40,7 +39,7 @@ def parts_by_budget(results: dict[str, Any], domains: Sequence[str]) -> Figure:
     for axes, domain in zip(row, domains, strict=True):
         _draw_parts(axes, [one for one in shown_decomposition(results) if one["domain"] == domain])
         axes.set(title=domain, xlabel="big layers per token", ylabel="gain over static (nats per token)")
-    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend_below(figure, row[0], columns=4)
     return figure
 
 
@@ -55,7 +54,7 @@ def gain_by_depth(results: dict[str, Any], domains: Sequence[str], big_layers: i
         axes.set(title=f"{domain}, k = {big_layers}", xlabel="last layer whose states are seen")
         axes.set_ylabel("gain over static (nats per token)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    legend_below(figure, row[0])
     return figure
 
 
@@ -101,17 +100,13 @@ def decomposition_sentences(results: dict[str, Any], domain: str, big_layers: in
     """Say what the oracle's gain is made of at one budget, or return None if that was not measured."""
     for row in shown_decomposition(results):
         if (row["domain"], row["big_layers"]) == (domain, big_layers):
-            total, noise = (with_interval(_estimate(row, quantity)) for quantity in ("total", "noise"))
+            total, noise = (with_interval(estimate(row, quantity)) for quantity in ("total", "noise"))
             return (
                 f"Of the oracle's gain over static at k = {big_layers}, {total} nats, an offline predictor without the "
-                f"label {_reached(_estimate(row, 'predictable'))}; a peek at a drawn label alone buys {noise}. "
-                f"{_left(_estimate(row, 'rest'))} {_control(_estimate(row, 'shuffled'))}"
+                f"label {_reached(estimate(row, 'predictable'))}; a peek at a drawn label alone buys {noise}. "
+                f"{_left(estimate(row, 'rest'))} {_control(estimate(row, 'shuffled'))}"
             )
     return None
-
-
-def _estimate(row: Row, quantity: str) -> Estimate:
-    return Estimate(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
 
 
 def _reached(predictable: Estimate) -> str:

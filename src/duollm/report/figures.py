@@ -56,10 +56,11 @@ def draw_figures(
             figures["selection_noise"] = gains_by_budget(results, list(results["data"]))
         if results["timing"]:
             figures["pareto"] = loss_by_cost(results, headline)
-        if results["agreement"]:
+        if any(row["domain"] == headline for row in results["agreement"]):
             figures["agreement"] = agreement_over_depth(results, headline, shown)
         if results["decomposition"]:
             figures["decomposition"] = parts_by_budget(results, list(results["data"]))
+        if results["ceiling"]:
             figures["ceiling_by_depth"] = gain_by_depth(results, list(results["data"]), ceiling_budget(results, budget))
         return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from duollm.analysis.policies import ORACLE, variant
-from duollm.report.style import DEPARTURE_COLOURS, GREY, Look, Row, panels, policy_look, router_looks
+from duollm.report.style import DEPARTURE_COLOURS, GREY, Look, Row, legend_below, panels, policy_look, router_looks
 
 
 def share_over_depth(results: dict[str, Any], budgets: Sequence[int], routers: Sequence[str]) -> Figure:
@@ -29,8 +29,7 @@ def share_over_depth(results: dict[str, Any], budgets: Sequence[int], routers: S
             axes.set(title=f"{domain}, k = {k}", xlabel="layer (0 is the first)", ylabel="share of big")
             axes.set_ylim(-0.04, 1.04)  # markers at 0 and 1 stay whole
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    legend_below(figure, grid[0][0], columns=1 + len(routers))
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from duollm.analysis.numbers import with_interval
 from duollm.analysis.statistics import Estimate
-from duollm.report.style import GREY, Look, Row, panels
+from duollm.report.style import GREY, Look, Row, estimate, legend_below, of_first_context, panels
 
 _LOOKS = {
     "gain": Look("oracle, true labels", "#0072B2", "o"),
@@ -20,8 +20,7 @@ _LOOKS = {
 
 def shown_noise(results: dict[str, Any]) -> list[Row]:
     """Return the rows of the first context in which selection noise was measured: the main one where it was."""
-    rows: list[Row] = results["selection_noise"]
-    return [row for row in rows if row["context"] == rows[0]["context"]]
+    return of_first_context(results["selection_noise"])
 
 
 def gains_by_budget(results: dict[str, Any], domains: Sequence[str]) -> Figure:
@@ -30,8 +29,7 @@ def gains_by_budget(results: dict[str, Any], domains: Sequence[str]) -> Figure:
     for axes, domain in zip(row, domains, strict=True):
         _draw_gains(axes, [one for one in shown_noise(results) if one["domain"] == domain])
         axes.set(title=domain, xlabel="big layers per token", ylabel="gain over static (nats per token)")
-    handles, labels = row[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    legend_below(figure, row[0], columns=2)
     return figure
 
 
@@ -50,17 +48,13 @@ def noise_sentences(results: dict[str, Any], domain: str, big_layers: int) -> st
     """Say what the oracle's gain is worth at one budget, or return None if that was not measured."""
     for row in shown_noise(results):
         if (row["domain"], row["big_layers"]) == (domain, big_layers):
-            gain, drawn = (with_interval(_estimate(row, quantity)) for quantity in ("gain", "gain_drawn"))
+            gain, drawn = (with_interval(estimate(row, quantity)) for quantity in ("gain", "gain_drawn"))
             return (
                 f"At k = {big_layers} the oracle gains {gain} nats over static with the true labels. The same search "
                 f"with labels drawn at random from the all-big prediction gains {drawn}, and on a second draw its "
-                f"picks {_worth(_estimate(row, 'second_draw'))}. {_beyond(_estimate(row, 'gain_beyond_drawn'))}"
+                f"picks {_worth(estimate(row, 'second_draw'))}. {_beyond(estimate(row, 'gain_beyond_drawn'))}"
             )
     return None
-
-
-def _estimate(row: Row, quantity: str) -> Estimate:
-    return Estimate(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
 
 
 def _worth(second_draw: Estimate) -> str:

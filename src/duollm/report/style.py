@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from duollm.analysis.claims import PAPER_ROUTER
 from duollm.analysis.policies import EXACT, variant
+from duollm.analysis.statistics import Estimate
 from duollm.files import replacing
 
 Row = dict[str, Any]
@@ -105,6 +106,21 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     """Return a figure of rows x columns axes, each about `width` x `height` inches."""
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """Put what `axes` labels under the whole figure."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def of_first_context(rows: list[Row]) -> list[Row]:
+    """Return the rows of the first context among them: the main one if it was measured."""
+    return [row for row in rows if row["context"] == rows[0]["context"]]
+
+
+def estimate(row: Row, quantity: str) -> Estimate:
+    """Return a quantity of a row of results.json with its interval."""
+    return Estimate(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:

@@ -83,8 +83,8 @@ def _imitation(
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(lesson.seed, step, part, lesson.rank))
         window_B = torch.randint(len(token_ids_WT), (len(batch_BT),), generator=generator, device=model.device)
-        drawn_NB = torch.multinomial(probability_WNR[window_B].flatten(0, 1), 1, generator=generator)
-        watched = _Watched(router, routes_RL[drawn_NB.view(len(batch_BT), -1)])
+        drawn_M1 = torch.multinomial(probability_WNR[window_B].flatten(0, 1), 1, generator=generator)
+        watched = _Watched(router, routes_RL[drawn_M1.view(len(batch_BT), -1)])
         with torch.no_grad():
             model.model(input_ids=token_ids_WT[window_B, :-1], policy=watched, use_cache=False)
         scores_BNLC = torch.stack(watched.scores_LBNC, dim=2) - prior_LC.log()
