@@ -97,10 +97,9 @@ def ceiling_loss(
     """Squared error of the predicted gains (nats x 100), summed over the predictors.
 
     As in `duollm.train.gains`, gains are measured along the routes that the deepest predictor would choose, some of
-    the choices being random. But they are expected gains: a share `text_weight` of the next token is the text's own,
-    the rest is distributed as the all-big pass predicts, whose states the predictors see. The latter gains are a
-    function of the context without the chance of the label, hence easier to learn by orders of magnitude. For the
-    control the gains of a batch change places among its tokens, so it can learn only what holds for all tokens.
+    the choices being random. A share `text_weight` of the next token is the text's own, the rest is distributed as
+    the all-big pass predicts, whose states the predictors see: gains without the chance of the label, but biased. For
+    the control the gains of a batch change places among its tokens, so it can learn only what holds for all tokens.
     """
     generator = torch.Generator(model.device)
     deepest = cast(GainPredictor, [predictor for name, predictor in predictors.items() if name != SHUFFLED][-1])
