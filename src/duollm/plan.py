@@ -154,12 +154,13 @@ def _tables(planned: Plan) -> Iterator[tuple[str, list[Row]]]:
     if planned.training:
         yield from _training_tables(recipe, planned.training)
     yield _oracle_table(planned)
-    routers = len(recipe.router.big_layers)
+    kinds, budgets = recipe.router.kinds, recipe.router.big_layers
+    each = f"for one budget, of {recipe.router.batch_size} sequences; four times as many, once, for all budgets"
     yield (
         "routers",
         [
-            ("routers", routers, "", f"one per budget {recipe.router.big_layers}"),
-            ("steps", planned.router_steps, "", f"each, of {recipe.router.batch_size} sequences"),
+            ("routers", len(kinds) * len(budgets), "", f"{', '.join(kinds)} at budgets {budgets}"),
+            ("steps", planned.router_steps, "", each),
         ],
     )
 
@@ -194,8 +195,10 @@ def _oracle_table(planned: Plan) -> tuple[str, list[Row]]:
     naive, shared, windows = planned.naive, planned.shared, planned.windows
     sharing = Decimal(naive.flops) / shared.flops
     tokens = windows * planned.recipe.data.sequence_length
+    search = planned.recipe.oracle.search
+    other = "" if search == "exact" else f" ({search} tries a part of them)"
     return (
-        "oracle, every small/big route",
+        f"oracle, every small/big route{other}",
         [
             ("routes", naive.head // windows, "", "per token"),
             ("tokens", tokens, "", f"in {windows:,} windows"),
