@@ -53,3 +53,10 @@ def test_a_claim_is_as_good_as_its_worst_condition(verdicts, whole, decisive):
     assert written["verdict"] == whole
     assert written["quantity"] == f"q{decisive}"
     assert len(written["conditions"]) == 2
+
+
+def test_a_claim_of_which_nothing_was_measured_says_so():
+    unmeasured, measured = condition("x", None, below=0), condition("y", _draws(-3, -1), below=0)
+    finding = "x lies not measured below 0."
+    assert Claim("C0", "text", "x is low", finding, (unmeasured,)).as_dict()["finding"] == "Not measured in this run."
+    assert Claim("C0", "text", "x is low", finding, (unmeasured, measured)).as_dict()["finding"] == finding

@@ -64,7 +64,7 @@ class Claim:
             "domain": self.domain,
             "statement": self.statement,
             "verdict": self.verdict,
-            "finding": self.finding,
+            "finding": self.finding if any(one.estimate for one in self.conditions) else "Not measured in this run.",
             **{key: decisive[key] for key in ("quantity", "estimate", "low", "high")},
             "conditions": [condition.as_dict() for condition in self.conditions],
         }
