@@ -52,7 +52,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
-    check_router_settings(recipe.router)
+    check_router_settings(recipe.router, recipe.data.sequence_length)
     if recipe.model.path is None and recipe.model.dense is None:
         check_settings(recipe.oracle, recipe.model, recipe.data.sequence_length)
     world = join_world()

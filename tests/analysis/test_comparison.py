@@ -120,13 +120,14 @@ def test_where_other_routes_may_skip_there_is_no_comparison_at_what_was_spent():
     scores = replace(
         _scores(
             ("static", 3, 4.0, 0, 3.0, {}),
+            (CEILING, 3, 3.8, 0, 3.0, {}),
             ("gains_k3", 3, 3.85, 1, 3.0, {"kind": "gains", "spend": "average"}),
         ),
         skips=True,
     )
     router = _pick(list(comparison_rows(scores, Bootstrap((3,), 50, 0), None)), policy="gains_k3")
     assert router["gain_over_static"] == pytest.approx(0.15)
-    assert router["gain_at_spent"] is None
+    assert router["gain_at_spent"] is router["of_ceiling"] is None
 
 
 def test_the_worth_of_spending_on_average_is_paired():

@@ -53,16 +53,19 @@ def test_in_evaluation_the_best_branch_at_its_price_is_taken(make_router, states
 
 
 @pytest.mark.parametrize("branches", SETS, ids=NAMES)
-def test_below_its_highest_price_big_is_taken(make_router, states_BTD, branches):
+def test_big_is_taken_up_to_its_highest_price_and_else_the_best_of_the_others(make_router, states_BTD, branches):
     router = make_router(branches)
+    router.price.fill_(0.4)
     for layer in range(3):
-        for price in router.highest_price(layer, states_BTD, None).flatten().tolist():
+        highest_BT, _, _ = router.weigh(layer, states_BTD, None)
+        without_big_BT, _ = router.decide(layer, states_BTD, None, torch.tensor(torch.inf))
+        scores_BTC, _ = router.scores(layer, states_BTD, None)
+        worth_BTC = scores_BTC - 0.4 * router.cost_C
+        assert torch.equal(without_big_BT, torch.tensor(branches)[worth_BTC[..., :-1].argmax(-1)])
+        for price in highest_BT.flatten().tolist():
             for offset in (-1e-3, 1e-3):
                 choice_BT, _ = router.decide(layer, states_BTD, None, torch.tensor(price + offset))
-                router.price.fill_(price + offset)
-                assert torch.equal(choice_BT, router(layer, states_BTD, None)[0])
-                highest_BT = router.highest_price(layer, states_BTD, None)
-                assert torch.equal(choice_BT == BIG, highest_BT > price + offset)
+                assert torch.equal(choice_BT, torch.where(highest_BT > price + offset, int(BIG), without_big_BT))
 
 
 def test_a_cold_mixture_is_the_hard_choice(make_router, states_BTD):

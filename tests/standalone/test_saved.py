@@ -45,7 +45,7 @@ def test_a_run_brings_its_seed_split_and_tokenizer(run):
     assert len(saved.tokenizer) == 300
 
 
-def test_a_run_knows_its_routers_by_name(run):
+def test_a_run_knows_its_routers_by_name(run, monkeypatch):
     saved = Saved.at(run)
     router = make_router("linear", saved.model.config, ["small", "big"])
     for name, model in (("linear_k0", None), ("joint_k0", tiny_model(seed=1, vocab_size=300))):
@@ -55,8 +55,10 @@ def test_a_run_knows_its_routers_by_name(run):
         routed = saved.routed(name)
         assert (routed.name, type(routed.policy)) == (name, type(router))
         assert routed.model is saved.model
-    together = saved.routed("joint_k0").model
-    assert torch.equal(together.lm_head.weight, tiny_model(seed=1, vocab_size=300).lm_head.weight)
+    monkeypatch.chdir(run)
+    for name in ("joint_k0", "router:routers/joint_k0"):
+        together = saved.routed(name).model
+        assert torch.equal(together.lm_head.weight, tiny_model(seed=1, vocab_size=300).lm_head.weight)
     with pytest.raises(UserError, match="unknown policy 'linear_k1'"):
         saved.routed("linear_k1")
 

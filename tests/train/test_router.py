@@ -20,7 +20,7 @@ CONFIG = RouterConfig(tokens=16 * 8 * 10, batch_size=8, precision="fp32", temper
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
-    corpus = write_corpus(folder / "owls")
+    corpus = write_corpus(folder / "owls", documents=120)
     config = DataConfig(domains=[str(corpus)], vocab_size=300, sequence_length=16, validation_share=0.2)
     return prepare_data(config, seed=0, folder=folder / "data")
 
@@ -36,7 +36,8 @@ def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
     }
     assert facts["budget"] == pytest.approx(1 / 3)
     assert facts["price"] == pytest.approx(router.price.item())
-    sample = data.balanced_sample("validation", 24, 1, seed=0)  # a quarter of the 80 sequences of training, in batches
+    sample = data.balanced_sample("validation", 20, 1, seed=0)  # a quarter of the 80 sequences of training
+    assert len(sample) == 20
     routes = model(torch.from_numpy(sample), policy=router).routes
     assert (routes == Branch.BIG).double().mean().item() == pytest.approx(facts["calibrated_share"], abs=1e-6)
     assert facts["calibrated_share"] == pytest.approx(1 / 3, abs=0.02)
@@ -82,11 +83,28 @@ def test_the_name_says_kind_and_budget():
             {"kinds": ["gumbel", "gains"], "train_backbone": True},
             "training gains leaves the model as it is; choose among linear, gumbel, distilled, mixture-of-depths",
         ),
+        (
+            {"kinds": ["distilled"], "train_backbone": True, "distilled_share": 1},
+            "training distilled leaves the model as it is",
+        ),
+        ({"kinds": ["codebook"]}, r"label_tokens \(1024\): codebook is cross-fitted over windows; give at least 1025"),
     ],
-    ids=["unknown", "three branches", "backbone"],
+    ids=["unknown", "three branches", "backbone", "only imitation", "one window"],
 )
 def test_what_cannot_be_trained_is_refused_beforehand(settings, complaint):
-    check_router_settings(RouterConfig(kinds=["linear", "early-exit"]))
-    check_router_settings(RouterConfig(kinds=["linear", "distilled"], train_backbone=True))
+    check_router_settings(RouterConfig(kinds=["linear", "early-exit", "codebook"]), 1024)
+    check_router_settings(RouterConfig(kinds=["linear", "distilled"], train_backbone=True), 16)
     with pytest.raises(UserError, match=complaint):
-        check_router_settings(RouterConfig(**settings))
+        check_router_settings(RouterConfig(**settings), 1025)
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "sequential"])
+def test_what_a_training_draws_depends_on_its_seed_alone(tmp_path, data, kind):
+    found = []
+    for noise in range(2):
+        torch.manual_seed(noise)
+        model, run = tiny_model(vocab_size=data.vocab_size), tmp_path / str(noise)
+        torch.manual_seed(noise)
+        train_router(model, CONFIG, kind, [1], data, 1, seed=0, world=ALONE, run=run)
+        found.append(load_router(run / "routers" / f"{kind}_k1", model.config)[0].state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

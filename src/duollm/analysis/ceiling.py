@@ -52,7 +52,7 @@ def read_ceiling(run: Path, oracle: OracleTable) -> list[CeilingScore]:
     path = run / "ceiling" / f"{oracle.domain}.parquet"
     if not path.exists():
         return []
-    file = ResultFile.open(path, "duollm study")
+    file = ResultFile.open(path, "duollm study", path.parent)
     check_same_tokens(file, oracle)
     return [_read_policy(file, oracle, facts) for facts in file.fact("policies")]
 

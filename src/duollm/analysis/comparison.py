@@ -112,7 +112,7 @@ def _gains(
         "of_ceiling": None,
     }
     ceiling = measured.get((ceiling_policy(row.spend or "average"), row.big_layers))
-    ceiling_gain_X = fair_gain(*ceiling) if ceiling else None
+    ceiling_gain_X = fair_gain(*ceiling) if ceiling and spent_X is not None else None
     gain_X = drawn["gain_over_static"] if drawn["gain_at_spent"] is None else drawn["gain_at_spent"]
     if gain_X is not None and ceiling_gain_X is not None and interval(ceiling_gain_X).low > 0:
         drawn["of_ceiling"] = gain_X / ceiling_gain_X

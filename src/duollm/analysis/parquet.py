@@ -20,27 +20,29 @@ class ResultFile:
     path: Path
     table: Any
     facts: dict[str, Any]
-    made_by: str
+    again: str
+    """How to mend it."""
 
     @classmethod
-    def open(cls, path: Path, made_by: str) -> "ResultFile":
-        """Read a file that the command `made_by` writes.
+    def open(cls, path: Path, made_by: str, folder: Path) -> "ResultFile":
+        """Read a file that the command `made_by` writes; as long as `folder` is there, it takes its work for done.
 
         Raises:
             UserError: it is missing or is no result of duollm.
         """
+        again = f"delete the folder {folder} and run `{made_by}` again"
         try:
             table = pq.read_table(path).combine_chunks()
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; run `{made_by}` first") from None
         except (ValueError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: not a readable Parquet file ({reason}); {_again(path, made_by)}") from None
+            raise UserError(f"{path}: not a readable Parquet file ({reason}); {again}") from None
         facts = (table.schema.metadata or {}).get(b"duollm")
         if facts is None or table.num_rows == 0:
             lack = "rows" if facts else "`duollm` metadata"
-            raise UserError(f"{path}: has no {lack}, so it is not a result; {_again(path, made_by)}")
-        return cls(path, table, json.loads(facts), made_by)
+            raise UserError(f"{path}: has no {lack}, so it is not a result; {again}")
+        return cls(path, table, json.loads(facts), again)
 
     def fact(self, key: str) -> Any:
         """Return an entry of the metadata, which must be there."""
@@ -51,11 +53,6 @@ class ResultFile:
     def space(self) -> RouteSpace:
         """Return the routes that ids in this file stand for."""
         return RouteSpace(self.fact("num_layers"), parse_branches(self.fact("branches")))
-
-    @property
-    def again(self) -> str:
-        """How to mend it."""
-        return _again(self.path, self.made_by)
 
     @property
     def names(self) -> list[str]:
@@ -95,8 +92,3 @@ class ResultFile:
         """Return the names in order of first appearance, and each row's index into them."""
         encoded = self._column("document").chunk(0).dictionary_encode()
         return encoded.dictionary.to_pylist(), np.asarray(encoded.indices.to_numpy(), dtype=np.int64)
-
-
-def _again(path: Path, made_by: str) -> str:
-    """What to do about a file that a stage has left: as long as its folder is there, the stage counts as done."""
-    return f"delete the folder {path.parent} and run `{made_by}` again"

@@ -142,7 +142,8 @@ def _check_one_space(domains: Sequence[_Domain]) -> None:
     for oracle in (domain.oracle for domain in domains[1:]):
         if oracle.space != first.space or oracle.context != first.context:
             raise UserError(
-                f"{oracle.path}: its model or context is not that of {first.path}; run `duollm oracle` again"
+                f"{oracle.path}: its model or context is not that of {first.path}; "
+                f"delete the folder {first.path.parent} and run `duollm oracle` again"
             )
 
 

@@ -152,7 +152,7 @@ def read_oracle(run: Path, domain: str) -> OracleTable:
     Raises:
         UserError: the file is missing or is not an oracle file.
     """
-    file = ResultFile.open(run / "oracle" / f"{domain}.parquet", "duollm oracle")
+    file = ResultFile.open(run / "oracle" / f"{domain}.parquet", "duollm oracle", run / "oracle")
     context, budgets, drawn = file.fact("context"), file.fact("big_layers"), file.fact("random_routes")
     documents, document_T = file.documents()
     return OracleTable(
@@ -210,7 +210,8 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
     Raises:
         UserError: the file is missing, incomplete, or belongs to other tokens.
     """
-    file = ResultFile.open(run / "oracle" / f"{oracle.domain}{KINDS['routes']}.parquet", "duollm oracle")
+    path = run / "oracle" / f"{oracle.domain}{KINDS['routes']}.parquet"
+    file = ResultFile.open(path, "duollm oracle", path.parent)
     names, own_document = file.documents()
     if set(names) != set(oracle.documents):
         raise UserError(f"{file.path}: its documents are not those of {oracle.path}; {file.again}")
@@ -241,7 +242,7 @@ def read_routers(run: Path, oracle: OracleTable) -> list[RouterTable]:
 
 
 def _read_router(path: Path, oracle: OracleTable) -> RouterTable:
-    file = ResultFile.open(path, "duollm evaluate")
+    file = ResultFile.open(path, "duollm evaluate", path.parents[1])
     check_same_tokens(file, oracle)
     space, route_T = file.space(), file.route_ids("route")
     costs_B = np.array(file.facts.get("branch_costs", _COSTS_WITHOUT_SKIP), dtype=np.float64)

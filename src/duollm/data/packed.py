@@ -141,17 +141,17 @@ class PackedData:
         return Windows(token_ids_WT.astype(np.int64), list(names), list(numbers))
 
     def balanced_sample(self, split: str, number: int, windows_per_document: int, seed: int) -> NDArray[np.int64]:
-        """Return `number` windows [W, T] or up to one for each domain more, equally many of each, the domains in turn.
+        """Return about `number` windows [W, T], equally many of every domain, the domains in turn.
 
         They are those of `windows`, the text on which a study is scored: openings of documents are not like the rest.
-        A domain that has too few of them repeats.
+        There are fewer where no domain has as many; a domain that has fewer than another repeats.
 
         Raises:
             UserError: as `windows`.
         """
         each = -(-number // len(self.domains))
-        documents = -(-each // windows_per_document)
-        of_domains = [self.windows(split, domain, documents, windows_per_document, seed) for domain in self.domains]
+        of_domains = [self.windows(split, domain, each, windows_per_document, seed) for domain in self.domains]
+        each = min(each, max(len(windows.token_ids) for windows in of_domains))
         samples = [np.resize(windows.token_ids, (each, self.sequence_length)) for windows in of_domains]
         return np.stack(samples, axis=1).reshape(-1, self.sequence_length)
 

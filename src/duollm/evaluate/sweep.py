@@ -69,9 +69,12 @@ def sweep_policies(kind: str, shares: Sequence[float], num_layers: int) -> list[
 
 def score(routed: Sequence[Routed], windows: Windows, batch_size: int) -> Iterator[Scored]:
     """Run the windows through every model under its policy."""
+    warm = None
     for name, model, policy in routed:
         token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
-        policy_losses(model, token_ids_WT[:batch_size], policy=policy)  # the first run allocates; not timed
+        if model is not warm:
+            policy_losses(model, token_ids_WT[:batch_size], policy=policy)  # a model's first run allocates; not timed
+            warm = model
         start = time.perf_counter()
         nll_WT, routes_WTL = policy_losses(model, token_ids_WT, policy=policy, batch_size=batch_size)
         nll = nll_WT.flatten().cpu().numpy()  # waits for the device

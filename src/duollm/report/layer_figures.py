@@ -29,7 +29,7 @@ def share_over_depth(results: dict[str, Any], budgets: Sequence[int], routers: S
             axes.set(title=f"{domain}, k = {k}", xlabel="layer (0 is the first)", ylabel="share of big")
             axes.set_ylim(-0.04, 1.04)  # markers at 0 and 1 stay whole
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(figure, grid[0][0], columns=1 + len(routers))
+    legend_below(figure, grid[0][0], columns=2 + len(routers))
     return figure
 
 

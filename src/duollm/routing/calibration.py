@@ -87,7 +87,8 @@ class _Pricing(ExactBudget):
         layers_left = self.router.num_layers - layer_idx
         forced = (left_BT == layers_left).sum().item()
         free_BT = (left_BT > 0) & (left_BT < layers_left)
-        highest_N = self.router.highest_price(layer_idx, states_BTD, inner)[free_BT].sort(descending=True).values
+        highest_BT, _, _ = self.router.weigh(layer_idx, states_BTD, inner)
+        highest_N = highest_BT[free_BT].sort(descending=True).values
         wanted = round(self.share_L[layer_idx] * left_BT.numel() - forced)
         if highest_N.numel():
             self.prices.append(highest_N[min(max(wanted, 0), len(highest_N) - 1)])

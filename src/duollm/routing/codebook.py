@@ -80,9 +80,10 @@ class CodebookRouter(Router):
             memory = self.worth(states_BTD, memory).argmax(-1)
         return self.routes_RL[:, layer_idx][memory], memory
 
-    def highest_price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
-        """Zeros [B, T]: routes of exactly k big layers are chosen whole, without a price per layer."""
-        return states_BTD.new_zeros(states_BTD.shape[:2])
+    def weigh(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+        """Price 0 everywhere: routes of exactly k big layers are chosen whole, without a price per layer."""
+        choice_BT, memory = self.decide(layer_idx, states_BTD, memory)
+        return states_BTD.new_zeros(choice_BT.shape), choice_BT, memory
 
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Scores [B, T, C] whose softmax is each branch's share of the routes' softmax; the memory is their worth."""

@@ -15,8 +15,9 @@ from duollm.routing.router import Router
 class ExactBudget(nn.Module):
     """A hard router held to exactly `big_layers` big layers per token.
 
-    The router decides, at a price of each layer, as long as there is a choice: a token that has spent its k takes the
-    dearest of the router's other branches, and one that has as many layers before it as big layers left takes big.
+    The router decides, at a price of each layer, as long as there is a choice: a token that has spent its k and would
+    take big gets the dearest of the router's other branches, and one that has as many layers before it as big layers
+    left takes big.
     """
 
     def __init__(self, router: Router, big_layers: int) -> None:

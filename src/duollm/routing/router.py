@@ -73,12 +73,14 @@ class Router(nn.Module):
         scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
         return scores_BTC[..., 1] - scores_BTC[..., 0], memory
 
-    def highest_price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
-        """The price below which big is taken, [B, T]."""
+    def weigh(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+        """Return the highest price at which big is still taken, [B, T], the branch taken else, and the memory."""
         if len(self.branches) == 2:
-            return self.margin(layer_idx, states_BTD, memory)[0]
-        scores_BTC, _ = self.scores(layer_idx, states_BTD, memory)
-        return ((scores_BTC[..., -1:] - scores_BTC[..., :-1]) / (self.cost_C[-1] - self.cost_C[:-1])).amin(-1)
+            margin_BT, memory = self.margin(layer_idx, states_BTD, memory)
+            return margin_BT, self.values_C[0], memory
+        scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
+        other_BT, index_BT = (scores_BTC - self.price * self.cost_C)[..., :-1].max(-1)
+        return scores_BTC[..., -1] - other_BT, self.values_C[index_BT], memory
 
     def mix(self, scores_BTC: Tensor) -> Tensor:
         """Turn scores into weights [B, T, C] that sum to 1; used in training mode."""
@@ -107,19 +109,12 @@ class Router(nn.Module):
     def decide(
         self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """As `forward`, but the memory does not hold the choice yet; at another price if one is given."""
-        price = self.price if price is None else price
+        """As `forward`, but the memory does not hold the choice yet; with another price of big if one is given."""
         if self.training:
             scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
-            choice = self.over_all_branches(self.mix(scores_BTC))
-        elif len(self.branches) == 2:
-            margin_BT, memory = self.margin(layer_idx, states_BTD, memory)
-            other, big = (int(branch) for branch in self.branches)
-            choice = torch.where(margin_BT > price, big, other)
-        else:
-            scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
-            choice = self.values_C[(scores_BTC - price * self.cost_C).argmax(-1)]
-        return choice, memory
+            return self.over_all_branches(self.mix(scores_BTC)), memory
+        highest_BT, other, memory = self.weigh(layer_idx, states_BTD, memory)
+        return torch.where(highest_BT > (self.price if price is None else price), int(Branch.BIG), other), memory
 
     def flops_per_token(self) -> int:
         """Count the FLOPs of deciding on one token at all layers: a multiplication and an addition per weight.

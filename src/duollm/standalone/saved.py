@@ -90,8 +90,10 @@ class Saved:
         Raises:
             UserError: unknown policy, or one that the model does not allow.
         """
-        router = self.run and self.run / "routers" / name.removeprefix("router:")
-        if not router or not (router / "router.json").is_file():
+        given = Path(name.removeprefix("router:"))
+        folders = [given] if self.run is None else [given, self.run / "routers" / given]
+        router = next((folder for folder in folders if (folder / "router.json").is_file()), None)
+        if router is None:
             return Routed(name, self.model, parse_policy(name, self.model))
         together = router / "model"
         model = replace(self, folder=together).model if together.is_dir() else self.model

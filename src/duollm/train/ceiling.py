@@ -142,9 +142,9 @@ class _PredictedGates(RandomGates):
     ) -> None:
         super().__init__(branches, batch_BT, generator)
         nowhere_BTL = torch.zeros(*batch_BT.shape, predictor.shape_LC[0], device=batch_BT.device)
-        with torch.no_grad():
-            gains_BTLC = predictor(states_BTF, self.big_B1.expand(batch_BT.shape), nowhere_BTL)
-            margin_BTL, otherwise_BTL = margins(gains_BTLC, predictor.interactions(), branches)
+        # Detached, not under no_grad: autocast would keep the copies of the weights that it makes there, graphless.
+        gains_BTLC = predictor(states_BTF, self.big_B1.expand(batch_BT.shape), nowhere_BTL).detach()
+        margin_BTL, otherwise_BTL = margins(gains_BTLC, predictor.interactions().detach(), branches)
         pairs = zip(margin_BTL, 1 - self.big_B1[:, 0], strict=True)
         price_B = torch.stack([margin_TL.flatten().quantile(other) for margin_TL, other in pairs])
         self.routes_BTL = priced_routes(margin_BTL, otherwise_BTL, price_B[:, None, None])

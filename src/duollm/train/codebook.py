@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import Labels
@@ -35,9 +34,6 @@ def fit_codebook(lesson: Lesson) -> None:
     assert isinstance(router, CodebookRouter)
     assert labels is not None
     assert lesson.budget is not None
-    if len(labels.token_ids_WT) < 2:
-        one = labels.token_ids_WT.shape[1] - 1
-        raise UserError(f"router.label_tokens: codebook is cross-fitted by window; give more than one window's {one}")
     big_layers = round(lesson.budget * router.num_layers)
     router.decide_at = min(config.decide_at, router.num_layers - 1)
     candidates = _candidates(labels, big_layers, router.decide_at, config.text_weight, router)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.routing.router import Router
+from duollm.routing.sampling import derived_seed
 from duollm.train.lesson import Lesson
 from duollm.train.loop import LossFn
 
@@ -22,6 +23,7 @@ def mixture_loss(lesson: Lesson) -> LossFn:
     router.train()
 
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        torch.manual_seed(derived_seed(lesson.seed, step, part, lesson.rank))  # for routers that draw
         router.temperature = start * (end / start) ** (step / max(1, lesson.steps - 1))
         output = model(input_ids=batch_BT, labels=batch_BT, policy=router, use_cache=False)
         off_budget = budget_loss(output.choices, budget, router)

@@ -29,6 +29,7 @@ from duollm.train.pretrain import prepare_for_training
 _CALIBRATION_SEQUENCES = (16, 96)
 _CALIBRATION_SHARE = 0.25
 """Calibration reads this share of as many tokens as the training, within these numbers of sequences."""
+_CALIBRATION_BATCH = 16
 _MORE_FOR_EVERY_BUDGET = 4
 """A training that serves all budgets may take as many tokens as several that serve one each."""
 
@@ -38,7 +39,7 @@ def router_name(kind: str, big_layers: int) -> str:
     return f"{kind}_k{big_layers}"
 
 
-def check_router_settings(config: RouterConfig) -> None:
+def check_router_settings(config: RouterConfig, sequence_length: int) -> None:
     """Refuse kinds that cannot be trained as asked, before any is.
 
     Raises:
@@ -49,7 +50,14 @@ def check_router_settings(config: RouterConfig) -> None:
         if found.two_branches and len(config.branches) != 2:
             branches = ", ".join(config.branches)
             raise UserError(f"router.kinds: {kind} chooses between two branches; router.branches holds {branches}")
-        if config.train_backbone and found.objective not in JOINT:
+        if found.objective in FITS and config.label_tokens < sequence_length:
+            raise UserError(
+                f"router.label_tokens ({config.label_tokens}): {kind} is cross-fitted over windows; "
+                f"give at least {sequence_length} (data.sequence_length) for two of them"
+            )
+        if config.train_backbone and (
+            found.objective not in JOINT or (found.needs_labels and config.distilled_share == 1)
+        ):
             joint = ", ".join(name for name, other in ROUTERS.items() if other.objective in JOINT)
             raise UserError(f"router.train_backbone: training {kind} leaves the model as it is; choose among {joint}")
 
@@ -77,6 +85,8 @@ def train_router(
     Raises:
         UserError: unknown kind of router.
     """
+    batches = _calibration_batches(data, config, windows_per_document, world)  # first: the text may be too short
+    torch.manual_seed(seed)  # the same first weights in every process and after every interruption
     router = make_router(kind, model.config, list(config.branches)).to(world.device)
     name = kind if router.every_budget else router_name(kind, big_layers[0])
     budget = None if router.every_budget else big_layers[0] / router.num_layers
@@ -88,7 +98,6 @@ def train_router(
         _train(name, lesson, data, world, run)
     elif router.objective in FITS:
         FITS[router.objective](lesson)
-    batches = _calibration_batches(data, config, windows_per_document, world)
     for big in big_layers:
         router.aim(big)
         spent = calibrate(model, router, batches, big / router.num_layers)
@@ -148,4 +157,4 @@ def _calibration_batches(
     fewest, most = _CALIBRATION_SEQUENCES
     sequences = min(most, max(fewest, round(_CALIBRATION_SHARE * config.tokens / data.sequence_length)))
     token_ids_WT = torch.from_numpy(data.balanced_sample("validation", sequences, windows_per_document, seed=0))
-    return list(token_ids_WT.to(world.device).split(config.batch_size))
+    return list(token_ids_WT.to(world.device).chunk(-(-len(token_ids_WT) // _CALIBRATION_BATCH)))
