@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -37,6 +38,9 @@ def main() -> None:
     source = gguf_file()
     unpacked = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    # The file does not say that digits stand alone; transformers splits them as GPT-2 does.
+    alone, bytewise = Digits(individual_digits=True), ByteLevel(add_prefix_space=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([alone, bytewise])
     config = unpacked.config
     for key in ("quantization_config", "_model_name_or_path"):  # of the file that it was read from
         delattr(config, key)
