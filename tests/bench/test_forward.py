@@ -58,7 +58,9 @@ def test_every_share_is_compared_with_llama_and_the_prediction(monkeypatch, caps
     assert [(row["phase"], row["batch"], row["model"]) for row in rows[:24]] == [
         (*work, model) for work in works for model in models
     ]
-    assert [(row["phase"], row["batch"]) for row in rows[24:]] == works
+    assert [(row["phase"], row["batch"], row["model"].split(" ")[0]) for row in rows[24:]] == [
+        (*work, kind) for kind in ("linear", "sequential") for work in works
+    ]
     for start in range(0, 24, 6):
         *shares, dense = rows[start : start + 6]
         assert [shares[end]["ratio to predicted"] for end in (0, -1)] == pytest.approx([1, 1])

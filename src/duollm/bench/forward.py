@@ -21,7 +21,8 @@ from duollm.machine import Precision
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.linear import LinearRouter
+from duollm.routing.folder import make_router
+from duollm.routing.router import Router
 
 # A small vocabulary: only the last token's logits are computed, and the head reads little beside the layers.
 _SIZES: dict[str, Any] = {
@@ -40,6 +41,7 @@ _ROUTER_SIZES = _SIZES | {
 }
 _SHARES, _ROUTER_SHARE = (0.0, 0.25, 0.5, 0.75, 1.0), 0.5
 _BATCHES, _PREFILL, _PROMPT, _STEPS = (1, 8), 512, 128, 8
+_ROUTERS = ("linear", "sequential")  # the paper's, and the one that computes most
 _DENSE, _WITH_ROUTER, _GIVEN_ROUTES = "transformers Llama", "router", "its routes given"
 
 
@@ -49,8 +51,9 @@ def bench_forward(seconds: float, precision: Precision = "fp32") -> list[Row]:
     llama, _ = as_llama(model)
     rows = [row for each in _works(model) for row in _against_dense(each, model, llama, seconds)]
     model = _random_model(_ROUTER_SIZES, precision)
-    router = _random_router(model)
-    return rows + [_router_row(each, model, router, seconds) for each in _works(model)]
+    routers = {kind: _random_router(kind, model) for kind in _ROUTERS}
+    works = _works(model)
+    return rows + [_router_row(each, model, kind, routers[kind], seconds) for kind in routers for each in works]
 
 
 def predict(cost: float, all_small: tuple[float, float], all_big: tuple[float, float]) -> float:
@@ -149,7 +152,7 @@ def _against_dense(work: _Work, model: DuoForCausalLM, llama: nn.Module, seconds
     return rows
 
 
-def _router_row(work: _Work, model: DuoForCausalLM, router: LinearRouter, seconds: float) -> Row:
+def _router_row(work: _Work, model: DuoForCausalLM, kind: str, router: Router, seconds: float) -> Row:
     """The forward that a router steers against the same forward with its routes given."""
     cache = work.cache(model)
     chosen = torch.cat([output.routes for output in work.run(model, cache, policy=router)], dim=1)
@@ -160,7 +163,7 @@ def _router_row(work: _Work, model: DuoForCausalLM, router: LinearRouter, second
     times = {name: median(each) for name, each in durations(runs, seconds).items()}
     big = (chosen == Branch.BIG).float().mean().item()
     forward = token_flops(model.config, round(big * model.config.num_hidden_layers), _PREFILL)
-    return _row(work, f"router, width {model.config.hidden_size}, {big:.0%} big", times[_WITH_ROUTER]) | {
+    return _row(work, f"{kind} router, width {model.config.hidden_size}, {big:.0%} big", times[_WITH_ROUTER]) | {
         "router's share of time": 1 - times[_GIVEN_ROUTES] / times[_WITH_ROUTER],
         "its share of FLOPs": router.flops_per_token() / forward,
     }
@@ -190,8 +193,9 @@ def _random_model(sizes: dict[str, Any], precision: Precision) -> DuoForCausalLM
     return model if precision == "fp32" else model.bfloat16()
 
 
-def _random_router(model: DuoForCausalLM) -> LinearRouter:
-    """A router of random directions: about half of its choices are big."""
-    router = LinearRouter(model.config, (Branch.SMALL, Branch.BIG))
-    nn.init.normal_(router.weight_LCD)
+def _random_router(kind: str, model: DuoForCausalLM) -> Router:
+    """A router of random weights."""
+    router = make_router(kind, model.config, ["small", "big"])
+    for weight in router.parameters():
+        nn.init.normal_(weight)
     return router.eval().to(model.device)
