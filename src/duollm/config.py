@@ -191,7 +191,7 @@ class OracleConfig(Section):
 class RouterConfig(Section):
     """Stage 3: routers on a frozen backbone (paper, section 5; docs/routers.md)."""
 
-    kinds: list[str] = Field(default=["linear", "gains"], min_length=1)
+    kinds: list[str] = Field(default=["linear", "sequential"], min_length=1)
     """Which routers; docs/routers.md lists them, docs/adding-a-router.md adds one."""
     big_layers: list[int] = Field(default=[2, 4, 6, 8, 10], min_length=1)
     """Budgets k; a router is trained, or at least calibrated, for each."""

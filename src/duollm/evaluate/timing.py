@@ -24,7 +24,7 @@ from duollm.routing.policies import pattern, spread_layers
 from duollm.routing.sampling import draw_route_ids
 from duollm.routing.space import RouteSpace
 
-_SEQUENCES, _SECONDS, _ROUNDS = 8, 0.5, 7
+_SEQUENCES, _SECONDS, _ROUNDS = 8, 0.25, 5
 """A forward is of so many sequences, or of as many as all big takes so many seconds for, and repeated so often."""
 _ALL_BIG, _POLICY, _GIVEN = "all big", "policy", "routes given"
 
