@@ -172,8 +172,8 @@ class OracleConfig(Section):
     """N of the best-of-N controls."""
     resampled_labels: int = Field(default=1, ge=0)
     """S, pairs of drawn labels per position that measure selection noise; 0: none."""
-    counted_share: float = Field(default=0.25, gt=0, le=1)
-    """Share of the positions on which fixed patterns are compared: each needs the full head for every route."""
+    counted_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the positions on which static is chosen: each costs the full head for every route (docs/oracle.md)."""
     memory_gib: float = Field(default=1.0, gt=0)
     """Memory budget of the search, GiB."""
 
