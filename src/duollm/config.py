@@ -200,7 +200,7 @@ class RouterConfig(Section):
     spend: list[Literal["average", "exact"]] = Field(default=["average", "exact"], min_length=1)
     """k big layers per token on average, or exactly k on every token; several: each is evaluated."""
     tokens: int = Field(default=100_000, ge=1)
-    """Training tokens per router; those that serve every budget get four times as many."""
+    """Training tokens per router; those that serve every budget get three times as many."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=1e-2, gt=0)

@@ -30,7 +30,7 @@ _CALIBRATION_SEQUENCES = (16, 96)
 _CALIBRATION_SHARE = 0.25
 """Calibration reads this share of as many tokens as the training, within these numbers of sequences."""
 _CALIBRATION_BATCH = 16
-_MORE_FOR_EVERY_BUDGET = 4
+_MORE_FOR_EVERY_BUDGET = 3
 """A training that serves all budgets may take as many tokens as several that serve one each."""
 
 
