@@ -161,10 +161,7 @@ class DuoFFN(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
 
     def of_some(self, states_ND: Tensor) -> Tensor:
-        """As `forward`, for those tokens of a batch that take this branch: faster where fused products exist.
-
-        They round differently: where all tokens take one branch the plain products are used, as in a dense model.
-        """
+        """As `forward` for a part of the tokens: fused products, which are faster there but round differently."""
         return fused_ffn(self, states_ND) if can_fuse(self, states_ND) else self(states_ND)
 
 
@@ -176,37 +173,31 @@ class DuoMLP(nn.Module):
         self.small = DuoFFN(config, config.small_intermediate_size)
         self.big = DuoFFN(config, config.intermediate_size)
 
-    def branch(self, branch: Branch, states: Tensor) -> Tensor:
-        """Send all states [..., D] through one branch."""
+    def branch(self, branch: Branch, states: Tensor, some: bool = False) -> Tensor:
+        """Send states [..., D] through one branch: those of all tokens, or of some of them."""
         if branch == Branch.SKIP:
             return torch.zeros_like(states)
-        return self.small(states) if branch == Branch.SMALL else self.big(states)
-
-    def group(self, branch: Branch, states_ND: Tensor) -> Tensor:
-        """As `branch`, for those tokens of a batch that take it."""
-        if branch == Branch.SKIP:
-            return torch.zeros_like(states_ND)
-        return (self.small if branch == Branch.SMALL else self.big).of_some(states_ND)
+        ffn = self.small if branch == Branch.SMALL else self.big
+        return ffn(states) if not some else ffn.of_some(states)
 
     def forward(self, states_BTD: Tensor, choice: Choice) -> Tensor:
         """Send each token through its branch; soft choices mix the branches by their weights."""
         if isinstance(choice, Tensor) and choice.is_floating_point():
             return self.mix(states_BTD, choice)
-        dispatch = choice if isinstance(choice, Dispatch) else Dispatch.from_choice(choice)
-        return self.sparse(states_BTD, dispatch)
+        return self.sparse(states_BTD, choice if isinstance(choice, Dispatch) else Dispatch.from_choice(choice))
 
     def mix(self, states_BTD: Tensor, weights_BTC: Tensor) -> Tensor:
         """Compute every branch and add them up, weighted. One-hot weights select: the reference path."""
         weights_BTC = weights_BTC.to(states_BTD.dtype)
-        small = self.small(states_BTD) * weights_BTC[..., Branch.SMALL, None]
-        return small + self.big(states_BTD) * weights_BTC[..., Branch.BIG, None]
+        small, big = (weights_BTC[..., branch, None] for branch in (Branch.SMALL, Branch.BIG))
+        return self.small(states_BTD) * small + self.big(states_BTD) * big
 
     def sparse(self, states_BTD: Tensor, dispatch: Dispatch) -> Tensor:
         """Compute for each token only its branch: gather, one dense product per branch, scatter."""
         if dispatch.branch is not None:
             return self.branch(dispatch.branch, states_BTD)
         groups = dispatch.group(states_BTD.flatten(0, 1))
-        outputs = [self.group(branch, states) for branch, states in zip(Branch, groups, strict=True) if len(states)]
+        outputs = [self.branch(each, states, True) for each, states in zip(Branch, groups, strict=True) if len(states)]
         return dispatch.ungroup(outputs).view_as(states_BTD)
 
 
