@@ -249,8 +249,6 @@ class CeilingConfig(Section):
     """Last layers whose states a predictor sees, 0 first; default: the first, each quarter of the way, the last."""
     width: int = Field(default=256, ge=1)
     """Inner width of a predictor."""
-    text_weight: float = Field(default=1.0, ge=0, le=1)
-    """How much of a label is the gain on the text's own next token; the rest is expected under all big."""
     batch_size: int = Field(default=4, ge=1)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=5e-3, gt=0)

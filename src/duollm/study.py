@@ -288,10 +288,8 @@ class Study:
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
         recipe = self.recipe
-        model, calibrated_on = self._load_model(), recipe.oracle.windows_per_document
-        train_router(
-            model, recipe.router, kind, big_layers, self._data, calibrated_on, recipe.seed, self.world, self.run
-        )
+        model, windows = self._load_model(), recipe.oracle.windows_per_document
+        train_router(model, recipe.router, kind, big_layers, self._data, windows, recipe.seed, self.world, self.run)
 
     def _measure_ceiling(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data

@@ -58,7 +58,7 @@ def test_every_predictor_is_scored_at_every_budget_in_both_ways(measured):
 def test_losses_are_those_of_the_routes_executed_together(measured, model, predictors, data):
     _, table, _ = measured
     ids_WT = torch.from_numpy(data.windows("test", "owls", 3, 1, seed=0).token_ids)
-    states_WTF, _ = all_big_states(model, ids_WT)
+    states_WTF = all_big_states(model, ids_WT)
     gains_WTLC = predictors["l2"](states_WTF, torch.full(ids_WT.shape, 2 / 3), torch.zeros(*ids_WT.shape, 3))
     routes_WTL = exact_routes(*margins(gains_WTLC, predictors["l2"].interactions(), BRANCHES), 2)
     assert table.column("route_exact_l2_k2").to_pylist() == RouteSpace(3).encode(routes_WTL[:, :-1]).flatten().tolist()

@@ -11,7 +11,9 @@ import yaml
 from duollm import cli, standalone
 from duollm.config import DataConfig
 from duollm.data.packing import prepare_data
+from duollm.routing.folder import make_router, save_router
 from duollm.routing.space import RouteSpace
+from tiny import tiny_config
 from tiny_saved import save_tiny
 
 
@@ -71,6 +73,24 @@ def test_a_run_brings_its_own_text_seed_and_length(evaluate, tmp_path):
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert (results["sequence_length"], results["provenance"]["seed"]) == (16, 5)
     assert [row["policy"] for row in results["rows"]] == ["all-big"]
+
+
+def test_a_run_brings_its_routers(evaluate, folder, tmp_path):
+    router = make_router("linear", tiny_config(vocab_size=300), ["small", "big"])
+    facts = {"kind": "linear", "branches": ["small", "big"], "big_layers": 0}
+    save_router(router, folder / "run" / "routers" / "linear_k0", facts)
+    policies = ("--policy", "linear_k0", "--policy", "all-small")
+    assert evaluate("--model", "run", *SMALL, *policies, "--out", str(tmp_path / "run"))[0] == 0
+    routed, small = json.loads((tmp_path / "run" / "evaluation.json").read_text())["rows"]
+    assert (routed["policy"], routed["nll"]) == ("linear_k0", pytest.approx(small["nll"]))
+    assert routed["relative_flops"] > small["relative_flops"], "what the router computes counts"
+
+
+def test_a_bad_policy_stops_before_any_is_run(evaluate, monkeypatch):
+    monkeypatch.setattr("duollm.standalone.text.score", lambda *_: pytest.fail("something was run"))
+    code, output = evaluate("--model", "run", *SMALL, "--policy", "all-big", "--policy", "first:4")
+    assert code == 2
+    assert "0 .. 3" in output.err
 
 
 def test_text_tokenized_for_the_occasion_is_that_of_the_run(evaluate, folder, tmp_path):

@@ -60,8 +60,7 @@ def test_a_depth_that_is_not_there_is_refused(frozen, depths):
         make_predictors(frozen, CeilingConfig(depths=depths), BRANCHES, seed=0)
 
 
-@pytest.mark.parametrize("text_weight", [0.0, 0.3, 1.0])
-def test_who_says_the_gains_has_no_loss(frozen, text_weight):
+def test_who_says_the_gains_has_no_loss(frozen):
     """The labels are marginal gains x 100 at the routes of the step; the states are of all big."""
     ids, loss_seed = random_ids(3, 6), 5
     predictors = torch.nn.ModuleDict({"l2": Told(torch.zeros(15, 3, 2)), SHUFFLED: Told(torch.zeros(15, 3, 2))})
@@ -73,7 +72,7 @@ def test_who_says_the_gains_has_no_loss(frozen, text_weight):
         return original(*arguments, **named)
 
     frozen.forward = forward
-    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, text_weight, 8, loss_seed, ALONE)
+    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, 8, loss_seed, ALONE)
     loss_fn(ids, 4, 0)
     weights = [gate.detach().requires_grad_() for gate in drawn[0].gates_LBT3]
 
@@ -82,10 +81,7 @@ def test_who_says_the_gains_has_no_loss(frozen, text_weight):
             self.gates_LBT3.append(weights[layer_idx])
             return weights[layer_idx], memory
 
-    big_NV = frozen(ids, routes=[2, 2, 2]).logits[:, :-1].flatten(0, 1).softmax(-1)
-    own_NV = torch.nn.functional.one_hot(ids[:, 1:].flatten(), 31)
-    labels_NV = text_weight * own_NV + (1 - text_weight) * big_NV
-    gain_LBTC, _ = marginal_gains(frozen, ids, Same(BRANCHES, ids, torch.Generator()), labels_NV)
+    gain_LBTC, _ = marginal_gains(frozen, ids, Same(BRANCHES, ids, torch.Generator()))
     told_NLC = 100 * centred(gain_LBTC.permute(1, 2, 0, 3).reshape(15, 3, 2))
     with torch.no_grad():
         predictors["l2"].told_NLC.copy_(told_NLC)
@@ -95,7 +91,7 @@ def test_who_says_the_gains_has_no_loss(frozen, text_weight):
     assert measured["explained"] == pytest.approx(1, abs=1e-6)
     assert loss > control_only, "the control's labels are those of other tokens"
     asked = predictors["l2"]
-    torch.testing.assert_close(asked.states_NF, all_big_states(frozen, ids)[0][:, :-1].reshape(15, -1))
+    torch.testing.assert_close(asked.states_NF, all_big_states(frozen, ids)[:, :-1].reshape(15, -1))
     assert torch.equal(asked.share_N.view(3, 5), drawn[0].big_B1.expand(3, 5))
     assert torch.equal(asked.big_NL.view(3, 5, 3), torch.stack(weights, dim=-2)[:, :-1, :, Branch.BIG])
     assert torch.equal(predictors[SHUFFLED].share_N.sort().values, asked.share_N.sort().values)
@@ -110,10 +106,10 @@ def test_routes_are_those_of_the_deepest_predictor_but_for_what_is_explored(froz
     drawn = []
     original = frozen.forward
     frozen.forward = lambda *arguments, **named: (drawn.append(named.get("policy")), original(*arguments, **named))[1]
-    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, 0.3, 10, 0, ALONE)
+    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, 10, 0, ALONE)
     for step in (0, 9):
         loss_fn(ids, step, 0)
-    feature_BTL = all_big_states(frozen, ids)[0][..., ::16]
+    feature_BTL = all_big_states(frozen, ids)[..., ::16]
     agreed = []
     for gates in drawn:
         rank_BN = feature_BTL.flatten(1).argsort(1, descending=True).argsort(1)
@@ -127,7 +123,7 @@ def test_routes_are_those_of_the_deepest_predictor_but_for_what_is_explored(froz
 def test_training_lowers_the_loss_of_every_predictor_and_leaves_the_model(frozen, training):
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
     predictors = make_predictors(frozen, CONFIG, BRANCHES, seed=0)
-    training(predictors, ceiling_loss(frozen, predictors, BRANCHES, 0.5, 8, 0, ALONE), steps=8)
+    training(predictors, ceiling_loss(frozen, predictors, BRANCHES, 8, 0, ALONE), steps=8)
     assert all(torch.equal(value, before[name]) for name, value in frozen.state_dict().items())
     for predictor in predictors.values():
         assert predictor.linear.weight.abs().sum(0).min() > 0, "a feature without gradient"

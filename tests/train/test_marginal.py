@@ -55,18 +55,6 @@ def test_gains_are_finite_differences_of_the_nll():
         )
 
 
-def test_gains_expected_under_probabilities_are_means_over_labels():
-    model, ids = tiny_model(), random_ids(1, 2)
-    probabilities_NV = torch.rand(1, 31, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    expected, _ = marginal_gains(model, ids, gates_of(ids), probabilities_NV)
-    single = []
-    for label in range(31):
-        labelled = torch.tensor([[ids[0, 0], label]])
-        single.append(marginal_gains(model, labelled, gates_of(labelled))[0])
-    mean = sum(weight * each for weight, each in zip(probabilities_NV[0], single, strict=True))
-    torch.testing.assert_close(expected, mean, atol=1e-5, rtol=1e-4)
-
-
 def test_draws_are_repeatable():
     model, ids = tiny_model(), random_ids()
     first, second, other = (marginal_gains(model, ids, gates_of(ids, seed=seed))[0] for seed in (3, 3, 4))

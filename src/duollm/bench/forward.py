@@ -39,7 +39,7 @@ _ROUTER_SIZES = _SIZES | {
     "small_intermediate_size": 128,
     "num_attention_heads": 8,
 }
-_SHARES, _ROUTER_SHARE = (0.0, 0.25, 0.5, 0.75, 1.0), 0.5
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _BATCHES, _PREFILL, _PROMPT, _STEPS = (1, 8), 512, 128, 8
 _ROUTERS = ("linear", "sequential")  # the paper's, and the one that computes most
 _DENSE, _WITH_ROUTER, _GIVEN_ROUTES = "transformers Llama", "router", "its routes given"

@@ -144,7 +144,7 @@ def predicted_margins(
     """Predict by how much big beats the other branches, at every budget."""
     parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     for batch_BT in token_ids_WT.split(_BATCH):
-        states_BTF, _ = all_big_states(model, batch_BT)
+        states_BTF = all_big_states(model, batch_BT)
         nowhere_BTL = torch.zeros(*batch_BT.shape, space.num_layers, device=batch_BT.device)
         for name, predictor in cast(dict[str, GainPredictor], predictors).items():
             from_states_BTLC = predictor.from_states(states_BTF)

@@ -178,7 +178,7 @@ class DuoMLP(nn.Module):
         if branch == Branch.SKIP:
             return torch.zeros_like(states)
         ffn = self.small if branch == Branch.SMALL else self.big
-        return ffn(states) if not some else ffn.of_some(states)
+        return ffn.of_some(states) if some else ffn(states)
 
     def forward(self, states_BTD: Tensor, choice: Choice) -> Tensor:
         """Send each token through its branch; soft choices mix the branches by their weights."""
@@ -197,7 +197,7 @@ class DuoMLP(nn.Module):
         if dispatch.branch is not None:
             return self.branch(dispatch.branch, states_BTD)
         groups = dispatch.group(states_BTD.flatten(0, 1))
-        outputs = [self.branch(each, states, True) for each, states in zip(Branch, groups, strict=True) if len(states)]
+        outputs = [self.branch(each, rows, some=True) for each, rows in zip(Branch, groups, strict=True) if len(rows)]
         return dispatch.ungroup(outputs).view_as(states_BTD)
 
 

@@ -77,19 +77,16 @@ class GainPredictor(nn.Module):
 
 
 @torch.no_grad()
-def all_big_states(model: DuoForCausalLM, batch_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what routers see at every layer when all layers are big, side by side, [B, T, L * D].
-
-    And what the head then sees, [B, T, D].
-    """
+def all_big_states(model: DuoForCausalLM, batch_BT: Tensor) -> Tensor:
+    """Return what routers see at every layer when all layers are big, side by side, [B, T, L * D]."""
     states_LBTD: list[Tensor] = []
 
     def note(layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Dispatch, Any]:
         states_LBTD.append(states_BTD)
         return Dispatch.uniform(Branch.BIG, batch_BT.numel()), None
 
-    last_BTD = model.model(input_ids=batch_BT, policy=note, use_cache=False).last_hidden_state
-    return torch.cat(states_LBTD, dim=-1), last_BTD
+    model.model(input_ids=batch_BT, policy=note, use_cache=False)
+    return torch.cat(states_LBTD, dim=-1)
 
 
 def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:

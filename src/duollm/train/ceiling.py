@@ -59,7 +59,7 @@ def train_ceiling(
     train(
         "ceiling",
         predictors,
-        ceiling_loss(model, predictors, branches, config.text_weight, plan.steps, seed, world),
+        ceiling_loss(model, predictors, branches, plan.steps, seed, world),
         lambda step: data.train_batch(step, config.batch_size, seed + 2),
         plan,
         world,
@@ -89,7 +89,6 @@ def ceiling_loss(
     model: DuoForCausalLM,
     predictors: nn.ModuleDict,
     branches: Sequence[Branch],
-    text_weight: float,
     steps: int,
     seed: int,
     world: World,
@@ -97,20 +96,18 @@ def ceiling_loss(
     """Squared error of the predicted gains (nats x 100), summed over the predictors.
 
     As in `duollm.train.gains`, gains are measured along the routes that the deepest predictor would choose, some of
-    the choices being random. A share `text_weight` of the next token is the text's own, the rest is distributed as
-    the all-big pass predicts, whose states the predictors see: gains without the chance of the label, but biased. For
-    the control the gains of a batch change places among its tokens, so it can learn only what holds for all tokens.
+    the choices being random. For the control the gains of a batch change places among its tokens, so it can learn only
+    what holds for all tokens.
     """
     generator = torch.Generator(model.device)
-    deepest = cast(GainPredictor, [predictor for name, predictor in predictors.items() if name != SHUFFLED][-1])
+    deepest = [name for name in predictors if name != SHUFFLED][-1]
 
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(seed, step, part, world.rank))
-        states_BTF, last_BTD = all_big_states(model, batch_BT)
-        gates = _PredictedGates(deepest, states_BTF, branches, batch_BT, generator)
+        states_BTF = all_big_states(model, batch_BT)
+        gates = _PredictedGates(cast(GainPredictor, predictors[deepest]), states_BTF, branches, batch_BT, generator)
         gates.random_share = explored_share(step / steps)
-        labels_NV = _labels(model.lm_head(last_BTD[:, :-1]), batch_BT[:, 1:], text_weight)
-        gain_LBTC, nll = marginal_gains(model, batch_BT, gates, labels_NV)
+        gain_LBTC, nll = marginal_gains(model, batch_BT, gates)
         gain_NLC = centred(gain_LBTC * GainsRouter.scale).flatten(1, 2).transpose(0, 1)
         share_N = gates.big_B1.expand(-1, batch_BT.shape[1] - 1).flatten()
         big_NL = torch.stack(gates.gates_LBT3)[:, :, :-1, Branch.BIG].detach().flatten(1).T
@@ -122,8 +119,7 @@ def ceiling_loss(
             predicted_NLC = predictor(states_NF, share_N[label_N], big_NL[label_N])
             error_NLC = centred(predicted_NLC) - gain_NLC[label_N]
             losses[name] = error_NLC.square().sum(-1).mean()
-        informed = [loss for name, loss in losses.items() if name != SHUFFLED][-1]
-        explained = 1 - informed.item() / losses[SHUFFLED].item()
+        explained = 1 - losses[deepest].item() / losses[SHUFFLED].item()
         return torch.stack(list(losses.values())).sum(), {"nll": nll, "explained": explained}
 
     return loss_fn
@@ -152,10 +148,3 @@ class _PredictedGates(RandomGates):
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Choose for one layer, weights [B, T, 3]."""
         return self.gate(self.explore(self.routes_BTL[..., layer_idx], states_BTD), states_BTD), memory
-
-
-def _labels(logits_BTV: Tensor, label_BT: Tensor, text_weight: float) -> Tensor:
-    """Mix the text's own next token with the prediction: probabilities [N, V], float32."""
-    predicted_NV = logits_BTV.flatten(0, 1).float().softmax(-1)
-    own_N1 = torch.full((len(predicted_NV), 1), text_weight, device=predicted_NV.device)
-    return (predicted_NV * (1 - text_weight)).scatter_add_(1, label_BT.reshape(-1, 1), own_N1)

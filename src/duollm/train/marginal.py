@@ -71,23 +71,17 @@ class RandomGates:
         return gates_BT3
 
 
-def marginal_gains(
-    model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates, labels: Tensor | None = None
-) -> tuple[Tensor, float]:
+def marginal_gains(model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates) -> tuple[Tensor, float]:
     """Run the model with random gates w and return what each branch gains, and the mean nll.
 
     The gain is -dL/dw of the batch's summed nll L: to first order, and with what the token's keys and values do
     to later tokens.
 
-    Args:
-        labels: probabilities of the next token, [B * (T - 1), V], under which L is expected; default: the text's own.
-
     Returns:
         gains [L, B, T - 1, C] in nats, of the tokens that predict one, float32; nll in nats per token.
     """
     logits_BTV = model(input_ids=batch_BT, policy=gates, use_cache=False).logits
-    labels = batch_BT[:, 1:].flatten() if labels is None else labels
-    nll = cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), labels, reduction="sum")
+    nll = cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), batch_BT[:, 1:].flatten(), reduction="sum")
     slopes_LBT3 = torch.stack(torch.autograd.grad(nll, gates.gates_LBT3))
     return -slopes_LBT3[:, :, :-1, gates.branches_C].float(), nll.item() / batch_BT[:, 1:].numel()
 
