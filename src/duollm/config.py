@@ -188,6 +188,15 @@ class OracleConfig(Section):
         return self
 
 
+class EvaluateConfig(Section):
+    """The text on which policies are compared, beside the oracle's: policies are cheap, so there can be more of it."""
+
+    documents: int = Field(default=48, ge=2)
+    """Test documents per domain; the oracle's are among them, so never fewer than `oracle.documents`."""
+    windows_per_document: int = Field(default=3, ge=1)
+    """At most so many full windows of each, from its start; never fewer than `oracle.windows_per_document`."""
+
+
 class RouterConfig(Section):
     """Stage 3: routers on a frozen backbone (paper, section 5; docs/routers.md)."""
 
@@ -200,7 +209,9 @@ class RouterConfig(Section):
     spend: list[Literal["average", "exact"]] = Field(default=["average", "exact"], min_length=1)
     """k big layers per token on average, or exactly k on every token; several: each is evaluated."""
     tokens: int = Field(default=100_000, ge=1)
-    """Training tokens per router; those that serve every budget get three times as many."""
+    """Training tokens per router."""
+    every_budget_tokens: int | None = Field(default=None, ge=1)
+    """The same for the kinds of which one training serves every budget; default: four times as many."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=1e-2, gt=0)
@@ -293,8 +304,18 @@ class Recipe(Section):
     pretrain: PretrainConfig = PretrainConfig()
     oracle: OracleConfig = OracleConfig()
     router: RouterConfig = RouterConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     ceiling: CeilingConfig = CeilingConfig()
     report: ReportConfig = ReportConfig()
+
+    @property
+    def compared_text(self) -> EvaluateConfig:
+        """`evaluate`, with at least the oracle's text."""
+        ours, oracles = self.evaluate, self.oracle
+        return EvaluateConfig(
+            documents=max(ours.documents, oracles.documents),
+            windows_per_document=max(ours.windows_per_document, oracles.windows_per_document),
+        )
 
     @model_validator(mode="after")
     def _model_is_made_in_one_way(self) -> "Recipe":

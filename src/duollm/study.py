@@ -16,6 +16,7 @@ from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
 from duollm.evaluate.ceiling import evaluate_ceiling
 from duollm.evaluate.loading import load_model, silence_transformers
+from duollm.evaluate.patterns import evaluate_patterns
 from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
 from duollm.machine import peak_memory_bytes, provenance
@@ -76,7 +77,6 @@ class Study:
         """All stages in the order of the study."""
         recipe = self.recipe
         sampled = recipe.oracle.model_dump(exclude={"memory_gib"})
-        seen = {key: sampled[key] for key in ("documents", "windows_per_document")}
         return [
             Stage(
                 "data",
@@ -104,10 +104,10 @@ class Study:
             Stage(
                 "evaluate",
                 self._evaluate,
-                {**seen, "spend": recipe.router.spend, "seed": recipe.seed},
-                after=("data", "pretrain", "train-router"),
+                {**recipe.compared_text.model_dump(), "spend": recipe.router.spend, "seed": recipe.seed},
+                after=("data", "pretrain", "oracle", "train-router"),
                 outputs=("evaluate",),
-                version=3,
+                version=4,
             ),
             Stage(
                 "report",
@@ -153,10 +153,10 @@ class Study:
         recipe, after, checkpoint = self.recipe, ("data", "pretrain"), "resume/ceiling.pt"
         if not recipe.ceiling.enabled:
             return Stage("ceiling", lambda: None, None, after=after, scratch=("ceiling", checkpoint))
-        scored_on = recipe.oracle.model_dump(include={"documents", "windows_per_document", "branches"})
-        settings = recipe.ceiling.model_dump() | scored_on
+        settings = recipe.ceiling.model_dump() | recipe.compared_text.model_dump()
+        settings["branches"] = recipe.oracle.branches
         settings |= {"big_layers": recipe.router.big_layers, "seed": recipe.seed}
-        return Stage("ceiling", self._measure_ceiling, settings, after, ("ceiling",), (checkpoint,), version=2)
+        return Stage("ceiling", self._measure_ceiling, settings, after, ("ceiling",), (checkpoint,), version=3)
 
     def _label_stages(self) -> list[Stage]:
         """Label training tokens, if some kind of router is taught by the oracle."""
@@ -179,7 +179,7 @@ class Study:
         recipe = self.recipe
         elsewhere = {"kinds", "big_layers", "spend", *_LABEL_SETTINGS}
         settings = recipe.router.model_dump(exclude=elsewhere | _TAUGHT_SETTINGS)
-        settings |= {"seed": recipe.seed, **recipe.oracle.model_dump(include={"windows_per_document"})}
+        settings |= {"seed": recipe.seed, "windows_per_document": recipe.compared_text.windows_per_document}
         taught = settings | recipe.router.model_dump(include=_TAUGHT_SETTINGS)
         return [
             Stage(
@@ -189,7 +189,7 @@ class Study:
                 after=("data", "pretrain", *(["labels"] if router_class(kind).needs_labels else [])),
                 outputs=tuple(f"routers/{router_name(kind, big)}" for big in budgets),
                 scratch=(f"resume/{name}.pt",),
-                version=2,
+                version=3,
             )
             for name, kind, budgets in self._router_trainings()
         ]
@@ -288,7 +288,7 @@ class Study:
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
         recipe = self.recipe
-        model, windows = self._load_model(), recipe.oracle.windows_per_document
+        model, windows = self._load_model(), recipe.compared_text.windows_per_document
         train_router(model, recipe.router, kind, big_layers, self._data, windows, recipe.seed, self.world, self.run)
 
     def _measure_ceiling(self) -> None:
@@ -296,15 +296,17 @@ class Study:
         branches = parse_branches(recipe.oracle.branches)
         predictors = train_ceiling(model, recipe.ceiling, branches, data, recipe.seed, self.world, self.run)
         if self.world.first:
-            evaluate_ceiling(model, predictors, recipe.router.big_layers, data, recipe.oracle, recipe.seed, self.run)
+            big_layers, text = recipe.router.big_layers, recipe.compared_text
+            evaluate_ceiling(model, predictors, big_layers, branches, data, text, recipe.seed, self.run)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
         self.world.wait()
 
     def _evaluate(self) -> None:
         if self.world.first:
             recipe, names = self.recipe, self._router_names()
-            spend, model = recipe.router.spend, self._load_model()
-            evaluate_routers(model, names, spend, self._data, recipe.oracle, recipe.seed, self.run)
+            spend, model, text = recipe.router.spend, self._load_model(), recipe.compared_text
+            evaluate_routers(model, names, spend, self._data, text, recipe.seed, self.run)
+            evaluate_patterns(model, self._data, text, recipe.seed, self.run)
         self.world.wait()
 
     def _report(self) -> None:

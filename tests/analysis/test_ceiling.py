@@ -73,7 +73,7 @@ def test_nothing_where_it_was_not_measured(own_run):
 def test_a_file_of_other_tokens_is_refused(own_run, tmp_path):
     write_ceiling(tmp_path / "other", write_run(tmp_path / "other", Plan(documents=5)), (2,))
     (tmp_path / "other" / "ceiling").rename(own_run / "ceiling")
-    with pytest.raises(UserError, match=r"ceiling/\w+\.parquet: its tokens .* run `duollm study` again"):
+    with pytest.raises(UserError, match=r"ceiling/\w+\.parquet: lacks tokens .* run `duollm study` again"):
         analyse(own_run, 100)
 
 

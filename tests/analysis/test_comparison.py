@@ -89,6 +89,33 @@ def _scores(*rows):
     return Scores("text", "shared", 6, tokens_D, (3,), made)
 
 
+def _rows(scores, compared=None):
+    compared = compared or scores
+    of_compared = Bootstrap(compared.strata, 50, 0)
+    return list(comparison_rows(scores, Bootstrap((3,), 50, 0), compared, of_compared, None))
+
+
+def test_gains_and_spending_are_of_the_larger_text_and_what_relates_to_the_oracle_of_its_own():
+    router = {"kind": "gains", "spend": "average"}
+    scores = _scores(
+        ("static", 3, 4.0, 0, 3.0, {}),
+        (CEILING, 3, 3.8, 0, 3.0, {}),
+        ("oracle", 3, 3.0, 0, 3.0, {"context": "shared"}),
+        ("gains_k3", 3, 3.85, 1, 3.0, router),
+    )
+    more = _scores(("static", 3, 3.9, 0, 3.0, {}), (CEILING, 3, 3.5, 0, 3.0, {}), ("gains_k3", 3, 3.8, 1, 3.0, router))
+    rows = _rows(scores, replace(more, tokens_D=2 * more.tokens_D))
+    one = _pick(rows, policy="gains_k3")
+    assert one["nll"] == pytest.approx(3.85)
+    assert one["closed"] == pytest.approx(0.15)
+    assert one["gain_over_static"] == pytest.approx(0.1 / 2)  # sums over twice the tokens
+    assert one["of_ceiling"] is None  # half of what is spent is not known
+    assert (one["gain_tokens"], one["big_share"], one["within_budget"]) == (60, pytest.approx(0.25), False)
+    oracle = _pick(rows, policy="oracle")
+    assert oracle["gain_over_static"] == pytest.approx(1.0)
+    assert oracle["gain_tokens"] == 30
+
+
 def test_the_share_of_the_ceiling_that_a_router_reaches():
     scores = _scores(
         ("static", 3, 4.0, 0, 3.0, {}),
@@ -96,7 +123,7 @@ def test_the_share_of_the_ceiling_that_a_router_reaches():
         ("oracle", 3, 3.0, 0, 3.0, {"context": "shared"}),
         ("gains_k3", 3, 3.85, 1, 3.0, {"kind": "gains", "spend": "average"}),
     )
-    rows = list(comparison_rows(scores, Bootstrap((3,), 50, 0), None))
+    rows = _rows(scores)
     router = _pick(rows, policy="gains_k3")
     assert router["of_ceiling"] == pytest.approx(0.75)
     assert router["of_ceiling_low"] < 0.75 < router["of_ceiling_high"]
@@ -111,7 +138,7 @@ def test_no_share_of_a_ceiling_that_shows_no_gain():
         (CEILING, 3, 3.99, 20, 3.0, {}),
         ("gains_k3", 3, 3.85, 1, 3.0, {"kind": "gains", "spend": "average"}),
     )
-    router = _pick(list(comparison_rows(scores, Bootstrap((3,), 50, 0), None)), policy="gains_k3")
+    router = _pick(_rows(scores), policy="gains_k3")
     assert router["gain_at_spent"] == pytest.approx(0.15)
     assert router["of_ceiling"] is router["of_ceiling_low"] is None
 
@@ -125,7 +152,7 @@ def test_where_other_routes_may_skip_there_is_no_comparison_at_what_was_spent():
         ),
         skips=True,
     )
-    router = _pick(list(comparison_rows(scores, Bootstrap((3,), 50, 0), None)), policy="gains_k3")
+    router = _pick(_rows(scores), policy="gains_k3")
     assert router["gain_over_static"] == pytest.approx(0.15)
     assert router["gain_at_spent"] is router["of_ceiling"] is None
 

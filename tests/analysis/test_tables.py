@@ -148,7 +148,7 @@ def test_route_ids_outside_the_space(own_run):
 @pytest.mark.parametrize("spoil", [lambda table: table.slice(1), lambda table: table.take(np.arange(len(table))[::-1])])
 def test_routers_must_cover_the_oracles_tokens(own_run, spoil):
     _rewrite(own_run / "evaluate" / "linear-k2" / "prose.parquet", spoil)
-    with pytest.raises(UserError, match="tokens or layers are not those of"):
+    with pytest.raises(UserError, match="lacks tokens or layers of"):
         read_routers(own_run, read_oracle(own_run, "prose"))
 
 

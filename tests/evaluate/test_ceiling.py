@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from duollm.config import CeilingConfig, OracleConfig
+from duollm.config import CeilingConfig, EvaluateConfig
 from duollm.evaluate.ceiling import CeilingPolicy, choose, evaluate_ceiling, predicted_margins
 from duollm.models.branch import Branch
 from duollm.routing.ceiling import all_big_states, exact_routes, margins
@@ -15,7 +15,7 @@ from tiny import tiny_model
 from tiny_corpus import packed_corpus
 
 BRANCHES = (Branch.SMALL, Branch.BIG)
-ORACLE = OracleConfig(documents=3)
+TEXT = EvaluateConfig(documents=3, windows_per_document=1)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def predictors(model):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, model, predictors, data):
     run = tmp_path_factory.mktemp("run")
-    evaluate_ceiling(model, predictors, [1, 2], data, ORACLE, 0, run)
+    evaluate_ceiling(model, predictors, [1, 2], BRANCHES, data, TEXT, 0, run)
     table = pq.read_table(run / "ceiling" / "owls.parquet")
     return run, table, json.loads(table.schema.metadata[b"duollm"])
 

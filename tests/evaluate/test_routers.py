@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from duollm.config import OracleConfig
+from duollm.config import EvaluateConfig
 from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.routers import evaluate_routers
 from duollm.flops import token_flops
@@ -15,7 +15,7 @@ from duollm.routing.space import RouteSpace
 from tiny import tiny_model
 from tiny_corpus import packed_corpus
 
-CONFIG = OracleConfig(documents=3)
+CONFIG = EvaluateConfig(documents=3, windows_per_document=1)
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,13 @@ def model():
 
 def watched_left(router, monkeypatch):
     """What is left of the budget, layer by layer, as the router is told."""
-    left, narrow = [], router.narrow
+    left, informed = [], router.informed
 
-    def note(layer, states, memory):
-        left.append(memory[1])
-        return narrow(layer, states, memory)
+    def note(states, memory):
+        left.append(memory[..., -1] * LAYERS)
+        return informed(states, memory)
 
-    monkeypatch.setattr(router, "narrow", note)
+    monkeypatch.setattr(router, "informed", note)
     return left
 
 
@@ -48,7 +48,8 @@ def test_earlier_choices_and_the_budget_change_decisions(router):
     start = router.begin(torch.zeros(2, 4))
     small, big = (router.remember(0, torch.full((2, 4), branch), start) for branch in (Branch.SMALL, Branch.BIG))
     poor = router.hold(start, 1)
-    scores = [router.scores(1, states_BTD, memory)[0] for memory in (start, poor, small, big, (small[0], big[1]))]
+    mixed = torch.cat([small[..., :-1], big[..., -1:]], dim=-1)
+    scores = [router.scores(1, states_BTD, memory)[0] for memory in (start, poor, big, mixed)]
     for index, one in enumerate(scores):
         assert not any(torch.allclose(one, other) for other in scores[:index])
 
@@ -59,8 +60,9 @@ def test_a_soft_choice_is_remembered_between_the_hard_ones(router):
         sure = torch.nn.functional.one_hot(torch.full((1, 2), int(branch)), 3).float()
         hard, soft = (router.remember(1, choice, start) for choice in (torch.full((1, 2), int(branch)), sure))
         torch.testing.assert_close(hard, soft)
-    _, left = router.remember(1, torch.tensor([0.0, 0.75, 0.25]).expand(1, 2, 3), start)
-    torch.testing.assert_close(left, start[1] - 0.25)
+    known_BTK = router.remember(1, torch.tensor([0.0, 0.75, 0.25]).expand(1, 2, 3), start)
+    torch.testing.assert_close(known_BTK[..., -1], start[..., -1] - 0.25 / LAYERS)
+    assert known_BTK[0, 0, :LAYERS].tolist() == [0, 0.25, 0, 0, 0]
 
 
 def test_a_saved_router_keeps_its_budget(router, model, tmp_path):

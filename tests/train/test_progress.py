@@ -18,10 +18,10 @@ def test_rates_and_time_left(tmp_path, clock, capsys):
     plan = TrainingPlan(steps=10, batch_size=2, learning_rate=1.0, log_every=2)
     progress = Progress("tiny", plan, 50, flops_per_token=4.0, peak=1000.0, metrics=tmp_path / "m.jsonl", start=4)
     clock[0] += 1
-    progress.step(5, 0.1, {"loss": 2.0})
+    progress.step(5, {"loss": 2.0, "learning_rate": 0.1})
     assert capsys.readouterr().out == ""
     clock[0] += 1
-    progress.step(6, 0.1, {"loss": 2.0})
+    progress.step(6, {"loss": 2.0, "learning_rate": 0.1})
     shown = capsys.readouterr().out
     assert "step 6/10" in shown
     assert "50 tokens/s" in shown  # two steps of 50 tokens in two seconds
@@ -37,5 +37,5 @@ def test_the_last_step_is_always_logged(tmp_path, clock):
     progress = Progress("tiny", plan, 50, 4.0, 1000.0, tmp_path / "m.jsonl", start=0)
     for finished in (1, 2, 3):
         clock[0] += 1
-        progress.step(finished, 0.1, {"loss": 2.0})
+        progress.step(finished, {"loss": 2.0, "learning_rate": 0.1})
     assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [2, 3]

@@ -54,7 +54,7 @@ def test_one_training_may_serve_every_budget(tmp_path, data):
     assert first["calibrated_share"] < second["calibrated_share"]
     assert first["price"] > second["price"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [10, 20, 30]  # three times as many as for one budget
+    assert steps == [10, 20, 30, 40]  # four times as many as for one budget
 
 
 def test_a_model_trained_with_its_router_is_saved_beside_it(tmp_path, data):

@@ -15,8 +15,8 @@ import numpy as np
 from duollm.analysis.equal_budget import nll_at
 from duollm.analysis.parquet import ResultFile
 from duollm.analysis.policies import CEILING, EXACT, STATIC, Score, Scores
-from duollm.analysis.statistics import Bootstrap, interval
-from duollm.analysis.tables import OracleTable, check_same_tokens
+from duollm.analysis.statistics import Bootstrap, Integers, interval
+from duollm.analysis.tables import DocumentSums, OracleTable, document_sums, oracle_rows
 
 SHUFFLED = "shuffled"
 
@@ -36,6 +36,7 @@ class CeilingScore:
     chosen: bool
     spend: str
     score: Score
+    compared: DocumentSums
 
 
 def ceiling_policy(spend: str, shuffled: bool = False) -> str:
@@ -53,21 +54,29 @@ def read_ceiling(run: Path, oracle: OracleTable) -> list[CeilingScore]:
     if not path.exists():
         return []
     file = ResultFile.open(path, "duollm study", path.parent)
-    check_same_tokens(file, oracle)
-    return [_read_policy(file, oracle, facts) for facts in file.fact("policies")]
+    rows_T = oracle_rows(file, oracle)
+    return [_read_policy(file, oracle, rows_T, facts) for facts in file.fact("policies")]
 
 
-def _read_policy(file: ResultFile, oracle: OracleTable, facts: dict[str, Any]) -> CeilingScore:
+def _read_policy(file: ResultFile, oracle: OracleTable, rows_T: Integers, facts: dict[str, Any]) -> CeilingScore:
     shuffled, spend = facts["predictor"] == SHUFFLED, facts["spend"]
-    nll_D = oracle.by_document(file.floats(f"nll_{facts['column']}"))
-    big_D = oracle.by_document(file.space().count_big(file.route_ids(f"route_{facts['column']}")).astype(np.float64))
+    nll_N = file.floats(f"nll_{facts['column']}")
+    big_N = file.space().count_big(file.route_ids(f"route_{facts['column']}")).astype(np.float64)
+    nll_D, big_D = oracle.by_document(nll_N[rows_T]), oracle.by_document(big_N[rows_T])
     score = Score(ceiling_policy(spend, shuffled), facts["big_layers"], nll_D, big_D)
-    return CeilingScore(facts["depth"], shuffled, facts["chosen"], spend, score)
+    return CeilingScore(facts["depth"], shuffled, facts["chosen"], spend, score, document_sums(file, nll_N, big_N))
 
 
 def shown_scores(ceiling: Sequence[CeilingScore]) -> list[Score]:
     """Return what stands beside other policies: the chosen depth of every budget, and the control."""
     return [one.score for one in ceiling if one.chosen or one.shuffled]
+
+
+def on_compared_text(ceiling: Sequence[CeilingScore]) -> list[CeilingScore]:
+    """Return the same predictors with their scores on the text of the comparison."""
+    return [
+        replace(one, score=replace(one.score, nll_D=one.compared.nll_D, big_D=one.compared.spent_D)) for one in ceiling
+    ]
 
 
 def pool_ceiling(domains: Sequence[Sequence[CeilingScore]]) -> list[CeilingScore]:

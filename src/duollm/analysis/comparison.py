@@ -27,19 +27,25 @@ def compared_budgets(scores: Scores) -> list[int]:
     return sorted(routers or {row.big_layers for row in between if row.policy == ORACLE})
 
 
-def comparison_rows(scores: Scores, bootstrap: Bootstrap, timing: Timing | None) -> Iterator[Row]:
-    """Yield every policy at every budget compared, and both ends; fields are described in docs/formats.md."""
-    draws = list(zip(scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True))
-    measured = {
-        (row.policy, row.big_layers): (own_X, spent_X)
-        for row, own_X, spent_X in draws
-        if row.context in (None, scores.context)
-    }
+def comparison_rows(
+    scores: Scores, bootstrap: Bootstrap, compared: Scores, of_compared: Bootstrap, timing: Timing | None
+) -> Iterator[Row]:
+    """Yield every policy at every budget compared, and both ends; fields are described in docs/formats.md.
+
+    Losses and what relates to the oracle are of `scores`; gains and spending of policies that see no label are of
+    `compared`, which may hold more text.
+    """
+    draws = zip(scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True)
+    on_oracles, on_more = _measured(scores, bootstrap), _measured(compared, of_compared)
     gaps = {row["policy"]: row for row in gap_rows(scores, bootstrap)}
     budgets = compared_budgets(scores)
-    for row, own_X, spent_X in draws:
+    for row, nll_X, spent_X in draws:
         if row.policy not in (ALL_SMALL, ALL_BIG) and row.big_layers not in budgets:
             continue
+        text, measured, own_X = scores, on_oracles, nll_X
+        if (row.policy, row.big_layers) in on_more and row.context in (None, scores.context):
+            text, measured = compared, on_more
+            own_X, spent_X = on_more[row.policy, row.big_layers]
         share = float(spent_X[0]) / scores.num_layers
         yield {
             "domain": scores.domain,
@@ -48,13 +54,24 @@ def comparison_rows(scores: Scores, bootstrap: Bootstrap, timing: Timing | None)
             "kind": row.kind,
             "spend": row.spend,
             "context": row.context,
-            **_named("nll", interval(own_X)),
+            **_named("nll", interval(nll_X)),
             **_gains(measured, row, own_X, None if scores.skips else spent_X),
+            "gain_tokens": int(text.tokens_D.sum()),
             **_closed(gaps.get(row.policy)),
             "big_share": share,
             "within_budget": abs(share - row.big_layers / scores.num_layers) <= NEAR_BUDGET if row.kind else None,
             **_costs(row, scores, timing, share),
         }
+
+
+def _measured(scores: Scores, bootstrap: Bootstrap) -> dict[tuple[str, int], tuple[Floats, Floats]]:
+    """Return the draws of loss and spending of every policy, of oracles in the main context, by policy and k."""
+    draws = zip(scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True)
+    return {
+        (row.policy, row.big_layers): (nll_X, spent_X)
+        for row, nll_X, spent_X in draws
+        if row.context in (None, scores.context)
+    }
 
 
 def spend_rows(scores: Scores, bootstrap: Bootstrap) -> Iterator[Row]:

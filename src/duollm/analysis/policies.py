@@ -11,9 +11,11 @@ import numpy as np
 
 from duollm.analysis.patterns import best_of, static, whole_document_sums
 from duollm.analysis.statistics import Bootstrap, Floats, Integers
-from duollm.analysis.tables import OracleTable, PatternTable, RouterTable
+from duollm.analysis.tables import DocumentSums, OracleTable, PatternTable, RouterTable
+from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.oracle.halves import first_half
+from duollm.routing.space import RouteSpace
 
 ALL_SMALL = "all-small"
 ALL_BIG = "all-big"
@@ -150,6 +152,43 @@ def _score_router(router: RouterTable, by_document: Callable[[Floats], Floats], 
         flops_D=over_tokens(router.flops_per_token),
         router_flops_D=over_tokens(router.router_flops_per_token),
     )
+
+
+def score_compared(
+    scores: Scores,
+    documents: Sequence[str],
+    patterns: PatternTable,
+    space: RouteSpace,
+    others: Sequence[tuple[Score, DocumentSums]],
+    seed: int,
+) -> Scores:
+    """Score on the text of the comparison what runs without the label: static and others, one domain.
+
+    Args:
+        scores: of the oracle's tokens, in the same domain.
+        patterns: candidates for static, on these documents.
+        others: policies as scored on the oracle's tokens, and their sums over the text of the comparison.
+
+    Raises:
+        UserError: a policy was run on other text.
+    """
+    in_first_D, big_R, tokens_D = (
+        first_half(len(documents), seed),
+        space.count_big(patterns.route_R),
+        patterns.counted_D,
+    )
+    rows = [
+        Score(STATIC, int(k), static(patterns.nll_sum_DR[:, big_R == k], in_first_D), k * tokens_D.astype(np.float64))
+        for k in np.unique(big_R)
+    ]
+    for score, sums in others:
+        if sums.documents != list(documents) or not np.array_equal(sums.tokens_D, tokens_D):
+            raise UserError(
+                f"{score.policy}: was scored on other text than static, domain {scores.domain}; "
+                "delete the run's folders evaluate and ceiling and run `duollm study` again"
+            )
+        rows.append(replace(score, nll_D=sums.nll_D, big_D=sums.spent_D, flops_D=None, router_flops_D=None))
+    return replace(scores, tokens_D=tokens_D, strata=(len(documents),), rows=rows)
 
 
 def patterns_by_budget(oracle: OracleTable, patterns: PatternTable) -> Iterator[tuple[int, Floats]]:

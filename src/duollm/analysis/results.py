@@ -12,12 +12,19 @@ import numpy as np
 import yaml
 
 from duollm.analysis.agreement import Agreement, agreement_rows, measure_agreement, pool_agreement
-from duollm.analysis.ceiling import CeilingScore, ceiling_rows, pool_ceiling, read_ceiling, shown_scores
+from duollm.analysis.ceiling import (
+    CeilingScore,
+    ceiling_rows,
+    on_compared_text,
+    pool_ceiling,
+    read_ceiling,
+    shown_scores,
+)
 from duollm.analysis.claims import decide_claims, gather_evidence
 from duollm.analysis.comparison import comparison_rows, spend_rows
 from duollm.analysis.decomposition import decomposition_rows
 from duollm.analysis.layer_use import LayerUse, count_layer_use, pool_layer_use, position_edges
-from duollm.analysis.policies import EXECUTED, ORACLE, Scores, pool, score_policies
+from duollm.analysis.policies import EXECUTED, ORACLE, Scores, pool, score_compared, score_policies
 from duollm.analysis.rows import (
     PolicyLayerUse,
     Row,
@@ -34,6 +41,7 @@ from duollm.analysis.tables import (
     PatternTable,
     RouterTable,
     list_domains,
+    read_compared_patterns,
     read_oracle,
     read_patterns,
     read_routers,
@@ -52,6 +60,7 @@ class _Domain:
     patterns: PatternTable
     routers: list[RouterTable]
     ceiling: list[CeilingScore]
+    compared: tuple[list[str], PatternTable] | None
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,12 @@ class _Sample:
     uses: list[PolicyLayerUse]
     noise: list[SelectionNoise]
     agreement: list[Agreement]
-    ceiling: list[CeilingScore]
     bootstrap: Bootstrap
+    compared: Scores
+    """What runs without the label, on the text of the comparison; in runs of older versions as `scores`."""
+    ceiling: list[CeilingScore]
+    """On the text of `compared`."""
+    compared_bootstrap: Bootstrap
 
 
 def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -82,28 +95,31 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> dict[str
     edges = position_edges(np.concatenate([domain.oracle.position_T for domain in domains]))
     samples = [_sample(domain, edges, bootstrap_samples, seed) for domain in domains]
     pooled = [_pool(samples, bootstrap_samples, seed)] if len(samples) > 1 else []
-    pairs, timing = list(zip(domains, samples, strict=True)), read_timing(run)
+    pairs, timing, everything = list(zip(domains, samples, strict=True)), read_timing(run), samples + pooled
     results = {
         "provenance": _read_json(run / "provenance.json"),
         "model": _describe_model(run, domains[0].oracle),
         "data": {domain.oracle.domain: _size(domain) for domain in domains},
         "context": domains[0].oracle.context,
         "bootstrap": {"samples": bootstrap_samples, "seed": seed, "level": 0.95},
-        "nll": _list(nll_rows(one.scores, one.bootstrap) for one in samples + pooled),
-        "gap_closed": _list(gap_rows(one.scores, one.bootstrap) for one in samples + pooled),
-        "comparison": _list(comparison_rows(one.scores, one.bootstrap, timing) for one in samples + pooled),
-        "spend": _list(spend_rows(one.scores, one.bootstrap) for one in samples + pooled),
-        "agreement": _list(agreement_rows(one.scores.domain, one.agreement, one.bootstrap) for one in samples + pooled),
+        "nll": _list(nll_rows(one.scores, one.bootstrap) for one in everything),
+        "gap_closed": _list(gap_rows(one.scores, one.bootstrap) for one in everything),
+        "comparison": _list(
+            comparison_rows(one.scores, one.bootstrap, one.compared, one.compared_bootstrap, timing)
+            for one in everything
+        ),
+        "spend": _list(spend_rows(one.compared, one.compared_bootstrap) for one in everything),
+        "agreement": _list(agreement_rows(one.scores.domain, one.agreement, one.bootstrap) for one in everything),
         "timing": timing and timing.facts,
-        "selection_noise": _list(noise_rows(one.scores, one.noise, one.bootstrap) for one in samples + pooled),
-        "ceiling": _list(ceiling_rows(one.scores, one.ceiling, one.bootstrap) for one in samples + pooled),
-        "decomposition": _list(decomposition_rows(one.scores, one.noise, one.bootstrap) for one in samples + pooled),
+        "selection_noise": _list(noise_rows(one.scores, one.noise, one.bootstrap) for one in everything),
+        "ceiling": _list(ceiling_rows(one.compared, one.ceiling, one.compared_bootstrap) for one in everything),
+        "decomposition": _list(decomposition_rows(one.scores, one.noise, one.bootstrap) for one in everything),
         "best_of_patterns": _list(
             best_of_rows(domain.oracle, domain.patterns, one.bootstrap, seed) for domain, one in pairs
         ),
         "layer_use": _list(layer_use_rows(one.scores.domain, one.uses, edges, one.bootstrap) for one in samples),
         "difficulty": _list(difficulty_rows(domain.oracle, one.bootstrap) for domain, one in pairs),
-        "claims": _list(_claim_rows(one) for one in samples + pooled),
+        "claims": _list(_claim_rows(one) for one in everything),
     }
     write_json(run / "results.json", results)
     return results
@@ -134,7 +150,13 @@ def headline_domain(results: dict[str, Any]) -> str:
 
 def _read_domain(run: Path, name: str) -> _Domain:
     oracle = read_oracle(run, name)
-    return _Domain(oracle, read_patterns(run, oracle), read_routers(run, oracle), read_ceiling(run, oracle))
+    return _Domain(
+        oracle,
+        read_patterns(run, oracle),
+        read_routers(run, oracle),
+        read_ceiling(run, oracle),
+        read_compared_patterns(run, name),
+    )
 
 
 def _check_one_space(domains: Sequence[_Domain]) -> None:
@@ -150,10 +172,19 @@ def _check_one_space(domains: Sequence[_Domain]) -> None:
 def _sample(domain: _Domain, edges: Integers, bootstrap_samples: int, seed: int) -> _Sample:
     scores = score_policies(domain.oracle, domain.patterns, domain.routers, seed)
     scores = replace(scores, rows=scores.rows + shown_scores(domain.ceiling))
+    compared, ceiling = scores, domain.ceiling
+    if domain.compared is not None:
+        documents, patterns = domain.compared
+        of_router = {router.name: router.compared for router in domain.routers}
+        ran = [(score, of_router[score.policy]) for score in scores.rows if score.kind]
+        ran += [(one.score, one.compared) for one in domain.ceiling if one.chosen or one.shuffled]
+        compared = score_compared(scores, documents, patterns, domain.oracle.space, ran, seed)
+        ceiling = on_compared_text(domain.ceiling)
     noise = measure_noise(domain.oracle, scores)
     agreement = measure_agreement(domain.oracle, domain.routers)
     bootstrap = Bootstrap(scores.strata, bootstrap_samples, seed)
-    return _Sample(scores, _layer_uses(domain, edges), noise, agreement, domain.ceiling, bootstrap)
+    of_compared = Bootstrap(compared.strata, bootstrap_samples, seed)
+    return _Sample(scores, _layer_uses(domain, edges), noise, agreement, bootstrap, compared, ceiling, of_compared)
 
 
 def _layer_uses(domain: _Domain, edges: Integers) -> list[PolicyLayerUse]:
@@ -188,7 +219,9 @@ def _pool(samples: Sequence[_Sample], bootstrap_samples: int, seed: int) -> _Sam
     noise = pool_noise([one.noise for one in samples])
     agreement = pool_agreement([one.agreement for one in samples])
     ceiling = pool_ceiling([one.ceiling for one in samples])
-    return _Sample(scores, uses, noise, agreement, ceiling, Bootstrap(scores.strata, bootstrap_samples, seed))
+    compared = pool([one.compared for one in samples])
+    bootstrap, of_compared = (Bootstrap(each.strata, bootstrap_samples, seed) for each in (scores, compared))
+    return _Sample(scores, uses, noise, agreement, bootstrap, compared, ceiling, of_compared)
 
 
 def _claim_rows(sample: _Sample) -> list[Row]:
@@ -234,7 +267,15 @@ def _size(domain: _Domain) -> dict[str, int]:
         "documents": len(domain.oracle.documents),
         "tokens": len(domain.oracle.document_T),
         "pattern_tokens": int(domain.patterns.counted_D.sum()),
+        **_compared_size(domain),
     }
+
+
+def _compared_size(domain: _Domain) -> dict[str, int]:
+    if domain.compared is None:
+        return {}
+    documents, patterns = domain.compared
+    return {"compared_documents": len(documents), "compared_tokens": int(patterns.counted_D.sum())}
 
 
 def _read_json(path: Path) -> Any:

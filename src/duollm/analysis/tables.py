@@ -1,6 +1,6 @@
 """The parquet files of a run as typed columns; see docs/formats.md.
 
-Shape letters: T tokens, D documents, R routes.
+Shape letters: T tokens of the oracle, N rows of a file, D documents, R routes.
 """
 
 import json
@@ -101,8 +101,20 @@ class PatternTable:
 
 
 @dataclass(frozen=True)
+class DocumentSums:
+    """What a policy cost on each document of the text of the comparison, which the oracle's is a part of."""
+
+    documents: list[str]
+    tokens_D: Integers
+    nll_D: Floats
+    """Nats."""
+    spent_D: Floats
+    """Big layers."""
+
+
+@dataclass(frozen=True)
 class RouterTable:
-    """A trained router on the tokens of an `OracleTable`, in the same order."""
+    """A trained router on the tokens of an `OracleTable`, in the same order, and on the text of the comparison."""
 
     name: str
     kind: str
@@ -115,6 +127,7 @@ class RouterTable:
     route_T: Integers
     spent_T: Floats
     """What the route costs in big layers; a skipped layer counts below 0, by what it saves."""
+    compared: DocumentSums
     flops_per_token: float | None
     """Forward FLOPs, head and router included; None if the file does not say."""
     router_flops_per_token: float | None
@@ -212,10 +225,38 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
     """
     path = run / "oracle" / f"{oracle.domain}{KINDS['routes']}.parquet"
     file = ResultFile.open(path, "duollm oracle", path.parent)
-    names, own_document = file.documents()
-    if set(names) != set(oracle.documents):
+    if set(file.documents()[0]) != set(oracle.documents):
         raise UserError(f"{file.path}: its documents are not those of {oracle.path}; {file.again}")
-    document = np.array([oracle.documents.index(name) for name in names])[own_document]
+    patterns = _patterns(file, oracle.documents)
+    counted_D = patterns.counted_D
+    all_counted = file.facts.get("counted_share", 1) == 1
+    fewest_D = oracle.tokens_D if all_counted else 1
+    if (counted_D < fewest_D).any() or (counted_D > oracle.tokens_D).any():
+        raise UserError(f"{file.path}: its token counts are not those of {oracle.path}; {file.again}")
+    return patterns
+
+
+def read_compared_patterns(run: Path, domain: str) -> tuple[list[str], PatternTable] | None:
+    """Read evaluate/<domain>.routes.parquet: the documents of the comparison, and patterns on all their tokens.
+
+    Returns:
+        None if there is none: the run is of an older version.
+
+    Raises:
+        UserError: the file is foreign or incomplete.
+    """
+    path = run / "evaluate" / f"{domain}{KINDS['routes']}.parquet"
+    if not path.exists():
+        return None
+    file = ResultFile.open(path, "duollm evaluate", path.parent)
+    documents, _ = file.documents()
+    return documents, _patterns(file, documents)
+
+
+def _patterns(file: ResultFile, documents: Sequence[str]) -> PatternTable:
+    """Read the sums of all routes, documents in the given order."""
+    names, own_document = file.documents()
+    document = np.array([documents.index(name) for name in names])[own_document]
     route_R, column = np.unique(file.route_ids("route"), return_inverse=True)
     nll_sum_DR = np.full((len(names), len(route_R)), np.nan)
     nll_sum_DR[document, column] = file.floats("nll_sum")
@@ -223,10 +264,6 @@ def read_patterns(run: Path, oracle: OracleTable) -> PatternTable:
     counted_D[document] = file.integers("tokens")
     if np.isnan(nll_sum_DR).any():
         raise UserError(f"{file.path}: some documents lack some routes; {file.again}")
-    all_counted = file.facts.get("counted_share", 1) == 1
-    fewest_D = oracle.tokens_D if all_counted else 1
-    if (counted_D < fewest_D).any() or (counted_D > oracle.tokens_D).any():
-        raise UserError(f"{file.path}: its token counts are not those of {oracle.path}; {file.again}")
     return PatternTable(route_R, nll_sum_DR, counted_D)
 
 
@@ -243,32 +280,47 @@ def read_routers(run: Path, oracle: OracleTable) -> list[RouterTable]:
 
 def _read_router(path: Path, oracle: OracleTable) -> RouterTable:
     file = ResultFile.open(path, "duollm evaluate", path.parents[1])
-    check_same_tokens(file, oracle)
-    space, route_T = file.space(), file.route_ids("route")
+    rows_T = oracle_rows(file, oracle)
+    space, route_N, nll_N = file.space(), file.route_ids("route"), file.floats("nll")
     costs_B = np.array(file.facts.get("branch_costs", _COSTS_WITHOUT_SKIP), dtype=np.float64)
+    spent_N = costs_B[space.decode(route_N)].sum(1)
     return RouterTable(
         name=file.fact("router"),
         kind=file.fact("kind"),
         spend=file.facts.get("spend", "average"),
         big_layers=file.fact("big_layers"),
         space=space,
-        nll_T=file.floats("nll"),
-        route_T=route_T,
-        spent_T=costs_B[space.decode(route_T)].sum(1),
+        nll_T=nll_N[rows_T],
+        route_T=route_N[rows_T],
+        spent_T=spent_N[rows_T],
+        compared=document_sums(file, nll_N, spent_N),
         flops_per_token=file.facts.get("flops_per_token"),
         router_flops_per_token=file.facts.get("router_flops_per_token"),
     )
 
 
-def check_same_tokens(file: ResultFile, oracle: OracleTable) -> None:
-    """Raise UserError unless the rows of a file are those of the oracle's, in the same order."""
-    documents, document_T = file.documents()
-    same = documents == oracle.documents and np.array_equal(document_T, oracle.document_T)
-    for name, column_T in (
-        ("window", oracle.window_T),
-        ("position", oracle.position_T),
-        ("token_id", oracle.token_id_T),
-    ):
-        same = same and np.array_equal(file.integers(name), column_T)
+def oracle_rows(file: ResultFile, oracle: OracleTable) -> Integers:
+    """Return, for every token of the oracle, its row in a file that covers more text, or the same.
+
+    Raises:
+        UserError: the file lacks some of them, or is of another model.
+    """
+    place = {name: number for number, name in enumerate(oracle.documents)}
+    documents, document_N = file.documents()
+    oracles_N = np.array([place.get(name, len(place)) for name in documents])[document_N]
+    of_file = (oracles_N, file.integers("window"), file.integers("position"))
+    of_oracle = (oracle.document_T, oracle.window_T, oracle.position_T)
+    shape = [1 + int(max(ours.max(), theirs.max())) for ours, theirs in zip(of_file, of_oracle, strict=True)]
+    key_N, key_T = np.ravel_multi_index(of_file, shape), np.ravel_multi_index(of_oracle, shape)
+    rows_T = np.flatnonzero(np.isin(key_N, key_T))
+    same = np.array_equal(key_N[rows_T], key_T) and np.array_equal(file.integers("token_id")[rows_T], oracle.token_id_T)
     if not same or file.space().num_layers != oracle.space.num_layers:
-        raise UserError(f"{file.path}: its tokens or layers are not those of {oracle.path}; {file.again}")
+        raise UserError(f"{file.path}: lacks tokens or layers of {oracle.path}; {file.again}")
+    return rows_T
+
+
+def document_sums(file: ResultFile, nll_N: Floats, spent_N: Floats) -> DocumentSums:
+    """Sum the losses and the big layers of all rows of a file over its documents."""
+    documents, document_N = file.documents()
+    nll_D, spent_D = (sum_by_document(each_N, document_N, len(documents)) for each_N in (nll_N, spent_N))
+    return DocumentSums(documents, np.bincount(document_N), nll_D, spent_D)

@@ -1,4 +1,4 @@
-"""The predictable ceiling on the oracle's tokens: predicted gains become routes, and these are executed.
+"""The predictable ceiling on the text of the comparison: predicted gains become routes, and these are executed.
 
 Shape letters: W windows, B windows per forward, T tokens, L layers.
 """
@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duollm.config import OracleConfig
+from duollm.config import EvaluateConfig
 from duollm.data.packed import PackedData
 from duollm.evaluate.losses import policy_losses
 from duollm.files import replacing
+from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.ceiling import GainPredictor, all_big_states, exact_routes, margins, price_for, priced_routes
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routing.space import RouteSpace
 from duollm.train.ceiling import SHUFFLED
 
 _VALIDATION_WINDOWS = 64
@@ -70,17 +71,18 @@ def evaluate_ceiling(
     model: DuoForCausalLM,
     predictors: nn.ModuleDict,
     big_layers: Sequence[int],
+    branches: Sequence[Branch],
     data: PackedData,
-    config: OracleConfig,
+    text: EvaluateConfig,
     seed: int,
     run: Path,
 ) -> None:
-    """Write `run/ceiling/` (docs/formats.md): the losses of predicted routes on the oracle's windows.
+    """Write `run/ceiling/` (docs/formats.md): the losses of predicted routes on the text of the comparison.
 
     Prices and the choice among depths come from validation documents.
     """
-    space = RouteSpace(model.config.num_hidden_layers, parse_branches(config.branches))
-    sample = data.balanced_sample("validation", _VALIDATION_WINDOWS, config.windows_per_document, seed)
+    space = RouteSpace(model.config.num_hidden_layers, tuple(branches))
+    sample = data.balanced_sample("validation", _VALIDATION_WINDOWS, text.windows_per_document, seed)
     validation_WT = torch.from_numpy(sample).to(model.device)
     policies = choose(_on_validation(model, predictors, big_layers, space, validation_WT))
     facts = {
@@ -92,7 +94,7 @@ def evaluate_ceiling(
         folder.mkdir()
         save_file(predictors.state_dict(), folder / "predictors.safetensors")
         for domain in data.domains:
-            windows = data.windows("test", domain, config.documents, config.windows_per_document, seed)
+            windows = data.windows("test", domain, text.documents, text.windows_per_document, seed)
             token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
             columns = windows.columns() | _columns(model, predictors, policies, space, token_ids_WT)
             table = pa.table(columns).replace_schema_metadata({"duollm": json.dumps(facts)})

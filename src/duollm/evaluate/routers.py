@@ -1,4 +1,4 @@
-"""The evaluation stage: losses and routes of the oracle's tokens under every trained router, and what they cost.
+"""The evaluation stage: losses and routes of the text of the comparison under every trained router, and what they cost.
 
 Shape letters: W windows, T tokens, L layers.
 """
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from duollm.config import OracleConfig
+from duollm.config import EvaluateConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.evaluate.loading import load_model
 from duollm.evaluate.losses import policy_losses
@@ -33,20 +33,19 @@ def evaluate_routers(
     names: Sequence[str],
     spend: Sequence[str],
     data: PackedData,
-    config: OracleConfig,
+    text: EvaluateConfig,
     seed: int,
     run: Path,
 ) -> None:
     """Write `run/evaluate/<name>/<domain>.parquet` for the named routers in `run/routers`, and `timing.json`.
 
-    The windows are the oracle's (docs/formats.md), so the rows of both stores correspond.
+    The oracle's windows are among them (docs/formats.md), so its rows are found again.
 
     Args:
         spend: how the budget is spent, "average" or "exact"; the exact variant's name ends in `_exact`.
     """
     tested = {
-        domain: data.windows("test", domain, config.documents, config.windows_per_document, seed)
-        for domain in data.domains
+        domain: data.windows("test", domain, text.documents, text.windows_per_document, seed) for domain in data.domains
     }
     timed_BT = torch.cat([torch.from_numpy(windows.token_ids) for windows in tested.values()]).to(model.device)
     stopwatch = Stopwatch(model, timed_BT)

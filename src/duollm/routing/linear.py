@@ -15,11 +15,16 @@ from duollm.routing.router import Router
 
 
 class LinearRouter(Router):
-    """Scores the branches of each layer by a linear map of the hidden states."""
+    """Scores the branches of each layer by a linear map of the hidden states.
 
-    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+    Args:
+        inputs: of each map, where a kind gives it more than the D numbers of the states.
+    """
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch], inputs: int | None = None) -> None:
         super().__init__(config, branches)
-        self.weight_LCD = nn.Parameter(torch.zeros(self.num_layers, len(self.branches), self.hidden_size))
+        self.inputs = inputs or self.hidden_size
+        self.weight_LCD = nn.Parameter(torch.zeros(self.num_layers, len(self.branches), self.inputs))
         self.bias_LC = nn.Parameter(torch.zeros(self.num_layers, len(self.branches)))
 
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
@@ -34,7 +39,7 @@ class LinearRouter(Router):
 
     def flops_per_token(self) -> int:
         """Count one product per layer with the difference of two maps, or one per branch if there are three."""
-        return 2 * self.num_layers * self.maps_in_use * self.hidden_size
+        return 2 * self.num_layers * self.maps_in_use * self.inputs
 
     @property
     def maps_in_use(self) -> int:

@@ -27,8 +27,8 @@ class Router(nn.Module):
         branches: the branches it chooses from; big among them.
 
     Attributes:
-        objective: how it is trained, a key of `OBJECTIVES` or `FITS` in `duollm.train.objectives`; one that is in
-            neither is only calibrated.
+        objective: how it is trained, a key of a table in `duollm.train.objectives`; one that is in
+            none is only calibrated.
         every_budget: whether one training serves all budgets, which then differ in the price alone.
         two_branches: whether it cannot choose among three.
         needs_labels: whether it is taught by `duollm.oracle.labels`.

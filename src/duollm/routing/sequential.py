@@ -1,74 +1,69 @@
 """A router that knows what it did: choices so far and what is left to spend are inputs of every decision.
 
-Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, R rank, M memory, K = M + 1.
+Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, K = L + 1 known, F = D + K inputs.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
-from duollm.routing.gains import DeepGainsRouter
+from duollm.routing.linear import LinearRouter
+from duollm.routing.router import branch_costs
 
 
-class SequentialRouter(DeepGainsRouter):
+class SequentialRouter(LinearRouter):
     """Marginal gains predicted from the state, the choices of earlier layers and the budget that is left.
 
     A big layer is worth less the more of them follow, which a router that sees one layer's state cannot know.
-    The memory holds M numbers, updated after every layer by tanh(carry m + e), where e is an embedding of layer and
-    branch (mixed, if the choice is soft), and how many big layers are left. Both enter the bottleneck, the
-    latter divided by the number of layers left. Training sees all budgets, so one serves all; in use the
-    budget is `big_layers`.
+    What is known of a token is a vector: the cost of its choice at each layer (1 where it took big, 0 where small,
+    and not yet) and how many big layers are left, as a share of all layers. One linear map per layer takes it and the
+    state. Training sees all budgets, so one serves all; in use the budget is `big_layers`.
     """
 
-    memory_width = 8
+    objective = "regression"
+    every_budget = True
     big_layers: Tensor
+    step_L3K: Tensor
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
-        super().__init__(config, branches)
-        width, choices = self.memory_width, len(self.branches)
-        self.embed_LCM = nn.Parameter(0.5 * torch.randn(self.num_layers, choices, width))
-        self.carry_MM = nn.Parameter(torch.eye(width))
-        self.known_LRK = nn.Parameter(torch.zeros(self.num_layers, self.rank, width + 1))
-        self.register_buffer("big_layers", torch.tensor(self.num_layers / 2))
+        layers = config.num_hidden_layers
+        super().__init__(config, branches, config.hidden_size + layers + 1)
+        self.register_buffer("big_layers", torch.tensor(layers / 2))
+        cost_3 = branch_costs(config)
+        step_L3K = torch.cat([torch.zeros(layers, 3, layers), -cost_3.expand(layers, 3)[..., None] / layers], dim=-1)
+        step_L3K[range(layers), :, range(layers)] = cost_3
+        self.register_buffer("step_L3K", step_L3K, persistent=False)
 
     def aim(self, big_layers: int) -> None:
         """Take note of the budget."""
         self.big_layers.fill_(big_layers)
 
-    def begin(self, position_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Nothing done, the whole budget left: zeros [B, T, M] and big layers [B, T]."""
-        nothing_BTM = self.carry_MM.new_zeros(*position_ids_BT.shape, self.memory_width)
-        return nothing_BTM, self.big_layers.expand(position_ids_BT.shape)
+    def begin(self, position_ids_BT: Tensor) -> Tensor:
+        """Nothing done, the whole budget left, [B, T, K]."""
+        return self.hold(self.step_L3K.new_zeros(*position_ids_BT.shape, self.num_layers + 1), self.big_layers)
 
     def hold(self, memory: Any, big_layers: int | Tensor) -> Any:
         """Let each token start with so many big layers, a number or [B, 1]."""
-        carried_BTM, left_BT = memory
-        return carried_BTM, torch.zeros_like(left_BT) + big_layers
+        left_BT = torch.zeros_like(memory[..., -1]) + big_layers / self.num_layers
+        return torch.cat([memory[..., :-1], left_BT[..., None]], dim=-1)
 
-    def narrow(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
-        """The bottleneck's activations, [B, T, R]."""
-        carried_BTM, left_BT = memory
-        share_BT1 = (left_BT / (self.num_layers - layer_idx))[..., None]
-        known_BTK = torch.cat([carried_BTM, share_BT1], dim=-1).to(states_BTD.dtype)
-        down_RD, known_RK = (weight[layer_idx].to(states_BTD.dtype) for weight in (self.down_LRD, self.known_LRK))
-        return nn.functional.gelu(states_BTD @ down_RD.T + known_BTK @ known_RK.T)
+    def informed(self, states_BTD: Tensor, memory: Any) -> Tensor:
+        """The inputs of a decision, [B, T, F]."""
+        return torch.cat([states_BTD, memory.to(states_BTD.dtype)], dim=-1)
 
-    def flops_per_token(self) -> int:
-        """Count the maps, the bottleneck with what is known, and the update of the memory."""
-        width, choices = self.memory_width, len(self.branches)
-        known = self.rank * (width + 1) + width * (width + choices)
-        return super().flops_per_token() + 2 * self.num_layers * known
+    def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Return the scores of the branches, [B, T, C], float32."""
+        return super().scores(layer_idx, self.informed(states_BTD, memory), memory)
+
+    def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """By how much big beats the one other branch, [B, T]."""
+        return super().margin(layer_idx, self.informed(states_BTD, memory), memory)
 
     def remember(self, layer_idx: int, choice: Tensor, memory: Any) -> Any:
-        """Add the choice, hard [B, T] or soft [B, T, 3], to the memory and take its cost from what is left."""
-        carried_BTM, left_BT = memory
-        if choice.is_floating_point():
-            weights_BTC = choice[..., list(self.branches)].float()
-        else:
-            weights_BTC = (choice[..., None] == self.values_C).float()
-        carried_BTM = torch.tanh(carried_BTM @ self.carry_MM.T + weights_BTC @ self.embed_LCM[layer_idx])
-        return carried_BTM, left_BT - weights_BTC @ self.cost_C
+        """Note what the choice costs, hard [B, T] or soft [B, T, 3], and take it from what is left."""
+        step_3K = self.step_L3K[layer_idx]
+        return memory + (choice.to(memory.dtype) @ step_3K if choice.is_floating_point() else step_3K[choice])

@@ -16,7 +16,7 @@ from duollm.flops import token_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routing.ceiling import GainPredictor, all_big_states, margins, priced_routes
-from duollm.routing.gains import GainsRouter
+from duollm.routing.gains import GAIN_SCALE
 from duollm.routing.sampling import derived_seed
 from duollm.train.distributed import World
 from duollm.train.loop import LossFn, train
@@ -108,7 +108,7 @@ def ceiling_loss(
         gates = _PredictedGates(cast(GainPredictor, predictors[deepest]), states_BTF, branches, batch_BT, generator)
         gates.random_share = explored_share(step / steps)
         gain_LBTC, nll = marginal_gains(model, batch_BT, gates)
-        gain_NLC = centred(gain_LBTC * GainsRouter.scale).flatten(1, 2).transpose(0, 1)
+        gain_NLC = centred(gain_LBTC * GAIN_SCALE).flatten(1, 2).transpose(0, 1)
         share_N = gates.big_B1.expand(-1, batch_BT.shape[1] - 1).flatten()
         big_NL = torch.stack(gates.gates_LBT3)[:, :, :-1, Branch.BIG].detach().flatten(1).T
         states_NF = states_BTF[:, :-1].flatten(0, 1)

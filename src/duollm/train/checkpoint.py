@@ -2,7 +2,7 @@
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,17 @@ from duollm.errors import UserError
 from duollm.files import replacing
 
 
-def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, identity: str) -> None:
+class Stateful(Protocol):
+    """An optimiser, or what stands in its place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next step depends on."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+
+
+def save_checkpoint(path: Path, module: nn.Module, optimizer: Stateful, step: int, identity: str) -> None:
     """Write all that the loop needs to go on after `step` finished steps."""
     state = {
         "identity": identity,
@@ -23,7 +33,7 @@ def save_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
         torch.save(state, temporary)
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> int:
+def load_checkpoint(path: Path, module: nn.Module, optimizer: Stateful, identity: str) -> int:
     """Restore a checkpoint, if there is one; return the number of finished steps.
 
     Raises:

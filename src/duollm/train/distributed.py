@@ -37,6 +37,12 @@ class World:
         for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
             gradient.copy_(mean)
 
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum of the values of all processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
     def average(self, value: Tensor) -> float:
         """The mean of a scalar over all processes."""
         value = value.detach().clone()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.gains import GainsRouter
+from duollm.routing.gains import GAIN_SCALE
 from duollm.routing.router import Router
 from duollm.routing.sampling import derived_seed
 from duollm.train.lesson import Lesson
@@ -27,17 +27,16 @@ def gains_loss(lesson: Lesson) -> LossFn:
     stay random. The gain of a branch counts from the mean over the router's branches: only differences decide.
     """
     model, router = lesson.model, lesson.router
-    assert isinstance(router, GainsRouter)
     generator = torch.Generator(model.device)
     router.train()
 
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(lesson.seed, step, part, lesson.rank))
-        watched = _Watched(router, batch_BT, generator)
+        watched = Watched(router, batch_BT, generator)
         watched.random_share = explored_share(step / lesson.steps)
-        watched.price_B1 = _prices(model, watched, batch_BT[:_PRICED_SEQUENCES])
+        watched.price_B1 = prices(model, watched, batch_BT)
         gain_LBTC, nll = marginal_gains(model, batch_BT, watched)
-        gain_LBTC = gain_LBTC * router.scale
+        gain_LBTC = gain_LBTC * GAIN_SCALE
         predicted_LBTC = torch.stack(watched.scores_LBTC)[:, :, :-1]
         loss = (centred(predicted_LBTC) - centred(gain_LBTC)).square().sum(-1).mean()
         return loss, {"nll": nll, "gain_variance": gain_LBTC.var().item()}
@@ -46,17 +45,18 @@ def gains_loss(lesson: Lesson) -> LossFn:
 
 
 @torch.no_grad()
-def _prices(model: DuoForCausalLM, watched: "_Watched", sample_BT: Tensor) -> Tensor:
-    """The prices at which the router spends each sequence's share of big, [B, 1], estimated on a few sequences.
+def prices(model: DuoForCausalLM, watched: "Watched", batch_BT: Tensor) -> Tensor:
+    """The prices at which the router spends each sequence's share of big, [B, 1], estimated on a few of them.
 
     They are a function of the weights and the step alone, so that a resumed training repeats an uninterrupted one.
     """
+    sample_BT = batch_BT[:_PRICED_SEQUENCES]
     margins = _Margins(watched.router, sample_BT, watched.generator)
     model.model(input_ids=sample_BT, policy=margins, use_cache=False)
     return torch.cat(margins.seen).quantile((1 - watched.big_B1).flatten())[:, None]
 
 
-class _Watched(RandomGates):
+class Watched(RandomGates):
     """The router's own choices at a price of each sequence's, some of them random, and its scores.
 
     Attributes:
@@ -71,9 +71,11 @@ class _Watched(RandomGates):
         self.scores_LBTC: list[Tensor] = []
 
     def begin(self, position_ids_BT: Tensor) -> Any:
+        """The router's memory, told of each sequence's share."""
         return self.router.hold(self.router.begin(position_ids_BT), self.big_B1 * self.router.num_layers)
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, weights [B, T, 3], and note the scores."""
         scores_BTC, memory = self.router.scores(layer_idx, states_BTD.detach(), memory)
         self.scores_LBTC.append(scores_BTC)
         gates_BT3 = self.gate(self.choose(scores_BTC.detach(), states_BTD), states_BTD)
@@ -86,7 +88,7 @@ class _Watched(RandomGates):
         return self.explore(own_BT, states_BTD)
 
 
-class _Margins(_Watched):
+class _Margins(Watched):
     """Random choices, and by how much the router would prefer big to its best other branch."""
 
     def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator) -> None:

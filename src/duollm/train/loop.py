@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from duollm.errors import UserError
 from duollm.files import fingerprint
 from duollm.machine import matmul_peak
-from duollm.train.checkpoint import load_checkpoint, save_checkpoint
+from duollm.train.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from duollm.train.distributed import World
 from duollm.train.optimizer import TrainingPlan, make_optimizer
 from duollm.train.progress import Progress
@@ -23,6 +23,10 @@ from duollm.train.progress import Progress
 LossFn = Callable[[Tensor, int, int], tuple[Tensor, dict[str, float]]]
 """(token ids [B, T], step, part of the step) -> (loss to minimise, what else to log). What it draws
 must depend on its arguments alone, so that a resumed training repeats an uninterrupted one."""
+
+
+Batches = Callable[[int], NDArray[np.int64]]
+"""step -> the global batch, token ids [B, T]; must depend on the step alone."""
 
 
 class NonFiniteLossError(UserError):
@@ -33,7 +37,7 @@ def train(
     name: str,
     module: nn.Module,
     loss_fn: LossFn,
-    batch_at: Callable[[int], NDArray[np.int64]],
+    batch_at: Batches,
     plan: TrainingPlan,
     world: World,
     run: Path,
@@ -44,7 +48,6 @@ def train(
     Args:
         name: names the checkpoint `run/resume/<name>.pt` and the records in `run/metrics.jsonl`.
         module: holds the parameters; it is the loss function that runs it.
-        batch_at: the global batch of a step, token ids [B, T]; must depend on the step alone.
         flops_per_token: of forward and backward, for the progress line.
 
     Raises:
@@ -52,35 +55,65 @@ def train(
         NonFiniteLossError: before the optimiser would have spoiled the weights.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the current step and a checkpoint.
     """
-    _check_shares(plan, world)
-    checkpoint = run / "resume" / f"{name}.pt"
-    identity = fingerprint([name, plan.decisive(), world.size])
     optimizer = make_optimizer(module, plan)
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    start = load_checkpoint(checkpoint, module, optimizer, identity)
+
+    def take_step(batch_BT: Tensor, step: int) -> dict[str, float]:
+        learning_rate = plan.learning_rate_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        measured = _accumulate_gradients(loss_fn, batch_BT, step, plan, world)
+        world.average_gradients(trainable)
+        norm = nn.utils.clip_grad_norm_(trainable, plan.gradient_clip).item()
+        if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):
+            checkpoint = _checkpoint(run, name)
+            raise NonFiniteLossError(_non_finite(name, step, measured["loss"], norm, checkpoint))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return measured | {"gradient_norm": norm, "learning_rate": learning_rate}
+
+    run_steps(name, module, optimizer, take_step, batch_at, plan, world, run, flops_per_token)
+
+
+def run_steps(
+    name: str,
+    module: nn.Module,
+    state: Stateful,
+    take_step: Callable[[Tensor, int], dict[str, float]],
+    batch_at: Batches,
+    plan: TrainingPlan,
+    world: World,
+    run: Path,
+    flops_per_token: float,
+) -> None:
+    """Take the steps of a plan, with progress and checkpoints; what a step does is the caller's.
+
+    Args:
+        state: what a step changes beside the trainable parameters of `module`.
+        take_step: (this process's share of the batch [B, T], step) -> what to log.
+        name, batch_at, flops_per_token, raises: as in `train`.
+    """
+    _check_shares(plan, world)
+    checkpoint, identity = _checkpoint(run, name), fingerprint([name, plan.decisive(), world.size])
+    start = load_checkpoint(checkpoint, module, state, identity)
     progress = None
     if world.first:
         peak = matmul_peak(plan.precision) * world.size
         progress = Progress(name, plan, batch_at(0).size, flops_per_token, peak, run / "metrics.jsonl", start)
     with _stop_requests() as stop:
         for step in range(start, plan.steps):
-            learning_rate = plan.learning_rate_at(step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            measured = _accumulate_gradients(loss_fn, world.share(torch.from_numpy(batch_at(step))), step, plan, world)
-            world.average_gradients(trainable)
-            norm = nn.utils.clip_grad_norm_(trainable, plan.gradient_clip).item()
-            if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):
-                raise NonFiniteLossError(_non_finite(name, step, measured["loss"], norm, checkpoint))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            measured = take_step(world.share(torch.from_numpy(batch_at(step))), step)
             finished, stopped = step + 1, world.any(stop())
             if progress:
-                progress.step(finished, learning_rate, measured | {"gradient_norm": norm})
+                progress.step(finished, measured)
                 if stopped or (finished % plan.checkpoint_every == 0 and finished < plan.steps):
-                    save_checkpoint(checkpoint, module, optimizer, finished, identity)
+                    save_checkpoint(checkpoint, module, state, finished, identity)
             if stopped:
                 raise KeyboardInterrupt(f"stopped after step {finished}; run the same command to continue")
+
+
+def _checkpoint(run: Path, name: str) -> Path:
+    return run / "resume" / f"{name}.pt"
 
 
 def _check_shares(plan: TrainingPlan, world: World) -> None:

@@ -9,6 +9,7 @@ from duollm.train.gains import gains_loss
 from duollm.train.lesson import Lesson
 from duollm.train.loop import LossFn
 from duollm.train.mixture import mixture_loss
+from duollm.train.regression import regress_gains
 
 OBJECTIVES: dict[str, Callable[[Lesson], LossFn]] = {
     "mixture": mixture_loss,
@@ -20,7 +21,10 @@ OBJECTIVES: dict[str, Callable[[Lesson], LossFn]] = {
 """How routers are trained, by `Router.objective`."""
 
 FITS: dict[str, Callable[[Lesson], None]] = {"codebook": fit_codebook}
-"""How routers are fitted that take no steps. One whose objective is in neither table is only calibrated."""
+"""How routers are fitted that take no steps. One whose objective is in no table is only calibrated."""
+
+REGRESSIONS = {"regression": regress_gains}
+"""How routers are fitted that take steps through the data but have no learning rate."""
 
 JOINT = {"mixture", "distillation", "expert-choice"}
 """Objectives whose gradient reaches the model, so that it can be trained together with the router."""

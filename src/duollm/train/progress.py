@@ -8,6 +8,8 @@ from pathlib import Path
 from duollm.files import write_text
 from duollm.train.optimizer import TrainingPlan
 
+_FORMAT = {"learning_rate": ".1e", "penalty": "g"}
+
 
 class Progress:
     """Logs every `plan.log_every` steps.
@@ -35,8 +37,8 @@ class Progress:
         self.logged, self.since = start, time.perf_counter()
         _drop_records(metrics, name, start)
 
-    def step(self, finished: int, learning_rate: float, measured: dict[str, float]) -> None:
-        """Note that `finished` steps are done; `measured` holds the loss (nats) and what else was measured."""
+    def step(self, finished: int, measured: dict[str, float]) -> None:
+        """Note that `finished` steps are done, and what was measured in the last one."""
         if finished % self.plan.log_every and finished != self.plan.steps:
             return
         now = time.perf_counter()
@@ -44,14 +46,14 @@ class Progress:
         left = (self.plan.steps - finished) * self.tokens_per_step / rate
         self.logged, self.since = finished, now
         flops = rate * self.flops_per_token
-        record = {"training": self.name, "step": finished, **measured, "learning_rate": learning_rate}
+        record = {"training": self.name, "step": finished, **measured}
         speed = {"tokens_per_second": round(rate, 1), "flops": round(flops), "peak_share": round(flops / self.peak, 4)}
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record | speed) + "\n")
-        values = "  ".join(f"{key} {value:.4f}" for key, value in measured.items())
+        values = "  ".join(f"{key} {value:{_FORMAT.get(key, '.4f')}}" for key, value in measured.items())
         self._print(
-            f"{self.name}  step {finished}/{self.plan.steps}  {values}  lr {learning_rate:.1e}  {rate:,.0f} tokens/s  "
+            f"{self.name}  step {finished}/{self.plan.steps}  {values}  {rate:,.0f} tokens/s  "
             f"{flops / 1e9:,.0f} GFLOP/s ({flops / self.peak:.0%} of matmul peak)  "
             f"ETA {int(left // 60)}:{int(left % 60):02d}",
             last=finished == self.plan.steps,

@@ -22,7 +22,7 @@ from duollm.routing.router import Router
 from duollm.train.distributed import World
 from duollm.train.lesson import Lesson
 from duollm.train.loop import train
-from duollm.train.objectives import FITS, JOINT, OBJECTIVES
+from duollm.train.objectives import FITS, JOINT, OBJECTIVES, REGRESSIONS
 from duollm.train.optimizer import TrainingPlan, resolve_precision
 from duollm.train.pretrain import prepare_for_training
 
@@ -30,7 +30,7 @@ _CALIBRATION_SEQUENCES = (16, 96)
 _CALIBRATION_SHARE = 0.25
 """Calibration reads this share of as many tokens as the training, within these numbers of sequences."""
 _CALIBRATION_BATCH = 16
-_MORE_FOR_EVERY_BUDGET = 3
+_MORE_FOR_EVERY_BUDGET = 4
 """A training that serves all budgets may take as many tokens as several that serve one each."""
 
 
@@ -94,7 +94,7 @@ def train_router(
     labels = load_labels(run / LABELS) if router.needs_labels else None
     steps = _steps(config, data.sequence_length, budget)
     lesson = Lesson(model, router, config, budget, steps, seed, labels, world.rank)
-    if router.objective in OBJECTIVES:
+    if router.objective in OBJECTIVES or router.objective in REGRESSIONS:
         _train(name, lesson, data, world, run)
     elif router.objective in FITS:
         FITS[router.objective](lesson)
@@ -111,8 +111,10 @@ def train_router(
 
 
 def _steps(config: RouterConfig, sequence_length: int, budget: float | None) -> int:
-    """Optimiser steps; more without a budget, for all of them."""
-    tokens = config.tokens * (_MORE_FOR_EVERY_BUDGET if budget is None else 1)
+    """Steps; more without a budget, for all of them."""
+    tokens = (
+        config.tokens if budget is not None else config.every_budget_tokens or _MORE_FOR_EVERY_BUDGET * config.tokens
+    )
     return training_steps(tokens, config.batch_size, sequence_length)
 
 
@@ -126,10 +128,14 @@ def _train(name: str, lesson: Lesson, data: PackedData, world: World, run: Path)
         learning_rate=config.learning_rate,
         precision=resolve_precision(config.precision),
     )
-    trained = nn.ModuleList([router, model]) if config.train_backbone else router
     batch_at = lambda step: data.train_batch(step, config.batch_size, lesson.seed + 1)  # noqa: E731
-    loss_fn = OBJECTIVES[router.objective](lesson)
-    train(name, trained, loss_fn, batch_at, plan, world, run, _flops_per_token(model, data.sequence_length))
+    flops_per_token = _flops_per_token(model, data.sequence_length)
+    if router.objective in REGRESSIONS:
+        REGRESSIONS[router.objective](lesson, name, batch_at, plan, world, run, flops_per_token)
+    else:
+        trained = nn.ModuleList([router, model]) if config.train_backbone else router
+        loss_fn = OBJECTIVES[router.objective](lesson)
+        train(name, trained, loss_fn, batch_at, plan, world, run, flops_per_token)
     model.eval()
 
 
