@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from duollm.models.branch import Branch
 from duollm.routing.exact import ExactBudget
@@ -24,9 +25,9 @@ def watched_left(router, monkeypatch):
     """What is left of the budget, layer by layer, as the router is told."""
     left, informed = [], router.informed
 
-    def note(states, memory):
+    def note(layer, states, memory):
         left.append(memory[..., -1] * LAYERS)
-        return informed(states, memory)
+        return informed(layer, states, memory)
 
     monkeypatch.setattr(router, "informed", note)
     return left
@@ -74,3 +75,19 @@ def test_a_saved_router_keeps_its_budget(router, model, tmp_path):
     assert torch.equal(model(ids, policy=loaded).routes, before)
     router.aim(0)
     assert not torch.equal(model(ids, policy=router).routes, before)
+
+
+def test_the_inputs_are_the_state_its_random_features_and_what_is_known(router):
+    states_BTD, memory = torch.randn(1, 2, 16), router.begin(torch.zeros(1, 2))
+    inputs_BTF = router.informed(1, states_BTD, memory)
+    features_BTH = torch.einsum("btd,hd->bth", states_BTD, router.random_LHD[1]).clamp(min=0)
+    torch.testing.assert_close(inputs_BTF, torch.cat([states_BTD, features_BTH, memory], dim=-1))
+
+
+def test_flops_are_those_of_the_products(make_router):
+    router = make_router(tuple(Branch), kind=SequentialRouter)
+    memory = router.begin(torch.zeros(2, 5))
+    with FlopCounterMode(display=False) as counter:
+        for layer in range(3):
+            router.scores(layer, torch.randn(2, 5, 16), memory)
+    assert router.flops_per_token() == counter.get_total_flops() / 10

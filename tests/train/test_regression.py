@@ -38,8 +38,8 @@ def test_the_fit_is_that_of_all_rows_at_once():
     for layer in range(3):
         x_NF = torch.nn.functional.pad(input_LNF[layer], (0, 1), value=1.0).double()
         held_F = torch.full((x_NF.shape[1],), 1e-6)
-        held_F[: router.hidden_size] = sums.penalty
-        scale = input_LNF[layer, :, : router.hidden_size].double().square().sum(0).mean()
+        held_F[: sums.held] = sums.penalty
+        scale = input_LNF[layer, :, : sums.held].double().square().sum(0).mean()
         rows_FF = (held_F * scale).sqrt().diag().double()  # a ridge is a row of its own for each weight
         stacked = torch.cat([x_NF, rows_FF]), torch.cat([target_LNC[layer].double(), rows_FF.new_zeros(len(held_F), 2)])
         expected_FC = torch.linalg.lstsq(*stacked).solution.float()

@@ -61,7 +61,7 @@ class _Informed(Watched):
         self.informed, self.inputs = router.informed, list[Tensor]()
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        self.inputs.append(self.informed(states_BTD.detach(), memory))
+        self.inputs.append(self.informed(layer_idx, states_BTD.detach(), memory))
         return super().__call__(layer_idx, states_BTD, memory)
 
 
@@ -71,7 +71,8 @@ class RidgeSums:
     Attributes:
         product_SLFF, aimed_SLFC: sums of x x' and x y', float64, of inputs x (a one last) and targets y.
         square_S: sums of the squares of all targets.
-        penalty: that of the last fit, relative to the mean square of a state's number.
+        held: how many of the inputs, the first, have weights that the penalty keeps small.
+        penalty: that of the last fit, relative to the mean square of those inputs.
         explained: share of the targets' squares that the last fit explains in the folds that it did not see.
     """
 
@@ -81,7 +82,7 @@ class RidgeSums:
         self.product_SLFF = torch.zeros(_FOLDS, layers, inputs + 1, inputs + 1, **sizes)
         self.aimed_SLFC = torch.zeros(_FOLDS, layers, inputs + 1, branches, **sizes)
         self.square_S = torch.zeros(_FOLDS, **sizes)
-        self.states = router.hidden_size
+        self.held = router.hidden_size + router.random_features
         self.penalty, self.explained = 0.0, 0.0
 
     def add(self, step: int, input_LNF: Tensor, target_LNC: Tensor, world: World) -> None:
@@ -109,12 +110,12 @@ class RidgeSums:
         return (quadratic + self.square_S[fold]).item()
 
     def _solve(self, penalty: float, folds: list[int]) -> Tensor:
-        """Weights [L, F, C]. Only those of the states are held small; what is known and the bias are few and strong."""
+        """Weights [L, F, C]. Those of earlier choices and the bias are not kept small: they are few, and strong."""
         product_LFF, aimed_LFC = self.product_SLFF[folds].sum(0), self.aimed_SLFC[folds].sum(0)
         square_LF = product_LFF.diagonal(dim1=1, dim2=2)
-        scale_L1 = square_LF[:, : self.states].mean(1, keepdim=True)
+        scale_L1 = square_LF[:, : self.held].mean(1, keepdim=True)
         added_LF = (1e-6 * scale_L1).expand_as(square_LF).clone()  # the inputs of layers to come are zero
-        added_LF[:, : self.states] = penalty * scale_L1
+        added_LF[:, : self.held] = penalty * scale_L1
         return torch.linalg.solve(product_LFF + torch.diag_embed(added_LF), aimed_LFC)
 
     def state_dict(self) -> dict[str, Any]:
