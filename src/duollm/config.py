@@ -192,7 +192,7 @@ class EvaluateConfig(Section):
     """The text on which policies are compared, beside the oracle's: policies are cheap, so there can be more of it."""
 
     documents: int = Field(default=48, ge=2)
-    """Test documents per domain; the oracle's are among them, so never fewer than `oracle.documents`."""
+    """Test documents per domain, as many of each as the smallest has; never fewer than `oracle.documents`."""
     windows_per_document: int = Field(default=3, ge=1)
     """At most so many full windows of each, from its start; never fewer than `oracle.windows_per_document`."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from duollm.analysis.results import analyse
-from duollm.config import DataConfig, Recipe, save_recipe
+from duollm.config import DataConfig, EvaluateConfig, Recipe, save_recipe
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
@@ -296,7 +296,7 @@ class Study:
         branches = parse_branches(recipe.oracle.branches)
         predictors = train_ceiling(model, recipe.ceiling, branches, data, recipe.seed, self.world, self.run)
         if self.world.first:
-            big_layers, text = recipe.router.big_layers, recipe.compared_text
+            big_layers, text = recipe.router.big_layers, self._compared_text
             evaluate_ceiling(model, predictors, big_layers, branches, data, text, recipe.seed, self.run)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
         self.world.wait()
@@ -304,7 +304,7 @@ class Study:
     def _evaluate(self) -> None:
         if self.world.first:
             recipe, names = self.recipe, self._router_names()
-            spend, model, text = recipe.router.spend, self._load_model(), recipe.compared_text
+            spend, model, text = recipe.router.spend, self._load_model(), self._compared_text
             evaluate_routers(model, names, spend, self._data, text, recipe.seed, self.run)
             evaluate_patterns(model, self._data, text, recipe.seed, self.run)
         self.world.wait()
@@ -321,6 +321,13 @@ class Study:
     @property
     def _data(self) -> PackedData:
         return PackedData.open(self.run / "data")
+
+    @property
+    def _compared_text(self) -> EvaluateConfig:
+        """The recipe's, with as many documents of every domain, for a router may spend more on one than on another."""
+        text, oracle = self.recipe.compared_text, self.recipe.oracle
+        documents = max(oracle.documents, self._data.documents_of_each("test", text.documents))
+        return text.model_copy(update={"documents": documents})
 
     @property
     def _model_folder(self) -> Path:

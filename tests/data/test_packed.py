@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from duollm.config import DataConfig
@@ -148,3 +149,11 @@ def test_documents_that_are_all_too_short_are_an_error(packed):
 def test_a_folder_without_packed_data_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"not a folder of packed data: manifest\.json is missing"):
         PackedData.open(tmp_path)
+
+
+def test_every_domain_gives_as_many_documents_as_the_smallest(packed):
+    lengths = pq.read_table(packed.folder / "documents.parquet").to_pandas()
+    test = lengths[(lengths["split"] == "test") & (lengths["length"] >= packed.sequence_length)]
+    fewest = test.groupby("domain").size().min()
+    assert packed.documents_of_each("test", 999) == fewest > 1
+    assert packed.documents_of_each("test", 1) == 1

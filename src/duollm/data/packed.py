@@ -140,6 +140,11 @@ class PackedData:
         token_ids_WT = self.tokens[split][np.asarray(starts_W)[:, None] + np.arange(length)]
         return Windows(token_ids_WT.astype(np.int64), list(names), list(numbers))
 
+    def documents_of_each(self, split: str, most: int) -> int:
+        """Return how many documents of at least T tokens every domain has, at most `most`."""
+        lengths = [[row["length"] for row in self._rows_of(split, domain)] for domain in self.domains]
+        return min(most, *(sum(length >= self.sequence_length for length in each) for each in lengths))
+
     def balanced_sample(self, split: str, number: int, windows_per_document: int, seed: int) -> NDArray[np.int64]:
         """Return about `number` windows [W, T], equally many of every domain, the domains in turn.
 
