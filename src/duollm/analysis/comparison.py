@@ -55,6 +55,7 @@ def comparison_rows(
             "spend": row.spend,
             "context": row.context,
             **_named("nll", interval(nll_X)),
+            "compared_nll": float(own_X[0]) if text is compared else None,
             **_gains(measured, row, own_X, None if scores.skips else spent_X),
             "gain_tokens": int(text.tokens_D.sum()),
             **_closed(gaps.get(row.policy)),

@@ -162,7 +162,7 @@ def score_compared(
     others: Sequence[tuple[Score, DocumentSums]],
     seed: int,
 ) -> Scores:
-    """Score on the text of the comparison what runs without the label: static and others, one domain.
+    """Score on the text of the comparison what runs without the label: static, all small, all big and others.
 
     Args:
         scores: of the oracle's tokens, in the same domain.
@@ -181,6 +181,11 @@ def score_compared(
         Score(STATIC, int(k), static(patterns.nll_sum_DR[:, big_R == k], in_first_D), k * tokens_D.astype(np.float64))
         for k in np.unique(big_R)
     ]
+    uniform = {ALL_SMALL: (Branch.SMALL, 0), ALL_BIG: (Branch.BIG, space.num_layers)}
+    for policy, (branch, k) in uniform.items():
+        route = space.encode(np.full(space.num_layers, branch)) if branch in space.branches else None
+        for place in np.flatnonzero(patterns.route_R == route):
+            rows.append(Score(policy, k, patterns.nll_sum_DR[:, place], k * tokens_D.astype(np.float64)))
     for score, sums in others:
         if sums.documents != list(documents) or not np.array_equal(sums.tokens_D, tokens_D):
             raise UserError(

@@ -42,6 +42,14 @@ def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain
     for k in wanted:
         _print_budget(found, chosen, k, form)
     print(_LEGEND)
+    for name, results in found.items():
+        tokens, compared_tokens = (
+            sum(size.get(key, 0) for size in results["data"].values()) for key in ("tokens", "compared_tokens")
+        )
+        if compared_tokens:
+            print(
+                f"{name}: gains of what sees no label on {compared_tokens:,} tokens, losses and oracles on {tokens:,}"
+            )
 
 
 def parse_budgets(text: str | None) -> list[int] | None:

@@ -16,19 +16,27 @@ _MOST_BUDGETS = 3
 
 
 def loss_by_cost(results: dict[str, Any], domain: str) -> Figure:
-    """Draw nll against measured time and against FLOPs: a point per router and k; with the oracle, and close."""
+    """Draw nll against measured time and against FLOPs: a point per router and k.
+
+    Above with the oracle, on its text; below without, close, and on the text of the comparison.
+    """
     rows = [row for row in results["comparison"] if row["domain"] == domain]
     looks = router_looks(rows)
     main = [row for row in rows if row["context"] in (None, results["context"])]
     figure, grid = panels(2, len(_COSTS), 5.4, 4.2)
-    for line, with_oracle in zip(grid, (True, False), strict=True):
+    of_compared = [row | {"nll": row["compared_nll"]} for row in main if row["compared_nll"] is not None]
+    for line, with_oracle, shown in zip(grid, (True, False), (main, of_compared), strict=True):
         for axes, (cost, label) in zip(line, _COSTS.items(), strict=True):
-            _draw_ends(axes, main, cost)
+            _draw_ends(axes, shown, cost)
             for policy in (STATIC, *((EXECUTED, ORACLE) if with_oracle else ())):
-                _draw_curve(axes, [row for row in main if row["policy"] == policy], cost, policy_look(policy))
+                _draw_curve(axes, [row for row in shown if row["policy"] == policy], cost, policy_look(policy))
             for name, look in looks.items():
-                _draw_points(axes, [row for row in main if row["kind"] and variant(row) == name], cost, look)
-            axes.set(xlabel=label, ylabel="nll (nats per token)", title="" if with_oracle else "without the oracle")
+                _draw_points(axes, [row for row in shown if row["kind"] and variant(row) == name], cost, look)
+            axes.set(
+                xlabel=label,
+                ylabel="nll (nats per token)",
+                title="" if with_oracle else "without the oracle, on more text",
+            )
     legend_below(figure, grid[0][0])
     return figure
 
