@@ -7,10 +7,13 @@ import numpy as np
 import torch
 
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routing.folder import make_router
+from duollm.routing.sequential import SequentialRouter
 from duollm.train.distributed import World
 from duollm.train.loop import LossFn, train
 from duollm.train.optimizer import TrainingPlan
-from tiny import random_ids
+from duollm.train.regression import RidgeSums
+from tiny import random_ids, tiny_model
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -27,6 +30,17 @@ def fixed_route_loss(model: DuoForCausalLM) -> LossFn:
         return model(input_ids=batch_BT, labels=batch_BT, routes=[2, 1, 2], use_cache=False).loss, {}
 
     return loss_fn
+
+
+def regression_rows() -> tuple[SequentialRouter, RidgeSums, torch.Tensor, torch.Tensor]:
+    """A router of three layers, its empty sums, and random inputs [L, N, F] and targets [L, N, C] for them."""
+    router = make_router("sequential", tiny_model().config, ["small", "big"])
+    generator = torch.Generator().manual_seed(0)
+    layers, choices, inputs = router.weight_LCD.shape
+    input_LNF = torch.randn(layers, 400, inputs, generator=generator)
+    true_LFC = torch.randn(layers, inputs, choices, generator=generator)
+    noise_LNC = torch.randn(layers, 400, choices, generator=generator)
+    return router, RidgeSums(router), input_LNF, input_LNF @ true_LFC + noise_LNC + 0.7
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from duollm.train.distributed import World, join_world
 from ports import free_port
 from tiny import tiny_model
+from tiny_training import regression_rows
 
 SCRIPT = Path(__file__).parents[1] / "distributed_training.py"
 
@@ -41,6 +42,16 @@ def test_two_processes_train_the_weights_of_one(together, training):
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_two_processes_fit_the_router_of_one(together):
+    router, sums, input_LNF, target_LNC = regression_rows()
+    for step in range(4):
+        sums.add(step, input_LNF[:, step::4], target_LNC[:, step::4], World(0, 1, torch.device("cpu")))
+    sums.fit(router)
+    first, second = (torch.load(together / f"fitted{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, router.weight_LCD.data)
 
 
 def test_losses_and_gradients_are_means_over_processes(together, training):

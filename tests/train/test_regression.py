@@ -10,27 +10,13 @@ from duollm.train.lesson import Lesson
 from duollm.train.optimizer import TrainingPlan
 from duollm.train.regression import RidgeSums, regress_gains
 from tiny import tiny_model
-from tiny_training import ALONE, batch_at
+from tiny_training import ALONE, batch_at, regression_rows
 
 PLAN = TrainingPlan(steps=8, batch_size=4, learning_rate=1.0, checkpoint_every=3, log_every=8)
 
 
-def sequential(branches=("small", "big"), model=None):
-    return make_router("sequential", (model or tiny_model()).config, list(branches))
-
-
-def _rows(router, number=400, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    layers, choices, inputs = router.weight_LCD.shape
-    input_LNF = torch.randn(layers, number, inputs, generator=generator)
-    true_LFC = torch.randn(layers, inputs, choices, generator=generator)
-    return input_LNF, input_LNF @ true_LFC + torch.randn(layers, number, choices, generator=generator) + 0.7
-
-
 def test_the_fit_is_that_of_all_rows_at_once():
-    router = sequential()
-    input_LNF, target_LNC = _rows(router)
-    sums = RidgeSums(router)
+    router, sums, input_LNF, target_LNC = regression_rows()
     for step in range(8):
         part = slice(50 * step, 50 * (step + 1))
         sums.add(step, input_LNF[:, part], target_LNC[:, part], ALONE)
@@ -49,8 +35,7 @@ def test_the_fit_is_that_of_all_rows_at_once():
 
 def test_the_penalty_is_the_best_for_what_was_left_out():
     """Targets that nothing predicts ask for the largest penalty, those without noise for the smallest."""
-    router = sequential()
-    input_LNF, target_LNC = _rows(router)
+    router, _, input_LNF, target_LNC = regression_rows()
     for targets, penalty, explained in ((target_LNC * 0, 0.01, None), (torch.randn(target_LNC.shape), 10.0, 0.1)):
         sums = RidgeSums(router)
         known = (input_LNF @ torch.ones(input_LNF.shape[-1], 2)) if explained is None else targets
@@ -64,7 +49,7 @@ def test_the_penalty_is_the_best_for_what_was_left_out():
 
 def _regress(run, branches=("small", "big"), stop_after=None):
     model = tiny_model().requires_grad_(False)
-    router = sequential(branches, model)
+    router = make_router("sequential", model.config, list(branches))
     seen = 0
 
     def batches(step):

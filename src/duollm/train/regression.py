@@ -7,6 +7,7 @@ Shape letters: S folds, B batch, N tokens of a batch, L layers, C branches of th
 and, last, a one for the bias.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ _FITS = 16
 
 
 def regress_gains(
-    lesson: Lesson, name: str, batch_at: Batches, plan: TrainingPlan, world: World, run: Any, flops_per_token: float
+    lesson: Lesson, name: str, batch_at: Batches, plan: TrainingPlan, world: World, run: Path, flops_per_token: float
 ) -> None:
     """Fit a router to marginal gains along its own routes, as `gains_loss` measures them; arguments as in `train`."""
     model, router = lesson.model, lesson.router
