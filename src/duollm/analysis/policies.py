@@ -172,11 +172,8 @@ def score_compared(
     Raises:
         UserError: a policy was run on other text.
     """
-    in_first_D, big_R, tokens_D = (
-        first_half(len(documents), seed),
-        space.count_big(patterns.route_R),
-        patterns.counted_D,
-    )
+    in_first_D, tokens_D = first_half(len(documents), seed), patterns.counted_D
+    big_R = space.count_big(patterns.route_R)
     rows = [
         Score(STATIC, int(k), static(patterns.nll_sum_DR[:, big_R == k], in_first_D), k * tokens_D.astype(np.float64))
         for k in np.unique(big_R)

@@ -112,9 +112,9 @@ def train_router(
 
 def _steps(config: RouterConfig, sequence_length: int, budget: float | None) -> int:
     """Steps; more without a budget, for all of them."""
-    tokens = (
-        config.tokens if budget is not None else config.every_budget_tokens or _MORE_FOR_EVERY_BUDGET * config.tokens
-    )
+    tokens = config.tokens
+    if budget is None:
+        tokens = config.every_budget_tokens or _MORE_FOR_EVERY_BUDGET * config.tokens
     return training_steps(tokens, config.batch_size, sequence_length)
 
 
