@@ -239,6 +239,11 @@ class RouterConfig(Section):
     decide_at: int = Field(default=3, ge=0)
     """codebook: the layer whose states choose the route, 0 first; the layers before are the same for all tokens."""
 
+    @property
+    def tokens_for_all(self) -> int:
+        """Training tokens of a kind of which one training serves every budget: as many as several for one each."""
+        return self.every_budget_tokens or 4 * self.tokens
+
     @model_validator(mode="after")
     def _branches_and_names(self) -> "RouterConfig":
         _refuse_repeats("kinds", self.kinds)

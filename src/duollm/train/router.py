@@ -30,8 +30,6 @@ _CALIBRATION_SEQUENCES = (16, 96)
 _CALIBRATION_SHARE = 0.25
 """Calibration reads this share of as many tokens as the training, within these numbers of sequences."""
 _CALIBRATION_BATCH = 16
-_MORE_FOR_EVERY_BUDGET = 4
-"""A training that serves all budgets may take as many tokens as several that serve one each."""
 
 
 def router_name(kind: str, big_layers: int) -> str:
@@ -112,9 +110,7 @@ def train_router(
 
 def _steps(config: RouterConfig, sequence_length: int, budget: float | None) -> int:
     """Steps; more without a budget, for all of them."""
-    tokens = config.tokens
-    if budget is None:
-        tokens = config.every_budget_tokens or _MORE_FOR_EVERY_BUDGET * config.tokens
+    tokens = config.tokens_for_all if budget is None else config.tokens
     return training_steps(tokens, config.batch_size, sequence_length)
 
 
