@@ -155,7 +155,8 @@ def _tables(planned: Plan) -> Iterator[tuple[str, list[Row]]]:
         yield from _training_tables(recipe, planned.training)
     yield _oracle_table(planned)
     kinds, budgets = recipe.router.kinds, recipe.router.big_layers
-    each = f"for one budget, of {recipe.router.batch_size} sequences; {si(recipe.router.tokens_for_all)} tokens, once, for all"
+    for_all = si(recipe.router.tokens_for_all)
+    each = f"for one budget, of {recipe.router.batch_size} sequences; {for_all} tokens, once, for all budgets"
     yield (
         "routers",
         [
