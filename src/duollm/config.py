@@ -83,7 +83,7 @@ class DataConfig(Section):
     """Text in, packed tokens out."""
 
     domains: list[str] = Field(default=["prose", "code"], min_length=1)
-    """`prose`, `code`, a file or folder of text/JSONL/Parquet, or a Hugging Face data set id."""
+    """`prose`, `code`, a file or folder of text, JSON lines, Parquet or Arrow, or a Hugging Face data set id."""
     tokenizer: str | None = None
     """An existing tokenizer (folder or hub id); default: that of model.dense, or train a byte-level BPE."""
     vocab_size: int = Field(default=4096, ge=257)

@@ -36,9 +36,12 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, UTF-8."""
+    """Write `text` to `path` atomically, UTF-8.
+
+    What UTF-8 has no bytes for, such as half a surrogate pair, is written as its escape, which JSON can read.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

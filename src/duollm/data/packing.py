@@ -1,5 +1,6 @@
 """Writing a `data/` folder: documents are read, split, tokenized and packed."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,8 +77,8 @@ def source_fingerprint(config: DataConfig, seed: int) -> str:
     included. What the Hugging Face hub holds is taken to change only with its id.
     """
     sources = [find_corpus(domain).fingerprint() for domain in config.domains]
-    if config.tokenizer and Path(config.tokenizer).exists():
-        files = sorted(Path(config.tokenizer).glob("*token*"))  # not the weights beside them
+    if config.tokenizer and os.path.isdir(config.tokenizer):
+        files = sorted(path for path in Path(config.tokenizer).glob("*token*") if path.is_file())  # not the weights
         sources.append(files_fingerprint(files, Path(config.tokenizer)))
     return fingerprint([config.model_dump(), seed, sources])
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from duollm.errors import UserError
 
@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 _SMALLEST_VOCABULARY = 257  # every byte and the end of text
+_LONGEST_WORD = 1024  # bytes; a merge takes quadratic time in the length of a word
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE, which represents any text; deterministic.
+
+    A word of more than 1,024 bytes, such as a long row of spaces, is learned from in pieces.
 
     Its only special token, `<|endoftext|>`, has id 0 and serves as beginning, end and padding. It has
     fewer than `vocab_size` tokens if the text has too few different words.
@@ -33,7 +36,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
             f"(256 bytes and the end-of-text token), got {vocab_size}"
         )
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = pre_tokenizers.Split(Regex(f".{{1,{_LONGEST_WORD}}}"), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pieces])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -42,6 +47,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+    bpe.pre_tokenizer = words  # encoding a long word takes linear time
     ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **ends)
 
