@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace
-from duollm.oracle.batch import Batch
+from duollm.oracle.contexts import Batch
 from duollm.oracle.tree import Tree
 from naive_oracle import tiny_model, tiny_tokens
 

@@ -12,53 +12,41 @@ M candidates, W chosen candidates, D hidden, C branches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from duollm.models.branch import Branch
-from duollm.models.modeling_duo import DuoDecoderLayer, DuoForCausalLM
-from duollm.oracle.approximate import Limit, Options, allowed_bigs, search_with
-from duollm.oracle.result import OracleResult
+from duollm.models.modeling_duo import DuoDecoderLayer
+from duollm.oracle.budgets import Budget, Cells, check_limits
 from duollm.oracle.tree import branch_out, decoder_layers
-from duollm.oracle.trial import Trial
-from duollm.routing.space import RouteSpace
+from duollm.oracle.trial import Method, Trial
 
 
-def beam_search(
-    model: DuoForCausalLM,
-    input_ids: Tensor,
-    space: RouteSpace,
-    context: str = "shared",
-    big_layers: Sequence[int] | None = None,
-    *,
-    width: int = 64,
-    **options: Unpack[Options],
-) -> OracleResult:
-    """Find, for every predicted token, a good route within each budget with a beam over the layers.
+@dataclass(frozen=True)
+class Beam(Method):
+    """A beam over the layers: a token's own in contexts "reference" and "committed", a sequence's in "shared".
 
-    The beam is a token's own in contexts "reference" and "committed", a sequence's in "shared". It
-    serves all budgets together and holds `width` prefixes, divided between the numbers of big layers
-    from which a budget can still be met (at least one each), so time grows with width * L.
-
-    Args:
-        width: how many prefixes to keep after each layer, over all budgets.
-
-    The other arguments are those of `search_oracle` and `Options`. Hidden states take
+    It serves all budgets together and holds `width` prefixes, divided between the numbers of big layers
+    from which a budget can still be met (at least one each), so time grows with width * L. Hidden states take
     width * (C + 1) * N * D * 4 bytes, whatever `memory_bytes` says.
 
-    Raises:
-        ValueError: as `search_oracle`; a budget that is neither `Exactly` nor `AtMost`.
+    Attributes:
+        width: how many prefixes to keep after each layer, over all budgets.
     """
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
 
-    def method(trial: Trial, limits: list[Limit], generator: torch.Generator) -> None:
-        bigs = sorted({big for limit in limits for big in allowed_bigs(limit)})
-        _Beam(trial, torch.tensor(bigs, device=trial.rows_N.device), width).search()
+    width: int = 64
 
-    return search_with(method, model, input_ids, space, context, big_layers, **options)
+    def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
+        """Check width and budgets."""
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
+        check_limits(budgets)
+
+    def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Walk from the first layer to the last."""
+        bigs = sorted({big for limit in check_limits(budgets) for big in limit.bigs})
+        _Walk(trial, torch.tensor(bigs, device=trial.rows_N.device), self.width).search()
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,7 @@ class _Prefixes:
 
 
 @dataclass(frozen=True)
-class _Beam:
+class _Walk:
     """One walk from the first layer to the last.
 
     Attributes:

@@ -7,7 +7,7 @@ R patterns, K budgets.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,12 @@ from duollm.data.packed import PackedData, Windows
 from duollm.errors import UserError
 from duollm.flops import ModelSizes
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budget
+from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
-from duollm.oracle.noise import Resampling
+from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.order import draw_sizes, expected_best
-from duollm.oracle.reduce import LeafTable
-from duollm.oracle.result import OracleResult, stack_windows
-from duollm.oracle.search import executed_nll
-from duollm.oracle.searches import SEARCHES
+from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
+from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
 from duollm.routing.sampling import derived_seed
 from duollm.routing.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
@@ -35,6 +33,12 @@ from duollm.routing.space import LARGEST_LISTED, RouteSpace, focus_budgets, pars
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16
 """Up to so many routes, the exact search leaves the losses of every pattern; else some are drawn."""
+
+REDUCTIONS: list[Callable[[OracleConfig], Reduction | None]] = [
+    lambda config: DrawnLabels(config.resampled_labels) if config.resampled_labels else None,
+    lambda config: RandomRoutes(config.random_routes),
+]
+"""What the oracle keeps beside the best routes, in contexts shared and reference (docs/adding-a-reduction.md)."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class OracleRun:
         """Search a shard in every context; return the columns of each of its files."""
         generator = torch.Generator(self.model.device).manual_seed(seed)
         counted_WN = self._counted(windows, generator)
-        tables = [LeafTable.of(counted_N, len(self.pattern_R)) for counted_N in counted_WN]
+        tables = [LeafTable(counted_N, len(self.pattern_R)) for counted_N in counted_WN]
         if not self._searched_patterns:
             tables = pattern_tables(self.model, windows, counted_WN, self.space.decode(self.pattern_R))
         tokens: Columns = {**windows.columns()}
@@ -148,47 +152,35 @@ class OracleRun:
     ) -> OracleResult:
         """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
-        search = partial(
-            SEARCHES[self.config.search],
-            model=self.model,
-            space=self.space,
-            context=context,
-            budgets=self._budgets(context),
-            memory_bytes=int(self.config.memory_gib * 2**30),
-            generator=generator,
-        )
-        if context == "committed":
-            return search(input_ids=token_ids_WT)
-        results = [
-            search(input_ids=token_ids_T[None], **self._controls(context, table))
-            for token_ids_T, table in zip(token_ids_WT, tables, strict=True)
-        ]
-        return stack_windows(results)
-
-    def _controls(self, context: str, table: LeafTable) -> dict[str, Any]:
-        """What only the exact search measures beside the oracle."""
-        if self.config.search != "exact":
-            return {}
-        pairs = self.config.resampled_labels
-        return {
-            "random_routes": self.config.random_routes,
-            "resampling": Resampling(pairs) if pairs else None,
-            "table": table if context == "shared" and self._searched_patterns else None,
+        settings: dict[str, Any] = {
+            "context": context,
+            "method": self.config.search,
+            "budgets": self._budgets(context),
+            "memory_bytes": int(self.config.memory_gib * 2**30),
+            "generator": generator,
         }
+        if context == "committed":
+            return search_oracle(self.model, token_ids_WT, self.space, **settings)
+        tries_all = SEARCHES[self.config.search]().every_route
+        made = [make(self.config) for make in REDUCTIONS]
+        reductions = [each for each in made if each is not None and (tries_all or not each.every_route)]
+        results = []
+        for token_ids_T, table in zip(token_ids_WT, tables, strict=True):
+            kept = [*reductions, table] if context == "shared" and self._searched_patterns else reductions
+            results.append(search_oracle(self.model, token_ids_T[None], self.space, reductions=kept, **settings))
+        return join(results, axis=1)
 
     def _token_columns(self, context: str, windows: Windows, found: OracleResult) -> Columns:
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
         columns: dict[str, Tensor] = {}
+        kept = dict(found.columns)
+        random_nll = kept.pop("random_nll", None)
         for k, budget in enumerate(found.budgets):
             name = f"{context}_{budget.name}"
-            columns[f"nll_{name}"] = found.nll[k]
-            columns[f"route_{name}"] = found.route_ids[k]
+            columns |= {f"{kind}_{name}": values[k] for kind, values in kept.items()}
             columns[f"executed_{name}"] = executed_nll(self.model, token_ids_WT, self.space, found.route_ids[k])
-            if found.random_nll is not None and context == "shared" and isinstance(budget, Exactly):
-                columns[f"nll_random{self.config.random_routes}_{budget.name}"] = found.random_nll[k]
-            if found.resampled_nll is not None and found.resampled_score is not None:
-                columns[f"resampled_nll_{name}"] = found.resampled_nll[:, k].mean(0)
-                columns[f"resampled_score_{name}"] = found.resampled_score[:, k].mean(0)
+            if random_nll is not None and context == "shared" and isinstance(budget, Exactly):
+                columns[f"nll_random{self.config.random_routes}_{budget.name}"] = random_nll[k]
         return {name: values.flatten().cpu().numpy() for name, values in columns.items()}
 
     def _best_of_columns(self, nll_of: dict[str, NDArray[np.float32]]) -> Columns:
@@ -229,7 +221,7 @@ def check_settings(config: OracleConfig, sizes: ModelSizes, sequence_length: int
     try:
         for context in _contexts(config):
             for budget in _budgets(config, space.num_layers, context, sequence_length):
-                allowed_cells(budget, cells, range(sequence_length - 1))
+                cells.allowed(budget, range(sequence_length - 1))
     except UserError:
         raise
     except ValueError as error:

@@ -8,7 +8,7 @@ the other (deep, so that memory stays bounded).
 Shape letters: P prefixes (nodes in a block), N tokens, D hidden, C branches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,11 +17,9 @@ from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
+from duollm.oracle.contexts import Attend
 from duollm.oracle.ffn import add_ffn
 from duollm.routing.space import RouteSpace
-
-Attend = Callable[[DuoDecoderLayer, Tensor], Tensor]
-"""Attention output [P, N, D] of one layer for normalised states [P, N, D]."""
 
 
 def decoder_layers(model: DuoModel) -> list[DuoDecoderLayer]:
