@@ -276,3 +276,29 @@ def test_bad_input_is_refused(tokens, space, message):
 def test_a_table_of_committed_losses_is_refused():
     with pytest.raises(ValueError, match="use search_oracle"):
         loss_table(tiny_model(), tiny_tokens(), RouteSpace(3), "committed")
+
+
+def test_what_would_have_no_effect_in_a_search_is_refused():
+    ids, space = tiny_tokens(), RouteSpace(3)
+    expected = search_oracle(tiny_model(), ids, space).nll
+
+    def touched(touch):
+        model = tiny_model()
+        touch(model)
+        return search_oracle(model, ids, space).nll
+
+    def nothing(*_):
+        return None
+
+    with pytest.raises(ValueError, match=r"lm_head must be an nn.Linear.* got Adapter with"):
+        touched(lambda model: setattr(model, "lm_head", type("Adapter", (torch.nn.Linear,), {})(32, 97)))
+    with pytest.raises(ValueError, match="merge adapters, do not offload"):
+        touched(lambda model: model.lm_head.to("meta"))
+    for part in ("model", "model.layers.1", "model.layers.0.self_attn", "model.layers.2.mlp"):
+        with pytest.raises(ValueError, match=f"put on {part} would have no effect"):
+            touched(lambda model, part=part: model.get_submodule(part).register_forward_hook(nothing))
+    # transformers' own recording changes nothing, and what is put on the parts that are called has its effect
+    assert touched(lambda model: model(ids, output_hidden_states=True)).equal(expected)
+    assert not touched(
+        lambda model: model.model.layers[1].mlp.big.register_forward_hook(lambda *given: 2 * given[-1])
+    ).equal(expected)

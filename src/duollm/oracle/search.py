@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.cache_utils import DynamicCache
 
 from duollm.models.configuration_duo import DuoConfig
+from duollm.models.fused import is_plain, is_watched
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.beam import Beam
 from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier, OnAverage, parse_budgets
@@ -24,7 +25,7 @@ from duollm.oracle.contexts import CONTEXTS, Attend, Batch
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.local import Local, Sampled
 from duollm.oracle.reductions import BestSoFar, Reduction
-from duollm.oracle.tree import Block, Tree
+from duollm.oracle.tree import Block, Tree, decoder_layers
 from duollm.oracle.trial import Method, Trial
 from duollm.routing.space import RouteSpace
 
@@ -312,6 +313,7 @@ def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int
 def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:
     """Raise a ValueError that says what is allowed unless the search can be done."""
     config = model.config
+    _check_untouched(model)
     if context not in CONTEXTS:
         raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {context!r}")
     if space.num_layers != config.num_hidden_layers:
@@ -330,6 +332,26 @@ def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, co
             f"sequences may have at most {longest + 1} tokens with this model's positions in context {context!r}, "
             f"got {input_ids.shape[1]}"
         )
+
+
+def _check_untouched(model: DuoForCausalLM) -> None:
+    """The search reads the head's matrix, and runs the parts of a layer itself: what is put around them has no say."""
+    if not is_plain(model.lm_head):
+        kinds = f"{type(model.lm_head).__name__} with {type(getattr(model.lm_head, 'weight', None)).__name__}"
+        raise ValueError(
+            f"a search reads the head's matrix: lm_head must be an nn.Linear without hooks, its weights in memory and "
+            f"not quantised, got {kinds}; merge adapters, do not offload, and leave lm_head out of quantisation"
+        )
+    walked: dict[str, nn.Module] = {"model": model.model}
+    for index, layer in enumerate(decoder_layers(model.model)):
+        name = f"model.layers.{index}"
+        walked |= {name: layer, f"{name}.self_attn": layer.self_attn, f"{name}.mlp": layer.mlp}
+    for name, part in walked.items():
+        if is_watched(part):
+            raise ValueError(
+                f"a search runs the parts of a layer itself, so the hook or the forward that was put on {name} would "
+                f"have no effect; remove it, or put it on a norm, a projection or an FFN"
+            )
 
 
 def _longest(config: DuoConfig, context: str) -> int | None:
