@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace, search_oracle
-from duollm.oracle import beam
+from duollm.oracle import beam, tree
 from duollm.oracle.beam import Beam
 from duollm.oracle.local import Sampled
 from naive_oracle import tiny_model, tiny_tokens
@@ -17,8 +17,8 @@ def test_rows_per_layer_stay_within_the_width(monkeypatch, context):
         rows.append((layer.layer_idx, len(entered_PND)))
         return branch_out(layer, entered_PND, *rest)
 
-    branch_out = beam.branch_out
-    monkeypatch.setattr(beam, "branch_out", recorded)
+    branch_out = tree.branch_out
+    monkeypatch.setattr(tree, "branch_out", recorded)
     search_oracle(tiny_model(16), tiny_tokens(), RouteSpace(16), context, list(range(17)), method=Beam(width=20))
     per_layer = [sum(count for layer, count in rows if layer == depth) for depth in range(16)]
     assert per_layer == [1, 2, 4, 8, 16] + [20] * 11

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace, search_oracle
-from duollm.oracle.budgets import AtMost, Exactly
+from duollm.oracle.budgets import AtMost, Cells, Exactly
 from duollm.oracle.local import Local, Sampled, moves
 from naive_oracle import naive_table, tiny_model, tiny_tokens
 
@@ -34,7 +34,7 @@ def test_moves_are_all_changes_and_exchanges_within_the_budget(branches, limit):
     space = RouteSpace(4, branches)
     bigs = [2] if isinstance(limit, Exactly) else [0, 1, 2]
     ids = torch.cat([torch.as_tensor(space.ids_with(big)) for big in bigs])
-    reached = (ids + moves(ids, limit, space)).T
+    reached = (ids + moves(ids, limit, Cells(space, 1, 4))).T
     for route_id, neighbours in zip(ids.tolist(), reached.tolist(), strict=True):
         assert set(neighbours) - {route_id} == naive_neighbours(route_id, limit, space)
 

@@ -69,6 +69,10 @@ class Cells:
         """Which cells a budget allows at each position, bool [Q, positions]."""
         return torch.tensor([budget.allows(self, position) for position in positions]).T
 
+    def bigs(self, budget: "Budget") -> list[int]:
+        """The numbers of big layers that a budget allows everywhere, ascending."""
+        return sorted({big for (_, big), allowed in zip(self.spent, budget.allows(self, 0), strict=True) if allowed})
+
     def wanted(self, budgets: "Sequence[Budget]", positions: range) -> Tensor:
         """Cells that some budget allows at some position, bool [Q]."""
         return torch.stack([self.allowed(budget, positions).any(-1) for budget in budgets]).any(0)
@@ -102,11 +106,6 @@ class Exactly:
     big: int
 
     @property
-    def bigs(self) -> list[int]:
-        """The numbers of big layers that are allowed."""
-        return [self.big]
-
-    @property
     def name(self) -> str:
         """Short, for column names."""
         return f"k{self.big}"
@@ -122,11 +121,6 @@ class AtMost:
     """At most `big` big layers."""
 
     big: int
-
-    @property
-    def bigs(self) -> list[int]:
-        """The numbers of big layers that are allowed."""
-        return list(range(self.big + 1))
 
     @property
     def name(self) -> str:
@@ -289,22 +283,6 @@ def _spend_rest(frugal_N: Tensor, lavish_N: Tensor, nll_QN: Tensor, big_Q: Tenso
         if gain_QN.flatten()[best] <= 0:
             return chosen_N
         chosen_N[best % nll_QN.shape[1]] = best // nll_QN.shape[1]
-
-
-Limit = Exactly | AtMost
-"""The budgets that every method can search; the others need all routes."""
-
-
-def check_limits(budgets: Sequence[Budget]) -> list[Limit]:
-    """Return the budgets if they are `Exactly` and `AtMost`.
-
-    Raises:
-        ValueError: one is not.
-    """
-    for budget in budgets:
-        if not isinstance(budget, Limit):
-            raise ValueError(f"approximate searches take budgets Exactly and AtMost, got {budget}; use method 'exact'")
-    return [budget for budget in budgets if isinstance(budget, Limit)]
 
 
 def parse_budgets(

@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from duollm.models.branch import Branch
-from duollm.oracle.budgets import Budget, Cells, Limit, check_limits
+from duollm.oracle.budgets import Budget, Cells
 from duollm.oracle.trial import Method, Trial
 from duollm.routing.sampling import draw_route_ids
-from duollm.routing.space import RouteSpace
 
 _DRAWS = 32
 
@@ -34,15 +33,15 @@ class Sampled(Method):
     routes: int = 100
 
     def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
-        """Check the number of routes and the budgets."""
+        """Check the number of routes, too."""
+        super().begin(budgets, cells, shape_BT)
         if self.routes < 1:
             raise ValueError(f"routes must be at least 1, got {self.routes}")
-        check_limits(budgets)
 
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Draw and try."""
-        for limit in check_limits(budgets):
-            trial.try_routes(draw_within(limit, trial.cells, (self.routes, trial.groups), generator))
+        for budget in budgets:
+            trial.try_routes(draw_within(budget, trial.cells, (self.routes, trial.groups), generator))
 
 
 @dataclass
@@ -67,35 +66,35 @@ class Local(Method):
     _start_of: dict[Budget, Tensor] = field(default_factory=dict, init=False)
 
     def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
-        """Check the settings; find every budget's start."""
+        """Check the settings, too; find every budget's start."""
+        super().begin(budgets, cells, shape_BT)
         if self.width < 1 or self.steps < 0:
             name, least = ("width", 1) if self.width < 1 else ("steps", 0)
             raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        limits = check_limits(budgets)
         if self.start is None:
             return
-        shape = (len(limits), *shape_BT)
+        shape = (len(budgets), *shape_BT)
         try:
             start_KBT = self.start.expand(shape)
         except RuntimeError:
             raise ValueError(f"start must broadcast to shape {list(shape)}, got {list(self.start.shape)}") from None
-        for limit, ids_BT in zip(limits, start_KBT, strict=True):
+        for budget, ids_BT in zip(budgets, start_KBT, strict=True):
             bigs = cells.space.count_big(ids_BT[ids_BT >= 0])
-            if not torch.isin(bigs, torch.tensor(limit.bigs, device=bigs.device)).all():
+            if not torch.isin(bigs, torch.tensor(cells.bigs(budget), device=bigs.device)).all():
                 raise ValueError(
-                    f"start has routes with {bigs.min()} .. {bigs.max()} big layers, the budget is {limit}"
+                    f"start has routes with {bigs.min()} .. {bigs.max()} big layers, the budget is {budget}"
                 )
-            self._start_of[limit] = ids_BT.flatten()
+            self._start_of[budget] = ids_BT.flatten()
 
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Climb, budget by budget."""
-        for limit in check_limits(budgets):
-            climb = _Climb(trial, limit, self.width)
+        for budget in budgets:
+            climb = _Climb(trial, budget, self.width)
             # One drawn route even beside a given start: padding has no route to start from.
             draws = _DRAWS if self.start is None else 1
-            trial.try_routes(draw_within(limit, trial.cells, (draws, trial.groups), generator))
+            trial.try_routes(draw_within(budget, trial.cells, (draws, trial.groups), generator))
             if self.start is not None:
-                climb.start(self._start_of[limit][trial.rows_N])
+                climb.start(self._start_of[budget][trial.rows_N])
             climb.search(self.steps)
 
 
@@ -109,7 +108,7 @@ class _Climb:
     """
 
     trial: Trial
-    limit: Limit
+    budget: Budget
     width: int
     seen: list[Tensor] = field(init=False)
 
@@ -124,15 +123,15 @@ class _Climb:
     def search(self, steps: int) -> None:
         """Step until nothing is left to try, or nothing helped."""
         trial = self.trial
-        nll_N, ids_N = trial.found(self.limit)
+        nll_N, ids_N = trial.found(self.budget)
         for _ in range(steps):
-            wanted_AN = ids_N + moves(ids_N, self.limit, trial.cells.space)
+            wanted_AN = ids_N + moves(ids_N, self.budget, trial.cells)
             ids_PG = wanted_AN if trial.together == 1 else self._most_wanted(wanted_AN, self.width)
             if not len(ids_PG):
                 return
             trial.try_routes(ids_PG)
             before_N = nll_N
-            nll_N, ids_N = trial.found(self.limit)
+            nll_N, ids_N = trial.found(self.budget)
             if trial.together == 1 and not (nll_N < before_N)[trial.counted_N].any():
                 return
 
@@ -149,11 +148,12 @@ class _Climb:
         return pad_sequence(chosen)
 
 
-def moves(ids_N: Tensor, limit: Limit, space: RouteSpace) -> Tensor:
+def moves(ids_N: Tensor, budget: Budget, cells: Cells) -> Tensor:
     """What to add to route ids for every move that keeps the budget, [A, N]; 0 fills up.
 
     A move gives one layer another branch, or exchanges the branches of two layers.
     """
+    space = cells.space
     place_L = space.base ** torch.arange(space.num_layers - 1, -1, -1, device=ids_N.device)
     digit_NL = ids_N[:, None] // place_L % space.base
     exchange_NLL = (digit_NL[:, None, :] - digit_NL[:, :, None]) * (place_L[:, None] - place_L)
@@ -161,17 +161,18 @@ def moves(ids_N: Tensor, limit: Limit, space: RouteSpace) -> Tensor:
     change_NLC = (digits_C - digit_NL[..., None]) * place_L[:, None]
     big_C = torch.tensor([branch == Branch.BIG for branch in space.branches], device=ids_N.device).long()
     total_NLC = big_C[digit_NL].sum(-1)[:, None, None] - big_C[digit_NL][..., None] + big_C
-    within_NLC = torch.isin(total_NLC, torch.tensor(limit.bigs, device=ids_N.device))
+    within_NLC = torch.isin(total_NLC, torch.tensor(cells.bigs(budget), device=ids_N.device))
     moves_NA = torch.cat([exchange_NLL.triu().flatten(1), change_NLC.where(within_NLC, 0).flatten(1)], dim=1)
     useful_NA = moves_NA != 0
     order_NA = useful_NA.int().argsort(dim=1, descending=True, stable=True)
     return moves_NA.gather(1, order_NA[:, : int(useful_NA.sum(1).max())]).T
 
 
-def draw_within(limit: Limit, cells: Cells, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def draw_within(budget: Budget, cells: Cells, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Draw ids [*shape] uniformly, with replacement, among the routes that a budget allows."""
-    counts = [sum(n for (_, big), n in zip(cells.spent, cells.routes, strict=True) if big == k) for k in limit.bigs]
-    weights = torch.tensor([float(count) for count in counts], device=generator.device)
+    bigs = cells.bigs(budget)
+    routes_with = {k: sum(n for (_, big), n in zip(cells.spent, cells.routes, strict=True) if big == k) for k in bigs}
+    weights = torch.tensor([float(count) for count in routes_with.values()], device=generator.device)
     chosen = torch.multinomial(weights, torch.Size(shape).numel(), replacement=True, generator=generator)
-    drawn = torch.stack([draw_route_ids(cells.space, big, shape, generator) for big in limit.bigs])
+    drawn = torch.stack([draw_route_ids(cells.space, big, shape, generator) for big in bigs])
     return drawn.gather(0, chosen.view(1, *shape))[0]

@@ -25,7 +25,7 @@ from duollm.oracle.contexts import CONTEXTS, Attend, Batch
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.local import Local, Sampled
 from duollm.oracle.reductions import BestSoFar, Reduction
-from duollm.oracle.tree import Block, Tree, decoder_layers
+from duollm.oracle.tree import Prefixes, Tree, decoder_layers
 from duollm.oracle.trial import Method, Trial
 from duollm.routing.space import RouteSpace
 
@@ -40,9 +40,7 @@ class Exact(Method):
         cells = trial.cells
         wanted_Q = cells.wanted(budgets, trial.positions)
         for leaves in _walk(trial.batch, cells, wanted_Q, trial.max_rows, trial.hidden_ND, trial.attend):
-            cell_P = cells.index(*leaves.spent_P2.T)
-            shape_PN = leaves.hidden_PND.shape[:2]
-            trial.score(leaves.ids_P[:, None].expand(shape_PN), cell_P[:, None].expand(shape_PN), leaves.hidden_PND)
+            trial.enter(leaves.ids_PG, leaves.spent_PG2, leaves.hidden_PND)
 
 
 SEARCHES: dict[str, Callable[[], Method]] = {"exact": Exact, "beam": Beam, "local": Local, "sampled": Sampled}
@@ -270,7 +268,7 @@ def loss_tables(
         final_PND = model.model.norm(leaves.hidden_PND)
         log_z_PN = log_normaliser(model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
         losses_SPN = log_z_PN - torch.einsum("pnd,snd->spn", final_PND, wanted_SND)
-        tables_SNR[:, :, leaves.ids_P] = losses_SPN.transpose(1, 2)
+        tables_SNR[:, :, leaves.ids_PG[:, 0]] = losses_SPN.transpose(1, 2)
     tables_SBTR = tables_SNR.view(-1, *batch.padding_BT.shape, space.size)
     return tables_SBTR.masked_fill(batch.padding_BT[..., None], torch.nan)
 
@@ -296,7 +294,7 @@ def executed_nll(
 
 def _walk(
     batch: Batch, cells: Cells, wanted_Q: Tensor, max_rows: int, hidden_ND: Tensor, attend: Attend
-) -> Iterator[Block]:
+) -> Iterator[Prefixes]:
     """The leaves of all routes in the wanted cells."""
     wanted_Q2 = torch.tensor(cells.spent, device=hidden_ND.device)[wanted_Q]
     yield from Tree(batch.model.model, cells.space, wanted_Q2, max_rows).leaves(hidden_ND, attend)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import Budget, Cells, Frontier
+from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Attend, Batch
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.reductions import Entered, Leaves, Reduction
@@ -71,7 +71,9 @@ class Trial:
     def try_routes(self, ids_PG: Tensor) -> None:
         """Run the groups on their routes and enter the losses."""
         for part_PG in ids_PG.split(max(1, self.max_rows // len(self.rows_N))):
-            self.enter(part_PG, deque(self.follow(part_PG), maxlen=1).pop())
+            routes_PGL = self.cells.space.decode(part_PG)
+            spent_PG2 = torch.stack([(routes_PGL == each).sum(-1) for each in (Branch.SMALL, Branch.BIG)], dim=-1)
+            self.enter(part_PG, spent_PG2, deque(self.follow(part_PG), maxlen=1).pop())
 
     def follow(self, ids_PG: Tensor) -> Iterator[Tensor]:
         """Yield the hidden states [P, N, D] that enter the first layer, and those after every layer."""
@@ -86,22 +88,17 @@ class Trial:
             hidden_PND = output_PND
             yield hidden_PND
 
-    def enter(self, ids_PG: Tensor, hidden_PND: Tensor) -> None:
-        """Take in the groups' routes with their final hidden states, before the final norm."""
-        routes_PGL = self.cells.space.decode(ids_PG)
-        small_PG, big_PG = ((routes_PGL == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG))
-        self.score(self.spread(ids_PG), self.spread(self.cells.index(small_PG, big_PG)), hidden_PND)
-
     def spread(self, values_PG: Tensor) -> Tensor:
         """From groups to tokens: [P, G, ...] to [P, N, ...]."""
-        return values_PG.repeat_interleave(self.together, dim=1)
+        return values_PG.repeat_interleave(len(self.rows_N) // values_PG.shape[1], dim=1)
 
-    def score(self, ids_PN: Tensor, cell_PN: Tensor, hidden_PND: Tensor) -> None:
-        """Show leaves to the reductions, with the full head run only where a leaf can matter to one of them.
+    def enter(self, ids_PG: Tensor, spent_PG2: Tensor, hidden_PND: Tensor) -> None:
+        """Take in routes, with what they spend and their final hidden states before the final norm.
 
         A leaf's loss is its log-normaliser minus its label's logit. The logit is cheap and the log-normaliser has a
-        cheap lower bound, so a leaf whose bound is above what every reduction has kept is dropped.
+        cheap lower bound, so a leaf whose bound is above what every reduction has kept is spared the full head.
         """
+        ids_PN, cell_PN = self.spread(ids_PG), self.spread(self.cells.index(*spent_PG2.unbind(-1)))
         final_PND = self.model.model.norm(hidden_PND)
         leaves = Leaves(self.rows_N, ids_PN, cell_PN, final_PND)
         bound_PN = torch.full(final_PND.shape[:2], -torch.inf, device=final_PND.device)
@@ -159,7 +156,11 @@ def _still_possible(lower_PN: Tensor, cell_PN: Tensor, bar_QN: Tensor) -> Tensor
 
 
 class Method:
-    """Decides which routes the tokens of a trial try: at least one within each budget."""
+    """Decides which routes the tokens of a trial try: at least one within each budget.
+
+    Attributes:
+        every_route: whether all routes are tried.
+    """
 
     every_route = False
 
@@ -167,8 +168,11 @@ class Method:
         """Check and prepare what holds for a whole search.
 
         Raises:
-            ValueError: a budget that the method cannot search, or impossible settings.
+            ValueError: a budget that needs every route tried, or impossible settings.
         """
+        for budget in budgets:
+            if not self.every_route and not isinstance(budget, Exactly | AtMost):
+                raise ValueError(f"approximate methods take budgets Exactly and AtMost, got {budget}; use 'exact'")
 
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Try routes."""
