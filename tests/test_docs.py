@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from duollm import Branch
+from duollm import Branch, RouteSpace, loss_table, search_oracle
 from duollm.config import RouterConfig
 from duollm.data.tokenizer import load_tokenizer
+from duollm.oracle.budgets import AtMost, Exactly
 from duollm.routing.calibration import calibrate
 from duollm.routing.folder import ROUTERS, load_router, save_router
 from duollm.train.lesson import Lesson
@@ -23,14 +24,19 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def run_page(page):
+    """What the blocks of a page define, run one after the other."""
+    names = {}
+    for block in blocks(page):
+        exec(compile(block, f"docs/{page}", "exec"), names)
+    return names
+
+
 @pytest.fixture
 def described(monkeypatch):
-    """What the blocks of docs/adding-a-router.md define, run one after the other."""
+    """What docs/adding-a-router.md defines."""
     monkeypatch.setattr("duollm.routing.folder.ROUTERS", dict(ROUTERS))
-    names = {}
-    for block in blocks("adding-a-router.md"):
-        exec(compile(block, "docs/adding-a-router.md", "exec"), names)
-    return names
+    return run_page("adding-a-router.md")
 
 
 def test_the_hand_written_policy_decides_by_token(described):
@@ -40,9 +46,7 @@ def test_the_hand_written_policy_decides_by_token(described):
 
 
 def test_the_page_on_checkpoints_goes_in_and_out():
-    names = {}
-    for block in blocks("checkpoints.md"):
-        exec(compile(block, "docs/checkpoints.md", "exec"), names)
+    names = run_page("checkpoints.md")
     assert names["difference"] < 1e-4
     assert names["again"].config.intermediate_size == 96
     assert names["small"].config.intermediate_size == 8
@@ -73,6 +77,26 @@ def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
     routes = [model(validation_BT, policy=policy).routes for policy in (router, loaded)]
     assert torch.equal(*routes)
     assert (routes[0] == Branch.BIG).float().mean() == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("context", ["shared", "reference"])
+def test_the_reduction_keeps_the_second_lowest_loss(monkeypatch, context, prune):
+    entries = []
+    monkeypatch.setattr("duollm.oracle.run.REDUCTIONS", entries)
+    names = run_page("adding-a-reduction.md")
+    assert (names["margin"] > 0).all()
+    model, input_ids, space = names["model"], names["input_ids"], RouteSpace(4)
+    assert isinstance(entries[0](None), names["SecondBest"])
+    table_BTR, big_R = loss_table(model, input_ids, space, context), space.count_big(torch.arange(space.size))
+    budgets = [Exactly(1), Exactly(2), AtMost(2), Exactly(0)]
+    kept = [names["SecondBest"]()]
+    found = search_oracle(model, input_ids, space, context, budgets=budgets, reductions=kept, prune=prune)
+    for budget, second_BT in zip(budgets[:-1], found.columns["second"], strict=False):
+        within_R = big_R <= 2 if isinstance(budget, AtMost) else big_R == budget.big
+        naive_BT = table_BTR[..., within_R].sort(-1).values[..., 1]
+        torch.testing.assert_close(second_BT, naive_BT, atol=1e-4, rtol=0)
+    assert found.columns["second"][-1].isposinf().all()
 
 
 def test_evaluation_from_python(tmp_path):

@@ -296,7 +296,7 @@ def _evaluate(options: argparse.Namespace, command: list[str]) -> None:
         _study(options, command, until="evaluate")
         return
     _refuse_recipe(options, given)
-    standalone.check_mix(given)
+    standalone.check_mix(given, options.batch_size)
     _prepare_for_torch()
     standalone.evaluate(options, command)
 

@@ -3,10 +3,10 @@ import random
 import time
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from duollm.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from duollm.data.tokenizer import END_OF_TEXT, check_vocabulary, for_prompts, load_tokenizer, train_tokenizer
 from duollm.errors import UserError
 
 TEXTS = ["the owl reads the letter", "the owl reads\n\tthe other letter"] * 3
@@ -82,3 +82,30 @@ def test_a_tokenizer_without_end_of_text_is_an_error(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has no end-of-text token; set eos_token"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("before", [[], [0], [5, 0]], ids=str)
+@pytest.mark.parametrize("behind", [[0], [0, 7]], ids=str)
+def test_a_prompt_is_not_closed(before, behind):
+    tokenizer = train_tokenizer(TEXTS, 270)
+    text = tokenizer("the owl").input_ids
+    names = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in [*before, *behind]}
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*(names[token] for token in before), "$A", *(names[token] for token in behind)],
+        special_tokens=[(name, token) for token, name in names.items()],
+    )
+    assert tokenizer("the owl").input_ids == [*before, *text, *behind]
+    assert for_prompts(tokenizer)("the owl").input_ids == [*before, *text]
+    assert for_prompts(tokenizer)("the owl<|endoftext|>").input_ids == [*before, *text, 0], "the user's own"
+    assert tokenizer("the owl").input_ids == [*before, *text, *behind], "the tokenizer itself is as it was"
+
+
+def test_a_tokenizer_that_closes_nothing_is_taken_as_it_is():
+    tokenizer = train_tokenizer(TEXTS, 270)
+    assert for_prompts(tokenizer) is tokenizer
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused_with_both_numbers():
+    check_vocabulary("model", 270, 270)
+    with pytest.raises(UserError, match=r"^model: knows 269 tokens, its tokenizer has 270; resize .*embeddings\(270\)"):
+        check_vocabulary("model", 269, 270)

@@ -1,10 +1,11 @@
 """The tokenizer: a byte-level BPE trained here, or an existing one."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from duollm.errors import UserError
 
@@ -72,3 +73,41 @@ def load_tokenizer(path_or_id: str | Path) -> "PreTrainedTokenizerFast":
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {path_or_id}: has no end-of-text token; set eos_token in its tokenizer_config.json")
     return tokenizer
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Return one more than the largest token id; a vocabulary with gaps has fewer tokens than that."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def check_vocabulary(given: str, known: int, needed: int) -> None:
+    """Refuse a model, named `given`, that knows fewer token ids than its tokenizer has.
+
+    Raises:
+        UserError: says both numbers and what to do.
+    """
+    if known < needed:
+        raise UserError(
+            f"{given}: knows {known} tokens, its tokenizer has {needed}; resize the model to its tokenizer "
+            f"(model.resize_token_embeddings({needed})) and save it, or take the added tokens out of the tokenizer"
+        )
+
+
+def for_prompts(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
+    """Return a tokenizer that puts nothing behind a text, so that the text can be continued.
+
+    A tokenizer may close every text with an end-of-text token. What it puts in front of a text stays.
+    """
+    probe = "a"
+    text = tokenizer.encode(probe, add_special_tokens=False)
+    whole = tokenizer.encode(probe)
+    if not text or whole[-len(text) :] == text:
+        return tokenizer
+    starts = [start for start in range(len(whole)) if whole[start : start + len(text)] == text]
+    before = whole[: starts[0]] if starts else []
+    names = [str(name) for name in tokenizer.convert_ids_to_tokens(before)]
+    prompting = copy.deepcopy(tokenizer)
+    prompting.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*names, "$A"], special_tokens=list(dict(zip(names, before, strict=True)).items())
+    )
+    return prompting

@@ -27,7 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .branch import Branch
 from .configuration_duo import DuoConfig
 from .dispatch import Dispatch
-from .fused import can_fuse, fused_ffn
+from .fused import FFN
 from .norm import DuoRMSNorm, make_norm
 from .policy import Choice, FixedRoutes, Policy, check_routes
 
@@ -143,8 +143,8 @@ class DuoAttention(nn.Module):
         return self.o_proj(mixed.reshape(*states_BTD.shape[:-1], -1)), weights
 
 
-class DuoFFN(nn.Module):
-    """One feed-forward network: gated (SwiGLU), or plain when `gate_proj` is None."""
+class DuoFFN(FFN):
+    """One feed-forward network, sized by the configuration."""
 
     def __init__(self, config: DuoConfig, intermediate_size: int) -> None:
         super().__init__()
@@ -153,16 +153,6 @@ class DuoFFN(nn.Module):
         self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, width, bias=bias)
         self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Map [..., D] to [..., D]."""
-        if self.gate_proj is None:
-            return self.down_proj(self.act_fn(self.up_proj(states)))
-        return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
-
-    def of_some(self, states_ND: Tensor) -> Tensor:
-        """As `forward` for a part of the tokens: fused products, which are faster there but round differently."""
-        return fused_ffn(self, states_ND) if can_fuse(self, states_ND) else self(states_ND)
 
 
 class DuoMLP(nn.Module):

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -27,7 +27,13 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add("--sweep", metavar="KIND", help="in place of --policy: spread, random, first or last at several shares of big")
     add("--shares", default="0,0.25,0.5,0.75,1", metavar="LIST", help="shares of big to sweep (default: %(default)s)")
-    add("--batch-size", type=_count, default=8, metavar="N", help="rows per forward (default: %(default)s)")
+    add(
+        "--batch-size",
+        type=_rows,
+        default=8,
+        metavar="N",
+        help="rows per forward, or auto for tasks (default: %(default)s)",
+    )
     add = parser.add_argument_group("losses of text", "Of the test split of each domain.").add_argument
     add("--domains", metavar="LIST", help="prose, code, a file or folder, ... (default: the run's, else prose,code)")
     add("--documents", type=_count, default=40, metavar="N", help="documents per domain (default: %(default)s)")
@@ -40,7 +46,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--include-path", action="append", metavar="FOLDER", help="a folder with task YAML files; repeat")
 
 
-def check_mix(given: Iterable[str]) -> None:
+def check_mix(given: Iterable[str], batch_size: int | str) -> None:
     """Refuse options that do not belong together; `given` are the flags on the command line.
 
     Raises:
@@ -52,6 +58,8 @@ def check_mix(given: Iterable[str]) -> None:
         if flag in given:
             fault = "is about losses of text; leave it out, or --tasks" if "--tasks" in given else "needs --tasks"
             raise UserError(f"{flag} {fault}")
+    if batch_size == "auto" and "--tasks" not in given:
+        raise UserError("--batch-size auto goes with --tasks; losses of text take a whole number from 1")
     if {"--policy", "--sweep"} <= given:
         raise UserError("give --policy or --sweep, not both; a sweep makes its own policies")
     if "--shares" in given and "--sweep" not in given:
@@ -92,7 +100,16 @@ def _hub_answers() -> bool:
 
 def _count(text: str) -> int:
     """A whole number from 1."""
-    value = int(text)
+    refusal = f"takes a whole number from 1, got {text!r}"
+    try:
+        value = int(text)
+    except ValueError:
+        raise ArgumentTypeError(refusal) from None
     if value < 1:
-        raise ValueError
+        raise ArgumentTypeError(refusal)
     return value
+
+
+def _rows(text: str) -> int | str:
+    """A number of rows, or auto."""
+    return text if text == "auto" else _count(text)

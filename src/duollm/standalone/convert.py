@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from duollm.config import ConvertConfig, DataConfig
 from duollm.data.packing import prepare_data
+from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
 from duollm.evaluate.loading import silence_transformers
 from duollm.flops import count_parameters
@@ -32,6 +33,7 @@ def convert_checkpoint(options: Namespace) -> None:
     model = open_dense(
         options.dense, options.small_intermediate_size, options.skip_scope, options.seed, _TYPES[options.dtype]
     )
+    check_vocabulary(options.dense, model.config.vocab_size, vocabulary_size(load_tokenizer(options.dense)))
     if config.small_init == "random":
         convert(model, options.dense, config, None, options.seed, out)
     else:

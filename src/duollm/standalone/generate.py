@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from duollm.data.tokenizer import for_prompts
 from duollm.errors import UserError
 from duollm.evaluate.generation import Generated, generate_traced
 from duollm.flops import head_flops, token_flops
@@ -34,7 +35,7 @@ def generate(options: Namespace) -> None:
     saved = Saved.at(Path(options.model), "auto")
     (name, model, policy), tokenizer = saved.routed(options.policy), saved.tokenizer
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    prompt_P = _tokenize(prompt, options.chat, tokenizer).to(model.device)
+    prompt_P = _tokenize(prompt, options.chat, for_prompts(tokenizer)).to(model.device)
     _check_length(len(prompt_P), options.max_new_tokens, model)
     settings = _settings(options, model, tokenizer)
 

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from duollm.config import DataConfig
-from duollm.data.tokenizer import load_tokenizer
+from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
 from duollm.evaluate.loading import load_model, silence_transformers
 from duollm.evaluate.sweep import Routed, sweep_policies
@@ -77,10 +77,17 @@ class Saved:
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer saved with the model, or with the run's data."""
-        if self.run and not (self.folder / "tokenizer.json").is_file():
-            return load_tokenizer(self.run / "data" / "tokenizer")
-        return load_tokenizer(self.folder)
+        """The tokenizer saved with the model, or with the run's data.
+
+        Raises:
+            UserError: it cannot be loaded, or has tokens that the model does not know.
+        """
+        folder = self.folder
+        if self.run and not (folder / "tokenizer.json").is_file():
+            folder = self.run / "data" / "tokenizer"
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(f"--model {self.folder}", self.model.config.vocab_size, vocabulary_size(tokenizer))
+        return tokenizer
 
     def routed(self, name: str) -> Routed:
         """Make a policy by name (see `parse_policy`); a run's routers go by their names in it.
