@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from duollm.errors import UserError
+from duollm.errors import UserError, in_a_line
+from duollm.files import check_no_pointer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,11 +63,12 @@ def load_tokenizer(path_or_id: str | Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
+        check_no_pointer(Path(path_or_id, "tokenizer.json"))
         tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # libraries raise whatever a damaged file leads them to
         raise UserError(
-            f"tokenizer {path_or_id}: neither a folder with tokenizer.json nor a hub id that can be loaded: {reason}"
+            f"tokenizer {path_or_id}: neither a folder with tokenizer.json nor a hub id that can be loaded: "
+            f"{in_a_line(error)}"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer {path_or_id}: {type(tokenizer).__name__} has no fast version (tokenizer.json)")

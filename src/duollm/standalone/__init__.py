@@ -4,10 +4,13 @@ import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from duollm.errors import UserError
+from duollm.files import check_folder
+from duollm.options import names, whole_number
 
 TEXT_FLAGS = ("--domains", "--documents", "--windows", "--sequence-length")
 TASK_FLAGS = ("--limit", "--num-fewshot", "--include-path")
@@ -35,14 +38,21 @@ def add_options(parser: ArgumentParser) -> None:
         help="rows per forward, or auto for tasks (default: %(default)s)",
     )
     add = parser.add_argument_group("losses of text", "Of the test split of each domain.").add_argument
-    add("--domains", metavar="LIST", help="prose, code, a file or folder, ... (default: the run's, else prose,code)")
-    add("--documents", type=_count, default=40, metavar="N", help="documents per domain (default: %(default)s)")
-    add("--windows", type=_count, default=4, metavar="N", help="windows per document (default: %(default)s)")
-    add("--sequence-length", type=_count, metavar="T", help="tokens per window (default: the run's, else 128)")
+    add(
+        "--domains",
+        type=names,
+        metavar="LIST",
+        help="prose, code, a file or folder, ... (default: the run's, else prose,code)",
+    )
+    add("--documents", type=whole_number(), default=40, metavar="N", help="documents per domain (default: %(default)s)")
+    add("--windows", type=whole_number(), default=4, metavar="N", help="windows per document (default: %(default)s)")
+    add("--sequence-length", type=whole_number(), metavar="T", help="tokens per window (default: the run's, else 128)")
     add = parser.add_argument_group("tasks of lm-eval in place of losses", "Need the extra `eval`.").add_argument
-    add("--tasks", metavar="LIST", help="duollm_prose_continuation, duollm_code_continuation, arc_easy, ...")
-    add("--limit", type=_count, metavar="N", help="documents per task (default: all)")
-    add("--num-fewshot", type=int, metavar="N", help="examples in the context (default: the task's)")
+    add(
+        "--tasks", type=names, metavar="LIST", help="duollm_prose_continuation, duollm_code_continuation, arc_easy, ..."
+    )
+    add("--limit", type=whole_number(), metavar="N", help="documents per task (default: all)")
+    add("--num-fewshot", type=whole_number(0), metavar="N", help="examples in the context (default: the task's)")
     add("--include-path", action="append", metavar="FOLDER", help="a folder with task YAML files; repeat")
 
 
@@ -72,6 +82,8 @@ def evaluate(options: Namespace, command: list[str]) -> None:
     Raises:
         UserError: bad input, named in one line.
     """
+    if options.out:
+        check_folder("--out", Path(options.out))
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     if options.tasks:
@@ -98,18 +110,6 @@ def _hub_answers() -> bool:
     return True
 
 
-def _count(text: str) -> int:
-    """A whole number from 1."""
-    refusal = f"takes a whole number from 1, got {text!r}"
-    try:
-        value = int(text)
-    except ValueError:
-        raise ArgumentTypeError(refusal) from None
-    if value < 1:
-        raise ArgumentTypeError(refusal)
-    return value
-
-
 def _rows(text: str) -> int | str:
     """A number of rows, or auto."""
-    return text if text == "auto" else _count(text)
+    return text if text == "auto" else whole_number()(text)

@@ -12,6 +12,7 @@ from duollm.data.packing import prepare_data
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
 from duollm.evaluate.loading import silence_transformers
+from duollm.files import check_folder
 from duollm.flops import count_parameters
 from duollm.machine import peak_memory_bytes
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -28,6 +29,7 @@ def convert_checkpoint(options: Namespace) -> None:
     """
     silence_transformers()
     out, config, text = Path(options.out), *_settings(options)
+    check_folder("--out", out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists already; give a new folder")
     model = open_dense(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import yaml
 from torch import nn
 
+from duollm import strict_yaml
 from duollm.config import DataConfig
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
-from duollm.errors import UserError
+from duollm.errors import UserError, in_a_line
 from duollm.evaluate.loading import load_model, silence_transformers
 from duollm.evaluate.sweep import Routed, sweep_policies
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -60,12 +60,13 @@ class Saved:
         """Read only what is needed of its recipe: a run of another version may have other keys."""
         path = run / "config.yaml"
         try:
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            recipe = strict_yaml.load(path.read_text(encoding="utf-8"))
             folder = Path(recipe["model"].get("path") or run / "model")
             return cls(folder, run, int(recipe["seed"]), DataConfig.model_validate(recipe["data"]))
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{path}: not the recipe of a run ({reason}); give the model's own folder") from None
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(
+                f"{path}: not the recipe of a run ({in_a_line(error)}); give the model's own folder"
+            ) from None
 
     @cached_property
     def model(self) -> DuoForCausalLM:

@@ -42,9 +42,9 @@ def evaluate_text(options: Namespace, command: list[str]) -> None:
             scored[domain] = list(score(routed, windows, options.batch_size))
         facts = {"sequence_length": data.sequence_length, "data_fingerprint": data.fingerprint}
     rows = [row for domain, of_policies in scored.items() for row in _rows(domain, of_policies, saved.seed)]
-    print_table(f"{options.saved}: windows of {data.sequence_length} tokens of the test split", _shown(rows))
     if options.out:
         _write(Path(options.out), scored, {"provenance": provenance(command, saved.seed), **facts, "rows": rows})
+    print_table(f"{options.saved}: windows of {data.sequence_length} tokens of the test split", _shown(rows))
 
 
 @contextmanager
