@@ -9,10 +9,10 @@ import torch
 from duollm import Branch
 from duollm.config import RouterConfig
 from duollm.data.tokenizer import load_tokenizer
-from duollm.routing.calibration import calibrate
-from duollm.routing.folder import ROUTERS, load_router, save_router
-from duollm.train.lesson import Lesson
-from duollm.train.mixture import mixture_loss
+from duollm.routers.calibration import calibrate
+from duollm.routers.lesson import Lesson
+from duollm.routers.mixture import mixture_loss
+from duollm.routers.registry import ROUTERS, load_router, save_router
 from tiny_saved import save_tiny
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,7 +26,7 @@ def blocks(page):
 @pytest.fixture
 def described(monkeypatch):
     """What the blocks of docs/adding-a-router.md define, run one after the other."""
-    monkeypatch.setattr("duollm.routing.folder.ROUTERS", dict(ROUTERS))
+    monkeypatch.setattr("duollm.routers.registry.ROUTERS", dict(ROUTERS))
     names = {}
     for block in blocks("adding-a-router.md"):
         exec(compile(block, "docs/adding-a-router.md", "exec"), names)

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.folder import make_router
-from duollm.routing.sequential import SequentialRouter
-from duollm.train.distributed import World
-from duollm.train.loop import LossFn, train
-from duollm.train.optimizer import TrainingPlan
-from duollm.train.regression import RidgeSums
+from duollm.routers.registry import make_router
+from duollm.routers.regression import RidgeSums
+from duollm.routers.sequential import SequentialRouter
+from duollm.training.loop import LossFn, train
+from duollm.training.optimizer import TrainingPlan
+from duollm.training.world import World
 from tiny import random_ids, tiny_model
 
 ALONE = World(0, 1, torch.device("cpu"))

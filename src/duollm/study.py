@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 from duollm.analysis.results import analyse
+from duollm.ceiling.training import train_ceiling
 from duollm.config import DataConfig, EvaluateConfig, Recipe, save_recipe
+from duollm.convert.dense import convert, open_dense
+from duollm.convert.loading import load_model, silence_transformers
+from duollm.convert.saving import CARD
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
 from duollm.evaluate.ceiling import evaluate_ceiling
-from duollm.evaluate.loading import load_model, silence_transformers
 from duollm.evaluate.patterns import evaluate_patterns
 from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
@@ -27,15 +30,12 @@ from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
-from duollm.routing.folder import router_class
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routers.registry import router_class
+from duollm.routers.train import check_router_settings, router_name, train_router
+from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
-from duollm.train.ceiling import train_ceiling
-from duollm.train.convert import convert, open_dense
-from duollm.train.distributed import World, join_world
-from duollm.train.pretrain import pretrain
-from duollm.train.router import check_router_settings, router_name, train_router
-from duollm.train.saving import CARD
+from duollm.training.pretrain import pretrain
+from duollm.training.world import World, join_world
 
 _LABEL_SETTINGS = {"label_tokens", "label_routes"}
 _TAUGHT_SETTINGS = {"text_weight", "label_temperature", "distilled_share", "codebook_routes", "decide_at"}

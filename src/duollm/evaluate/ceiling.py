@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from duollm.ceiling.predictor import GainPredictor, all_big_states, exact_routes, margins, price_for, priced_routes
+from duollm.ceiling.training import SHUFFLED
 from duollm.config import EvaluateConfig
 from duollm.data.packed import PackedData
 from duollm.evaluate.losses import policy_losses
 from duollm.files import replacing
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.ceiling import GainPredictor, all_big_states, exact_routes, margins, price_for, priced_routes
-from duollm.routing.space import RouteSpace
-from duollm.train.ceiling import SHUFFLED
+from duollm.routes.space import RouteSpace
 
 _VALIDATION_WINDOWS = 64
 """Few, for every policy is executed on them."""

@@ -23,8 +23,8 @@ from duollm.oracle.result import OracleResult, stack_budgets
 from duollm.oracle.search import check_search, left_to_right, max_rows_for
 from duollm.oracle.tree import Attend
 from duollm.oracle.trial import Trial
-from duollm.routing.sampling import draw_route_ids
-from duollm.routing.space import RouteSpace
+from duollm.routes.sampling import draw_route_ids
+from duollm.routes.space import RouteSpace
 
 Limit = Exactly | AtMost
 Method = Callable[[Trial, list[Limit], torch.Generator], None]

@@ -14,7 +14,7 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes, check_routes
 from duollm.oracle.contexts import CachedContext, Masks, SharedContext
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 @dataclass

@@ -23,7 +23,7 @@ from duollm.oracle.approximate import Limit, Options, allowed_bigs, search_with
 from duollm.oracle.result import OracleResult
 from duollm.oracle.tree import branch_out, decoder_layers
 from duollm.oracle.trial import Trial
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 def beam_search(

@@ -18,7 +18,7 @@ from duollm.oracle.approximate import Limit, Options, allowed_bigs, draw_within,
 from duollm.oracle.budgets import Budget, parse_budgets
 from duollm.oracle.result import OracleResult
 from duollm.oracle.trial import Trial
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 _DRAWS = 32
 

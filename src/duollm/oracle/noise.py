@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 _MEAN_ROUTES = 64
 

@@ -29,8 +29,8 @@ from duollm.oracle.result import OracleResult, stack_windows
 from duollm.oracle.search import executed_nll
 from duollm.oracle.searches import SEARCHES
 from duollm.oracle.store import Columns, OracleStore
-from duollm.routing.sampling import derived_seed
-from duollm.routing.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
+from duollm.routes.sampling import derived_seed
+from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
 
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16

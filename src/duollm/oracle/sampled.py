@@ -13,7 +13,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.approximate import Limit, Options, draw_within, search_with
 from duollm.oracle.result import OracleResult
 from duollm.oracle.trial import Trial
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 def sampled_search(

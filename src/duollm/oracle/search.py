@@ -24,8 +24,8 @@ from duollm.oracle.noise import DrawnLabels, Resampling
 from duollm.oracle.reduce import Contest, Judge, LeafTable
 from duollm.oracle.result import OracleResult, join_positions, stack_budgets
 from duollm.oracle.tree import Attend, Block, Tree
-from duollm.routing.sampling import draw_route_ids
-from duollm.routing.space import RouteSpace
+from duollm.routes.sampling import draw_route_ids
+from duollm.routes.space import RouteSpace
 
 CONTEXTS = ("shared", "reference", "committed")
 

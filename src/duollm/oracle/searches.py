@@ -12,7 +12,7 @@ from duollm.oracle.local import local_search
 from duollm.oracle.result import OracleResult
 from duollm.oracle.sampled import sampled_search
 from duollm.oracle.search import search_oracle
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 Search = Callable[..., OracleResult]
 

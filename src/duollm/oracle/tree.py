@@ -18,7 +18,7 @@ from torch import Tensor
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
 from duollm.oracle.ffn import add_ffn
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 Attend = Callable[[DuoDecoderLayer, Tensor], Tensor]
 """Attention output [P, N, D] of one layer for normalised states [P, N, D]."""

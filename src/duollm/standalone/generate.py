@@ -18,8 +18,8 @@ from duollm.flops import head_flops, token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.routing.policies import parse_policy
-from duollm.routing.router import deciding_flops
+from duollm.routers.base import deciding_flops
+from duollm.routers.policies import parse_policy
 from duollm.standalone.coloured import print_legend, print_piece, print_routes
 from duollm.standalone.saved import Saved
 

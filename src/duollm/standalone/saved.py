@@ -11,12 +11,12 @@ import yaml
 from torch import nn
 
 from duollm.config import DataConfig
+from duollm.convert.loading import load_model, silence_transformers
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError
-from duollm.evaluate.loading import load_model, silence_transformers
 from duollm.evaluate.sweep import Routed, sweep_policies
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.policies import parse_policy
+from duollm.routers.policies import parse_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,0 +1,89 @@
+"""Trained routers by name, saved to and loaded from a folder.
+
+To add a router, write a module like `routing/linear.py` and enter it in `ROUTERS` (docs/adding-a-router.md).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from duollm.errors import UserError, did_you_mean
+from duollm.files import replacing, write_json
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routers.base import Router
+from duollm.routers.baselines import EarlyExitRouter, MixtureOfDepthsRouter, RandomRouter
+from duollm.routers.codebook import CodebookRouter
+from duollm.routers.gains import DeepGainsRouter, GainsRouter
+from duollm.routers.linear import DistilledRouter, GumbelRouter, LinearRouter
+from duollm.routers.sequential import SequentialRouter
+from duollm.routes.space import parse_branches
+
+ROUTERS: dict[str, type[Router]] = {
+    "linear": LinearRouter,
+    "gumbel": GumbelRouter,
+    "gains": GainsRouter,
+    "deep-gains": DeepGainsRouter,
+    "sequential": SequentialRouter,
+    "distilled": DistilledRouter,
+    "codebook": CodebookRouter,
+    "random": RandomRouter,
+    "early-exit": EarlyExitRouter,
+    "mixture-of-depths": MixtureOfDepthsRouter,
+}
+"""Every kind of router by name."""
+
+
+def router_class(kind: str) -> type[Router]:
+    """Return the class of a named kind.
+
+    Raises:
+        UserError: unknown kind.
+    """
+    if kind not in ROUTERS:
+        raise UserError(f"router.kinds: unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
+    return ROUTERS[kind]
+
+
+def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:
+    """Build an untrained router of a named kind for a model; `branches` by name, e.g. ["small", "big"].
+
+    Raises:
+        UserError: unknown kind.
+    """
+    return router_class(kind)(config, parse_branches(branches))
+
+
+def save_router(router: Router, folder: Path, facts: dict[str, Any], model: DuoForCausalLM | None = None) -> None:
+    """Write router.safetensors and router.json; `facts` hold at least `kind` and `branches`.
+
+    A model that was trained together with its router is written beside it, in `model/`.
+    """
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        save_file(router.state_dict(), temporary / "router.safetensors")
+        write_json(temporary / "router.json", facts)
+        if model is not None:
+            model.save_pretrained(temporary / "model")
+
+
+def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]]:
+    """Read what `save_router` wrote; return the router in evaluation mode and its facts.
+
+    Raises:
+        UserError: missing or damaged files, or a router for another model.
+    """
+    try:
+        facts = json.loads((folder / "router.json").read_text(encoding="utf-8"))
+        router = make_router(facts["kind"], config, facts["branches"])
+        router.load_state_dict(load_file(folder / "router.safetensors"))
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: not a router folder ({error}); train one with `duollm train-router`") from None
+    except RuntimeError:
+        raise UserError(
+            f"{folder}: was trained for a model of other sizes, or by an older version; train one for this model"
+        ) from None
+    return router.eval(), facts
