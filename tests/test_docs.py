@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from duollm import Branch
-from duollm.config import RouterConfig
 from duollm.data.tokenizer import load_tokenizer
 from duollm.routers.calibration import calibrate
-from duollm.routers.lesson import Lesson
-from duollm.routers.mixture import mixture_loss
 from duollm.routers.registry import ROUTERS, load_router, save_router
 from tiny_saved import save_tiny
+from tiny_training import router_training
 
 DOCS = Path(__file__).parents[1] / "docs"
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -57,7 +55,7 @@ def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
     model, router = described["model"], described["router"]
     model.requires_grad_(False)
     before = {name: value.clone() for name, value in router.named_parameters()}
-    loss_fn = mixture_loss(Lesson(model, router, RouterConfig(), budget=0.5, steps=20, seed=0))
+    loss_fn = router.loss_fn(router_training(model, budget=0.5, steps=20))
     optimizer = torch.optim.Adam(router.parameters(), 0.05)
     generator = torch.Generator().manual_seed(0)
     for step in range(20):

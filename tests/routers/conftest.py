@@ -12,7 +12,7 @@ def always(no_measuring):
 
 
 @pytest.fixture
-def make_router():
+def make_random():
     """Routers with random weights, in evaluation mode."""
 
     def make(branches=(Branch.SMALL, Branch.BIG), seed=0, kind=LinearRouter, **sizes):

@@ -3,20 +3,21 @@ import torch
 
 from duollm.config import RouterConfig
 from duollm.models.branch import Branch
-from duollm.routers.distilled import distillation_loss, marginals, route_probabilities
-from duollm.routers.lesson import Lesson
-from duollm.routers.mixture import mixture_loss
+from duollm.routers.base import mixture_loss
+from duollm.routers.distilled import marginals, route_probabilities
 from duollm.routers.registry import make_router
 from duollm.routes.space import RouteSpace
 from tiny import random_ids, tiny_model
 from tiny_labels import labels_of, made_up_labels
+from tiny_training import router_training
 
 NAMES = [["small", "big"], ["skip", "small", "big"]]
 CONFIG = RouterConfig(label_temperature=0.1, distilled_share=0.5)
 
 
-def lesson(model, router, labels, steps, **changes):
-    return Lesson(model, router, CONFIG.model_copy(update=changes), 1 / 3, steps, seed=0, labels=labels)
+def loss_of(model, router, labels, steps, **changes):
+    config = CONFIG.model_copy(update=changes)
+    return router.loss_fn(router_training(model, config, 1 / 3, steps, labels=labels))
 
 
 @pytest.mark.parametrize("branches", NAMES, ids=["two", "three"])
@@ -57,7 +58,7 @@ def test_it_learns_which_token_wants_which_layer(training):
     model = tiny_model().requires_grad_(False)
     labels, low = depends_on_the_token(model)
     router = make_router("distilled", model.config, ["small", "big"])
-    loss_fn = distillation_loss(lesson(model, router, labels, 60, distilled_share=1.0))
+    loss_fn = loss_of(model, router, labels, 60, distilled_share=1.0)
     first = [loss_fn(random_ids(16), step, 0)[0].item() for step in range(5)]
     training(router, loss_fn, steps=60, learning_rate=0.1)
     last = [loss_fn(random_ids(16), step, 0)[0].item() for step in range(5)]
@@ -72,7 +73,7 @@ def test_it_starts_from_what_the_oracle_does_on_average():
     model = tiny_model()
     labels, low = depends_on_the_token(model)
     router = make_router("distilled", model.config, ["small", "big"])
-    distillation_loss(lesson(model, router, labels, 10))
+    loss_of(model, router, labels, 10)
     low_share = low.float().mean().item()
     expected = torch.tensor([[low_share, 1 - low_share], [0.99, 0.01], [1 - low_share, low_share]])
     torch.testing.assert_close(router.bias_LC.softmax(-1), expected, atol=0.02, rtol=0)
@@ -82,12 +83,12 @@ def test_then_it_is_tuned_on_the_language_models_loss():
     model, ids = tiny_model(), random_ids()
     labels, _ = depends_on_the_token(model)
     router = make_router("distilled", model.config, ["small", "big"])
-    loss_fn = distillation_loss(lesson(model, router, labels, 10))
+    loss_fn = loss_of(model, router, labels, 10)
     assert "imitation" in loss_fn(ids, 4, 0)[1]
     torch.manual_seed(0)
     tuned, _ = loss_fn(ids, 5, 0)
     torch.manual_seed(0)
-    expected, _ = mixture_loss(lesson(model, router, labels, 5))(ids, 0, 0)
+    expected, _ = mixture_loss(router, router_training(model, CONFIG, 1 / 3), 5)(ids, 0, 0)
     torch.testing.assert_close(tuned, expected)
 
 
@@ -95,6 +96,6 @@ def test_the_model_stays_as_it_is(training):
     model = tiny_model().requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     router = make_router("distilled", model.config, ["small", "big"])
-    training(router, distillation_loss(lesson(model, router, made_up_labels(RouteSpace(3)), 6)))
+    training(router, loss_of(model, router, made_up_labels(RouteSpace(3)), 6))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert router.weight_LCD.abs().sum(dim=(1, 2)).min() > 0, "a layer without gradient"

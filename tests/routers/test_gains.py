@@ -2,17 +2,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from duollm.config import RouterConfig
-from duollm.models.branch import Branch
-from duollm.routers.gains import GAIN_SCALE
-from duollm.routers.gains_training import Watched, gains_loss, prices
-from duollm.routers.lesson import Lesson
+from duollm.routers.marginal import GAIN_SCALE
 from duollm.routers.registry import make_router
 from tiny import random_ids, tiny_model
-
-
-def lesson(model, router):
-    return Lesson(model, router, RouterConfig(), budget=None, steps=6, seed=0)
+from tiny_training import router_training
 
 
 @pytest.mark.parametrize("branches", [["small", "big"], ["skip", "small", "big"]], ids=["two", "three"])
@@ -36,7 +29,7 @@ def test_a_router_that_says_the_gains_has_no_loss(branches, monkeypatch):
         return output
 
     monkeypatch.setattr(model, "forward", forward)
-    loss, _ = gains_loss(lesson(model, router))(ids, 0, 0)
+    loss, _ = router.loss_fn(router_training(model))(ids, 0, 0)
     monkeypatch.undo()
 
     def nll(weights):
@@ -63,21 +56,7 @@ def test_only_the_router_is_trained(training):
     model = tiny_model().requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     router = make_router("deep-gains", model.config, ["small", "big"])
-    training(router, gains_loss(lesson(model, router)))
+    training(router, router.loss_fn(router_training(model)))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert router.weight_LED[:, :2].abs().sum(dim=(1, 2)).min() > 0, "a layer without gradient"
     assert router.up_LCR.abs().sum(dim=(1, 2)).min() > 0, "a layer without gradient"
-
-
-def test_the_router_decides_at_the_price_of_each_sequences_share():
-    model, ids = tiny_model(), random_ids(6, 40)
-    router = make_router("gains", model.config, ["small", "big"])
-    generator = torch.Generator().manual_seed(0)
-    torch.nn.init.normal_(router.weight_LCD, generator=generator)
-    watched = Watched(router, ids, generator)
-    watched.random_share, watched.price_B1 = 0.0, prices(model, watched, ids)
-    model(ids, policy=watched)
-    big_LBT = torch.stack(watched.gates_LBT3)[..., Branch.BIG]
-    spent_B = big_LBT.mean((0, 2)).detach()
-    assert spent_B.numpy() == pytest.approx(watched.big_B1.flatten().numpy(), abs=0.15)
-    assert torch.stack([spent_B, watched.big_B1.flatten()]).corrcoef()[0, 1] > 0.95

@@ -10,8 +10,8 @@ from tiny import tiny_config
 SMALL_BIG = (Branch.SMALL, Branch.BIG)
 
 
-def test_scores_are_a_linear_map_per_layer(make_router):
-    router, states_BTD = make_router(tuple(Branch)), torch.randn(2, 5, 16)
+def test_scores_are_a_linear_map_per_layer(make_random):
+    router, states_BTD = make_random(tuple(Branch)), torch.randn(2, 5, 16)
     for layer in range(3):
         scores_BTC, _ = router.scores(layer, states_BTD, None)
         expected = torch.einsum("btd,cd->btc", states_BTD, router.weight_LCD[layer]) + router.bias_LC[layer]
@@ -23,8 +23,8 @@ def test_an_untrained_router_is_undecided():
     torch.testing.assert_close(weights_BTC, torch.tensor([0, 0.5, 0.5]).expand(2, 5, 3))
 
 
-def test_gumbel_takes_one_branch_and_passes_a_gradient(make_router):
-    router = make_router(kind=GumbelRouter).train()
+def test_gumbel_takes_one_branch_and_passes_a_gradient(make_random):
+    router = make_random(kind=GumbelRouter).train()
     torch.manual_seed(0)
     weights_BTC, _ = router(1, torch.randn(2, 5, 16), None)
     assert set(weights_BTC.detach().unique().tolist()) == {0.0, 1.0}
@@ -34,12 +34,12 @@ def test_gumbel_takes_one_branch_and_passes_a_gradient(make_router):
 
 
 @pytest.mark.parametrize("kind", [LinearRouter, DeepGainsRouter], ids=["linear", "deep-gains"])
-def test_flops_are_those_of_the_products(make_router, kind):
-    router, states_BTD = make_router(tuple(Branch), kind=kind), torch.randn(2, 5, 16)
+def test_flops_are_those_of_the_products(make_random, kind):
+    router, states_BTD = make_random(tuple(Branch), kind=kind), torch.randn(2, 5, 16)
     with FlopCounterMode(display=False) as counter:
         for layer in range(3):
             router.scores(layer, states_BTD, None)
     assert router.flops_per_token() == counter.get_total_flops() / 10
-    two = make_router(SMALL_BIG, kind=kind)
+    two = make_random(SMALL_BIG, kind=kind)
     dropped = 2 if kind is LinearRouter else 1  # linear takes one map for two branches, not two
     assert two.flops_per_token() == router.flops_per_token() - 2 * dropped * 3 * (16 if kind is LinearRouter else 32)

@@ -3,7 +3,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from duollm.models.branch import Branch
-from duollm.routers.marginal import RandomGates, centred, marginal_gains
+from duollm.routers.marginal import RandomGates, RouterGates, centred, marginal_gains
+from duollm.routers.registry import make_router
 from tiny import random_ids, tiny_model
 
 SKIP, SMALL, BIG = Branch
@@ -64,3 +65,17 @@ def test_draws_are_repeatable():
 
 def test_centred_values_have_no_mean():
     assert torch.equal(centred(torch.tensor([[1.0, 3.0], [2.0, 2.0]])), torch.tensor([[-1.0, 1.0], [0.0, 0.0]]))
+
+
+def test_the_router_decides_at_the_price_of_each_sequences_share(monkeypatch):
+    model, ids = tiny_model(), random_ids(6, 40)
+    router = make_router("gains", model.config, ["small", "big"])
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(router.weight_LCD, generator=generator)
+    monkeypatch.setattr("duollm.routers.marginal.explored_share", lambda progress: 0.0)
+    gates = RouterGates(router, ids, generator)
+    gates.measure(model, ids, progress=1.0)
+    big_LBT = torch.stack(gates.gates_LBT3)[..., Branch.BIG]
+    spent_B = big_LBT.mean((0, 2)).detach()
+    assert spent_B.numpy() == pytest.approx(gates.big_B1.flatten().numpy(), abs=0.15)
+    assert torch.stack([spent_B, gates.big_B1.flatten()]).corrcoef()[0, 1] > 0.95

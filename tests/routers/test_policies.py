@@ -86,8 +86,8 @@ def test_left_padding_does_not_shift_random_choices(model):
 
 
 @pytest.mark.parametrize("form", ["router:{}", "{}"], ids=["named", "bare"])
-def test_a_router_folder(model, make_router, tmp_path, form):
-    router = make_router(num_hidden_layers=6)
+def test_a_router_folder(model, make_random, tmp_path, form):
+    router = make_random(num_hidden_layers=6)
     save_router(router, tmp_path / "mine", {"kind": "linear", "branches": ["small", "big"]})
     policy = parse_policy(form.format(tmp_path / "mine"), model)
     ids_BT = random_ids()

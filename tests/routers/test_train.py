@@ -6,10 +6,9 @@ import torch
 from duollm.config import DataConfig, RouterConfig
 from duollm.convert.loading import load_model
 from duollm.data.packing import prepare_data
-from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.routers.registry import load_router
-from duollm.routers.train import check_router_settings, router_name, train_router
+from duollm.routers.train import router_name, train_router, trainings
 from tiny import tiny_model
 from tiny_corpus import write_corpus
 from tiny_training import ALONE
@@ -67,35 +66,13 @@ def test_a_model_trained_with_its_router_is_saved_beside_it(tmp_path, data):
     assert not together.model.embed_tokens.weight.equal(before)
 
 
-def test_the_name_says_kind_and_budget():
+def test_a_kind_is_trained_per_budget_or_once_for_all():
     assert router_name("linear", 4) == "linear_k4"
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"kinds": ["liner"]}, "unknown router 'liner'; did you mean 'linear'"),
-        (
-            {"kinds": ["linear", "early-exit"], "branches": ["skip", "small", "big"]},
-            "early-exit chooses between two branches; router.branches holds skip, small, big",
-        ),
-        (
-            {"kinds": ["gumbel", "gains"], "train_backbone": True},
-            "training gains leaves the model as it is; choose among linear, gumbel, distilled, mixture-of-depths",
-        ),
-        (
-            {"kinds": ["distilled"], "train_backbone": True, "distilled_share": 1},
-            "training distilled leaves the model as it is",
-        ),
-        ({"kinds": ["codebook"]}, r"label_tokens \(1024\): codebook is cross-fitted over windows; give at least 1025"),
-    ],
-    ids=["unknown", "three branches", "backbone", "only imitation", "one window"],
-)
-def test_what_cannot_be_trained_is_refused_beforehand(settings, complaint):
-    check_router_settings(RouterConfig(kinds=["linear", "early-exit", "codebook"]), 1024)
-    check_router_settings(RouterConfig(kinds=["linear", "distilled"], train_backbone=True), 16)
-    with pytest.raises(UserError, match=complaint):
-        check_router_settings(RouterConfig(**settings), 1025)
+    assert trainings(RouterConfig(kinds=["linear", "gains"], big_layers=[1, 2])) == [
+        ("linear_k1", "linear", [1]),
+        ("linear_k2", "linear", [2]),
+        ("gains", "gains", [1, 2]),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["gumbel", "sequential"])

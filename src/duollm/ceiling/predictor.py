@@ -8,15 +8,14 @@ width. A dot stands for any leading dimensions.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
-from duollm.models.dispatch import Dispatch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routers.base import Listener
 
 _TOLD = 5.0
 _TIE = 1e-4  # far below what a gain (nats x 100) can be told from, far above the rounding of float32
@@ -79,14 +78,9 @@ class GainPredictor(nn.Module):
 @torch.no_grad()
 def all_big_states(model: DuoForCausalLM, batch_BT: Tensor) -> Tensor:
     """Return what routers see at every layer when all layers are big, side by side, [B, T, L * D]."""
-    states_LBTD: list[Tensor] = []
-
-    def note(layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Dispatch, Any]:
-        states_LBTD.append(states_BTD)
-        return Dispatch.uniform(Branch.BIG, batch_BT.numel()), None
-
-    model.model(input_ids=batch_BT, policy=note, use_cache=False)
-    return torch.cat(states_LBTD, dim=-1)
+    seen = Listener(torch.full((model.config.num_hidden_layers,), int(Branch.BIG)))
+    model.model(input_ids=batch_BT, policy=seen, use_cache=False)
+    return torch.cat(seen.states_LBTD, dim=-1)
 
 
 def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,9 @@ from duollm.data.packed import PackedData
 from duollm.flops import token_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routers.gains import GAIN_SCALE
-from duollm.routers.marginal import RandomGates, centred, explored_share, marginal_gains
+from duollm.routers.marginal import GAIN_SCALE, RandomGates, centred, explored_share, marginal_gains
 from duollm.routes.sampling import derived_seed
-from duollm.training.loop import LossFn, train
+from duollm.training.loop import LossFn, Trainer
 from duollm.training.optimizer import TrainingPlan, resolve_precision
 from duollm.training.pretrain import prepare_for_training
 from duollm.training.world import World
@@ -56,16 +55,15 @@ def train_ceiling(
         weight_decay=config.weight_decay,
         precision=resolve_precision(config.precision),
     )
-    train(
+    trainer = Trainer(
         "ceiling",
-        predictors,
-        ceiling_loss(model, predictors, branches, plan.steps, seed, world),
-        lambda step: data.train_batch(step, config.batch_size, seed + 2),
         plan,
+        lambda step: data.train_batch(step, config.batch_size, seed + 2),
         world,
         run,
         3 * token_flops(model.config, model.config.num_hidden_layers, data.sequence_length // 2),
     )
+    trainer.train(predictors, ceiling_loss(model, predictors, branches, plan.steps, seed, world))
     return predictors.eval()
 
 

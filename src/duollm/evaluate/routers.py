@@ -23,7 +23,7 @@ from duollm.files import replacing
 from duollm.flops import mean_token_flops
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router, branch_costs
-from duollm.routers.exact import ExactBudget
+from duollm.routers.calibration import ExactBudget
 from duollm.routers.registry import load_router
 from duollm.routes.space import RouteSpace
 

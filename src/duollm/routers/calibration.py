@@ -1,23 +1,61 @@
-"""Finding the prices at which a router's hard choices spend the budget.
+"""Spending the budget: exactly k big layers on every token, or k on average at a price that calibration finds.
 
 The higher the price of big, the less is spent. But choices change the hidden states that later choices see, so what is
 spent at a price is found by running the model, and the price by a search over such runs.
 
-Shape letters: B batch, T tokens, L layers.
+Shape letters: B batch, T tokens, N tokens with a choice, L layers.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router, branch_costs
-from duollm.routers.exact import ExactBudget
 
 _FIRST_STEP, _GROWTH = 1e-3, 4.0
+
+
+class ExactBudget(nn.Module):
+    """A hard router held to exactly `big_layers` big layers per token.
+
+    The router decides, at a price of each layer, as long as there is a choice: a token that has spent its k and would
+    take big gets the dearest of the router's other branches, and one that has as many layers before it as big layers
+    left takes big.
+    """
+
+    def __init__(self, router: Router, big_layers: int) -> None:
+        super().__init__()
+        if not 0 <= big_layers <= router.num_layers:
+            raise ValueError(f"big_layers must be in 0 .. {router.num_layers}, got {big_layers}")
+        self.router, self.big_layers = router, big_layers
+        self.otherwise = int(max(branch for branch in router.branches if branch != Branch.BIG))
+
+    def begin(self, position_ids_BT: Tensor) -> Any:
+        """Return the memory for layer 0: the router's, which knows the budget, and what each token has left."""
+        inner = self.router.begin(position_ids_BT, self.big_layers)
+        return inner, torch.full_like(position_ids_BT, self.big_layers)
+
+    def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, integers [B, T]; the memory is of the kind that `begin` returns."""
+        inner, left_BT = memory
+        price = self.price(layer_idx, states_BTD, memory)
+        choice_BT, inner = self.router.decide(layer_idx, states_BTD, inner, price)
+        choice_BT = choice_BT.masked_fill((left_BT == 0) & (choice_BT == Branch.BIG), self.otherwise)
+        choice_BT = choice_BT.masked_fill(left_BT == self.router.num_layers - layer_idx, int(Branch.BIG))
+        inner = self.router.remember(layer_idx, choice_BT, inner)
+        return choice_BT, (inner, left_BT - (choice_BT == Branch.BIG).long())
+
+    def price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """Return the price of big at a layer, a scalar."""
+        return self.router.exact_price_L[layer_idx]
+
+    def flops_per_token(self) -> int:
+        """Count the router's FLOPs; the rest is a few integers per token."""
+        return self.router.flops_per_token()
 
 
 @torch.inference_mode()
@@ -87,7 +125,7 @@ class _Pricing(ExactBudget):
         layers_left = self.router.num_layers - layer_idx
         forced = (left_BT == layers_left).sum().item()
         free_BT = (left_BT > 0) & (left_BT < layers_left)
-        highest_BT, _, _ = self.router.weigh(layer_idx, states_BTD, inner)
+        highest_BT, _, _ = self.router.margin(layer_idx, states_BTD, inner)
         highest_N = highest_BT[free_BT].sort(descending=True).values
         wanted = round(self.share_L[layer_idx] * left_BT.numel() - forced)
         if highest_N.numel():
@@ -95,6 +133,17 @@ class _Pricing(ExactBudget):
         else:
             self.prices.append(self.router.price)
         return self.prices[-1]
+
+
+def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) -> float:
+    """Return what the router's hard choices cost per token and layer, in the units of `branch_costs`."""
+    cost_by_branch, total, count = branch_costs(model.config), 0.0, 0
+    for batch_BT in batches:
+        for choice_BT in model.model(input_ids=batch_BT, policy=router, use_cache=False).choices:
+            taken = torch.bincount(choice_BT.flatten(), minlength=len(Branch)).cpu()
+            total += float(taken.double() @ cost_by_branch.double())
+            count += choice_BT.numel()
+    return total / count
 
 
 def _nearest_price(
@@ -113,17 +162,6 @@ def _nearest_price(
     nearest, price = min(tried, key=lambda each: abs(each[0]))
     router.price.fill_(price)
     return budget + nearest
-
-
-def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) -> float:
-    """What the router's hard choices cost per token and layer, in the units of `branch_costs`."""
-    cost_by_branch, total, count = branch_costs(model.config), 0.0, 0
-    for batch_BT in batches:
-        for choice_BT in model.model(input_ids=batch_BT, policy=router, use_cache=False).choices:
-            taken = torch.bincount(choice_BT.flatten(), minlength=len(Branch)).cpu()
-            total += float(taken.double() @ cost_by_branch.double())
-            count += choice_BT.numel()
-    return total / count
 
 
 def _find_root(excess: Callable[[float], float], start: float, step: float, tolerance: float, rounds: int) -> None:

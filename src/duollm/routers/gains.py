@@ -1,9 +1,7 @@
-"""Loss regression: a router that predicts by how many nats the big branch lowers the loss, layer by layer.
+"""Loss regression: routers that predict by how many nats the big branch lowers the loss, layer by layer.
 
-Its target is the marginal gain of every token and layer, which one backward pass gives for all of them at once:
-with gate weights w on the branches, -dL/dw is to first order what a branch is worth there, to this token's loss
-and to those that attend to it (`duollm.routers.gains_training.gains_loss`). Big is then taken where it is worth more
-than the price, so one training serves every budget.
+Their targets are the marginal gains of every token and layer (`duollm.routers.marginal`). Big is taken where it is
+worth more than the price, so one training serves every budget.
 
 Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, R rank, E = C + R.
 """
@@ -17,18 +15,22 @@ from torch.nn.functional import gelu, linear
 
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
-from duollm.routers.base import Router
+from duollm.routers.base import Router, RouterTraining
 from duollm.routers.linear import LinearRouter
-
-GAIN_SCALE = 100.0
-"""Scores and price are in nats x this: gains are hundredths of nats, so the weights are of ordinary size."""
+from duollm.routers.marginal import GAIN_SCALE, RouterGates, centred
+from duollm.training.loop import LossFn
 
 
 class GainsRouter(LinearRouter):
     """A linear map per layer, fitted to marginal gains."""
 
-    objective = "gains"
+    settings = ()
     every_budget = True
+    joint = False
+
+    def loss_fn(self, training: RouterTraining) -> LossFn:
+        """Return the squared error of the predicted gains."""
+        return gains_loss(self, training)
 
 
 class DeepGainsRouter(Router):
@@ -38,8 +40,9 @@ class DeepGainsRouter(Router):
     decoded at a time, what a decision costs is how many operations it takes, whatever their size.
     """
 
-    objective = "gains"
+    settings = ()
     every_budget = True
+    joint = False
     rank = 16
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
@@ -61,3 +64,27 @@ class DeepGainsRouter(Router):
     def flops_per_token(self) -> int:
         """Count the products with the two maps."""
         return 2 * (self.weight_LED.numel() + self.up_LCR.numel())
+
+    def loss_fn(self, training: RouterTraining) -> LossFn:
+        """Return the squared error of the predicted gains."""
+        return gains_loss(self, training)
+
+
+def gains_loss(router: Router, training: RouterTraining) -> LossFn:
+    """Squared error of predicted marginal gains, along routes that the router itself would take (`RouterGates`).
+
+    The gain of a branch counts from the mean over the router's branches: only differences decide.
+    """
+    model, steps = training.model, training.trainer.plan.steps
+    generator = torch.Generator(model.device)
+
+    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        generator.manual_seed(training.seed_of(step, part))
+        gates = RouterGates(router, batch_BT, generator)
+        gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
+        gain_LBTC = gain_LBTC * GAIN_SCALE
+        predicted_LBTC = torch.stack(gates.scores_LBTC)[:, :, :-1]
+        loss = (centred(predicted_LBTC) - centred(gain_LBTC)).square().sum(-1).mean()
+        return loss, {"nll": nll, "gain_variance": gain_LBTC.var().item()}
+
+    return loss_fn

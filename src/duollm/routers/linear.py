@@ -1,6 +1,6 @@
-"""The paper's router: one linear map per layer (paper, section 5), its straight-through variant, and one distilled.
+"""The paper's router: one linear map per layer (paper, section 5), and its straight-through variant.
 
-Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden.
+Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, F inputs of a layer's map.
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gumbel_softmax, linear
 
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
@@ -27,24 +28,28 @@ class LinearRouter(Router):
         self.weight_LCD = nn.Parameter(torch.zeros(self.num_layers, len(self.branches), self.inputs))
         self.bias_LC = nn.Parameter(torch.zeros(self.num_layers, len(self.branches)))
 
+    def inputs_of(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """Return what the map of a layer takes, [B, T, inputs]; by default the states."""
+        return states_BTD
+
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Return the scores of the branches, [B, T, C], float32."""
-        weight_CD = self.weight_LCD[layer_idx].to(states_BTD.dtype)
-        return nn.functional.linear(states_BTD, weight_CD).float() + self.bias_LC[layer_idx], memory
+        inputs_BTF, weight_CF = self.inputs_of(layer_idx, states_BTD, memory), self.weight_LCD[layer_idx]
+        return linear(inputs_BTF, weight_CF.to(states_BTD.dtype)).float() + self.bias_LC[layer_idx], memory
 
-    def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """By how much big beats the one other branch, [B, T]: one product with the difference of the two maps."""
-        (other_D, big_D), (other, big) = self.weight_LCD[layer_idx], self.bias_LC[layer_idx]
-        return (states_BTD @ (big_D - other_D).to(states_BTD.dtype)).float() + (big - other), memory
+    def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+        """For two branches, take one product with the difference of the two maps."""
+        if len(self.branches) > 2:
+            return super().margin(layer_idx, states_BTD, memory)
+        inputs_BTF = self.inputs_of(layer_idx, states_BTD, memory)
+        (other_F, big_F), (other, big) = self.weight_LCD[layer_idx], self.bias_LC[layer_idx]
+        margin_BT = (inputs_BTF @ (big_F - other_F).to(states_BTD.dtype)).float() + (big - other)
+        return margin_BT, self.values_C[0], memory
 
     def flops_per_token(self) -> int:
         """Count one product per layer with the difference of two maps, or one per branch if there are three."""
-        return 2 * self.num_layers * self.maps_in_use * self.inputs
-
-    @property
-    def maps_in_use(self) -> int:
-        """Maps of a layer that a decision takes; two branches need only their difference."""
-        return 1 if len(self.branches) == 2 else len(self.branches)
+        maps = 1 if len(self.branches) == 2 else len(self.branches)
+        return 2 * self.num_layers * maps * self.inputs
 
 
 class GumbelRouter(LinearRouter):
@@ -55,11 +60,4 @@ class GumbelRouter(LinearRouter):
 
     def mix(self, scores_BTC: Tensor) -> Tensor:
         """Draw one-hot weights [B, T, C] that pass the gradient of the softmax of the perturbed scores."""
-        return nn.functional.gumbel_softmax(scores_BTC, self.temperature, hard=True)
-
-
-class DistilledRouter(GumbelRouter):
-    """A linear router that first imitates the oracle's soft choices (`duollm.routers.distilled`), then fine-tunes."""
-
-    objective = "distillation"
-    needs_labels = True
+        return gumbel_softmax(scores_BTC, self.temperature, hard=True)

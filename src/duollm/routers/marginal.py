@@ -1,4 +1,7 @@
-"""What a branch is worth at every token and layer, to first order, from one backward pass.
+"""Marginal gains: what a branch is worth at every token and layer, to first order, from one backward pass.
+
+With gate weights w on the branches, -dL/dw is to first order what a branch is worth there: to this token's loss and to
+those that attend to it. `gains`, `deep-gains`, `sequential` and the predictable ceiling are fitted to such gains.
 
 Shape letters: B batch, T tokens, L layers, C branches to choose from.
 """
@@ -12,15 +15,20 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routers.base import Router
+
+GAIN_SCALE = 100.0
+"""Scores and price are in nats x this: gains are hundredths of nats, so the weights are of ordinary size."""
 
 _EXPLORED = 0.25
 """Share of (token, layer) whose branch stays random to the end, so that the gain of what is not taken is seen too."""
 _WARM_UP = 0.3
 """Share of the training over which the random share falls from 1 to `_EXPLORED`."""
+_PRICED_SEQUENCES = 2
 
 
 def explored_share(progress: float) -> float:
-    """How many choices are random once `progress` (0 .. 1) of a training is done."""
+    """Return how many choices are random once `progress` (0 .. 1) of a training is done."""
     return max(_EXPLORED, 1 - progress / _WARM_UP * (1 - _EXPLORED))
 
 
@@ -71,6 +79,67 @@ class RandomGates:
         return gates_BT3
 
 
+class RouterGates(RandomGates):
+    """What a router would choose at a price for each sequence, some of it replaced by random draws.
+
+    What a layer gains depends on what the others do, so gains are measured where the router will be: each sequence gets
+    a share of big of its own, uniform in 0 .. 1, and the router decides at the price of that share.
+
+    Attributes:
+        price_B1: the price of big in each sequence.
+        scores_LBTC: the router's scores, layer by layer.
+    """
+
+    price_B1: Tensor
+
+    def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator) -> None:
+        super().__init__(router.branches, batch_BT, generator)
+        self.router = router
+        self.scores_LBTC: list[Tensor] = []
+
+    def begin(self, position_ids_BT: Tensor) -> Any:
+        """Return the router's memory, which knows of each sequence's share."""
+        return self.router.begin(position_ids_BT, self.big_B1 * self.router.num_layers)
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, weights [B, T, 3], and keep the scores."""
+        scores_BTC, memory = self.router.scores(layer_idx, states_BTD.detach(), memory)
+        self.scores_LBTC.append(scores_BTC)
+        gates_BT3 = self.gate(self.choose(scores_BTC.detach(), states_BTD), states_BTD)
+        return gates_BT3, self.router.remember(layer_idx, gates_BT3.detach(), memory)
+
+    def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
+        """Mix what the router would choose with random draws, integers [B, T]."""
+        worth_BTC = scores_BTC - self.price_B1[..., None] * self.router.cost_C
+        return self.explore(self.branches_C[worth_BTC.argmax(-1)], states_BTD)
+
+    def measure(self, model: DuoForCausalLM, batch_BT: Tensor, progress: float) -> tuple[Tensor, float]:
+        """Set the prices and run `marginal_gains` on the routes of the router after this much of its training."""
+        self.random_share = explored_share(progress)
+        self.price_B1 = self._prices(model, batch_BT)
+        return marginal_gains(model, batch_BT, self)
+
+    @torch.no_grad()
+    def _prices(self, model: DuoForCausalLM, batch_BT: Tensor) -> Tensor:
+        """The prices at which the router spends each sequence's share of big, [B, 1], estimated on a few of them.
+
+        They are a function of the weights and the step alone, so that a resumed training repeats an uninterrupted one.
+        """
+        sample_BT = batch_BT[:_PRICED_SEQUENCES]
+        drawn = _DrawnRoutes(self.router, sample_BT, self.generator)
+        model.model(input_ids=sample_BT, policy=drawn, use_cache=False)
+        scores_NC = torch.cat([scores_BTC.flatten(0, 1) for scores_BTC in drawn.scores_LBTC])
+        margin_N = scores_NC[:, -1] - scores_NC[:, :-1].amax(-1)
+        return margin_N.quantile((1 - self.big_B1).flatten())[:, None]
+
+
+class _DrawnRoutes(RouterGates):
+    """Random choices, on which the router is asked for its scores."""
+
+    def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
+        return self.draw(states_BTD)
+
+
 def marginal_gains(model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates) -> tuple[Tensor, float]:
     """Run the model with random gates w and return what each branch gains, and the mean nll.
 
@@ -87,5 +156,5 @@ def marginal_gains(model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates) 
 
 
 def centred(values: Tensor) -> Tensor:
-    """Values less their mean over the last dimension: only differences between branches decide."""
+    """Return values less their mean over the last dimension: only differences between branches decide."""
     return values - values.mean(-1, keepdim=True)

@@ -1,6 +1,6 @@
-"""Trained routers by name, saved to and loaded from a folder.
+"""Every kind of router by name, and routers in folders.
 
-To add a router, write a module like `routing/linear.py` and enter it in `ROUTERS` (docs/adding-a-router.md).
+To add a kind, write a file like `routers/linear.py` and enter its class in `ROUTERS` (docs/adding-a-router.md).
 """
 
 import json
@@ -10,15 +10,19 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from duollm.config import RouterConfig
 from duollm.errors import UserError, did_you_mean
 from duollm.files import replacing, write_json
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router
-from duollm.routers.baselines import EarlyExitRouter, MixtureOfDepthsRouter, RandomRouter
 from duollm.routers.codebook import CodebookRouter
+from duollm.routers.distilled import DistilledRouter
+from duollm.routers.early_exit import EarlyExitRouter
 from duollm.routers.gains import DeepGainsRouter, GainsRouter
-from duollm.routers.linear import DistilledRouter, GumbelRouter, LinearRouter
+from duollm.routers.linear import GumbelRouter, LinearRouter
+from duollm.routers.mixture_of_depths import MixtureOfDepthsRouter
+from duollm.routers.random import RandomRouter
 from duollm.routers.sequential import SequentialRouter
 from duollm.routes.space import parse_branches
 
@@ -44,8 +48,33 @@ def router_class(kind: str) -> type[Router]:
         UserError: unknown kind.
     """
     if kind not in ROUTERS:
-        raise UserError(f"router.kinds: unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
+        raise UserError(f"unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
     return ROUTERS[kind]
+
+
+def check_kinds(config: RouterConfig, sequence_length: int) -> None:
+    """Refuse kinds that cannot be trained as asked, before any is.
+
+    Raises:
+        UserError: for the first of them; the message begins with the name of a setting.
+    """
+    for kind in config.kinds:
+        if kind not in ROUTERS:
+            raise UserError(f"kinds: unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
+        if ROUTERS[kind].two_branches and len(config.branches) != 2:
+            branches = ", ".join(config.branches)
+            raise UserError(f"kinds: {kind} chooses between two branches; branches holds {branches}")
+        if config.train_backbone and not ROUTERS[kind].joint:
+            joint = ", ".join(name for name, other in ROUTERS.items() if other.joint)
+            raise UserError(f"train_backbone: training {kind} leaves the model as it is; choose among {joint}")
+        ROUTERS[kind].check(config, sequence_length)
+
+
+def settings_of(kind: str, config: RouterConfig) -> dict[str, Any]:
+    """Return the settings that the training of this kind depends on: all but those that only other kinds read."""
+    mine = router_class(kind).settings
+    others = {name for other in ROUTERS.values() for name in other.settings} - set(mine)
+    return config.model_dump(exclude={"kinds", "big_layers", "spend", *others})
 
 
 def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:
@@ -83,7 +112,5 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
     except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a router folder ({error}); train one with `duollm train-router`") from None
     except RuntimeError:
-        raise UserError(
-            f"{folder}: was trained for a model of other sizes, or by an older version; train one for this model"
-        ) from None
+        raise UserError(f"{folder}: was trained for a model of other sizes; train one for this model") from None
     return router.eval(), facts

@@ -1,29 +1,25 @@
 """Stage 3: train a router, calibrate it for its budgets and save it (paper, section 5).
 
-Shape letters: B batch, T tokens.
+Shape letters: B batch, T tokens, W windows.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from duollm.config import RouterConfig
 from duollm.data.packed import PackedData
-from duollm.errors import UserError
 from duollm.flops import token_flops, training_steps
+from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, load_labels
-from duollm.routers.base import Router
+from duollm.routers.base import RouterTraining
 from duollm.routers.calibration import calibrate, calibrate_exact
-from duollm.routers.lesson import Lesson
-from duollm.routers.objectives import FITS, JOINT, OBJECTIVES, REGRESSIONS
-from duollm.routers.registry import ROUTERS, make_router, router_class, save_router
-from duollm.training.loop import train
+from duollm.routers.registry import make_router, router_class, save_router
+from duollm.training.loop import Trainer
 from duollm.training.optimizer import TrainingPlan, resolve_precision
-from duollm.training.pretrain import prepare_for_training
 from duollm.training.world import World
 
 _CALIBRATION_SEQUENCES = (16, 96)
@@ -33,31 +29,19 @@ _CALIBRATION_BATCH = 16
 
 
 def router_name(kind: str, big_layers: int) -> str:
-    """The name of a router's folder."""
+    """Return the name of a router's folder."""
     return f"{kind}_k{big_layers}"
 
 
-def check_router_settings(config: RouterConfig, sequence_length: int) -> None:
-    """Refuse kinds that cannot be trained as asked, before any is.
-
-    Raises:
-        UserError: naming the first of them.
-    """
+def trainings(config: RouterConfig) -> list[tuple[str, str, list[int]]]:
+    """Return each training's name, kind and budgets: one per budget, or one for all if the kind serves every budget."""
+    found: list[tuple[str, str, list[int]]] = []
     for kind in config.kinds:
-        found = router_class(kind)
-        if found.two_branches and len(config.branches) != 2:
-            branches = ", ".join(config.branches)
-            raise UserError(f"router.kinds: {kind} chooses between two branches; router.branches holds {branches}")
-        if found.objective in FITS and config.label_tokens < sequence_length:
-            raise UserError(
-                f"router.label_tokens ({config.label_tokens}): {kind} is cross-fitted over windows; "
-                f"give at least {sequence_length} (data.sequence_length) for two of them"
-            )
-        if config.train_backbone and (
-            found.objective not in JOINT or (found.needs_labels and config.distilled_share == 1)
-        ):
-            joint = ", ".join(name for name, other in ROUTERS.items() if other.objective in JOINT)
-            raise UserError(f"router.train_backbone: training {kind} leaves the model as it is; choose among {joint}")
+        if router_class(kind).every_budget:
+            found.append((kind, kind, config.big_layers))
+        else:
+            found += [(router_name(kind, big), kind, [big]) for big in config.big_layers]
+    return found
 
 
 def train_router(
@@ -86,70 +70,49 @@ def train_router(
     batches = _calibration_batches(data, config, windows_per_document, world)  # first: the text may be too short
     torch.manual_seed(seed)  # the same first weights in every process and after every interruption
     router = make_router(kind, model.config, list(config.branches)).to(world.device)
+    router.set_budget(big_layers[0])
     name = kind if router.every_budget else router_name(kind, big_layers[0])
+    tokens = config.tokens_for_all if router.every_budget else config.tokens
+    trainer = Trainer(
+        name,
+        TrainingPlan(
+            steps=training_steps(tokens, config.batch_size, data.sequence_length),
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            precision=resolve_precision(config.precision),
+        ),
+        lambda step: data.train_batch(step, config.batch_size, seed + 1),
+        world,
+        run,
+        _flops_per_token(model.config, data.sequence_length),
+    )
     budget = None if router.every_budget else big_layers[0] / router.num_layers
-    router.aim(big_layers[0])
     labels = load_labels(run / LABELS) if router.needs_labels else None
-    steps = _steps(config, data.sequence_length, budget)
-    lesson = Lesson(model, router, config, budget, steps, seed, labels, world.rank)
-    if router.objective in OBJECTIVES or router.objective in REGRESSIONS:
-        _train(name, lesson, data, world, run)
-    elif router.objective in FITS:
-        FITS[router.objective](lesson)
+    router.fit(RouterTraining(model, config, trainer, budget, seed, labels))
+    model.eval()
     for big in big_layers:
-        router.aim(big)
+        router.set_budget(big)
         spent = calibrate(model, router, batches, big / router.num_layers)
         calibrate_exact(model, router, batches, big)
         if world.first:
-            folder = run / "routers" / router_name(kind, big)
-            save_router(router, folder, _facts(kind, router, big, spent), model if config.train_backbone else None)
+            facts = {  # docs/formats.md
+                "kind": kind,
+                "branches": [branch.name.lower() for branch in router.branches],
+                "big_layers": big,
+                "budget": big / router.num_layers,
+                "calibrated_share": spent,
+                "price": router.price.item(),
+            }
+            together = model if config.train_backbone else None
+            save_router(router, run / "routers" / router_name(kind, big), facts, together)
     if world.first:
-        (run / "resume" / f"{name}.pt").unlink(missing_ok=True)
+        trainer.checkpoint.unlink(missing_ok=True)
     world.wait()
 
 
-def _steps(config: RouterConfig, sequence_length: int, budget: float | None) -> int:
-    """Steps; more without a budget, for all of them."""
-    tokens = config.tokens_for_all if budget is None else config.tokens
-    return training_steps(tokens, config.batch_size, sequence_length)
-
-
-def _train(name: str, lesson: Lesson, data: PackedData, world: World, run: Path) -> None:
-    model, router, config = lesson.model, lesson.router, lesson.config
-    model.requires_grad_(config.train_backbone)
-    prepare_for_training(model, compile_blocks=False)
-    plan = TrainingPlan(
-        steps=lesson.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        precision=resolve_precision(config.precision),
-    )
-    batch_at = lambda step: data.train_batch(step, config.batch_size, lesson.seed + 1)  # noqa: E731
-    flops_per_token = _flops_per_token(model, data.sequence_length)
-    if router.objective in REGRESSIONS:
-        REGRESSIONS[router.objective](lesson, name, batch_at, plan, world, run, flops_per_token)
-    else:
-        trained = nn.ModuleList([router, model]) if config.train_backbone else router
-        loss_fn = OBJECTIVES[router.objective](lesson)
-        train(name, trained, loss_fn, batch_at, plan, world, run, flops_per_token)
-    model.eval()
-
-
-def _facts(kind: str, router: Router, big_layers: int, spent: float) -> dict[str, Any]:
-    """What router.json says (docs/formats.md)."""
-    return {
-        "kind": kind,
-        "branches": [branch.name.lower() for branch in router.branches],
-        "big_layers": big_layers,
-        "budget": big_layers / router.num_layers,
-        "calibrated_share": spent,
-        "price": router.price.item(),
-    }
-
-
-def _flops_per_token(model: DuoForCausalLM, sequence_length: int) -> float:
+def _flops_per_token(config: DuoConfig, sequence_length: int) -> float:
     """Forward through both branches, and back to the hidden states but not the frozen weights: 2x forward."""
-    return 2 * token_flops(model.config, model.config.num_hidden_layers, sequence_length // 2)
+    return 2 * token_flops(config, config.num_hidden_layers, sequence_length // 2)
 
 
 def _calibration_batches(

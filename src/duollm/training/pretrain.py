@@ -18,7 +18,7 @@ from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routes.sampling import RandomSplit, derived_seed
-from duollm.training.loop import LossFn, train
+from duollm.training.loop import LossFn, Trainer
 from duollm.training.optimizer import TrainingPlan, resolve_precision
 from duollm.training.world import World
 
@@ -51,28 +51,22 @@ def pretrain(
 
 def _train(model: DuoForCausalLM, config: PretrainConfig, data: PackedData, seed: int, world: World, run: Path) -> None:
     prepare_for_training(model, config.compile)
+    length = data.sequence_length
+    flops = training_flops(model.config, config.branch_shares, length, length)
     if config.freeze == "big":
-        freeze_all_but_small(model)
-    flops = training_flops(model.config, config.branch_shares, data.sequence_length, data.sequence_length)
-    if config.freeze == "big":
+        model.requires_grad_(False)
+        for layer in model.model.layers:
+            layer.mlp.small.requires_grad_(True)
         flops = flops * 2 // 3  # forward, and back to the states but not to the weights
-    train(
+    trainer = Trainer(
         "pretrain",
-        model,
-        random_routing_loss(model, config.branch_shares, seed, world),
+        training_plan(config, length),
         lambda step: data.train_batch(step, config.batch_size, seed),
-        training_plan(config, data.sequence_length),
         world,
         run,
-        flops / data.sequence_length,
+        flops / length,
     )
-
-
-def freeze_all_but_small(model: DuoForCausalLM) -> None:
-    """Let only the small FFNs be trained."""
-    model.requires_grad_(False)
-    for layer in model.model.layers:
-        layer.mlp.small.requires_grad_(True)
+    trainer.train(model, random_routing_loss(model, config.branch_shares, seed, world))
 
 
 def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
