@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from duollm.config import Recipe, load_recipe
-from duollm.convert.loading import load_model
+from duollm.convert.saving import load_model
 from duollm.errors import UserError
 from duollm.plan import plan
 from duollm.stages import _fingerprints

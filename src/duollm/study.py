@@ -13,8 +13,7 @@ from duollm.analysis.results import analyse
 from duollm.ceiling.training import train_ceiling
 from duollm.config import DataConfig, EvaluateConfig, Recipe, save_recipe
 from duollm.convert.dense import convert, open_dense
-from duollm.convert.loading import load_model, silence_transformers
-from duollm.convert.saving import CARD
+from duollm.convert.saving import CARD, load_model, silence_transformers
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError

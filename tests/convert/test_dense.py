@@ -8,8 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from duollm.config import ConvertConfig, DataConfig
 from duollm.convert.dense import convert, open_dense
-from duollm.convert.loading import load_model
-from duollm.convert.saving import Story
+from duollm.convert.saving import Story, load_model
 from duollm.data.packing import prepare_data
 from duollm.errors import UserError
 from tiny import random_ids

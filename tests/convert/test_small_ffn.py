@@ -5,8 +5,7 @@ import re
 import pytest
 import torch
 
-from duollm.convert.ffn_samples import sample_ffns
-from duollm.convert.small_ffn import Distillation, Examples, explained_variance, initialise_small_ffns
+from duollm.convert.small_ffn import Examples, explained_variance, initialise_small_ffns, sample_ffns
 from tiny import random_ids, tiny_model
 
 KINDS = {
@@ -17,7 +16,7 @@ KINDS = {
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 SAMPLE_WT = random_ids(batch=40, tokens=24)
-QUICK = Distillation(steps=60, batch_tokens=128, learning_rate=0.05)
+STEPS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +57,7 @@ def test_distilled_is_better_than_slice_and_slice_than_random(kind):
     errors = {}
     for how in ("random", "slice", "distilled"):
         model = biased_model(kind)
-        initialise_small_ffns(model, how, SAMPLE_WT, distillation=QUICK)
+        initialise_small_ffns(model, how, SAMPLE_WT, steps=STEPS)
         errors[how] = list(errors_by_layer(model, random_ids(batch=40, tokens=24, seed=3)))
     for random, cut, distilled in zip(*errors.values(), strict=True):
         assert distilled < cut < random
@@ -93,7 +92,7 @@ def test_a_slice_takes_the_neurons_that_add_most():
 
 def test_only_the_small_ffns_change():
     model, before = tiny_model(), tiny_model().state_dict()
-    initialise_small_ffns(model, "distilled", SAMPLE_WT, distillation=QUICK)
+    initialise_small_ffns(model, "distilled", SAMPLE_WT, steps=STEPS)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if ".mlp.small." in name}
     assert model(SAMPLE_WT[:1], routes=[1, 1, 1]).logits.isfinite().all()
@@ -102,7 +101,7 @@ def test_only_the_small_ffns_change():
 def test_it_is_the_same_for_the_same_seed_and_only_then():
     def weights(seed):
         model = tiny_model()
-        initialise_small_ffns(model, "distilled", SAMPLE_WT, seed=seed, distillation=QUICK)
+        initialise_small_ffns(model, "distilled", SAMPLE_WT, seed=seed, steps=STEPS)
         return model.model.layers[1].mlp.small.up_proj.weight
 
     assert torch.equal(weights(1), weights(1))
@@ -126,7 +125,7 @@ def test_every_layer_is_reported_with_the_time_left():
 def test_samples_are_the_same_for_any_number_of_windows_at_a_time(monkeypatch):
     model = tiny_model()
     with sample_ffns(model, SAMPLE_WT, "fp32") as whole:
-        monkeypatch.setattr("duollm.convert.ffn_samples._BATCH_TOKENS", 50)
+        monkeypatch.setattr("duollm.convert.small_ffn._BATCH_TOKENS", 50)
         with sample_ffns(model, SAMPLE_WT, "fp32") as in_parts:
             torch.testing.assert_close(in_parts.states_LND, whole.states_LND, rtol=0.01, atol=0.01)
             torch.testing.assert_close(in_parts.weights_LN, whole.weights_LN)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from duollm.config import DataConfig, RouterConfig
-from duollm.convert.loading import load_model
+from duollm.convert.saving import load_model
 from duollm.data.packing import prepare_data
 from duollm.models.branch import Branch
 from duollm.routers.registry import load_router

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from duollm import cli
-from duollm.convert.loading import load_model
+from duollm.convert.saving import load_model
 from tiny import random_ids
 from tiny_corpus import write_corpus
 from tiny_dense import write_dense

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from duollm.training.optimizer import TrainingPlan, make_optimizer, resolve_precision
+from duollm.config import CeilingConfig, PretrainConfig, RouterConfig
+from duollm.training.optimizer import TrainingPlan, make_optimizer
 from tiny import tiny_model
 
 
@@ -12,7 +13,7 @@ def rates(**plan):
 
 def test_the_schedule_rises_linearly_and_falls_as_a_cosine():
     # warm-up over 2 of 6 steps; then cos(0), cos(pi / 4), cos(pi / 2), cos(3 pi / 4) between 1 and the final 0.2
-    got = rates(steps=6, learning_rate=10.0, warmup_share=1 / 3, final_share=0.2)
+    got = rates(steps=6, learning_rate=10.0, warmup_share=1 / 3, final_learning_rate_share=0.2)
     half = 0.5**0.5
     expected = [5, 10, 10, 2 + 8 * (1 + half) / 2, 6, 2 + 8 * (1 - half) / 2]
     assert got == pytest.approx(expected)
@@ -42,7 +43,23 @@ def test_only_what_changes_the_result_is_decisive():
 
 def test_auto_takes_the_faster_precision(monkeypatch):
     monkeypatch.setattr("duollm.training.optimizer.faster_precision", lambda: "bf16")
-    assert [resolve_precision(wanted) for wanted in ("auto", "fp32", "bf16")] == ["bf16", "fp32", "bf16"]
+    for wanted, taken in (("auto", "bf16"), ("fp32", "fp32"), ("bf16", "bf16")):
+        assert TrainingPlan.of(RouterConfig(precision=wanted), 100, 16).precision == taken
+
+
+def test_a_section_of_a_recipe_becomes_a_plan():
+    config = PretrainConfig(
+        batch_size=4,
+        accumulate=2,
+        learning_rate=0.5,
+        final_learning_rate_share=0.3,
+        gradient_clip=2.0,
+        precision="fp32",
+    )
+    plan = TrainingPlan.of(config, tokens=1000, sequence_length=16)
+    assert (plan.steps, plan.accumulate, plan.learning_rate, plan.gradient_clip) == (16, 2, 0.5, 2.0)
+    assert (plan.final_learning_rate_share, plan.warmup_share, plan.weight_decay) == (0.3, 0.05, 0.1)
+    assert TrainingPlan.of(CeilingConfig(precision="fp32"), 1000, 16).weight_decay == 0.1
 
 
 def test_one_step_is_that_of_adamw():

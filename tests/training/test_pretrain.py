@@ -5,13 +5,12 @@ import torch
 from transformers import AutoTokenizer
 
 from duollm.config import ModelConfig, PretrainConfig
-from duollm.convert.loading import load_model
-from duollm.convert.saving import Story, save_model
+from duollm.convert.saving import Story, load_model, save_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.training.pretrain import duo_config, pretrain, random_routing_loss, training_plan
+from duollm.training.pretrain import duo_config, pretrain, random_routing_loss
 from duollm.training.world import World
 from tiny import random_ids, tiny_model
 from tiny_corpus import packed_corpus
@@ -40,12 +39,6 @@ def test_pretraining_learns_and_leaves_a_model_with_its_tokenizer(tmp_path, data
     text = "the cat sat on a mat"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.eos_token_id == model.config.eos_token_id == data.end_of_text_id
-
-
-def test_the_recipe_becomes_a_plan():
-    config = PretrainConfig(tokens=1000, batch_size=4, accumulate=2, learning_rate=0.5, precision="fp32")
-    plan = training_plan(config, sequence_length=16)
-    assert (plan.steps, plan.accumulate, plan.learning_rate, plan.precision) == (16, 2, 0.5, "fp32")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(data):

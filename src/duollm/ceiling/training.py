@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from duollm.ceiling.predictor import GainPredictor, all_big_states, margins, priced_routes
 from duollm.config import CeilingConfig
 from duollm.data.packed import PackedData
-from duollm.flops import token_flops, training_steps
+from duollm.flops import token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.marginal import GAIN_SCALE, RandomGates, centred, explored_share, marginal_gains
 from duollm.routes.sampling import derived_seed
 from duollm.training.loop import LossFn, Trainer
-from duollm.training.optimizer import TrainingPlan, resolve_precision
+from duollm.training.optimizer import TrainingPlan
 from duollm.training.pretrain import prepare_for_training
 from duollm.training.world import World
 
@@ -48,13 +48,7 @@ def train_ceiling(
     model.requires_grad_(False)
     prepare_for_training(model, compile_blocks=False)
     model.eval()  # no dropout: the states are those that routers meet
-    plan = TrainingPlan(
-        steps=training_steps(config.tokens, config.batch_size, data.sequence_length),
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        precision=resolve_precision(config.precision),
-    )
+    plan = TrainingPlan.of(config, config.tokens, data.sequence_length)
     trainer = Trainer(
         "ceiling",
         plan,

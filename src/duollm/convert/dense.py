@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from duollm.config import ConvertConfig
 from duollm.convert.saving import Story, save_model
-from duollm.convert.small_ffn import Distillation, initialise_small_ffns
+from duollm.convert.small_ffn import initialise_small_ffns
 from duollm.data.packed import PackedData
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError
@@ -84,8 +84,7 @@ def convert(
                 f"sample_tokens ({config.sample_tokens}) must be at least two windows of {data.sequence_length} tokens"
             )
         sample_WT = torch.from_numpy(data.train_batch(0, windows, derived_seed(seed, windows)))
-        distillation = Distillation(steps=config.steps)
-        explained = initialise_small_ffns(model, config.small_init, sample_WT, seed, distillation, progress)
+        explained = initialise_small_ffns(model, config.small_init, sample_WT, seed, config.steps, progress)
     tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
     save_model(model, tokenizer, folder, _story(dense, config, data, explained))
 

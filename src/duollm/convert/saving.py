@@ -1,13 +1,18 @@
-"""A model as a Hugging Face folder: weights, the code to load them, tokenizer, generation settings and card."""
+"""A model as a Hugging Face folder, saved and loaded: weights, code, tokenizer, generation settings and card."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging
 from yaml import YAMLError
 
 from duollm.data.packed import PackedData
+from duollm.errors import UserError
 from duollm.files import replacing, write_text
 from duollm.models.modeling_duo import DuoForCausalLM
 
@@ -92,6 +97,40 @@ def save_model(model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerBase", fold
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_text(temporary / CARD, _card(model, story))
+
+
+def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> DuoForCausalLM:
+    """Load a saved duo in evaluation mode, as `dtype` ("auto": the one it was saved in).
+
+    Weights that are saved in that type are mapped from the file, not copied.
+
+    Raises:
+        UserError: the folder is missing, is no duo, or its weights are damaged.
+    """
+    load: Any = DuoForCausalLM.from_pretrained  # it returns a pair when asked to, which its type does not say
+    model: DuoForCausalLM
+    try:
+        model, found = load(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        reason = _mismatch(found)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        reason = str(error).strip().split("\n")[0]
+    if reason:
+        raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`")
+    return model.eval()
+
+
+def _mismatch(found: dict[str, Any]) -> str:
+    """Name a weight that the model lacks or does not know; transformers would fill it in at random, or ignore it."""
+    for key, complaint in (("missing_keys", "lacks the weight"), ("unexpected_keys", "does not know the weight")):
+        if found[key]:
+            return f"it {complaint} {sorted(found[key])[0]}"
+    return ""
+
+
+def silence_transformers() -> None:
+    """The verbs say what happens; progress bars of loading and saving, and reports of a bad file, are noise."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _card(model: DuoForCausalLM, story: Story) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from duollm.config import EvaluateConfig
-from duollm.convert.loading import load_model
+from duollm.convert.saving import load_model
 from duollm.data.packed import PackedData, Windows
 from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.sweep import branch_shares

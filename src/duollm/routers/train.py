@@ -11,15 +11,14 @@ from torch import Tensor
 
 from duollm.config import RouterConfig
 from duollm.data.packed import PackedData
-from duollm.flops import token_flops, training_steps
-from duollm.models.configuration_duo import DuoConfig
+from duollm.flops import token_flops
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, load_labels
 from duollm.routers.base import RouterTraining
 from duollm.routers.calibration import calibrate, calibrate_exact
 from duollm.routers.registry import make_router, router_class, save_router
 from duollm.training.loop import Trainer
-from duollm.training.optimizer import TrainingPlan, resolve_precision
+from duollm.training.optimizer import TrainingPlan
 from duollm.training.world import World
 
 _CALIBRATION_SEQUENCES = (16, 96)
@@ -75,16 +74,12 @@ def train_router(
     tokens = config.tokens_for_all if router.every_budget else config.tokens
     trainer = Trainer(
         name,
-        TrainingPlan(
-            steps=training_steps(tokens, config.batch_size, data.sequence_length),
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            precision=resolve_precision(config.precision),
-        ),
+        TrainingPlan.of(config, tokens, data.sequence_length),
         lambda step: data.train_batch(step, config.batch_size, seed + 1),
         world,
         run,
-        _flops_per_token(model.config, data.sequence_length),
+        # Forward through both branches, and back to the hidden states but not the frozen weights: 2x forward.
+        2 * token_flops(model.config, router.num_layers, data.sequence_length // 2),
     )
     budget = None if router.every_budget else big_layers[0] / router.num_layers
     labels = load_labels(run / LABELS) if router.needs_labels else None
@@ -108,11 +103,6 @@ def train_router(
     if world.first:
         trainer.checkpoint.unlink(missing_ok=True)
     world.wait()
-
-
-def _flops_per_token(config: DuoConfig, sequence_length: int) -> float:
-    """Forward through both branches, and back to the hidden states but not the frozen weights: 2x forward."""
-    return 2 * token_flops(config, config.num_hidden_layers, sequence_length // 2)
 
 
 def _calibration_batches(

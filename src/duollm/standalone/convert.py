@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from duollm.config import ConvertConfig, DataConfig
 from duollm.convert.dense import convert, open_dense
-from duollm.convert.loading import silence_transformers
+from duollm.convert.saving import silence_transformers
 from duollm.data.packing import prepare_data
 from duollm.errors import UserError
 from duollm.flops import count_parameters

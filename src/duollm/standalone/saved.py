@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from duollm.config import DataConfig
-from duollm.convert.loading import load_model, silence_transformers
+from duollm.convert.saving import load_model, silence_transformers
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError
 from duollm.evaluate.sweep import Routed, sweep_policies

@@ -1,12 +1,14 @@
-"""AdamW and its learning-rate schedule."""
+"""The numbers of a training: AdamW, its learning-rate schedule, precision."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
 
+from duollm.config import CeilingConfig, PretrainConfig, RouterConfig
+from duollm.flops import training_steps
 from duollm.machine import Precision, faster_precision
 
 
@@ -19,7 +21,7 @@ class TrainingPlan:
         batch_size: sequences per step, over all processes and accumulation parts.
         accumulate: forward/backward passes per step.
         warmup_share: share of the steps with linearly rising learning rate; then a cosine down to
-            `final_share` of the peak.
+            `final_learning_rate_share` of the peak.
         precision: "bf16" runs the forward under autocast; weights and optimiser stay fp32.
         checkpoint_every, log_every: in steps.
     """
@@ -29,13 +31,24 @@ class TrainingPlan:
     learning_rate: float
     accumulate: int = 1
     warmup_share: float = 0.05
-    final_share: float = 0.1
+    final_learning_rate_share: float = 0.1
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clip: float = 1.0
     precision: Precision = "fp32"
     checkpoint_every: int = 200
     log_every: int = 10
+
+    @classmethod
+    def of(
+        cls, section: PretrainConfig | RouterConfig | CeilingConfig, tokens: int, sequence_length: int
+    ) -> "TrainingPlan":
+        """Take the fields of the same names from a section of a recipe; precision "auto" is the faster one here."""
+        named = {field.name for field in fields(cls)} & set(type(section).model_fields)
+        given: dict[str, Any] = {name: getattr(section, name) for name in named}
+        if section.precision == "auto":
+            given["precision"] = faster_precision()
+        return cls(steps=training_steps(tokens, section.batch_size, sequence_length), **given)
 
     def decisive(self) -> dict[str, Any]:
         """What the result depends on: all but how often the training speaks and saves."""
@@ -48,7 +61,8 @@ class TrainingPlan:
             return self.learning_rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, self.steps - warmup)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.learning_rate * (self.final_share + (1 - self.final_share) * cosine)
+        final = self.final_learning_rate_share
+        return self.learning_rate * (final + (1 - final) * cosine)
 
 
 def make_optimizer(module: nn.Module, plan: TrainingPlan) -> torch.optim.AdamW:
@@ -59,8 +73,3 @@ def make_optimizer(module: nn.Module, plan: TrainingPlan) -> torch.optim.AdamW:
         {"params": [each for each in trainable if each.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas, fused=True)
-
-
-def resolve_precision(wanted: Literal["auto", "fp32", "bf16"]) -> Precision:
-    """Turn "auto" into what a short measurement finds faster on this machine."""
-    return faster_precision() if wanted == "auto" else wanted

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from duollm.config import ModelConfig, PretrainConfig
-from duollm.convert.loading import load_model
-from duollm.convert.saving import Story, save_model
+from duollm.convert.saving import Story, load_model, save_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
-from duollm.flops import training_flops, training_steps
+from duollm.flops import training_flops
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routes.sampling import RandomSplit, derived_seed
 from duollm.training.loop import LossFn, Trainer
-from duollm.training.optimizer import TrainingPlan, resolve_precision
+from duollm.training.optimizer import TrainingPlan
 from duollm.training.world import World
 
 
@@ -60,7 +59,7 @@ def _train(model: DuoForCausalLM, config: PretrainConfig, data: PackedData, seed
         flops = flops * 2 // 3  # forward, and back to the states but not to the weights
     trainer = Trainer(
         "pretrain",
-        training_plan(config, length),
+        TrainingPlan.of(config, config.tokens, length),
         lambda step: data.train_batch(step, config.batch_size, seed),
         world,
         run,
@@ -86,24 +85,6 @@ def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
         return DuoConfig(**given, eos_token_id=data.end_of_text_id)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
-
-
-def training_plan(config: PretrainConfig, sequence_length: int) -> TrainingPlan:
-    """Turn the recipe's tokens into steps and its "auto" precision into the faster one."""
-    return TrainingPlan(
-        steps=training_steps(config.tokens, config.batch_size, sequence_length),
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        accumulate=config.accumulate,
-        warmup_share=config.warmup_share,
-        final_share=config.final_learning_rate_share,
-        weight_decay=config.weight_decay,
-        betas=config.betas,
-        gradient_clip=config.gradient_clip,
-        precision=resolve_precision(config.precision),
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
-    )
 
 
 def prepare_for_training(model: DuoForCausalLM, compile_blocks: bool) -> None:
