@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from duollm import Branch
+from duollm.config import Recipe
+from duollm.convert.saving import load_model
 from duollm.data.tokenizer import load_tokenizer
 from duollm.routers.calibration import calibrate
 from duollm.routers.registry import ROUTERS, load_router, save_router
+from duollm.study import run_study
+from tiny import SIZES
+from tiny_corpus import write_corpus
 from tiny_saved import save_tiny
 from tiny_training import router_training
 
@@ -71,6 +76,33 @@ def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
     routes = [model(validation_BT, policy=policy).routes for policy in (router, loaded)]
     assert torch.equal(*routes)
     assert (routes[0] == Branch.BIG).float().mean() == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_router_with_its_own_training_goes_through_a_study(described, tmp_path, no_measuring):
+    """Its file and its name are all that it takes: trained, calibrated, evaluated; and again only if it must be."""
+    texts = write_corpus(tmp_path / "owls", documents=30)
+    router = {"kinds": ["mean-gain"], "big_layers": [1, 2], "tokens": 500, "batch_size": 8, "precision": "fp32"}
+    recipe = {
+        "model": {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "intermediate_size")},
+        "data": {"domains": [str(texts)], "vocab_size": 300, "sequence_length": 16, "test_share": 0.3},
+        "pretrain": {"tokens": 1000, "batch_size": 8, "precision": "fp32"},
+        "oracle": {"documents": 3, "random_routes": 2, "big_layers": [1]},
+        "router": router,
+        "ceiling": {"enabled": False},
+    }
+    run = tmp_path / "run"
+    run_study(Recipe.model_validate(recipe), run, ["duollm", "study"], until="evaluate")
+    model = load_model(run / "model")
+    one, two = (load_router(run / "routers" / f"mean-gain_k{k}", model.config)[0] for k in (1, 2))
+    assert torch.equal(one.gain_LC, two.gain_LC)
+    assert one.gain_LC.abs().sum(1).min() > 0
+    assert one.price > two.price
+    routes_BTL = model(torch.ones(1, 4).long(), policy=two).routes
+    assert len(routes_BTL.flatten(0, 1).unique(dim=0)) == 1
+    trained = (run / "stages" / "mean-gain.json").read_text()
+    recipe["router"] = router | {"budget_weight": 1.0}  # which it does not read
+    run_study(Recipe.model_validate(recipe), run, ["duollm", "study"], until="evaluate")
+    assert (run / "stages" / "mean-gain.json").read_text() == trained
 
 
 def test_evaluation_from_python(tmp_path):

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from duollm.ceiling.predictor import GainPredictor, all_big_states, exact_routes, margins, price_for, priced_routes
+from duollm.ceiling.predictor import SHUFFLED, GainPredictor, all_big_states, make_predictors
+from duollm.config import CeilingConfig
+from duollm.errors import UserError
 from duollm.models.branch import Branch
 from tiny import random_ids, tiny_config, tiny_model
 
@@ -64,59 +66,21 @@ def test_an_untrained_predictor_knows_no_difference():
     assert torch.equal(predictor(torch.randn(4, 48), torch.rand(4), torch.ones(4, 3)), torch.zeros(4, 3, 3))
 
 
-def test_margins_compare_big_with_the_best_other_branch():
-    gains_LC = torch.tensor([[1.0, 2.0, 5.0], [3.0, 0.0, 1.0]])
-    margin_L, otherwise_L = margins(gains_LC, torch.zeros(2, 2, 3), (SKIP, SMALL, BIG))
-    assert margin_L.tolist() == [3.0, -2.0]
-    assert otherwise_L.tolist() == [SMALL, SKIP]
-
-
-@pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, SMALL, BIG)], ids=["two", "three"])
-def test_layers_are_taken_in_turn(branches):
-    """The naive truth: one token at a time, always the layer that gains most given those taken before."""
-    generator = torch.Generator().manual_seed(3)
-    gains_NLC = torch.randn(6, 5, len(branches), generator=generator)
-    interactions_LLC = 0.5 * torch.randn(5, 5, len(branches), generator=generator)
-    margin_NL, _ = margins(gains_NLC, interactions_LLC, branches)
-    for gains_LC, margin_L in zip(gains_NLC, margin_NL, strict=True):
-        taken, least = [], float("inf")
-        while len(taken) < 5:
-            gained = {}
-            for layer in set(range(5)) - set(taken):
-                at_C = gains_LC[layer] + sum(interactions_LLC[before, layer] for before in taken)
-                at_C = at_C + interactions_LLC[layer, layer] / 2
-                gained[layer] = (at_C[-1] - at_C[:-1].max()).item()
-            layer = max(gained, key=gained.get)
-            least = min(least, gained[layer])
-            assert margin_L[layer].item() == pytest.approx(least, abs=1e-3)
-            taken.append(layer)
-        assert margin_L.argsort(descending=True).tolist() == taken
-
-
-MARGIN_NL = torch.tensor([[0.3, -0.1, 0.2], [0.9, 0.8, 0.7], [-0.5, -0.4, -0.3]])
-OTHERWISE_NL = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]])
+def test_there_is_a_predictor_per_depth_and_a_control():
+    predictors = make_predictors(tiny_model(), CeilingConfig(depths=[0, 2], width=8), (SMALL, BIG), seed=0)
+    assert {name: each.depth for name, each in predictors.items()} == {"l0": 0, "l2": 2, SHUFFLED: 2}
+    other = make_predictors(tiny_model(), CeilingConfig(depths=[0, 2], width=8), (SMALL, BIG), seed=1)
+    assert not predictors["l0"].inner.weight.equal(other["l0"].inner.weight)
 
 
 @pytest.mark.parametrize(
-    ("k", "routes"),
-    [
-        (0, [[1, 1, 0], [1, 1, 1], [0, 1, 1]]),
-        (1, [[2, 1, 0], [2, 1, 1], [0, 1, 2]]),
-        (2, [[2, 1, 2], [2, 2, 1], [0, 2, 2]]),
-        (3, [[2, 2, 2], [2, 2, 2], [2, 2, 2]]),
-    ],
+    ("layers", "depths"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (12, [0, 3, 6, 9, 11])], ids=lambda each: str(each)
 )
-def test_exact_routes_take_the_layers_that_gain_most(k, routes):
-    assert exact_routes(MARGIN_NL, OTHERWISE_NL, k).tolist() == routes
+def test_depths_are_spread_over_the_network(layers, depths):
+    assert CeilingConfig().depths_in(layers) == depths
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 3])
-def test_priced_routes_spend_k_on_average(k):
-    routes_NL = priced_routes(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, k))
-    assert (routes_NL == BIG).sum() == 3 * k
-    assert torch.equal(routes_NL[routes_NL != BIG], OTHERWISE_NL[routes_NL != BIG])
-
-
-def test_a_price_gives_more_to_tokens_that_gain_more():
-    routes_NL = priced_routes(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, 1))
-    assert routes_NL.tolist() == [[1, 1, 0], [2, 2, 2], [0, 1, 1]]
+@pytest.mark.parametrize("depths", [[3], [-1, 2]])
+def test_a_depth_that_is_not_there_is_refused(depths):
+    with pytest.raises(UserError, match=r"ceiling\.depths holds \[.*\]; the model has layers 0 \.\. 2"):
+        make_predictors(tiny_model(), CeilingConfig(depths=depths), (SMALL, BIG), seed=0)

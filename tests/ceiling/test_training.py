@@ -3,10 +3,9 @@ import json
 import pytest
 import torch
 
-from duollm.ceiling.predictor import all_big_states
-from duollm.ceiling.training import SHUFFLED, ceiling_loss, make_predictors
+from duollm.ceiling.predictor import SHUFFLED, all_big_states, make_predictors
+from duollm.ceiling.training import ceiling_loss
 from duollm.config import CeilingConfig
-from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.routers.marginal import RandomGates, centred, marginal_gains
 from tiny import random_ids, tiny_model
@@ -38,26 +37,6 @@ class Told(torch.nn.Module):
 @pytest.fixture
 def frozen():
     return tiny_model().requires_grad_(False)
-
-
-def test_there_is_a_predictor_per_depth_and_a_control(frozen):
-    predictors = make_predictors(frozen, CONFIG, BRANCHES, seed=0)
-    assert {name: each.depth for name, each in predictors.items()} == {"l0": 0, "l2": 2, SHUFFLED: 2}
-    other = make_predictors(frozen, CONFIG, BRANCHES, seed=1)
-    assert not predictors["l0"].inner.weight.equal(other["l0"].inner.weight)
-
-
-@pytest.mark.parametrize(
-    ("layers", "depths"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (12, [0, 3, 6, 9, 11])], ids=lambda each: str(each)
-)
-def test_depths_are_spread_over_the_network(layers, depths):
-    assert CeilingConfig().depths_in(layers) == depths
-
-
-@pytest.mark.parametrize("depths", [[3], [-1, 2]])
-def test_a_depth_that_is_not_there_is_refused(frozen, depths):
-    with pytest.raises(UserError, match=r"ceiling\.depths holds \[.*\]; the model has layers 0 \.\. 2"):
-        make_predictors(frozen, CeilingConfig(depths=depths), BRANCHES, seed=0)
 
 
 def test_who_says_the_gains_has_no_loss(frozen):

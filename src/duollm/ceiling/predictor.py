@@ -12,13 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from duollm.config import CeilingConfig
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Listener
 
+SHUFFLED = "shuffled"
+"""The name of the control: the deepest predictor, fitted to the gains of other tokens."""
+
 _TOLD = 5.0
-_TIE = 1e-4  # far below what a gain (nats x 100) can be told from, far above the rounding of float32
 
 
 class GainPredictor(nn.Module):
@@ -75,57 +78,25 @@ class GainPredictor(nn.Module):
         return _TOLD * self.told.weight[:, 2:].T.unflatten(-1, self.shape_LC)
 
 
+def make_predictors(
+    model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch], seed: int
+) -> nn.ModuleDict:
+    """Build the untrained predictors.
+
+    Raises:
+        UserError: a depth that the model does not have.
+    """
+    depths = config.depths_in(model.config.num_hidden_layers)
+    torch.manual_seed(seed)
+    named = {f"l{depth}": depth for depth in depths} | {SHUFFLED: depths[-1]}
+    return nn.ModuleDict(
+        {name: GainPredictor(model.config, branches, depth, config.width) for name, depth in named.items()}
+    )
+
+
 @torch.no_grad()
 def all_big_states(model: DuoForCausalLM, batch_BT: Tensor) -> Tensor:
     """Return what routers see at every layer when all layers are big, side by side, [B, T, L * D]."""
     seen = Listener(torch.full((model.config.num_hidden_layers,), int(Branch.BIG)))
     model.model(input_ids=batch_BT, policy=seen, use_cache=False)
     return torch.cat(seen.states_LBTD, dim=-1)
-
-
-def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
-    """Make layers big one after another, the one that gains most first, and return what each gained in its turn.
-
-    A gain is the mean of those predicted with and without big at the layer itself (the slopes at both ends of the
-    step). A turn that gains more than the one before counts as gaining as much, so taking layers down to any margin
-    takes the first turns.
-
-    Args:
-        gains: predicted where the token takes big nowhere, [., L, C].
-        interactions: [L, L, C], see `GainPredictor.interactions`.
-
-    Returns:
-        by how much big beat the best other branch, strictly falling in the order of the turns; and which branch that
-        is where nothing is big; both [., L].
-    """
-    gains = gains + interactions.diagonal().T / 2
-    otherwise = torch.tensor(branches, device=gains.device)[gains[..., :-1].argmax(-1)]
-    margin = torch.full_like(gains[..., 0], -torch.inf)
-    least = torch.full_like(margin[..., :1], torch.inf)
-    taken = torch.zeros_like(margin, dtype=torch.bool)
-    for _ in range(margin.shape[-1]):
-        beats = (gains[..., -1] - gains[..., :-1].amax(-1)).masked_fill(taken, -torch.inf)
-        most, layer = beats.max(-1, keepdim=True)
-        least = torch.minimum(least - _TIE, most)
-        margin.scatter_(-1, layer, least)
-        taken.scatter_(-1, layer, True)
-        gains = gains + interactions[layer[..., 0]]
-    return margin, otherwise
-
-
-def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:
-    """Make big the `big_layers` layers of every token that gain most by it; routes [., L]."""
-    most = margin.topk(big_layers, dim=-1).indices
-    return otherwise.scatter(-1, most, int(Branch.BIG))
-
-
-def priced_routes(margin: Tensor, otherwise: Tensor, price: float | Tensor) -> Tensor:
-    """Make a layer big where that gains more than the price; routes [., L]."""
-    return torch.where(margin > price, int(Branch.BIG), otherwise)
-
-
-def price_for(margin: Tensor, big_layers: int) -> float:
-    """Return the price at which `big_layers` layers are big on average over tokens."""
-    spent = round(margin.numel() * big_layers / margin.shape[-1])
-    descending = margin.flatten().sort(descending=True).values
-    return float("-inf") if spent == len(descending) else descending[spent].item()

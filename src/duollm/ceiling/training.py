@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import GainPredictor, all_big_states, margins, priced_routes
+from duollm.ceiling.predictor import SHUFFLED, GainPredictor, all_big_states, make_predictors
+from duollm.ceiling.routes import margins, priced_routes
 from duollm.config import CeilingConfig
 from duollm.data.packed import PackedData
 from duollm.flops import token_flops
@@ -22,9 +23,6 @@ from duollm.training.loop import LossFn, Trainer
 from duollm.training.optimizer import TrainingPlan
 from duollm.training.pretrain import prepare_for_training
 from duollm.training.world import World
-
-SHUFFLED = "shuffled"
-"""The name of the control: the deepest predictor, fitted to the gains of other tokens."""
 
 
 def train_ceiling(
@@ -59,22 +57,6 @@ def train_ceiling(
     )
     trainer.train(predictors, ceiling_loss(model, predictors, branches, plan.steps, seed, world))
     return predictors.eval()
-
-
-def make_predictors(
-    model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch], seed: int
-) -> nn.ModuleDict:
-    """Build the untrained predictors.
-
-    Raises:
-        UserError: a depth that the model does not have.
-    """
-    depths = config.depths_in(model.config.num_hidden_layers)
-    torch.manual_seed(seed)
-    named = {f"l{depth}": depth for depth in depths} | {SHUFFLED: depths[-1]}
-    return nn.ModuleDict(
-        {name: GainPredictor(model.config, branches, depth, config.width) for name, depth in named.items()}
-    )
 
 
 def ceiling_loss(
