@@ -74,18 +74,6 @@ def test_an_exact_budget_that_no_route_spends_is_met_nevertheless(router, model)
     assert ((routes == Branch.BIG).sum(-1) == 4).all()
 
 
-def test_soft_choices_are_shares_of_the_routes_softmax(router):
-    states_BTD = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
-    router.train().temperature = 0.7
-    share_BTR = (router.worth(states_BTD, None) / 0.7).softmax(-1)
-    memory = router.begin(torch.zeros(2, 3))
-    for layer in range(LAYERS):
-        weights_BT3, memory = router(layer, states_BTD, memory)
-        for branch in Branch:
-            expected = share_BTR[..., router.routes_RL[:, layer] == branch].sum(-1)
-            torch.testing.assert_close(weights_BT3[..., branch], expected)
-
-
 def test_a_saved_codebook_chooses_as_before(router, model, tmp_path):
     save_router(router, tmp_path / "saved", {"kind": "codebook", "branches": ["small", "big"]})
     loaded, _ = load_router(tmp_path / "saved", model.config)

@@ -4,7 +4,7 @@ import torch
 from duollm.config import RouterConfig
 from duollm.models.branch import Branch
 from duollm.routers.base import mixture_loss
-from duollm.routers.distilled import marginals, route_probabilities
+from duollm.routers.distilled import marginals
 from duollm.routers.registry import make_router
 from duollm.routes.space import RouteSpace
 from tiny import random_ids, tiny_model
@@ -26,9 +26,8 @@ def test_marginals_by_brute_force(branches):
     space = RouteSpace(3, router.branches)
     labels = made_up_labels(space, windows=2, tokens=4)
     indices = labels.with_big(1, 1)
-    got = marginals(
-        route_probabilities(labels.losses(indices, 0.0), 0.7), space.decode(labels.route_ids_R[indices]), router
-    )
+    probability_WNR = (-labels.losses(indices, 0.0) / 0.7).softmax(-1)
+    got = marginals(probability_WNR, space.decode(labels.route_ids_R[indices]), router)
     for window in range(2):
         for token in range(3):
             weight = {}

@@ -24,6 +24,9 @@ from duollm.routes.sampling import derived_seed
 from duollm.training.loop import LossFn, Trainer
 from duollm.training.pretrain import prepare_for_training
 
+LABEL_SETTINGS = ("label_tokens", "label_routes", "text_weight")
+"""The settings of a kind that is taught by labels: how they are made, and how they are read."""
+
 
 @dataclass(frozen=True)
 class RouterTraining:

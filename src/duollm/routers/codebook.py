@@ -7,7 +7,6 @@ C branches of the router, D hidden, F = D + 1 features, R routes, P penalties.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import Labels
 from duollm.ridge import ridge
-from duollm.routers.base import Listener, Router, RouterTraining, branch_costs
+from duollm.routers.base import LABEL_SETTINGS, Listener, Router, RouterTraining, branch_costs
 from duollm.routes.space import RouteSpace
 
 MOST_ROUTES = 32
@@ -43,7 +42,7 @@ class CodebookRouter(Router):
         routes_RL: the codebook, `MOST_ROUTES` rows; a row of bias -inf is not in use.
     """
 
-    settings = ("label_tokens", "label_routes", "text_weight", "codebook_routes", "decide_at")
+    settings = (*LABEL_SETTINGS, "codebook_routes", "decide_at")
     needs_labels = True
     joint = False
     routes_RL: Tensor
@@ -88,9 +87,7 @@ class CodebookRouter(Router):
     def decide(
         self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """Choose for one layer: weights [B, T, 3] in training mode, else integers [B, T] whatever the layer's price."""
-        if self.training:
-            return super().decide(layer_idx, states_BTD, memory)
+        """Choose for one layer, integers [B, T], whatever the layer's price."""
         if layer_idx < self.decide_at:
             return self.routes_RL[0, layer_idx].expand(states_BTD.shape[:2]), memory
         if layer_idx == self.decide_at:
@@ -101,16 +98,6 @@ class CodebookRouter(Router):
         """Price 0 everywhere: routes of exactly k big layers are chosen whole, without a price per layer."""
         choice_BT, memory = self.decide(layer_idx, states_BTD, memory)
         return states_BTD.new_zeros(choice_BT.shape), choice_BT, memory
-
-    def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Return scores [B, T, C] whose softmax is each branch's share of the routes'; the memory is their worth."""
-        if layer_idx < self.decide_at:
-            taken_C = self.routes_RL[0, layer_idx] == self.values_C
-            return torch.where(taken_C, 0.0, -torch.inf).expand(*states_BTD.shape[:2], -1), memory
-        worth_BTR = self.worth(states_BTD, memory) if layer_idx == self.decide_at else memory
-        other_RC = self.routes_RL[:, layer_idx, None] != self.values_C
-        tempered_BTRC = (worth_BTR / self.temperature)[..., None].masked_fill(other_RC, -torch.inf)
-        return tempered_BTRC.logsumexp(-2) * self.temperature, worth_BTR
 
     @classmethod
     def check(cls, config: RouterConfig, sequence_length: int) -> None:
@@ -135,17 +122,18 @@ class CodebookRouter(Router):
         assert training.budget is not None
         big_layers = round(training.budget * self.num_layers)
         self.decide_at = min(config.decide_at, self.num_layers - 1)
-        candidates = _candidates(labels, big_layers, self.decide_at, config.text_weight, training.model.device)
-        loss_MR, windows = candidates.losses_WNR.flatten(0, 1), len(labels.token_ids_WT)
-        states_MD = _states(training.model, labels.token_ids_WT, candidates.static_L, self.decide_at)
-        fold_M = torch.arange(windows, device=loss_MR.device).repeat_interleave(len(loss_MR) // windows) % _FOLDS
+        device, windows = training.model.device, len(labels.token_ids_WT)
+        routes_RL, losses_WNR, static, price = _candidates(labels, big_layers, self.decide_at, config.text_weight)
+        routes_RL, loss_MR = routes_RL.to(device), losses_WNR.flatten(0, 1).to(device)
+        states_MD = _states(training.model, labels.token_ids_WT, routes_RL[static], self.decide_at)
+        fold_M = torch.arange(windows, device=device).repeat_interleave(len(loss_MR) // windows) % _FOLDS
         penalty, predicted_MR = cross_fitted(states_MD, loss_MR, fold_M)
-        toll_R = candidates.price * (candidates.big_R - big_layers)
-        chosen = choose_routes(loss_MR + toll_R, predicted_MR + toll_R, candidates.static, config.codebook_routes)
+        toll_R = price * ((routes_RL == Branch.BIG).sum(-1) - big_layers)
+        chosen = choose_routes(loss_MR + toll_R, predicted_MR + toll_R, static, config.codebook_routes)
         weight_DR, bias_R = regress(states_MD, loss_MR[:, chosen], [penalty])[0].split([states_MD.shape[1], 1])
         self.bias_R.fill_(-torch.inf)
-        self.routes_RL[: len(chosen)] = candidates.routes_RL[chosen]
-        self.routes_RL[len(chosen) :] = candidates.static_L
+        self.routes_RL[: len(chosen)] = routes_RL[chosen]
+        self.routes_RL[len(chosen) :] = routes_RL[static]
         self.weight_RD.zero_()[: len(chosen)] = -weight_DR.T
         self.bias_R[: len(chosen)] = -bias_R[0]
 
@@ -203,49 +191,23 @@ def regress(states_MD: Tensor, loss_MR: Tensor, penalties: Sequence[float]) -> T
     return torch.stack(fitted).to(loss_MR.dtype)
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Routes that may enter the codebook.
-
-    Attributes:
-        losses_WNR: less their mean over the candidates, nats.
-        static: index of the route with k big layers of lowest mean loss.
-        price: by how many nats one more big layer lowers the loss of the best single route.
-    """
-
-    routes_RL: Tensor
-    big_R: Tensor
-    losses_WNR: Tensor
-    static: int
-    price: float
-
-    @property
-    def static_L(self) -> Tensor:
-        """The route itself."""
-        return self.routes_RL[self.static]
-
-
 def _candidates(
-    labels: Labels, big_layers: int, decide_at: int, text_weight: float, device: torch.device
-) -> _Candidates:
-    """Collect what the labels offer around the budget."""
+    labels: Labels, big_layers: int, decide_at: int, text_weight: float
+) -> tuple[Tensor, Tensor, int, float]:
+    """Collect what the labels offer around the budget.
+
+    Returns:
+        routes [R, L]; losses [W, N, R], less their mean over routes, nats; the index of static; and by how many nats
+        one more big layer lowers the loss of the best single route.
+    """
     indices = labels.with_big(big_layers - 1, big_layers + 1)
-    routes_RL = labels.space.decode(labels.route_ids_R[indices])
-    big_R = (routes_RL == Branch.BIG).sum(-1)
-    losses_WNR = labels.losses(indices, text_weight)
-    mean_R = losses_WNR.mean((0, 1))
+    routes_RL, losses_WNR = labels.space.decode(labels.route_ids_R[indices]), labels.losses(indices, text_weight)
+    big_R, mean_R = (routes_RL == Branch.BIG).sum(-1), losses_WNR.mean((0, 1))
     static = int(mean_R.masked_fill(big_R != big_layers, torch.inf).argmin())
     alike_R = (routes_RL[:, :decide_at] == routes_RL[static, :decide_at]).all(-1)
-    lowest = [
-        mean_R[big_R == big].min().item() for big in range(big_layers - 1, big_layers + 2) if (big_R == big).any()
-    ]
-    return _Candidates(
-        routes_RL=routes_RL[alike_R].to(device),
-        big_R=big_R[alike_R].to(device),
-        losses_WNR=losses_WNR[..., alike_R].to(device),
-        static=int(alike_R[:static].sum()),
-        price=max(0.0, (lowest[0] - lowest[-1]) / max(1, len(lowest) - 1)),
-    )
+    lowest = [mean_R[big_R == big].min().item() for big in big_R.unique().tolist()]
+    price = max(0.0, (lowest[0] - lowest[-1]) / max(1, len(lowest) - 1))
+    return routes_RL[alike_R], losses_WNR[..., alike_R], int(alike_R[:static].sum()), price
 
 
 def _states(model: DuoForCausalLM, token_ids_WT: Tensor, static_L: Tensor, decide_at: int) -> Tensor:

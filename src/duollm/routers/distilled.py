@@ -9,7 +9,7 @@ from torch import Tensor
 
 from duollm.config import RouterConfig
 from duollm.errors import UserError
-from duollm.routers.base import Listener, Router, RouterTraining, mixture_loss
+from duollm.routers.base import LABEL_SETTINGS, Listener, Router, RouterTraining, mixture_loss
 from duollm.routers.linear import GumbelRouter
 from duollm.training.loop import LossFn
 
@@ -20,14 +20,7 @@ _RAREST = 0.01
 class DistilledRouter(GumbelRouter):
     """A linear router that first imitates the oracle's soft choices, then is fine-tuned as a Gumbel router."""
 
-    settings = (
-        *GumbelRouter.settings,
-        "label_tokens",
-        "label_routes",
-        "text_weight",
-        "label_temperature",
-        "distilled_share",
-    )
+    settings = (*GumbelRouter.settings, *LABEL_SETTINGS, "label_temperature", "distilled_share")
     needs_labels = True
 
     @classmethod
@@ -63,8 +56,8 @@ def imitation_loss(router: DistilledRouter, training: RouterTraining) -> LossFn:
     big_layers = round(training.budget * router.num_layers)
     indices = labels.with_big(big_layers, big_layers)
     routes_RL = labels.space.decode(labels.route_ids_R[indices]).to(model.device)
-    probability_WNR = route_probabilities(labels.losses(indices, config.text_weight), config.label_temperature)
-    probability_WNR = probability_WNR.to(model.device)
+    losses_WNR = labels.losses(indices, config.text_weight)
+    probability_WNR = (-losses_WNR / config.label_temperature).softmax(-1).to(model.device)
     marginal_WNLC = marginals(probability_WNR, routes_RL, router)
     prior_LC = marginal_WNLC.mean((0, 1)).clamp(min=_RAREST)
     with torch.no_grad():
@@ -85,11 +78,6 @@ def imitation_loss(router: DistilledRouter, training: RouterTraining) -> LossFn:
         return loss, {"imitation": loss.item()}
 
     return loss_fn
-
-
-def route_probabilities(losses_WNR: Tensor, temperature: float) -> Tensor:
-    """Return a distribution over routes that favours low losses, softmax(-loss / temperature), [W, N, R]."""
-    return (-losses_WNR / temperature).softmax(-1)
 
 
 def marginals(probability_WNR: Tensor, routes_RL: Tensor, router: Router) -> Tensor:

@@ -86,11 +86,11 @@ class RouterGates(RandomGates):
     a share of big of its own, uniform in 0 .. 1, and the router decides at the price of that share.
 
     Attributes:
-        price_B1: the price of big in each sequence.
+        price_B1: the price of big in each sequence; without prices all choices are random.
         scores_LBTC: the router's scores, layer by layer.
     """
 
-    price_B1: Tensor
+    price_B1: Tensor | None = None
 
     def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator) -> None:
         super().__init__(router.branches, batch_BT, generator)
@@ -110,6 +110,8 @@ class RouterGates(RandomGates):
 
     def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
         """Mix what the router would choose with random draws, integers [B, T]."""
+        if self.price_B1 is None:
+            return self.draw(states_BTD)
         worth_BTC = scores_BTC - self.price_B1[..., None] * self.router.cost_C
         return self.explore(self.branches_C[worth_BTC.argmax(-1)], states_BTD)
 
@@ -126,18 +128,11 @@ class RouterGates(RandomGates):
         They are a function of the weights and the step alone, so that a resumed training repeats an uninterrupted one.
         """
         sample_BT = batch_BT[:_PRICED_SEQUENCES]
-        drawn = _DrawnRoutes(self.router, sample_BT, self.generator)
+        drawn = RouterGates(self.router, sample_BT, self.generator)
         model.model(input_ids=sample_BT, policy=drawn, use_cache=False)
         scores_NC = torch.cat([scores_BTC.flatten(0, 1) for scores_BTC in drawn.scores_LBTC])
         margin_N = scores_NC[:, -1] - scores_NC[:, :-1].amax(-1)
         return margin_N.quantile((1 - self.big_B1).flatten())[:, None]
-
-
-class _DrawnRoutes(RouterGates):
-    """Random choices, on which the router is asked for its scores."""
-
-    def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
-        return self.draw(states_BTD)
 
 
 def marginal_gains(model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates) -> tuple[Tensor, float]:
