@@ -7,14 +7,17 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace, loss_table, search_oracle
-from duollm.config import RouterConfig
+from duollm.config import Recipe
+from duollm.convert.saving import load_model
 from duollm.data.tokenizer import load_tokenizer
 from duollm.oracle.budgets import AtMost, Exactly
-from duollm.routing.calibration import calibrate
-from duollm.routing.folder import ROUTERS, load_router, save_router
-from duollm.train.lesson import Lesson
-from duollm.train.mixture import mixture_loss
+from duollm.routers.calibration import calibrate
+from duollm.routers.registry import ROUTERS, load_router, save_router
+from duollm.study import run_study
+from tiny import SIZES
+from tiny_corpus import write_corpus
 from tiny_saved import save_tiny
+from tiny_training import router_training
 
 DOCS = Path(__file__).parents[1] / "docs"
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -34,8 +37,8 @@ def run_page(page):
 
 @pytest.fixture
 def described(monkeypatch):
-    """What docs/adding-a-router.md defines."""
-    monkeypatch.setattr("duollm.routing.folder.ROUTERS", dict(ROUTERS))
+    """What the blocks of docs/adding-a-router.md define."""
+    monkeypatch.setattr("duollm.routers.registry.ROUTERS", dict(ROUTERS))
     return run_page("adding-a-router.md")
 
 
@@ -61,7 +64,7 @@ def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
     model, router = described["model"], described["router"]
     model.requires_grad_(False)
     before = {name: value.clone() for name, value in router.named_parameters()}
-    loss_fn = mixture_loss(Lesson(model, router, RouterConfig(), budget=0.5, steps=20, seed=0))
+    loss_fn = router.loss_fn(router_training(model, budget=0.5, steps=20))
     optimizer = torch.optim.Adam(router.parameters(), 0.05)
     generator = torch.Generator().manual_seed(0)
     for step in range(20):
@@ -97,6 +100,33 @@ def test_the_reduction_keeps_the_second_lowest_loss(monkeypatch, context, prune)
         naive_BT = table_BTR[..., within_R].sort(-1).values[..., 1]
         torch.testing.assert_close(second_BT, naive_BT, atol=1e-4, rtol=0)
     assert found.columns["second"][-1].isposinf().all()
+
+
+def test_a_router_with_its_own_training_goes_through_a_study(described, tmp_path, no_measuring):
+    """Its file and its name are all that it takes: trained, calibrated, evaluated; and again only if it must be."""
+    texts = write_corpus(tmp_path / "owls", documents=30)
+    router = {"kinds": ["mean-gain"], "big_layers": [1, 2], "tokens": 500, "batch_size": 8, "precision": "fp32"}
+    recipe = {
+        "model": {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "intermediate_size")},
+        "data": {"domains": [str(texts)], "vocab_size": 300, "sequence_length": 16, "test_share": 0.3},
+        "pretrain": {"tokens": 1000, "batch_size": 8, "precision": "fp32"},
+        "oracle": {"documents": 3, "random_routes": 2, "big_layers": [1]},
+        "router": router,
+        "ceiling": {"enabled": False},
+    }
+    run = tmp_path / "run"
+    run_study(Recipe.model_validate(recipe), run, ["duollm", "study"], until="evaluate")
+    model = load_model(run / "model")
+    one, two = (load_router(run / "routers" / f"mean-gain_k{k}", model.config)[0] for k in (1, 2))
+    assert torch.equal(one.gain_LC, two.gain_LC)
+    assert one.gain_LC.abs().sum(1).min() > 0
+    assert one.price > two.price
+    routes_BTL = model(torch.ones(1, 4).long(), policy=two).routes
+    assert len(routes_BTL.flatten(0, 1).unique(dim=0)) == 1
+    trained = (run / "stages" / "mean-gain.json").read_text()
+    recipe["router"] = router | {"budget_weight": 1.0}  # which it does not read
+    run_study(Recipe.model_validate(recipe), run, ["duollm", "study"], until="evaluate")
+    assert (run / "stages" / "mean-gain.json").read_text() == trained
 
 
 def test_evaluation_from_python(tmp_path):

@@ -16,7 +16,7 @@ from duollm.evaluate.harness import RoutedLM, run_tasks
 from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.make_tasks import TASKS_FOLDER
 from duollm.evaluate.sweep import route_digits
-from duollm.routing.policies import parse_policy
+from duollm.routers.policies import parse_policy
 from tiny_saved import save_tiny
 
 POLICIES = ["all-big", "random:0.5", "unsure"]

@@ -13,7 +13,7 @@ from duollm.oracle.labels import (
     save_labels,
 )
 from duollm.oracle.search import loss_table
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 from tiny import random_ids, tiny_model
 
 SPACE = RouteSpace(3)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from duollm import cli
-from duollm.evaluate.loading import load_model
+from duollm.convert.saving import load_model
 from tiny import random_ids
 from tiny_corpus import write_corpus
 from tiny_dense import write_dense

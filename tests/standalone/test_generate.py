@@ -12,11 +12,11 @@ from transformers import GenerationConfig
 
 from duollm import cli
 from duollm.config import Recipe, save_recipe
+from duollm.convert.saving import Story, save_model
 from duollm.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 from duollm.flops import head_flops, token_flops
-from duollm.routing.folder import make_router, save_router
-from duollm.routing.policies import RandomShare
-from duollm.train.saving import Story, save_model
+from duollm.routers.policies import RandomShare
+from duollm.routers.registry import make_router, save_router
 from tiny import tiny_model
 
 PROMPT = "the owl of "

@@ -11,8 +11,8 @@ import yaml
 from duollm import cli, standalone
 from duollm.config import DataConfig
 from duollm.data.packing import prepare_data
-from duollm.routing.folder import make_router, save_router
-from duollm.routing.space import RouteSpace
+from duollm.routers.registry import make_router, save_router
+from duollm.routes.space import RouteSpace
 from tiny import tiny_config
 from tiny_saved import save_tiny
 

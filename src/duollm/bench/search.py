@@ -20,8 +20,8 @@ from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.search import search_oracle
-from duollm.routing.space import RouteSpace
-from duollm.train.distributed import join_world
+from duollm.routes.space import RouteSpace
+from duollm.training.world import join_world
 
 _LENGTH, _BATCH, _NAIVE_ROUTES = 128, 8, 8
 _BUDGET = 6

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from duollm.errors import UserError
 from duollm.models.branch import Branch
-from duollm.routing.space import RouteSpace, check_big_layers
+from duollm.routes.space import RouteSpace, check_big_layers
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from duollm.models.attention import DuoAttention, Rotary
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoForCausalLM
 from duollm.models.policy import FixedRoutes, check_routes
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 CONTEXTS = ("shared", "reference", "committed")
 

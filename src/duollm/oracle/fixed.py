@@ -21,8 +21,8 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
 from duollm.oracle.halves import best_on_other_half, first_half
 from duollm.oracle.reductions import LeafTable
-from duollm.routing.sampling import draw_route_ids
-from duollm.routing.space import RouteSpace
+from duollm.routes.sampling import draw_route_ids
+from duollm.routes.space import RouteSpace
 
 _BATCH = 16
 

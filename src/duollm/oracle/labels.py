@@ -21,7 +21,7 @@ from duollm.models.policy import FixedRoutes
 from duollm.oracle.fixed import draw_patterns
 from duollm.oracle.head import log_normaliser
 from duollm.oracle.search import loss_tables
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routes.space import RouteSpace, parse_branches
 
 LABELS = Path("labels", "losses.safetensors")
 """Where a run folder keeps them."""

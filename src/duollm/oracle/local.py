@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from duollm.models.branch import Branch
 from duollm.oracle.budgets import Budget, Cells
 from duollm.oracle.trial import Method, Trial
-from duollm.routing.sampling import draw_route_ids
+from duollm.routes.sampling import draw_route_ids
 
 _DRAWS = 32
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Batch
-from duollm.routing.sampling import draw_route_ids
+from duollm.routes.sampling import draw_route_ids
 
 
 @dataclass(frozen=True)

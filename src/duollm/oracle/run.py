@@ -27,8 +27,8 @@ from duollm.oracle.order import draw_sizes, expected_best
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
 from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
-from duollm.routing.sampling import derived_seed
-from duollm.routing.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
+from duollm.routes.sampling import derived_seed
+from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
 
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16

@@ -27,7 +27,7 @@ from duollm.oracle.local import Local, Sampled
 from duollm.oracle.reductions import BestSoFar, Reduction
 from duollm.oracle.tree import Prefixes, Tree, decoder_layers
 from duollm.oracle.trial import Method, Trial
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 class Exact(Method):

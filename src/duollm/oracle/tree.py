@@ -19,7 +19,7 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
 from duollm.oracle.contexts import Attend
 from duollm.oracle.ffn import add_ffn
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 def decoder_layers(model: DuoModel) -> list[DuoDecoderLayer]:

@@ -17,7 +17,7 @@ from duollm.report.selection_noise import gains_by_budget
 from duollm.report.style import save, styled
 from duollm.report.text import first_window, one_line
 from duollm.report.token_figures import RouteStrip, difficulty_by_loss, route_strips
-from duollm.routing.space import focus_budgets
+from duollm.routes.space import focus_budgets
 
 _STRIP_TOKENS = 56
 

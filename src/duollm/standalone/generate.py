@@ -20,8 +20,8 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
 from duollm.options import LARGEST_COUNT
-from duollm.routing.policies import parse_policy
-from duollm.routing.router import deciding_flops
+from duollm.routers.base import deciding_flops
+from duollm.routers.policies import parse_policy
 from duollm.standalone.coloured import print_legend, print_piece, print_routes
 from duollm.standalone.saved import Saved
 

@@ -11,12 +11,12 @@ from torch import nn
 
 from duollm import strict_yaml
 from duollm.config import DataConfig
+from duollm.convert.saving import load_model, silence_transformers
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError, in_a_line
-from duollm.evaluate.loading import load_model, silence_transformers
 from duollm.evaluate.sweep import Routed, sweep_policies
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.policies import parse_policy
+from duollm.routers.policies import parse_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
