@@ -12,6 +12,7 @@ from duollm.convert.saving import load_model
 from duollm.data.tokenizer import load_tokenizer
 from duollm.oracle.budgets import AtMost, Exactly
 from duollm.routers.calibration import calibrate
+from duollm.routers.policies import parse_policy
 from duollm.routers.registry import ROUTERS, load_router, save_router
 from duollm.study import run_study
 from tiny import SIZES
@@ -145,3 +146,51 @@ def test_evaluation_from_python(tmp_path):
 def test_links_between_files_lead_somewhere(page):
     targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
     assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+SECTIONS = re.split(r"^## ", (DOCS / "huggingface.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def python_of(section):
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def with_hugging_face(tmp_path_factory):
+    """What the first block of docs/huggingface.md defines, and settings that its other sections share."""
+    folder = tmp_path_factory.mktemp("huggingface")
+    save_tiny(folder)
+    names = {"folder": str(folder / "model"), "greedy": {"max_new_tokens": 8, "do_sample": False}}
+    exec(python_of(SECTIONS[0]), names)
+    names["parse_policy"] = parse_policy
+    return names
+
+
+# They need what changes in the model at the same time; to be removed once that has come in.
+
+
+def sections():
+    for section in SECTIONS[1:]:
+        title = section.partition("\n")[0]
+        if python_of(section):
+            yield pytest.param(section, id=title)
+
+
+@pytest.mark.parametrize("section", sections())
+def test_hugging_face_snippets_run(with_hugging_face, section):
+    code = python_of(section)
+    for package in ("peft", "accelerate", "torchao", "lm_eval"):
+        if f"from {package}" in code or (package == "lm_eval" and "evaluate.harness" in code):
+            pytest.importorskip(package, reason="needs the extras `compat` and `eval`")
+    names = dict(with_hugging_face)
+    exec(compile(code, "docs/huggingface.md", "exec"), names)
+    for same in ({"plain", "looked_up", "static"}, {"assisted"}):
+        results = [names[name] for name in same if name in names]
+        expected = names["model"].generate(
+            **names["inputs"], routes=names["routes"] if "plain" in names else None, **names["greedy"]
+        )
+        assert all(result.equal(expected) for result in results)
+    expected = names["model"](**names["inputs"], routes=names["routes"]).logits
+    for name in ("from_disk", "whole", "mixed", "exported"):
+        torch.testing.assert_close(names.get(name, expected), expected, atol=1e-4, rtol=0)
+    assert (names.get("in_int8", expected) - expected).std() < 0.1 * expected.std()
