@@ -166,9 +166,6 @@ def with_hugging_face(tmp_path_factory):
     return names
 
 
-# They need what changes in the model at the same time; to be removed once that has come in.
-
-
 def sections():
     for section in SECTIONS[1:]:
         title = section.partition("\n")[0]
