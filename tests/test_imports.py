@@ -14,8 +14,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part may import those before it; parts of one rank may import each other.
 RANKS = [
-    {"errors", "files", "config", "flops", "machine", "plan"},
+    {"errors", "files", "config", "machine"},
     {"models"},
+    {"flops", "plan"},
     {"routing"},
     {"oracle", "data"},
     {"train", "evaluate"},
@@ -25,7 +26,7 @@ RANKS = [
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-NO_TORCH = {"errors", "files", "config", "flops", "machine", "plan", "analysis", "report", "stages", "cli"}
+NO_TORCH = {"errors", "files", "config", "machine", "analysis", "report", "stages", "cli"}
 HEAVY = {"torch", "transformers"}
 HOME_FOLDER = re.compile(r"/(?:home|Users|root)/[A-Za-z0-9_.-]+")
 
