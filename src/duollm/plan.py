@@ -7,7 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from duollm.config import ModelConfig, Recipe
+from pydantic import ValidationError
+
+from duollm.config import ModelConfig, Recipe, explain
 from duollm.errors import UserError
 from duollm.flops import (
     Parameters,
@@ -257,22 +259,33 @@ def _sizes_of_dense(model: ModelConfig, folder: Path) -> ModelConfig:
         return model
     saved = _read_config(folder, "model.dense")
     sizes = {name: saved[name] for name in ModelConfig.model_fields if saved.get(name) is not None}
-    return ModelConfig(
-        **{
+    return _checked(
+        folder,
+        "model.dense",
+        {
             "intermediate_size": saved.get("ffn_dim"),  # OPT's name of it
-            "num_key_value_heads": saved["num_attention_heads"],
+            "num_key_value_heads": saved.get("num_attention_heads"),
             **sizes,
             "small_intermediate_size": model.small_intermediate_size,
             "skip_scope": model.skip_scope,
-        }
+        },
     )
+
+
+def _checked(folder: Path, key: str, sizes: dict[str, Any]) -> ModelConfig:
+    try:
+        return ModelConfig(**sizes)
+    except ValidationError as error:
+        raise UserError(f"{key}: config.json of {folder}: {': '.join(filter(None, explain(error)))}") from None
 
 
 def _read_config(folder: Path, key: str) -> dict[str, Any]:
     try:
-        saved: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{key}: {folder} holds no readable config.json; give a model folder") from None
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        saved = None
+    if not isinstance(saved, dict):
+        raise UserError(f"{key}: {folder} holds no readable config.json; give a model folder")
     return saved
 
 
@@ -280,4 +293,4 @@ def _sizes_of_folder(folder: Path) -> ModelConfig:
     saved = _read_config(folder, "model.path")
     if saved.get("model_type") != "duo":
         raise UserError(f"model.path: {folder} is a {saved.get('model_type')!r} model, not 'duo'; convert it first")
-    return ModelConfig(**{name: saved[name] for name in ModelConfig.model_fields if name in saved})
+    return _checked(folder, "model.path", {name: saved[name] for name in ModelConfig.model_fields if name in saved})
