@@ -101,14 +101,12 @@ class Trial:
         ids_PN, cell_PN = self.spread(ids_PG), self.spread(self.cells.index(*spent_PG2.unbind(-1)))
         final_PND = self.model.model.norm(hidden_PND)
         leaves = Leaves(self.rows_N, ids_PN, cell_PN, final_PND)
-        bound_PN = torch.full(final_PND.shape[:2], -torch.inf, device=final_PND.device)
-        if self.bound is not None:
+        if self.bound is None:
+            bound_PN = torch.full(final_PND.shape[:2], -torch.inf, device=final_PND.device)
+        else:
             bound_PN = self.bound(final_PND) - _ROUNDING
         lower = [each.lower(leaves, bound_PN) for each in self._kept]
         left_PN = torch.ones_like(bound_PN, dtype=torch.bool)
-        if self.bound is None:
-            self._enter(leaves, left_PN)
-            return
         # First the most promising leaf of each cell, which lowers the bar; then all that still pass it.
         for choose in (_most_promising, _still_possible):
             chosen_PN = torch.zeros_like(left_PN)
