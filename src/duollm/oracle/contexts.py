@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicCache
 
+from duollm.models.attention import DuoAttention, Rotary
 from duollm.models.branch import Branch
-from duollm.models.modeling_duo import DuoAttention, DuoDecoderLayer, DuoForCausalLM, Rotary
+from duollm.models.modeling_duo import DuoDecoderLayer, DuoForCausalLM
 from duollm.models.policy import FixedRoutes, check_routes
 from duollm.routing.space import RouteSpace
 
