@@ -328,6 +328,8 @@ def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, co
         raise ValueError(
             f"token ids must be in 0 .. {config.vocab_size - 1}, got {input_ids.min()} .. {input_ids.max()}"
         )
+    if model.training and (config.hidden_dropout or config.attention_dropout):
+        raise ValueError("a search needs a model without dropout; call model.eval() first")
     longest = _longest(config, context)
     if longest is not None and input_ids.shape[1] - 1 > longest:
         raise ValueError(
