@@ -5,7 +5,7 @@ import torch
 from transformers import AutoTokenizer
 
 from duollm.config import ModelConfig, PretrainConfig
-from duollm.convert.saving import Story, load_model, save_model
+from duollm.convert.saving import History, load_model, save_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.models.branch import Branch
@@ -74,7 +74,7 @@ class TestFromAConvertedModel:
     @pytest.fixture
     def converted(self, tmp_path, data):
         folder = tmp_path / "converted"
-        save_model(tiny_model(vocab_size=data.vocab_size), data.tokenizer, folder, Story(("Converted",)))
+        save_model(tiny_model(vocab_size=data.vocab_size), data.tokenizer, folder, History(("Converted",)))
         return folder
 
     @pytest.fixture
@@ -124,10 +124,10 @@ class TestFromAConvertedModel:
     def test_no_tokens_means_no_training(self, tmp_path, trained):
         before, after = trained(tokens=0)
         assert all(torch.equal(after[name], value) for name, value in before.items())
-        assert Story.read(tmp_path / "run" / "model").steps == ("Converted",)
+        assert History.read(tmp_path / "run" / "model").steps == ("Converted",)
 
     def test_the_card_goes_on(self, tmp_path, trained):
         trained(freeze="big")
-        first, second = Story.read(tmp_path / "run" / "model").steps
+        first, second = History.read(tmp_path / "run" / "model").steps
         assert first == "Converted"
         assert second.startswith("Trained, only the small FFNs, on 768 tokens")

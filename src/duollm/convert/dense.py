@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from duollm.config import ConvertConfig
-from duollm.convert.saving import Story, save_model
+from duollm.convert.saving import History, save_model
 from duollm.convert.small_ffn import initialise_small_ffns
 from duollm.data.packed import PackedData
 from duollm.data.tokenizer import load_tokenizer
@@ -86,17 +86,17 @@ def convert(
         sample_WT = torch.from_numpy(data.train_batch(0, windows, derived_seed(seed, windows)))
         explained = initialise_small_ffns(model, config.small_init, sample_WT, seed, config.steps, progress)
     tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
-    save_model(model, tokenizer, folder, _story(dense, config, data, explained))
+    save_model(model, tokenizer, folder, _history(dense, config, data, explained))
 
 
-def _story(dense: str, config: ConvertConfig, data: PackedData | None, explained: list[float]) -> Story:
+def _history(dense: str, config: ConvertConfig, data: PackedData | None, explained: list[float]) -> History:
     """Where the model comes from; of a folder on this machine only its name is told."""
     local = Path(dense)
-    known = Story.read(local) if local.is_dir() else Story(base_model=dense)
-    story = Story(base_model=known.base_model, license=known.license)
+    known = History.read(local) if local.is_dir() else History(base_model=dense)
+    history = History(base_model=known.base_model, license=known.license)
     name = local.resolve().name if local.is_dir() else dense
-    story = story.then(f"Converted from the dense checkpoint {name}, whose FFNs are the big ones")
+    history = history.then(f"Converted from the dense checkpoint {name}, whose FFNs are the big ones")
     if data is None or not explained:
-        return story.then(_SMALL[config.small_init])
+        return history.then(_SMALL[config.small_init])
     mean = f"explaining {sum(explained) / len(explained):.0%} of the variance of their outputs,"
-    return story.then(f"{_SMALL[config.small_init]} {mean} on {config.sample_tokens:,} tokens", data)
+    return history.then(f"{_SMALL[config.small_init]} {mean} on {config.sample_tokens:,} tokens", data)

@@ -68,7 +68,12 @@ class Trainer:
             self.world.average_gradients(trainable)
             norm = nn.utils.clip_grad_norm_(trainable, self.plan.gradient_clip).item()
             if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):
-                raise NonFiniteLossError(self._non_finite(step, measured["loss"], norm))
+                known = self.checkpoint.exists()
+                good = f"the last good checkpoint is {self.checkpoint}" if known else "there is no checkpoint yet"
+                raise NonFiniteLossError(
+                    f"{self.name}: loss {measured['loss']} with gradient norm {norm} at step {step + 1}; the step was "
+                    f"not taken; {good}. Lower the learning rate, or use precision fp32."
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             return measured | {"gradient_norm": norm, "learning_rate": learning_rate}
@@ -131,14 +136,6 @@ class Trainer:
             for key, value in ({"loss": self.world.average(loss)} | details).items():
                 totals[key] = totals.get(key, 0.0) + value / parts
         return totals
-
-    def _non_finite(self, step: int, loss: float, norm: float) -> str:
-        known = self.checkpoint.exists()
-        good = f"the last good checkpoint is {self.checkpoint}" if known else "there is no checkpoint yet"
-        return (
-            f"{self.name}: loss {loss} with gradient norm {norm} at step {step + 1}; the step was not taken; {good}. "
-            "Lower the learning rate, or use precision fp32."
-        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from duollm.config import ModelConfig, PretrainConfig
-from duollm.convert.saving import Story, load_model, save_model
+from duollm.convert.saving import History, load_model, save_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.flops import training_flops
@@ -37,13 +37,13 @@ def pretrain(
     """
     torch.manual_seed(seed)
     model = load_model(converted) if converted else DuoForCausalLM(duo_config(model_config, data))
-    story = Story.read(converted) if converted else Story()
+    history = History.read(converted) if converted else History()
     nn.Module.to(model, world.device)  # transformers wraps its own so that mypy does not see a method
     if config.tokens:
         _train(model, config, data, seed, world, run)
-        story = story.then(_training_step(config, converted is None), data)
+        history = history.then(_training_step(config, converted is None), data)
     if world.first:
-        save_model(model, data.tokenizer, run / "model", story)
+        save_model(model, data.tokenizer, run / "model", history)
         (run / "resume" / "pretrain.pt").unlink(missing_ok=True)
     world.wait()
 
