@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.files import fingerprint
 from duollm.machine import matmul_peak
@@ -34,6 +36,16 @@ class NonFiniteLossError(UserError):
 
 
 @dataclass(frozen=True)
+class Context:
+    """What the trainings of a study have in common: its run folder, text, seed and processes."""
+
+    run: Path
+    data: PackedData
+    seed: int
+    world: World
+
+
+@dataclass(frozen=True)
 class Trainer:
     """One training: its name, its numbers, its data, and where it runs and writes.
 
@@ -49,6 +61,12 @@ class Trainer:
     world: World
     run: Path
     flops_per_token: float
+
+    @classmethod
+    def of(cls, name: str, plan: TrainingPlan, context: Context, seed: int, flops_per_token: float) -> "Trainer":
+        """Train on the study's training split, in an order that `seed` decides."""
+        batch_at = partial(context.data.train_batch, batch_size=plan.batch_size, seed=seed)
+        return cls(name, plan, batch_at, context.world, context.run, flops_per_token)
 
     def train(self, module: nn.Module, loss_fn: LossFn) -> None:
         """Lower `loss_fn` by AdamW on the trainable parameters of `module`; the loss function runs the module.
