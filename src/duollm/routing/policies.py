@@ -6,6 +6,7 @@ Shape letters: B batch, T tokens, L layers, D hidden.
 """
 
 from collections.abc import Callable, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
     name, _, argument = text.partition(":")
     if name in POLICIES:
         return POLICIES[name].make(argument, model)
-    if Path(text).is_dir():
+    if isdir(text):
         return _router(text, model)
     raise UserError(f"unknown policy {text!r}; {did_you_mean(name, policy_forms())}, or a router's folder")
 

@@ -39,9 +39,9 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
         rows += [{"policy": name, **row, "big_share": big_share.get(row["task"])} for row in _rows(results)]
         for task, of_task in results["samples"].items():
             samples.setdefault(task, []).extend({"policy": name, **sample} for sample in of_task)
-    print_table(f"{options.saved}: tasks of lm-eval", _shown(rows))
     if options.out:
         _write(Path(options.out), samples, {"provenance": provenance(command, 0), "rows": rows})
+    print_table(f"{options.saved}: tasks of lm-eval", _shown(rows))
 
 
 def _rows(results: dict[str, Any]) -> Iterator[Row]:
