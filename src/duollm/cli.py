@@ -193,7 +193,9 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", nargs="?", metavar="RECIPE", default=DEFAULT_RECIPE, help="a YAML file (default: %(default)s)"
     )
-    whole = parser.add_argument_group("recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4], text.")
+    whole = parser.add_argument_group(
+        "recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4]; text is taken as it is written."
+    )
     for name, field in Recipe.model_fields.items():
         inner_fields = getattr(field.annotation, "model_fields", None)
         if inner_fields is None:
