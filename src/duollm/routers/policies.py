@@ -6,6 +6,7 @@ Shape letters: B batch, T tokens, L layers, D hidden.
 """
 
 from collections.abc import Callable, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
         UserError: unknown name, or an argument that is not allowed for this model.
     """
     name, _, argument = text.partition(":")
-    if name not in POLICIES and Path(text).is_dir():
+    if name not in POLICIES and isdir(text):
         name, argument = "router", text
     if name not in POLICIES:
         raise UserError(f"unknown policy {text!r}; {did_you_mean(name, policy_forms())}, or a router's folder")
