@@ -16,8 +16,6 @@ from tiny_corpus import write_corpus
 from tiny_dense import write_dense
 from tiny_training import ALONE
 
-pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the figures' font lacks some of the texts' signs
-
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):

@@ -24,8 +24,6 @@ from duollm.study import load_model, run_study
 from tiny import SIZES, tiny_model
 from tiny_corpus import write_corpus
 
-pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the figures' font lacks some of the texts' signs
-
 STAGES = ["data", "pretrain", "oracle", "ceiling", "linear_k1", "linear_k2", "train-router", "evaluate", "report"]
 
 

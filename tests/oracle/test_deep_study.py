@@ -1,13 +1,9 @@
 import json
 
-import pytest
-
 from duollm.config import Recipe
 from duollm.study import run_study
 from tiny import SIZES
 from tiny_corpus import write_corpus
-
-pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the figures' font lacks some of the texts' signs
 
 
 def test_a_study_of_twenty_layers_searched_by_beam_reaches_its_report(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from duollm.config import ConvertConfig
 from duollm.convert.saving import History, save_model
 from duollm.convert.small_ffn import initialise_small_ffns
 from duollm.data.packed import PackedData
-from duollm.data.tokenizer import load_tokenizer
+from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
 from duollm.models.families import duo_config
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -74,8 +74,10 @@ def convert(
         data: text to look at, tokenized as the model wants it; None only if the small FFNs stay random.
 
     Raises:
-        UserError: too little text is asked for.
+        UserError: too little text is asked for, or the tokenizer has tokens that the model does not know.
     """
+    tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
+    check_vocabulary(dense, model.config.vocab_size, vocabulary_size(tokenizer))
     explained: list[float] = []
     if config.small_init != "random" and data is not None:
         windows = config.sample_tokens // data.sequence_length
@@ -85,7 +87,6 @@ def convert(
             )
         sample_WT = torch.from_numpy(data.train_batch(0, windows, derived_seed(seed, windows)))
         explained = initialise_small_ffns(model, config.small_init, sample_WT, seed, config.steps, progress)
-    tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
     save_model(model, tokenizer, folder, _history(dense, config, data, explained))
 
 

@@ -92,14 +92,16 @@ def _random(argument: str, model: DuoForCausalLM) -> Policy:
         raise UserError(f"policy random:{argument}: give a share and perhaps a seed, such as random:0.25:7") from None
     if not 0 <= policy.share <= 1:
         raise UserError(f"policy random:{argument}: the share must be in 0 .. 1")
+    if not 0 <= policy.seed < 2**32:
+        raise UserError(f"policy random:{argument}: the seed must be in 0 .. {2**32 - 1}")
     return policy
 
 
 def _big_at(name: str, layers: Callable[[int, int], Sequence[int]]) -> Maker:
     def make(argument: str, model: DuoForCausalLM) -> Policy:
         num_layers = model.config.num_hidden_layers
-        if not (argument.isdecimal() and int(argument) <= num_layers):
-            raise UserError(f"policy {name}:{argument}: give the number of big layers, 0 .. {num_layers}")
+        if not (argument.isdecimal() and len(argument) < 10 and int(argument) <= num_layers):
+            raise UserError(f"policy {name}:{argument[:20]}: give the number of big layers, 0 .. {num_layers}")
         return FixedRoutes(pattern(layers(int(argument), num_layers), num_layers))
 
     return make

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from duollm.config import RouterConfig
-from duollm.errors import UserError, did_you_mean
+from duollm.errors import UserError, did_you_mean, in_a_line
 from duollm.files import replacing, write_json
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -109,8 +109,11 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
         facts = json.loads((folder / "router.json").read_text(encoding="utf-8"))
         router = make_router(facts["kind"], config, facts["branches"])
         router.load_state_dict(load_file(folder / "router.safetensors"))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder}: not a router folder ({error}); train one with `duollm train-router`") from None
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        reason = in_a_line(error)
+        raise UserError(f"{folder}: not a router folder ({reason}); train one with `duollm train-router`") from None
     except RuntimeError:
         raise UserError(f"{folder}: was trained for a model of other sizes; train one for this model") from None
     return router.eval(), facts
