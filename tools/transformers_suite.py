@@ -24,7 +24,7 @@ import pytest
 CLASSES = {"llama": "TestLlama", "duo": "TestDuo", "duo-mixed": "TestDuoMixed", "duo-layer": "TestDuoLayer"}
 
 EXPECTED: dict[str, dict[str, str]] = {}
-"""Tests that pass on Llama and may fail on the duo: per class, test name -> reason. docs/compatibility.md has the same."""
+"""Tests that pass on Llama and may fail on the duo: per class, test -> reason. docs/compatibility.md has the same."""
 
 # Modules that the mixins import and the source distribution lacks.
 _STUBS = {
@@ -39,7 +39,7 @@ _STUBS = {
 
 
 def fetch(cache: Path) -> Path:
-    """Return the unpacked source distribution of the installed transformers, fetched with pip if it is not there yet."""
+    """Return the unpacked source distribution of the installed transformers; fetch it with pip the first time."""
     release = f"transformers-{version('transformers')}"
     folder = cache / release
     if not folder.is_dir():
