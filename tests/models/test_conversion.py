@@ -160,7 +160,7 @@ class TestRefusals:
             ({"logit_scale": 0.5}, "llama with logit_scale=0.5 is not supported"),
             ({"quantization_config": {"quant_method": "awq"}}, "llama with quantization_config="),
             ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1.0}}, "rope_type 'mrope' is not supported"),
-            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1, got 0.5"),
+            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor(=0.5 is not supported| must be 1)"),
         ],
     )
     def test_llama_options(self, changes, expected, tmp_path):
@@ -290,3 +290,11 @@ def test_smollm2():
         assert_equal_logits(duo, dense, input_ids=ids)
         assert_equal_logits(duo, dense, input_ids=ids, attention_mask=left_padded(ids))
         assert_equal_logits(duo, duo.to_dense(), input_ids=ids)
+
+
+def test_a_model_that_is_not_causal_stays_so(tmp_path):
+    dense = dense_model(VARIANTS["llama"])
+    dense.config.is_causal = False
+    duo, ids = DuoForCausalLM.from_dense(dense, small_intermediate_size=6), random_ids()
+    assert_equal_logits(duo, dense, input_ids=ids, use_cache=False)
+    assert duo.to_dense().config.is_causal is False

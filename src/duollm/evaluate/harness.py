@@ -17,7 +17,8 @@ from torch import Tensor
 from duollm.errors import UserError, did_you_mean
 from duollm.evaluate.make_tasks import TASKS_FOLDER
 from duollm.evaluate.sweep import route_digits
-from duollm.models.modeling_duo import DuoCausalLMOutput, DuoForCausalLM
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.outputs import DuoCausalLMOutput
 from duollm.models.policy import Policy
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.cache_utils import Cache
 
-from duollm.models.modeling_duo import DuoAttention, DuoDecoderLayer, Rotary
+from duollm.models.attention import DuoAttention, Rotary
+from duollm.models.modeling_duo import DuoDecoderLayer
 
 Masks = Mapping[int | None, Tensor | None]
 """A mask for each width of attention window that the layers have (None: unlimited); None masks nothing."""
