@@ -290,3 +290,11 @@ def test_smollm2():
         assert_equal_logits(duo, dense, input_ids=ids)
         assert_equal_logits(duo, dense, input_ids=ids, attention_mask=left_padded(ids))
         assert_equal_logits(duo, duo.to_dense(), input_ids=ids)
+
+
+def test_a_model_that_is_not_causal_stays_so(tmp_path):
+    dense = dense_model(VARIANTS["llama"])
+    dense.config.is_causal = False
+    duo, ids = DuoForCausalLM.from_dense(dense, small_intermediate_size=6), random_ids()
+    assert_equal_logits(duo, dense, input_ids=ids, use_cache=False)
+    assert duo.to_dense().config.is_causal is False
