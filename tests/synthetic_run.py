@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from duollm.models.branch import Branch
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 RANDOM_ROUTES = 100
 

@@ -4,7 +4,7 @@ import pytest
 from duollm.analysis.layer_use import count_layer_use, pool_layer_use, position_edges
 from duollm.analysis.statistics import Bootstrap
 from duollm.models.branch import Branch
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 SPACE = RouteSpace(3, (Branch.SKIP, Branch.SMALL, Branch.BIG))
 

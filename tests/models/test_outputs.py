@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.parallel import scatter_gather
 
-from duollm.routing.policies import RandomShare
+from duollm.routers.policies import RandomShare
 from tiny import random_ids, random_routes, tiny_model
 
 GIVEN = {

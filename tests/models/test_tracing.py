@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
-from duollm.routing.policies import RandomShare
+from duollm.routers.policies import RandomShare
 from tiny import random_ids, random_routes, tiny_config, tiny_model
 
 KINDS = {

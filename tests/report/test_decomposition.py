@@ -92,7 +92,6 @@ def test_one_context_is_shown():
     assert shown_decomposition({"decomposition": rows}) == rows[:2]
 
 
-@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
 def test_the_page_shows_both_figures_and_the_sentences(run, results):
     page = write_report(run).read_text(encoding="utf-8")
     for figure in ("decomposition", "ceiling_by_depth"):

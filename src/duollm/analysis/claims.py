@@ -14,7 +14,7 @@ from duollm.analysis.numbers import percent, whole, with_interval
 from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, EXACT, ORACLE, STATIC, Scores, ramp_oracle
 from duollm.analysis.statistics import Bootstrap, Floats, interval
 from duollm.analysis.verdicts import Claim, Condition, condition
-from duollm.routing.space import focus_budgets
+from duollm.routes.space import focus_budgets
 
 NEAR = 0.25
 """C1: the router is near the best of 100 if it bridges less than this share of the way to the oracle."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from duollm.analysis.statistics import Bootstrap, Floats, Integers
 from duollm.models.branch import Branch
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from duollm.analysis.statistics import Floats, Integers
 from duollm.errors import UserError
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routes.space import RouteSpace, parse_branches
 
 
 @dataclass(frozen=True)

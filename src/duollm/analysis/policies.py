@@ -15,7 +15,7 @@ from duollm.analysis.tables import DocumentSums, OracleTable, PatternTable, Rout
 from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.oracle.halves import first_half
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 ALL_SMALL = "all-small"
 ALL_BIG = "all-big"

@@ -49,7 +49,7 @@ from duollm.analysis.tables import (
 from duollm.analysis.timing import read_timing
 from duollm.errors import UserError
 from duollm.files import write_json
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 @dataclass(frozen=True)

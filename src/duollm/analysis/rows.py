@@ -18,7 +18,7 @@ from duollm.analysis.policies import ALL_BIG, ORACLE, PATTERNS_DRAWN, STATIC, Sc
 from duollm.analysis.statistics import Bootstrap, Estimate, Floats, Integers, interval, intervals
 from duollm.analysis.tables import OracleTable, PatternTable
 from duollm.oracle.halves import first_half
-from duollm.routing.space import focus_budgets
+from duollm.routes.space import focus_budgets
 
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from duollm.analysis.parquet import ResultFile
 from duollm.analysis.statistics import Floats, Integers, sum_by_document
 from duollm.errors import UserError
 from duollm.oracle.store import KINDS
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 _CONTEXTS = ("shared", "reference", "committed")
 _COSTS_WITHOUT_SKIP = (0.0, 0.0, 1.0)  # of skip, small, big; older files, in which no router could skip

@@ -11,12 +11,13 @@ from duollm.analysis.tables import OracleTable, RouterTable
 from duollm.report.comparison_figures import agreement_over_depth, loss_by_cost
 from duollm.report.curves import best_of_draws, nll_by_budget
 from duollm.report.decomposition import ceiling_budget, gain_by_depth, parts_by_budget
+from duollm.report.fonts import use_fonts_for_all_text
 from duollm.report.layer_figures import share_over_depth, share_over_depth_and_position
 from duollm.report.selection_noise import gains_by_budget
 from duollm.report.style import save, styled
 from duollm.report.text import first_window, one_line
 from duollm.report.token_figures import RouteStrip, difficulty_by_loss, route_strips
-from duollm.routing.space import focus_budgets
+from duollm.routes.space import focus_budgets
 
 _STRIP_TOKENS = 56
 
@@ -62,6 +63,7 @@ def draw_figures(
             figures["decomposition"] = parts_by_budget(results, list(results["data"]))
         if results["ceiling"]:
             figures["ceiling_by_depth"] = gain_by_depth(results, list(results["data"]), ceiling_budget(results, budget))
+        use_fonts_for_all_text(figures.values())
         return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
 
 

@@ -1,0 +1,136 @@
+"""The numbers of two studies, pinned: they stay when the code that computes them moves.
+
+`python tests/test_golden.py` writes the golden files again; do that only when a number is meant to change, and say
+in the commit which and why.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from duollm.analysis.results import analyse
+from duollm.config import Recipe
+from duollm.study import run_study
+from synthetic_run import Plan, write_run
+from tiny import SIZES
+from tiny_corpus import write_corpus
+
+GOLDEN = Path(__file__).parent / "golden"
+MEASURED = ("provenance", "timing")
+"""Parts of results.json that differ from machine to machine; so do values whose keys speak of times."""
+
+
+def synthetic_results(folder: Path) -> dict[str, Any]:
+    """A run of known truth with several kinds of routers."""
+    write_run(folder / "run", Plan(more_routers=True, documents=8))
+    return analyse(folder / "run", bootstrap_samples=100)
+
+
+def study_results(folder: Path) -> dict[str, Any]:
+    """A real study of a tiny model: every context, noise, ceiling, labels, and routers of every way of training."""
+    corpora = [str(write_corpus(folder / name, documents=30, seed=seed)) for seed, name in enumerate(["owls", "cats"])]
+    sizes = {"hidden_size", "num_hidden_layers", "intermediate_size", "small_intermediate_size"}
+    recipe = {
+        "name": "golden",
+        "model": {key: SIZES[key] for key in sizes},
+        "data": {"domains": corpora, "vocab_size": 300, "sequence_length": 16, "test_share": 0.3},
+        "pretrain": {"tokens": 4000, "batch_size": 8, "precision": "fp32"},
+        "oracle": {
+            "documents": 6,
+            "random_routes": 3,
+            "contexts": ["shared", "reference", "committed"],
+            "committed_big_layers": [1, 2],
+            "more_budgets": ["at-most 1", "flops 0.5", "ramp 2 1"],
+        },
+        "router": {
+            "kinds": ["linear", "gains", "sequential", "distilled", "codebook", "random", "early-exit"],
+            "big_layers": [1, 2],
+            "tokens": 1000,
+            "label_tokens": 200,
+            "batch_size": 8,
+            "precision": "fp32",
+        },
+        "ceiling": {"tokens": 500, "width": 4, "precision": "fp32"},
+        "report": {"bootstrap_samples": 100, "shown_documents": 1},
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run_study(Recipe.model_validate(recipe), folder / "run", ["duollm", "study"])
+    finally:
+        torch.set_num_threads(threads)
+    return json.loads((folder / "run" / "results.json").read_text(encoding="utf-8"))
+
+
+def machine() -> str:
+    """What decides how a float32 product is rounded."""
+    vendor = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("vendor_id")), "")
+    return f"{vendor.partition(':')[2].strip()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+
+
+def without_measurements(results: Any) -> Any:
+    """Leave out what depends on the machine."""
+    if isinstance(results, dict):
+        kept = {
+            key: value for key, value in results.items() if key not in MEASURED and not re.search("time|second", key)
+        }
+        return {key: without_measurements(value) for key, value in kept.items()}
+    if isinstance(results, list):
+        return [without_measurements(value) for value in results]
+    return results
+
+
+def differences(golden: Any, found: Any, tolerance: float, where: str = "") -> list[str]:
+    """Where two results differ."""
+    if isinstance(golden, dict) and isinstance(found, dict):
+        wrong = [f"{where}/{key}: only in one" for key in golden.keys() ^ found.keys()]
+        return wrong + [
+            each
+            for key in golden.keys() & found.keys()
+            for each in differences(golden[key], found[key], tolerance, f"{where}/{key}")
+        ]
+    if isinstance(golden, list) and isinstance(found, list):
+        if len(golden) != len(found):
+            return [f"{where}: {len(golden)} entries, now {len(found)}"]
+        pairs = enumerate(zip(golden, found, strict=True))
+        return [each for number, pair in pairs for each in differences(*pair, tolerance, f"{where}/{number}")]
+    if isinstance(golden, float) and isinstance(found, float | int):
+        same = abs(golden - found) <= tolerance * max(1.0, abs(golden))
+        return [] if same else [f"{where}: {golden}, now {found}"]
+    return [] if golden == found else [f"{where}: {golden!r}, now {found!r}"]
+
+
+def read_golden(name: str) -> dict[str, Any]:
+    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_synthetic_run(tmp_path):
+    found = without_measurements(synthetic_results(tmp_path))
+    assert differences(read_golden("synthetic"), found, tolerance=1e-9) == []
+
+
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
+def test_a_tiny_study(tmp_path, monkeypatch):
+    golden = read_golden("study")
+    if golden["machine"] != machine():
+        pytest.skip(f"float32 rounds differently on {machine()} than on {golden['machine']}")
+    monkeypatch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
+    found = without_measurements(study_results(tmp_path))
+    assert differences(golden["results"], found, tolerance=1e-6) == []
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    GOLDEN.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        study = {"machine": machine(), "results": without_measurements(study_results(Path(two)))}
+        made = {"synthetic": without_measurements(synthetic_results(Path(one))), "study": study}
+    for name, content in made.items():
+        (GOLDEN / f"{name}.json").write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
+        print(f"wrote {GOLDEN / name}.json", file=sys.stderr)
