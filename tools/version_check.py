@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 from duollm import Branch, DuoConfig, DuoForCausalLM
-from duollm.routing.linear import LinearRouter
+from duollm.routers.linear import LinearRouter
 
 ROUTES = torch.tensor([Branch.BIG, Branch.SMALL, Branch.SKIP, Branch.BIG])
 NEW_TOKENS = 12
