@@ -17,6 +17,7 @@ RANKS = [
     {"errors", "files", "config", "flops", "machine", "plan"},
     {"models"},
     {"routing"},
+    {"records"},
     {"oracle", "data"},
     {"train", "evaluate"},
     {"analysis"},
@@ -25,7 +26,7 @@ RANKS = [
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-NO_TORCH = {"errors", "files", "config", "flops", "machine", "plan", "analysis", "report", "stages", "cli"}
+NO_TORCH = {"errors", "files", "config", "flops", "machine", "plan", "records", "analysis", "report", "stages", "cli"}
 HEAVY = {"torch", "transformers"}
 HOME_FOLDER = re.compile(r"/(?:home|Users|root)/[A-Za-z0-9_.-]+")
 
@@ -91,8 +92,8 @@ def test_light_parts_load_without_torch(path):
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("path", modules_of({"analysis", "report"}), ids=name_of)
-def test_analysis_and_report_never_import_torch(path):
+@pytest.mark.parametrize("path", modules_of({"records", "analysis", "report"}), ids=name_of)
+def test_records_analysis_and_report_never_import_torch(path):
     assert not {name.split(".")[0] for name in imports(path)} & HEAVY
 
 

@@ -17,7 +17,7 @@ from duollm.config import Recipe
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.files import write_text
-from duollm.oracle.halves import first_half
+from duollm.records.halves import first_half
 from duollm.routing.folder import load_router
 from duollm.routing.space import RouteSpace
 from duollm.study import load_model, run_study

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from duollm.analysis.results import analyse
+from duollm.analysis.analyse import analyse
 from duollm.config import DataConfig, EvaluateConfig, Recipe, save_recipe
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint

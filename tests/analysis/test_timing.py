@@ -1,11 +1,10 @@
 import json
 
-import numpy as np
 import pytest
 
-from duollm.analysis.policies import Score
 from duollm.analysis.timing import read_timing
 from duollm.errors import UserError
+from duollm.records.keys import Key
 
 ROWS = [
     {"policy": "linear_k2", "big_layers": 2, "relative_time": 0.6},
@@ -37,15 +36,14 @@ def timing(tmp_path):
     ],
 )
 def test_a_policy_takes_as_long_as_what_executes_alike(timing, policy, big_layers, kind, expected):
-    score = Score(policy, big_layers, np.zeros(1), np.zeros(1), kind=kind)
-    assert timing.row(score).get("relative_time") == expected
+    assert timing.row(Key(policy, big_layers, kind)).get("relative_time") == expected
 
 
 def test_flops_lie_between_both_ends(timing):
     assert [timing.flops_per_token(share) for share in (0, 0.25, 1)] == [100, 150, 300]
 
 
-def test_an_older_run_has_no_times(tmp_path):
+def test_a_run_without_evaluation_has_no_times(tmp_path):
     assert read_timing(tmp_path) is None
 
 

@@ -9,11 +9,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from duollm.analysis.equal_budget import nll_at
 from duollm.analysis.numbers import percent, whole, with_interval
-from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, EXACT, ORACLE, STATIC, Scores, ramp_oracle
-from duollm.analysis.statistics import Bootstrap, Floats, interval
-from duollm.analysis.verdicts import Claim, Condition, condition
+from duollm.analysis.verdicts import Claim, Condition, condition, decide
+from duollm.models.branch import Branch
+from duollm.records.bootstrap import Floats, interval
+from duollm.records.keys import ALL_BIG, BEST_PATTERNS, EXACT, ORACLE, STATIC, ramp_oracle
+from duollm.records.records import BRANCHES, Draws, nll_at
 from duollm.routing.space import focus_budgets
 
 NEAR = 0.25
@@ -58,26 +59,26 @@ def studied_router(kinds: Iterable[str | None]) -> str | None:
     return PAPER_ROUTER if PAPER_ROUTER in trained else min(trained, default=None)
 
 
-def gather_evidence(scores: Scores, bootstrap: Bootstrap, oracle_share_XL: dict[int, Floats]) -> Evidence:
+def gather_evidence(draws: Draws) -> Evidence:
     """Draw what the claims need."""
-    scores = scores.in_main_context()
-    router = studied_router(row.kind for row in scores.rows)
-    nll_X, spent_X = {}, {}
-    for row, row_nll_X, row_spent_X in zip(
-        scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True
-    ):
-        if row.spend == EXACT:
-            continue
-        nll_X[row.kind or row.policy, row.big_layers] = row_nll_X
-        if row.kind and row.kind == router and not scores.skips:
-            spent_X[row.big_layers] = row_spent_X
-    return Evidence(scores.domain, scores.num_layers, nll_X, oracle_share_XL, router, spent_X)
+    records = draws.records
+    main = [key for key in records.policies if key.context in (None, records.context) and key.spend != EXACT]
+    router = studied_router(key.kind for key in main)
+    studied = [key for key in main if router and key.kind == router and not records.skips]
+    oracles = [key for quantity, key in records.sums if quantity == BRANCHES and key.policy == ORACLE]
+    return Evidence(
+        records.domain,
+        records.num_layers,
+        {(key.kind or key.policy, key.big_layers): draws[key] for key in main},
+        {key.big_layers: draws.mean(BRANCHES, key)[:, :, Branch.BIG] for key in oracles},
+        router,
+        {key.big_layers: draws.spent(key) for key in studied},
+    )
 
 
 def decide_claims(evidence: Evidence) -> list[Claim]:
     """Decide C1 - C8 of the paper on one domain."""
-    decided = (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8)
-    return [decide(evidence) for decide in decided]
+    return [claim(evidence) for claim in (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8)]
 
 
 def _c1(evidence: Evidence) -> Claim:
@@ -95,14 +96,15 @@ def _c1(evidence: Evidence) -> Claim:
         above=-NEAR,
         below=NEAR,
     )
-    return Claim(
+    return decide(
         "C1",
         evidence.domain,
         "At one budget the oracle is far below the best of 100 random patterns; "
         "the learned router sits near the best of 100, far from the oracle",
         f"At k = {k} the oracle lies {with_interval(below.drop)} nats below the best of 100 patterns; "
         f"share of that way which the router goes at {where}: {with_interval(way.estimate, percent)}.",
-        (below, way),
+        below,
+        way,
     )
 
 
@@ -114,7 +116,7 @@ def _bridged_by_router(evidence: Evidence, k: int) -> tuple[Floats | None, str]:
     router_X, spent_X = evidence.nll(evidence.router, k), evidence.router_spent_X.get(k)
     best_X, oracle_X, where = evidence.nll(BEST_PATTERNS, k), evidence.nll(ORACLE, k), f"k = {k}"
     if spent_X is not None:
-        at_spent = [nll_at(evidence.nll_X, policy, spent_X) for policy in (BEST_PATTERNS, ORACLE)]
+        at_spent = [nll_at(evidence.nll, policy, spent_X) for policy in (BEST_PATTERNS, ORACLE)]
         if at_spent[0] is not None and at_spent[1] is not None:
             best_X, oracle_X = at_spent
             where = f"the {spent_X[0]:.2f} big layers it spends"
@@ -146,25 +148,27 @@ def _c2(evidence: Evidence) -> Claim:
         above=layers / 3 - 0.5,
         below=2 * layers / 3 + 0.5,
     )
-    return Claim(
+    return decide(
         "C2",
         evidence.domain,
         f"The oracle's loss falls until half of the layers are big (k = {middle}) and rises again to k = {layers}",
         f"From k = 0 to {middle} it falls by {with_interval(fall.drop)} nats, from {middle} to {layers} it rises by "
         f"{with_interval(rise.estimate)}; it is lowest at k = {with_interval(lowest.estimate, whole)}.",
-        (fall, rise, lowest),
+        fall,
+        rise,
+        lowest,
     )
 
 
 def _c3(evidence: Evidence) -> Claim:
     layers = evidence.num_layers
     below = condition("nll: oracle at k = 1 - all big", evidence.difference((ORACLE, 1), (ALL_BIG, layers)), below=0)
-    return Claim(
+    return decide(
         "C3",
         evidence.domain,
         f"The oracle with exactly 1 big layer beats big in all {layers} layers",
         f"With 1 big layer the oracle lies {with_interval(below.drop)} nats below all big.",
-        (below,),
+        below,
     )
 
 
@@ -191,12 +195,12 @@ def _c4(evidence: Evidence) -> Claim:
             f"{', but not steadily' if step.verdict == 'not reproduced' else ''}"
         )
     finding = "; ".join(findings)
-    return Claim(
+    return decide(
         "C4",
         evidence.domain,
         "The best fixed pattern and the learned router improve steadily with more big layers",
         f"{finding[0].upper()}{finding[1:]}.",
-        tuple(conditions),
+        *conditions,
     )
 
 
@@ -228,14 +232,14 @@ def _c5(evidence: Evidence) -> Claim:
         for first, last in ((most, least), (least, most))
     ]
     falling, rising = (with_interval(one.estimate) for one in conditions)
-    return Claim(
+    return decide(
         "C5",
         evidence.domain,
         f"A constant {k} big layers per token beats sliding from {most} to {least} or from {least} to {most} "
         "over the sequence",
         f"The oracle at constant k = {k} minus sliding, nats: from {most} to {least} {falling}, "
         f"from {least} to {most} {rising}.",
-        tuple(conditions),
+        *conditions,
     )
 
 
@@ -250,13 +254,13 @@ def _c7(evidence: Evidence) -> Claim:
     departure = condition(
         f"largest departure of a layer's share of big from k / L, at k = {k}", departure_X, below=EVEN
     )
-    return Claim(
+    return decide(
         "C7",
         evidence.domain,
         f"At k = {k} of {evidence.num_layers} the oracle's big layers are spread nearly evenly",
         f"The layer that departs most from an even share of big does so by {with_interval(departure.estimate)} "
         f"(nearly even: below {EVEN:g}).",
-        (departure,),
+        departure,
     )
 
 
@@ -267,12 +271,12 @@ def _c8(evidence: Evidence) -> Claim:
 def _slope_claim(evidence: Evidence, name: str, k: int, preferred: str, **allowed: float) -> Claim:
     quantity = f"share of big, last layer - first layer on a fitted line, at k = {k}"
     slope = condition(quantity, _slope_over_depth(evidence, k), **allowed)
-    return Claim(
+    return decide(
         name,
         evidence.domain,
         f"At k = {k} of {evidence.num_layers} the oracle makes {preferred} layers big more often",
         f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}.",
-        (slope,),
+        slope,
     )
 
 

@@ -1,9 +1,8 @@
 """How numbers are printed for people."""
 
 from collections.abc import Callable
-from typing import Any
 
-from duollm.analysis.statistics import Estimate
+from duollm.records.bootstrap import Estimate
 
 _MINUS = "\N{MINUS SIGN}"
 _MISSING = "\N{EN DASH}"
@@ -25,15 +24,11 @@ def whole(value: float) -> str:
     return f"{value:.0f}"
 
 
-def estimate(row: dict[str, Any], value: str) -> str:
-    """Format `row[value]` with its interval, or say that it was not measured."""
-    if row[value] is None:
-        return _NOT_MEASURED
-    return with_interval(Estimate(row[value], row["low"], row["high"]))
+def brackets(measured: Estimate, form: Callable[[float], str] = nats) -> str:
+    """Format the interval of an estimate."""
+    return f"[{form(measured.low)}, {form(measured.high)}]"
 
 
 def with_interval(measured: Estimate | None, form: Callable[[float], str] = nats) -> str:
     """Format an estimate and its interval, or say that it was not measured."""
-    if measured is None:
-        return _NOT_MEASURED
-    return f"{form(measured.value)} [{form(measured.low)}, {form(measured.high)}]"
+    return _NOT_MEASURED if measured is None else f"{form(measured.value)} {brackets(measured, form)}"

@@ -1,12 +1,12 @@
-"""What forwards took, as the evaluation measured it (evaluate/timing.json; see docs/formats.md)."""
+"""How long forwards took, as the evaluation measured it (evaluate/timing.json; see docs/formats.md)."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duollm.analysis.policies import ALL_BIG, ALL_SMALL, BEST_PATTERNS, RANDOM, STATIC, Score
 from duollm.errors import UserError
+from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, RANDOM, STATIC, Key
 
 _PATTERN, _ROUTES = "pattern", "routes"
 
@@ -20,14 +20,14 @@ class Timing:
     rows: dict[tuple[str, int], dict[str, Any]]
     """By policy and number of big layers."""
 
-    def row(self, score: Score) -> dict[str, Any]:
-        """Return what was measured of a policy, or of what takes as long: one pattern for all, or routes per token."""
-        if score.policy == ALL_BIG:
+    def row(self, key: Key) -> dict[str, Any]:
+        """Return the timing of a policy. Policies that were not timed borrow the timing of an equivalent workload."""
+        if key.policy == ALL_BIG:
             return {"relative_time": 1.0}
-        if score.kind or score.policy == ALL_SMALL:
-            return self.rows.get((score.policy, score.big_layers), {})
-        fixed = score.policy in (STATIC, BEST_PATTERNS, RANDOM)
-        return self.rows.get((_PATTERN if fixed else _ROUTES, score.big_layers), {})
+        if key.kind or key.policy == ALL_SMALL:
+            return self.rows.get((key.policy, key.big_layers), {})
+        one_for_all = key.policy in (STATIC, BEST_PATTERNS, RANDOM)
+        return self.rows.get((_PATTERN if one_for_all else _ROUTES, key.big_layers), {})
 
     def flops_per_token(self, big_share: float) -> float:
         """Return the mean forward FLOPs of a token when a share of its layers is big and the others are small."""
@@ -36,7 +36,7 @@ class Timing:
 
 
 def read_timing(run: Path) -> Timing | None:
-    """Read evaluate/timing.json; None if the run has none, as older ones.
+    """Read evaluate/timing.json; None if nothing was evaluated.
 
     Raises:
         UserError: it is damaged.

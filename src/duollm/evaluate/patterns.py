@@ -17,7 +17,7 @@ from duollm.data.packed import PackedData
 from duollm.evaluate.losses import policy_losses
 from duollm.files import replacing
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.store import KINDS
+from duollm.records.files import KINDS
 from duollm.routing.space import RouteSpace, parse_branches
 
 _CANDIDATES = 3

@@ -23,12 +23,12 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budget
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import Resampling
-from duollm.oracle.order import draw_sizes, expected_best
 from duollm.oracle.reduce import LeafTable
 from duollm.oracle.result import OracleResult, stack_windows
 from duollm.oracle.search import executed_nll
 from duollm.oracle.searches import SEARCHES
 from duollm.oracle.store import Columns, OracleStore
+from duollm.records.order import draw_sizes, expected_best
 from duollm.routing.sampling import derived_seed
 from duollm.routing.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
 

@@ -10,10 +10,12 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColor
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from duollm.analysis.difficulty import HIGH_LOSS_QUANTILE, difficulty
-from duollm.analysis.statistics import Floats, Integers
-from duollm.analysis.tables import OracleTable
+from duollm.analysis.layers import HIGH_LOSS_QUANTILE, difficulty
+from duollm.analysis.numbers import brackets, percent
+from duollm.analysis.results import Results
 from duollm.models.branch import Branch
+from duollm.records.bootstrap import Floats, Integers
+from duollm.records.tokens import Tokens
 from duollm.report.style import panels
 
 EXTREME_SHARE = 0.01
@@ -31,25 +33,19 @@ class RouteStrip:
     words: list[str]
 
 
-def difficulty_by_loss(oracles: Sequence[OracleTable], results: dict[str, Any], big_layers: int) -> Figure:
+def difficulty_by_loss(domains: Sequence[Tokens], results: Results, big_layers: int) -> Figure:
     """Draw the gain of the oracle at one budget against the loss under all small, a panel per domain."""
-    figure, [row] = panels(1, len(oracles), 5.4, 4.2)
-    for axes, oracle in zip(row, oracles, strict=True):
-        gain_T = difficulty(oracle.nll_small_T, oracle.nll_oracle_T[big_layers])
-        shown = axes.hexbin(
-            oracle.nll_small_T,
-            gain_T,
-            gridsize=45,
-            extent=_frame(oracle.nll_small_T, gain_T),
-            bins="log",
-            cmap=_COUNT_COLOURS,
-            mincnt=1,
-            rasterized=True,
-        )
-        _mark_thresholds(axes, float(np.quantile(oracle.nll_small_T, HIGH_LOSS_QUANTILE)), float(np.median(gain_T)))
+    figure, [line] = panels(1, len(domains), 5.4, 4.2)
+    for axes, tokens in zip(line, domains, strict=True):
+        nll_small_T, gain_T = difficulty(tokens, big_layers)
+        frame = _frame(nll_small_T, gain_T)
+        look: dict[str, Any] = {"gridsize": 45, "bins": "log", "cmap": _COUNT_COLOURS, "mincnt": 1, "rasterized": True}
+        shown = axes.hexbin(nll_small_T, gain_T, extent=frame, **look)
+        axes.axvline(np.quantile(nll_small_T, HIGH_LOSS_QUANTILE), color="#D55E00", linestyle="--", linewidth=1.3)
+        axes.axhline(np.median(gain_T), color="#D55E00", linestyle=":", linewidth=1.3)
         axes.set(
-            title=f"{oracle.domain}, k = {big_layers}",
-            xlabel=f"nll under all small (nats)\n{_summary(results, oracle.domain, big_layers)}",
+            title=f"{tokens.domain}, k = {big_layers}",
+            xlabel=f"nll under all small (nats)\n{_summary(results, tokens.domain, big_layers)}",
             ylabel="gain of the oracle (nats)",
         )
         figure.colorbar(shown, ax=axes, label="tokens", format="%g")
@@ -76,15 +72,10 @@ def _frame(nll_T: Floats, gain_T: Floats) -> tuple[float, float, float, float]:
     return float(nll_T.min()), float(nll_T.max()), float(bottom), float(top)
 
 
-def _mark_thresholds(axes: Axes, high_loss: float, median_gain: float) -> None:
-    axes.axvline(high_loss, color="#D55E00", linestyle="--", linewidth=1.3)
-    axes.axhline(median_gain, color="#D55E00", linestyle=":", linewidth=1.3)
-
-
-def _summary(results: dict[str, Any], domain: str, k: int) -> str:
-    for row in results["difficulty"]:
-        if row["domain"] == domain and row["big_layers"] == k:
-            share = f"{row['hard_without_gain']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
+def _summary(results: Results, domain: str, k: int) -> str:
+    for row in results.difficulty:
+        if (row.domain, row.big_layers) == (domain, k):
+            share = f"{percent(row.hard_without_gain.value)} {brackets(row.hard_without_gain, percent)}"
             return f"{share} of the high-loss tokens gain less than the median"
     return ""
 
