@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from duollm.analysis.analyse import analyse
-from duollm.analysis.results import read_json
 from duollm.config import Recipe
+from duollm.records.model import read_json
 from duollm.study import run_study
 from synthetic_run import Plan, write_run
 from tiny import SIZES

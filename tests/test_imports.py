@@ -14,7 +14,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part may import those before it; parts of one rank may import each other.
 RANKS = [
-    {"errors", "files", "config", "flops", "machine", "plan"},
+    {"errors", "files", "config", "flops", "machine", "plan", "terminal"},
     {"models"},
     {"routing"},
     {"records"},
@@ -26,7 +26,7 @@ RANKS = [
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-NO_TORCH = {"errors", "files", "config", "flops", "machine", "plan", "records", "analysis", "report", "stages", "cli"}
+NO_TORCH = RANKS[0] | {"records", "analysis", "report", "stages", "cli"}
 HEAVY = {"torch", "transformers"}
 HOME_FOLDER = re.compile(r"/(?:home|Users|root)/[A-Za-z0-9_.-]+")
 

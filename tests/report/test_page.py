@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.analysis.numbers import brackets, nats, percent, with_interval
 from duollm.errors import UserError
+from duollm.records.numbers import brackets, nats, percent, with_interval
 from duollm.report.gain_figures import noise_sentences
 from duollm.report.page import write_report
 from picking import pick

@@ -1,25 +1,23 @@
 """The analysis of a run: its records are drawn once, and every list of results.json is made of the draws."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from duollm.analysis.claims import decide_claims, gather_evidence
 from duollm.analysis.comparison import comparison_rows
 from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows
 from duollm.analysis.layers import agreement_rows, difficulty_rows, layer_use_rows, position_edges
 from duollm.analysis.losses import best_of_pattern_rows, best_of_route_rows, gap_rows, nll_rows, spend_rows
-from duollm.analysis.results import Results, Size, read_json, write_results
-from duollm.analysis.timing import read_timing
+from duollm.analysis.results import Results, Size, write_results
 from duollm.errors import UserError
+from duollm.records.model import describe_model, read_json
 from duollm.records.patterns import PatternSums, read_compared_patterns, read_patterns
 from duollm.records.records import Draws, Records, pool, records_of_compared_text, records_of_oracle_text
+from duollm.records.timing import read_timing
 from duollm.records.tokens import Tokens, list_domains, read_tokens
 
 
@@ -71,7 +69,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
     single = list(zip(domains, draws, strict=False))  # without the pooled one
     results = Results(
         provenance=read_json(run / "provenance.json"),
-        model=_describe_model(run, first.tokens),
+        model=describe_model(run, first.tokens),
         data={one.tokens.domain: one.size for one in domains},
         context=first.tokens.context,
         bootstrap={"samples": bootstrap_samples, "seed": seed, "level": 0.95},
@@ -116,35 +114,3 @@ def _check_one_space(domains: Sequence[_Domain]) -> None:
                 f"{tokens.file.path}: its model or context is not that of {first.file.path}; "
                 f"delete the folder {first.file.path.parent} and run `duollm oracle` again"
             )
-
-
-def _describe_model(run: Path, oracle: Tokens) -> dict[str, Any]:
-    """Return the model's sizes; what the run folder does not know (a model kept elsewhere) is left out."""
-    branches = [branch.name.lower() for branch in oracle.space.branches]
-    description: dict[str, Any] = {"num_layers": oracle.space.num_layers, "branches": branches}
-    config = run / "model" / "config.json"
-    if config.exists():
-        known = ("hidden_size", "intermediate_size", "small_intermediate_size", "num_attention_heads", "vocab_size")
-        description |= {key: value for key, value in read_json(config).items() if key in known}
-    training_tokens = _training_tokens(run / "config.yaml")
-    if training_tokens:
-        description["training_tokens"] = training_tokens
-    weights = sorted((run / "model").glob("*.safetensors"))
-    if weights:
-        description["parameters"] = sum(_count_parameters(file) for file in weights)
-    return description
-
-
-def _training_tokens(recipe: Path) -> int | None:
-    """Return for how many tokens the recipe had the model trained; None if it took one or is not there."""
-    if not recipe.exists():
-        return None
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    return None if settings["model"]["path"] else int(settings["pretrain"]["tokens"])
-
-
-def _count_parameters(file: Path) -> int:
-    """Count from the header of a safetensors file: its length in 8 bytes, then JSON with the shapes."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from duollm.analysis.numbers import percent, whole, with_interval
 from duollm.analysis.verdicts import Claim, Condition, condition, decide
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats, interval
 from duollm.records.keys import ALL_BIG, BEST_PATTERNS, EXACT, ORACLE, STATIC, ramp_oracle
+from duollm.records.numbers import percent, whole, with_interval
 from duollm.records.records import BRANCHES, Draws, nll_at
 from duollm.routing.space import focus_budgets
 
@@ -78,24 +78,20 @@ def gather_evidence(draws: Draws) -> Evidence:
 
 def decide_claims(evidence: Evidence) -> list[Claim]:
     """Decide C1 - C8 of the paper on one domain."""
-    return [claim(evidence) for claim in (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8)]
+    low, _, high = focus_budgets(evidence.num_layers)
+    c6 = _slope_claim(evidence, "C6", low, "later", above=0)
+    c8 = _slope_claim(evidence, "C8", high, "earlier", below=0)
+    return [*(claim(evidence) for claim in (_c1, _c2, _c3, _c4, _c5)), c6, _c7(evidence), c8]
 
 
 def _c1(evidence: Evidence) -> Claim:
     """Near means: |router - best of 100| < 0.25 x (best of 100 - oracle), at a third of the layers."""
     k = focus_budgets(evidence.num_layers)[0]
-    below = condition(
-        f"nll: oracle - best of 100 patterns, at k = {k}",
-        evidence.difference((ORACLE, k), (BEST_PATTERNS, k)),
-        below=0,
-    )
+    difference_X = evidence.difference((ORACLE, k), (BEST_PATTERNS, k))
+    below = condition(f"nll: oracle - best of 100 patterns, at k = {k}", difference_X, below=0)
     bridged_X, where = _bridged_by_router(evidence, k)
-    way = condition(
-        f"share of the way from best of 100 patterns to oracle that the router goes, at {where}",
-        bridged_X,
-        above=-NEAR,
-        below=NEAR,
-    )
+    quantity = f"share of the way from best of 100 patterns to oracle that the router goes, at {where}"
+    way = condition(quantity, bridged_X, above=-NEAR, below=NEAR)
     return decide(
         "C1",
         evidence.domain,
@@ -127,27 +123,16 @@ def _bridged_by_router(evidence: Evidence, k: int) -> tuple[Floats | None, str]:
 
 def _c2(evidence: Evidence) -> Claim:
     """Falls to the middle, rises from it, and the lowest budget lies in the middle third (half a layer of grace)."""
-    layers = evidence.num_layers
+    layers, budgets, lowest_X = evidence.num_layers, evidence.budgets(ORACLE), None
     middle = focus_budgets(layers)[1]
-    budgets = evidence.budgets(ORACLE)
-    lowest_X = None
     if {0, middle, layers} <= set(budgets):
         nll_XK = np.stack([evidence.nll_X[ORACLE, k] for k in budgets], axis=1)
         lowest_X = np.array(budgets, dtype=np.float64)[nll_XK.argmin(1)]
-    fall = condition(
-        f"nll: oracle at k = {middle} - at k = 0", evidence.difference((ORACLE, middle), (ORACLE, 0)), below=0
-    )
-    rise = condition(
-        f"nll: oracle at k = {layers} - at k = {middle}",
-        evidence.difference((ORACLE, layers), (ORACLE, middle)),
-        above=0,
-    )
-    lowest = condition(
-        "number of big layers at which the oracle's nll is lowest",
-        lowest_X,
-        above=layers / 3 - 0.5,
-        below=2 * layers / 3 + 0.5,
-    )
+    fall_X, rise_X = (evidence.difference((ORACLE, k), (ORACLE, j)) for j, k in ((0, middle), (middle, layers)))
+    fall = condition(f"nll: oracle at k = {middle} - at k = 0", fall_X, below=0)
+    rise = condition(f"nll: oracle at k = {layers} - at k = {middle}", rise_X, above=0)
+    quantity = "number of big layers at which the oracle's nll is lowest"
+    lowest = condition(quantity, lowest_X, above=layers / 3 - 0.5, below=2 * layers / 3 + 0.5)
     return decide(
         "C2",
         evidence.domain,
@@ -163,58 +148,44 @@ def _c2(evidence: Evidence) -> Claim:
 def _c3(evidence: Evidence) -> Claim:
     layers = evidence.num_layers
     below = condition("nll: oracle at k = 1 - all big", evidence.difference((ORACLE, 1), (ALL_BIG, layers)), below=0)
-    return decide(
-        "C3",
-        evidence.domain,
-        f"The oracle with exactly 1 big layer beats big in all {layers} layers",
-        f"With 1 big layer the oracle lies {with_interval(below.drop)} nats below all big.",
-        below,
-    )
+    statement = f"The oracle with exactly 1 big layer beats big in all {layers} layers"
+    finding = f"With 1 big layer the oracle lies {with_interval(below.drop)} nats below all big."
+    return decide("C3", evidence.domain, statement, finding, below)
 
 
 def _c4(evidence: Evidence) -> Claim:
     """Steady: from least to most big layers the loss drops, and no single step rises beyond its interval."""
     conditions: list[Condition] = []
     findings = []
-    for name, policy in (("best fixed pattern", STATIC), ("router", evidence.router)):
+    for name, policy in (("best fixed pattern", STATIC), ("router", evidence.router or "")):
         budgets = evidence.budgets(policy)
         if len(budgets) < 2:
             conditions.append(condition(f"nll: {name} at most - at fewest big layers", None, below=0))
             findings.append(f"{name}: not measured at two budgets")
             continue
         first, last = budgets[0], budgets[-1]
-        fall = condition(
-            f"nll: {name} at k = {last} - at k = {first}",
-            evidence.difference((policy, last), (policy, first)),
-            below=0,
-        )
-        step = _no_step_rises(evidence, name, str(policy), budgets)
+        fall_X = evidence.difference((policy, last), (policy, first))
+        fall = condition(f"nll: {name} at k = {last} - at k = {first}", fall_X, below=0)
+        step = _no_step_rises(evidence, name, policy, budgets)
         conditions += [fall, step]
-        findings.append(
-            f"{name}: falls by {with_interval(fall.drop)} nats from k = {first} to {last}"
-            f"{', but not steadily' if step.verdict == 'not reproduced' else ''}"
-        )
+        steadily = ", but not steadily" if step.verdict == "not reproduced" else ""
+        findings.append(f"{name}: falls by {with_interval(fall.drop)} nats from k = {first} to {last}{steadily}")
     finding = "; ".join(findings)
-    return decide(
-        "C4",
-        evidence.domain,
-        "The best fixed pattern and the learned router improve steadily with more big layers",
-        f"{finding[0].upper()}{finding[1:]}.",
-        *conditions,
-    )
+    statement = "The best fixed pattern and the learned router improve steadily with more big layers"
+    return decide("C4", evidence.domain, statement, f"{finding[0].upper()}{finding[1:]}.", *conditions)
 
 
 def _no_step_rises(evidence: Evidence, name: str, policy: str, budgets: Sequence[int]) -> Condition:
     """Judge the step that rises most surely; its interval is widened for the number of steps (Bonferroni)."""
     steps = list(pairwise(budgets))
     level = 1 - 0.05 / len(steps)
-    rises = [interval(evidence.nll_X[policy, k] - evidence.nll_X[policy, j], level) for j, k in steps]
-    worst = max(range(len(steps)), key=lambda step: rises[step].low)
+    rises = [(interval(evidence.nll_X[policy, k] - evidence.nll_X[policy, j], level), j, k) for j, k in steps]
+    rise, j, k = max(rises, key=lambda each: each[0].low)
     return Condition(
-        f"nll: {name}, the step that rises most surely (k = {steps[worst][0]} to {steps[worst][1]})",
+        f"nll: {name}, the step that rises most surely (k = {j} to {k})",
         f"interval (corrected for {len(steps)} steps) not above 0",
-        rises[worst],
-        "not reproduced" if rises[worst].low > 0 else "reproduced",
+        rise,
+        "not reproduced" if rise.low > 0 else "reproduced",
     )
 
 
@@ -243,47 +214,27 @@ def _c5(evidence: Evidence) -> Claim:
     )
 
 
-def _c6(evidence: Evidence) -> Claim:
-    return _slope_claim(evidence, "C6", focus_budgets(evidence.num_layers)[0], "later", above=0)
-
-
 def _c7(evidence: Evidence) -> Claim:
-    k = focus_budgets(evidence.num_layers)[1]
+    k, layers = focus_budgets(evidence.num_layers)[1], evidence.num_layers
     share_XL = evidence.oracle_share_XL.get(k)
-    departure_X = None if share_XL is None else np.abs(share_XL - k / evidence.num_layers).max(1)
-    departure = condition(
-        f"largest departure of a layer's share of big from k / L, at k = {k}", departure_X, below=EVEN
-    )
-    return decide(
-        "C7",
-        evidence.domain,
-        f"At k = {k} of {evidence.num_layers} the oracle's big layers are spread nearly evenly",
+    departure_X = None if share_XL is None else np.abs(share_XL - k / layers).max(1)
+    quantity = f"largest departure of a layer's share of big from k / L, at k = {k}"
+    departure = condition(quantity, departure_X, below=EVEN)
+    statement = f"At k = {k} of {layers} the oracle's big layers are spread nearly evenly"
+    finding = (
         f"The layer that departs most from an even share of big does so by {with_interval(departure.estimate)} "
-        f"(nearly even: below {EVEN:g}).",
-        departure,
+        f"(nearly even: below {EVEN:g})."
     )
-
-
-def _c8(evidence: Evidence) -> Claim:
-    return _slope_claim(evidence, "C8", focus_budgets(evidence.num_layers)[2], "earlier", below=0)
+    return decide("C7", evidence.domain, statement, finding, departure)
 
 
 def _slope_claim(evidence: Evidence, name: str, k: int, preferred: str, **allowed: float) -> Claim:
-    quantity = f"share of big, last layer - first layer on a fitted line, at k = {k}"
-    slope = condition(quantity, _slope_over_depth(evidence, k), **allowed)
-    return decide(
-        name,
-        evidence.domain,
-        f"At k = {k} of {evidence.num_layers} the oracle makes {preferred} layers big more often",
-        f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}.",
-        slope,
-    )
-
-
-def _slope_over_depth(evidence: Evidence, k: int) -> Floats | None:
-    """Return the least-squares slope of the share of big over depth (0 first layer, 1 last), draws [X]."""
-    share_XL = evidence.oracle_share_XL.get(k)
-    if share_XL is None or evidence.num_layers < 2:
-        return None
-    depth_L = np.linspace(-0.5, 0.5, evidence.num_layers)
-    return np.asarray(share_XL @ depth_L / (depth_L @ depth_L))
+    """Judge the least-squares slope of the share of big over depth (0 first layer, 1 last)."""
+    slope_X, share_XL, layers = None, evidence.oracle_share_XL.get(k), evidence.num_layers
+    if share_XL is not None and layers > 1:
+        depth_L = np.linspace(-0.5, 0.5, layers)
+        slope_X = np.asarray(share_XL @ depth_L / (depth_L @ depth_L))
+    slope = condition(f"share of big, last layer - first layer on a fitted line, at k = {k}", slope_X, **allowed)
+    statement = f"At k = {k} of {layers} the oracle makes {preferred} layers big more often"
+    finding = f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}."
+    return decide(name, evidence.domain, statement, finding, slope)

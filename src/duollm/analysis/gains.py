@@ -11,19 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow
+from duollm.records import keys
 from duollm.records.bootstrap import interval
-from duollm.records.keys import (
-    DRAWN_ORACLE,
-    DRAWN_SECOND,
-    DRAWN_STATIC,
-    EXACT,
-    ORACLE,
-    SHUFFLED,
-    STATIC,
-    Key,
-    ceiling_policy,
-    predictor_policy,
-)
+from duollm.records.keys import Key
 from duollm.records.records import NLL, Draws
 
 
@@ -32,9 +22,9 @@ def _drawn(draws: Draws) -> Iterator[Key]:
 
     With no or all layers big there is one route only, so nothing is picked and the budget is left out.
     """
-    searched = [key for quantity, key in draws.records.sums if quantity == NLL and key.policy == DRAWN_ORACLE]
+    searched = [key for quantity, key in draws.records.sums if quantity == NLL and key.policy == keys.DRAWN_ORACLE]
     for key in searched:
-        if 0 < key.big_layers < draws.records.num_layers and Key(DRAWN_STATIC, key.big_layers) in draws:
+        if 0 < key.big_layers < draws.records.num_layers and Key(keys.DRAWN_STATIC, key.big_layers) in draws:
             yield key
 
 
@@ -42,15 +32,15 @@ def noise_rows(draws: Draws) -> Iterator[NoiseRow]:
     """Yield, in every context and at every budget for which labels were drawn, the gains over static."""
     for drawn in _drawn(draws):
         k, context = drawn.big_layers, drawn.context
-        expected_X = draws[Key(DRAWN_STATIC, k)]
-        gain_X = draws[Key(STATIC, k)] - draws[Key(ORACLE, k, context=context)]
+        expected_X = draws[Key(keys.DRAWN_STATIC, k)]
+        gain_X = draws[Key(keys.STATIC, k)] - draws[Key(keys.ORACLE, k, context=context)]
         yield NoiseRow(
             draws.records.domain,
             str(context),
             k,
             gain=interval(gain_X),
             gain_drawn=interval(expected_X - draws[drawn]),
-            second_draw=interval(expected_X - draws[drawn._replace(policy=DRAWN_SECOND)]),
+            second_draw=interval(expected_X - draws[drawn._replace(policy=keys.DRAWN_SECOND)]),
             gain_beyond_drawn=interval(gain_X - expected_X + draws[drawn]),
         )
 
@@ -62,12 +52,12 @@ def decomposition_rows(draws: Draws) -> Iterator[DecompositionRow]:
     """
     for drawn in _drawn(draws):
         k, context = drawn.big_layers, drawn.context
-        ceiling, control = (Key(ceiling_policy(EXACT, shuffled), k) for shuffled in (False, True))
+        ceiling, control = (Key(keys.ceiling_policy(keys.EXACT, shuffled), k) for shuffled in (False, True))
         if ceiling not in draws or control not in draws:
             continue
-        static_X = draws[Key(STATIC, k)]
-        total_X = static_X - draws[Key(ORACLE, k, context=context)]
-        predictable_X, noise_X = static_X - draws[ceiling], draws[Key(DRAWN_STATIC, k)] - draws[drawn]
+        static_X = draws[Key(keys.STATIC, k)]
+        total_X = static_X - draws[Key(keys.ORACLE, k, context=context)]
+        predictable_X, noise_X = static_X - draws[ceiling], draws[Key(keys.DRAWN_STATIC, k)] - draws[drawn]
         yield DecompositionRow(
             draws.records.domain,
             str(context),
@@ -83,13 +73,13 @@ def decomposition_rows(draws: Draws) -> Iterator[DecompositionRow]:
 def ceiling_rows(compared: Draws, predictors: Sequence[dict[str, Any]]) -> Iterator[CeilingRow]:
     """Yield what every predictor gains over static at the big layers that it spent, on the text of the comparison."""
     for facts in predictors:
-        key = Key(predictor_policy(facts["predictor"], facts["spend"]), facts["big_layers"])
-        at_spent_X = compared.nll_at(STATIC, compared.spent(key))
+        key = Key(keys.predictor_policy(facts["predictor"], facts["spend"]), facts["big_layers"])
+        at_spent_X = compared.nll_at(keys.STATIC, compared.spent(key))
         if at_spent_X is not None:
             yield CeilingRow(
                 compared.records.domain,
                 facts["depth"],
-                facts["predictor"] == SHUFFLED,
+                facts["predictor"] == keys.SHUFFLED,
                 facts["chosen"],
                 facts["spend"],
                 facts["big_layers"],

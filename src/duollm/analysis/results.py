@@ -3,7 +3,6 @@
 Shape letters: L layers, P bins of positions, N sizes of a draw.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from duollm.errors import UserError
 from duollm.files import write_json
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import EXECUTED, ORACLE, Key, variant
+from duollm.records.model import read_json
 
 
 @dataclass(frozen=True)
@@ -260,17 +260,3 @@ def read_results(run: Path) -> Results:
             f"{path}: not the results of this version of duollm ({where}: {first['msg']}); "
             "run `duollm report` on the run again"
         ) from None
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; is {path.parent} a run folder of duollm?") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); give a run folder of duollm") from None

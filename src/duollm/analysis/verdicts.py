@@ -58,24 +58,13 @@ def condition(
 
     Inside: reproduced. Wholly outside: not reproduced. Straddling, or not measured: undecided.
     """
-    rule = _rule(above, below)
+    rule = f"above {above:g}" if below == float("inf") else f"below {below:g}"
+    if float("-inf") < above < below < float("inf"):
+        rule = f"between {above:g} and {below:g}"
     if draws_X is None or not np.isfinite(draws_X[0]):
         return Condition(quantity, rule, None, "undecided")
     estimate = interval(draws_X)
-    return Condition(quantity, rule, estimate, _judge(estimate, above, below))
-
-
-def _judge(estimate: Estimate, above: float, below: float) -> Verdict:
     if estimate.low > above and estimate.high < below:
-        return "reproduced"
-    if estimate.high <= above or estimate.low >= below:
-        return "not reproduced"
-    return "undecided"
-
-
-def _rule(above: float, below: float) -> str:
-    if above == float("-inf"):
-        return f"below {below:g}"
-    if below == float("inf"):
-        return f"above {above:g}"
-    return f"between {above:g} and {below:g}"
+        return Condition(quantity, rule, estimate, "reproduced")
+    outside = estimate.high <= above or estimate.low >= below
+    return Condition(quantity, rule, estimate, "not reproduced" if outside else "undecided")

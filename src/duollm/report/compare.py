@@ -8,7 +8,7 @@ from pathlib import Path
 from duollm.analysis.results import Results, read_results
 from duollm.errors import UserError, did_you_mean
 from duollm.report.comparison import columns_in_use, compared, comparison_lines
-from duollm.report.terminal import print_table
+from duollm.terminal import print_table
 
 _LEGEND = (
     "nats per token with 95 % intervals over documents; gains at equal spending, paired; FLOPs and time per token "

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from duollm.analysis.numbers import brackets, nats, percent
 from duollm.analysis.results import ComparisonRow, Results
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, CEILING, EXECUTED, ORACLE, RANDOM, STATIC
+from duollm.records.numbers import brackets, nats, percent
 
 COLUMNS = ("nll", "gain over static", "gap closed", "of ceiling", "share of big", "FLOPs", "time")
 SAME_AS_ITS_ORACLE = (EXECUTED, "committed")
@@ -69,20 +69,11 @@ def columns_in_use(lines: Sequence[Line]) -> list[str]:
     return [column for column in COLUMNS if any(line.cells[column] for line in lines)]
 
 
-@dataclass(frozen=True)
-class SpendTable:
-    """What it costs to spend exactly k on every token: a line per kind of router, a cell per budget."""
-
-    budgets: list[int]
-    lines: list[tuple[str, list[Cell | None]]]
-
-
-def spend_table(results: Results, domain: str) -> SpendTable:
-    """Return nll(exactly k) - nll(k on average) of every kind at every budget, nats."""
+def spend_table(results: Results, domain: str) -> tuple[list[int], dict[str, list[Cell | None]]]:
+    """Return the budgets, and by kind of router nll(exactly k) - nll(k on average) at each of them, nats."""
     costs = {(row.kind, row.big_layers): row.exact_minus_average for row in results.spend if row.domain == domain}
     kinds, budgets = sorted({kind for kind, _ in costs}), sorted({k for _, k in costs})
-    lines = [(kind, [_signed(costs.get((kind, k)), ("worse", "better")) for k in budgets]) for kind in kinds]
-    return SpendTable(budgets, lines)
+    return budgets, {kind: [_signed(costs.get((kind, k)), ("worse", "better")) for k in budgets] for kind in kinds}
 
 
 def estimate_cell(measured: Estimate | None, form: Callable[[float], str] = nats, note: str = "") -> Cell | None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from duollm.analysis.comparison import shown_routers
 from duollm.analysis.results import Results
+from duollm.records.bootstrap import Integers
 from duollm.records.tokens import Tokens
 from duollm.report.gain_figures import ceiling_budget, gain_by_depth, gains_by_budget, parts_by_budget
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
 from duollm.report.passages import first_window, one_line
 from duollm.report.style import save, styled
-from duollm.report.token_figures import RouteStrip, difficulty_by_loss, route_strips
+from duollm.report.token_figures import difficulty_by_loss, route_strips
 from duollm.routing.space import focus_budgets
 
 _STRIP_TOKENS = 56
@@ -57,11 +58,11 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict
         return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
 
 
-def _strips(tokens: Tokens, k: int, shown: Sequence[str]) -> Iterator[RouteStrip]:
+def _strips(tokens: Tokens, k: int, shown: Sequence[str]) -> Iterator[tuple[str, Integers, list[str]]]:
     """Yield the routes of the oracle and of the routers `shown` on the start of the first document."""
     rows = first_window(tokens, 0)[:_STRIP_TOKENS]
     words = [one_line(tokens.text[t]) for t in rows]
     routers = {key.variant: one for key, one in tokens.routers().items() if key.big_layers == k}
     policies = {"oracle": tokens.oracle(k)} | {f"{name} router": routers[name] for name in shown if name in routers}
     for policy, one in policies.items():
-        yield RouteStrip(f"{tokens.domain}, {policy}, k = {k}", one.routes_TL[rows], words)
+        yield f"{tokens.domain}, {policy}, k = {k}", one.routes_TL[rows], words

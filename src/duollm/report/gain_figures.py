@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from duollm.analysis.numbers import with_interval
 from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow, Results
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import AVERAGE, EXACT
-from duollm.report.style import GREY, Look, draw_band, errors, legend_below, panels, whole_numbers
+from duollm.records.numbers import with_interval
+from duollm.report import style
+from duollm.report.style import Look
 
 _GAINS = {
     "gain": Look("oracle, true labels", "#0072B2", "o"),
@@ -25,6 +27,31 @@ _PARTS = {
 _TOTAL = Look("oracle's gain over static", "#0072B2", "o")
 _BAR = 0.25
 _BY_SPEND = {AVERAGE: Look("k on average", "#0072B2", "o"), EXACT: Look("k on every token", "#009E73", "s")}
+_GAIN_LABEL = "gain over static (nats per token)"
+
+# What the page says of an estimate whose interval lies above 0, below 0 (then of the amount), or on both sides.
+_WORTH = (
+    "are {} better than static",
+    "are {} worse than static",
+    "differ from static by {}, which shows neither gain nor loss",
+)
+_BEYOND = (
+    "A true label thus buys {} more than a drawn one.",
+    "A true label thus buys {} less than a drawn one.",
+    "The two gains differ by {}: no difference is shown.",
+)
+_REACHED = ("reaches {}", "reaches nothing: it is {} worse than static", "reaches {}, which shows no gain")
+_LEFT = (
+    "That leaves {} unexplained.",
+    "The two together exceed it by {}, so none of it is left unexplained.",
+    "What they leave, {}, does not differ from nothing.",
+)
+_CONTROL = (
+    "But the control, fitted to gains of other tokens, gains {} as well: that much is a better fixed pattern, not a "
+    "prediction.",
+    "",
+    "The control, fitted to gains of other tokens, shows no gain: {}.",
+)
 
 Row = TypeVar("Row", NoiseRow, DecompositionRow)
 
@@ -42,55 +69,50 @@ def ceiling_budget(results: Results, wanted: int) -> int:
 
 def gains_by_budget(results: Results, domains: Sequence[str]) -> Figure:
     """Draw the gains over static, with true and with drawn labels, against the budget: a panel per domain."""
-    figure, [line] = panels(1, len(domains), 5.4, 4.0)
-    for axes, domain in zip(line, domains, strict=True):
-        rows = [row for row in of_first_context(results.selection_noise) if row.domain == domain]
-        axes.axhline(0, color=GREY, linestyle=":", linewidth=1.2, label="static")
+    rows = of_first_context(results.selection_noise)
+    figure, panels = style.domain_panels(domains, 4.0, "big layers per token", _GAIN_LABEL)
+    for domain, axes in panels.items():
+        mine = [row for row in rows if row.domain == domain]
+        axes.axhline(0, color=style.GREY, linestyle=":", linewidth=1.2, label="static")
         for quantity, look in _GAINS.items():
-            gains: list[Estimate] = [getattr(row, quantity) for row in rows]
-            _draw_line(axes, [row.big_layers for row in rows], gains, look)
-        whole_numbers(axes)
-        axes.set(title=domain, xlabel="big layers per token", ylabel="gain over static (nats per token)")
-    legend_below(figure, line[0], columns=2)
+            _draw_line(axes, [row.big_layers for row in mine], [getattr(row, quantity) for row in mine], look)
+    style.legend_below(figure, axes, columns=2)
     return figure
 
 
 def parts_by_budget(results: Results, domains: Sequence[str]) -> Figure:
     """Draw the parts of the oracle's gain against the budget: a panel per domain."""
-    figure, [line] = panels(1, len(domains), 5.4, 4.0)
-    for axes, domain in zip(line, domains, strict=True):
-        rows = [row for row in of_first_context(results.decomposition) if row.domain == domain]
-        axes.axhline(0, color=GREY, linewidth=1)
+    rows = of_first_context(results.decomposition)
+    figure, panels = style.domain_panels(domains, 4.0, "big layers per token", _GAIN_LABEL)
+    for domain, axes in panels.items():
+        mine = [row for row in rows if row.domain == domain]
+        budgets = np.array([row.big_layers for row in mine])
+        axes.axhline(0, color=style.GREY, linewidth=1)
         for place, (quantity, look) in enumerate(_PARTS.items()):
-            parts: list[Estimate] = [getattr(row, quantity) for row in rows]
-            at, height = [row.big_layers + (place - 1) * _BAR for row in rows], [part.value for part in parts]
-            axes.bar(at, height, _BAR, color=look.colour, yerr=errors(parts), capsize=2, label=look.label)
-        budgets, total = [row.big_layers for row in rows], [row.total.value for row in rows]
-        error, look = errors([row.total for row in rows]), _TOTAL
+            parts: list[Estimate] = [getattr(row, quantity) for row in mine]
+            at, height, error = budgets + (place - 1) * _BAR, [part.value for part in parts], style.errors(parts)
+            axes.bar(at, height, _BAR, color=look.colour, yerr=error, capsize=2, label=look.label)
+        total, error, look = [row.total.value for row in mine], style.errors([row.total for row in mine]), _TOTAL
         axes.errorbar(budgets, total, error, color=look.colour, fmt=look.marker, capsize=3, label=look.label)
-        whole_numbers(axes)
-        axes.set(title=domain, xlabel="big layers per token", ylabel="gain over static (nats per token)")
-    legend_below(figure, line[0], columns=4)
+    style.legend_below(figure, axes, columns=4)
     return figure
 
 
 def gain_by_depth(results: Results, domains: Sequence[str], big_layers: int) -> Figure:
     """Draw what the ceiling gains against the last layer that its predictor sees, at one budget."""
-    figure, [line] = panels(1, len(domains), 5.4, 3.6)
-    for axes, domain in zip(line, domains, strict=True):
+    figure, panels = style.domain_panels(domains, 3.6, "last layer whose states are seen", _GAIN_LABEL)
+    for domain, axes in panels.items():
         rows = [row for row in results.ceiling if (row.domain, row.big_layers) == (domain, big_layers)]
         for spend, look in _BY_SPEND.items():
             _draw_depths(axes, [row for row in rows if row.spend == spend], look)
-        axes.axhline(0, color=GREY, linestyle=":", linewidth=1.2, label="static")
-        axes.set(title=f"{domain}, k = {big_layers}", xlabel="last layer whose states are seen")
-        axes.set_ylabel("gain over static (nats per token)")
-        whole_numbers(axes)
-    legend_below(figure, line[0])
+        axes.axhline(0, color=style.GREY, linestyle=":", linewidth=1.2, label="static")
+        axes.set_title(f"{domain}, k = {big_layers}")
+    style.legend_below(figure, axes)
     return figure
 
 
 def _draw_line(axes: Axes, at: Sequence[int], gains: Sequence[Estimate], look: Look) -> None:
-    draw_band(axes, at, gains, look.colour)
+    style.draw_band(axes, at, gains, look.colour)
     axes.plot(at, [gain.value for gain in gains], color=look.colour, marker=look.marker, label=look.label)
 
 
@@ -100,7 +122,7 @@ def _draw_depths(axes: Axes, rows: Sequence[CeilingRow], look: Look) -> None:
     for row in rows:
         if row.shuffled:
             label = f"shuffled, {look.label}"
-            error = errors([row.gain])
+            error = style.errors([row.gain])
             axes.errorbar(row.depth, row.gain.value, error, color=look.colour, fmt="x", capsize=3, label=label)
 
 
@@ -108,23 +130,11 @@ def noise_sentences(results: Results, domain: str, big_layers: int) -> str | Non
     """Say what the oracle's gain is worth at one budget, or return None if that was not measured."""
     for row in of_first_context(results.selection_noise):
         if (row.domain, row.big_layers) == (domain, big_layers):
-            gain, drawn = with_interval(row.gain), with_interval(row.gain_drawn)
-            worth = _by_sign(
-                row.second_draw,
-                "are {} better than static",
-                "are {} worse than static",
-                "differ from static by {}, which shows neither gain nor loss",
-            )
-            beyond = _by_sign(
-                row.gain_beyond_drawn,
-                "A true label thus buys {} more than a drawn one.",
-                "A true label thus buys {} less than a drawn one.",
-                "The two gains differ by {}: no difference is shown.",
-            )
             return (
-                f"At k = {big_layers} the oracle gains {gain} nats over static with the true labels. The same search "
-                f"with labels drawn at random from the all-big prediction gains {drawn}, and on a second draw its "
-                f"picks {worth}. {beyond}"
+                f"At k = {big_layers} the oracle gains {with_interval(row.gain)} nats over static with the true labels."
+                " The same search with labels drawn at random from the all-big prediction gains "
+                f"{with_interval(row.gain_drawn)}, and on a second draw its picks {_by_sign(row.second_draw, _WORTH)}. "
+                f"{_by_sign(row.gain_beyond_drawn, _BEYOND)}"
             )
     return None
 
@@ -133,36 +143,17 @@ def decomposition_sentences(results: Results, domain: str, big_layers: int) -> s
     """Say what the oracle's gain is made of at one budget, or return None if that was not measured."""
     for row in of_first_context(results.decomposition):
         if (row.domain, row.big_layers) == (domain, big_layers):
-            total, noise = with_interval(row.total), with_interval(row.noise)
-            reached = _by_sign(
-                row.predictable,
-                "reaches {}",
-                "reaches nothing: it is {} worse than static",
-                "reaches {}, which shows no gain",
-            )
-            left = _by_sign(
-                row.rest,
-                "That leaves {} unexplained.",
-                "The two together exceed it by {}, so none of it is left unexplained.",
-                "What they leave, {}, does not differ from nothing.",
-            )
-            control = (
-                f"But the control, fitted to gains of other tokens, gains {with_interval(row.shuffled)} as well: "
-                "that much is a better fixed pattern, not a prediction."
-                if row.shuffled.low > 0
-                else f"The control, fitted to gains of other tokens, shows no gain: {with_interval(row.shuffled)}."
-            )
             return (
-                f"Of the oracle's gain over static at k = {big_layers}, {total} nats, an offline predictor without the "
-                f"label {reached}; a peek at a drawn label alone buys {noise}. {left} {control}"
+                f"Of the oracle's gain over static at k = {big_layers}, {with_interval(row.total)} nats, an offline "
+                f"predictor without the label {_by_sign(row.predictable, _REACHED)}; a peek at a drawn label alone "
+                f"buys {with_interval(row.noise)}. {_by_sign(row.rest, _LEFT)} {_by_sign(row.shuffled, _CONTROL)}"
             )
     return None
 
 
-def _by_sign(measured: Estimate, above: str, below: str, neither: str) -> str:
+def _by_sign(measured: Estimate, above_below_neither: tuple[str, str, str]) -> str:
     """Fill in the sentence that the interval allows: wholly above 0, wholly below (the amount), or neither."""
-    if measured.low > 0:
-        return above.format(with_interval(measured))
-    if measured.high < 0:
+    above, below, neither = above_below_neither
+    if measured.high < 0 and below:
         return below.format(with_interval(-measured))
-    return neither.format(with_interval(measured))
+    return (above if measured.low > 0 else neither).format(with_interval(measured))

@@ -3,7 +3,6 @@
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from duollm.analysis.claims import studied_router
 from duollm.analysis.comparison import shown_routers
-from duollm.analysis.numbers import brackets, percent, with_interval
-from duollm.analysis.results import GapRow, LossRow, Results, read_results
+from duollm.analysis.results import GapRow, Results, read_results
 from duollm.files import write_text
-from duollm.records.keys import (
-    ALL_BIG,
-    ALL_SMALL,
-    BEST_PATTERNS,
-    EXECUTED,
-    ORACLE,
-    RANDOM,
-    RANDOM_ROUTES_CONTEXT,
-    STATIC,
-    Key,
-    best_routes,
-)
+from duollm.records import keys
+from duollm.records.keys import Key
+from duollm.records.numbers import brackets, percent, with_interval
 from duollm.records.tokens import read_tokens
 from duollm.report.comparison import (
     SAME_AS_ITS_ORACLE,
     Cell,
-    Line,
-    SpendTable,
     columns_in_use,
     compared,
     comparison_lines,
@@ -44,35 +31,6 @@ from duollm.report.passages import differing_passages, passages
 from duollm.report.token_figures import EXTREME_SHARE
 
 _DIFFERING_PASSAGES = 2
-
-
-@dataclass(frozen=True)
-class LinesTable:
-    """The comparison in one domain at one budget; columns in which nothing was measured are left out."""
-
-    lines: list[Line]
-    columns: list[str]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What the section on the comparison shows; `shown` is the budget that is open first."""
-
-    headline: str
-    domains: list[str]
-    budgets: list[int]
-    shown: int
-    tables: dict[tuple[str, int], LinesTable]
-    spend: SpendTable
-
-
-@dataclass(frozen=True)
-class BudgetTable:
-    """The losses of one domain: a row per number of big layers, a column per policy."""
-
-    domain: str
-    columns: list[str]
-    rows: list[tuple[int, list[Cell | None]]]
 
 
 def write_report(run: Path, shown_documents: int = 2) -> Path:
@@ -91,6 +49,7 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
     drawn = facts.fact("random_routes")
     differing = shown_routers(results.comparison, headline, most=2)[-1:]
     of_headline = [claim for claim in results.claims if claim.domain == headline]
+    figures = draw_figures(run, results, domains)
     page = _template().render(
         name=run.resolve().name,
         results=results,
@@ -100,7 +59,7 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
         random_routes=drawn,
         budget=budget,
         search=facts.fact("search"),
-        executed=any(row.policy == EXECUTED for row in results.main_nll),
+        executed=any(row.policy == keys.EXECUTED for row in results.main_nll),
         noise_context=next((row.context for row in of_first_context(results.selection_noise)), None),
         noise=noise_sentences(results, headline, budget),
         decomposition=decomposition_sentences(results, headline, budget),
@@ -111,9 +70,12 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
         findings=of_headline,
         verdicts=Counter(claim.verdict for claim in of_headline),
         pattern_share=_pattern_share(results),
-        static_exact=all(Key(STATIC, budget) in tokens.policies for tokens in domains),
+        static_exact=all(Key(keys.STATIC, budget) in tokens.policies for tokens in domains),
         extreme_share=percent(EXTREME_SHARE),
-        comparison=_comparison(results, budget),
+        compared_budgets=compared(results),
+        compared_domains=list(dict.fromkeys(row.domain for row in results.comparison)),
+        opened=min(compared(results), key=lambda k: abs(k - budget), default=budget),
+        spend=spend_table(results, headline),
         differing_router=next(iter(differing), None),
         differences={
             tokens.domain: differing_passages(tokens, key, _DIFFERING_PASSAGES)
@@ -121,8 +83,8 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
             for key in tokens.routers()
             if key.variant in differing and key.big_layers == budget
         },
-        tables=[_budget_table(results, domain, drawn) for domain in results.domains],
-        images={name: _data_uri(path) for name, path in draw_figures(run, results, domains).items()},
+        tables={domain: _budget_table(results, domain, drawn) for domain in results.domains},
+        images={name: b64encode(path.read_bytes()).decode() for name, path in figures.items()},
         texts={tokens.domain: passages(tokens, budget, shown_documents) for tokens in domains},
     )
     write_text(run / "report.html", page)
@@ -137,12 +99,9 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["with_interval"] = with_interval
+    functions = (with_interval, comparison_lines, columns_in_use)
+    environment.globals |= {function.__name__: function for function in functions}
     return environment.get_template("template.html.jinja")
-
-
-def _data_uri(image: Path) -> str:
-    return f"data:image/svg+xml;base64,{b64encode(image.read_bytes()).decode()}"
 
 
 def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -164,10 +123,10 @@ def _pattern_share(results: Results) -> str | None:
 def _glance(results: Results, budget: int) -> list[tuple[str, Cell | None]]:
     """Return the few numbers that sum the run up, at one budget."""
     router = studied_router(row.kind for row in results.nll)
-    ends = [(ALL_SMALL, 0), (ALL_BIG, results.num_layers)]
+    ends = [(keys.ALL_SMALL, 0), (keys.ALL_BIG, results.num_layers)]
     losses = {(row.variant, row.big_layers): row for row in results.main_nll if row.domain == results.headline}
     tiles = []
-    for wanted in (*ends, (STATIC, budget), (router or "", budget), (ORACLE, budget)):
+    for wanted in (*ends, (keys.STATIC, budget), (router or "", budget), (keys.ORACLE, budget)):
         if row := losses.get(wanted):
             title = _heading(row.variant, [row.variant] if row.kind else [])
             label = title if wanted in ends else f"{title}, k = {budget}"
@@ -187,36 +146,25 @@ def _gap_cell(row: GapRow) -> Cell | None:
     return estimate_cell(row.closed_at_spent, percent, f"{note}; {beside}")
 
 
-def _budget_table(results: Results, domain: str, random_routes: int) -> BudgetTable:
-    mine = [row for row in results.nll if row.domain == domain]
-    losses = {(row.variant, row.context, row.big_layers): row for row in mine}
+def _budget_table(results: Results, domain: str, random_routes: int) -> tuple[list[str], dict[int, list[Cell | None]]]:
+    """Return the losses of one domain: the headings of policies, and a row of cells per number of big layers."""
+    losses = {(row.variant, row.context, row.big_layers): row for row in results.nll if row.domain == domain}
     main, kinds = results.context, shown_routers(results.comparison, results.headline)
-    others = [context for context in dict.fromkeys(row.context for row in mine) if context not in (None, main)]
-    wanted: list[tuple[str, str | None]] = [(policy, None) for policy in (RANDOM, BEST_PATTERNS, STATIC, *kinds)]
-    wanted += [(EXECUTED, main), (best_routes(random_routes), RANDOM_ROUTES_CONTEXT), (ORACLE, main)]
-    wanted += [(policy, context) for context in others for policy in (EXECUTED, ORACLE)]
+    others = [context for context in dict.fromkeys(context for _, context, _ in losses) if context not in (None, main)]
+    fixed: list[tuple[str, str | None]] = [
+        (policy, None) for policy in (keys.RANDOM, keys.BEST_PATTERNS, keys.STATIC, *kinds)
+    ]
+    routes = (keys.best_routes(random_routes), keys.RANDOM_ROUTES_CONTEXT)
+    wanted = [*fixed, (keys.EXECUTED, main), routes, (keys.ORACLE, main)]
+    wanted += [(policy, context) for context in others for policy in (keys.EXECUTED, keys.ORACLE)]
     measured = {(policy, context) for policy, context, _ in losses}
     columns = [column for column in wanted if column in measured and column != SAME_AS_ITS_ORACLE]
-    return BudgetTable(
-        domain,
-        [_heading(policy, kinds) + (f", {context}" if context in others else "") for policy, context in columns],
-        [(k, [_cell(losses.get((*column, k))) for column in columns]) for k in sorted({k for *_, k in losses})],
-    )
-
-
-def _comparison(results: Results, budget: int) -> Comparison:
-    budgets, domains = compared(results), list(dict.fromkeys(row.domain for row in results.comparison))
-    lines = {(domain, k): comparison_lines(results, domain, k) for domain in domains for k in budgets}
-    tables = {key: LinesTable(each, columns_in_use(each)) for key, each in lines.items()}
-    shown = min(budgets, key=lambda k: abs(k - budget), default=budget)
-    return Comparison(results.headline, domains, budgets, shown, tables, spend_table(results, results.headline))
+    headings = [_heading(policy, kinds) + (f", {context}" if context in others else "") for policy, context in columns]
+    budgets = sorted({k for *_, k in losses})
+    spent = {key: f"{row.mean_big_layers:.2f} big" if row.kind else "" for key, row in losses.items()}
+    cells = {key: estimate_cell(row.nll, note=spent[key]) for key, row in losses.items()}
+    return headings, {k: [cells.get((*column, k)) for column in columns] for k in budgets}
 
 
 def _heading(policy: str, kinds: Iterable[str]) -> str:
     return f"router ({policy})" if policy in kinds else policy.replace("-", " ")
-
-
-def _cell(row: LossRow | None) -> Cell | None:
-    if row is None:
-        return None
-    return estimate_cell(row.nll, note=f"{row.mean_big_layers:.2f} big" if row.kind else "")

@@ -5,12 +5,13 @@ Shape letters: T tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from duollm.analysis.layers import difficulty
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Floats, Integers
+from duollm.records.bootstrap import Floats
 from duollm.records.keys import ALL_BIG, Key
 from duollm.records.tokens import Tokens
 
@@ -49,19 +50,13 @@ def passages(domain: Tokens, big_layers: int, count: int) -> list[Passage]:
     nll_small_T, gain_T = difficulty(domain, big_layers)
     nll_big_T = domain.policies[Key(ALL_BIG, domain.space.num_layers)].nll_T
     best_T = domain.oracle(big_layers).nll_T
-    fulls = [float(np.quantile(values_T, _FULL_QUANTILE)) for values_T in (nll_small_T, gain_T)]
 
     def numbers(t: int) -> str:
         small, best, gain, big = nll_small_T[t], best_T[t], gain_T[t], nll_big_T[t]
         return f"all small {small:.2f}, oracle {best:.2f}, gain {gain:.2f}, all big {big:.2f} nats"
 
-    shades = [
-        np.maximum(0, _shades(values_T, full)) for values_T, full in zip((nll_small_T, gain_T), fulls, strict=True)
-    ]
-    return [
-        _passage(domain, first_window(domain, document), shades, fulls, numbers)
-        for document in range(len(domain.documents[:count]))
-    ]
+    windows = [first_window(domain, document) for document in range(len(domain.documents[:count]))]
+    return [_shaded(domain, rows, nll_small_T, np.maximum(0, gain_T), 0.0, numbers) for rows in windows]
 
 
 def differing_passages(domain: Tokens, router: Key, count: int) -> list[Passage]:
@@ -73,8 +68,6 @@ def differing_passages(domain: Tokens, router: Key, count: int) -> list[Passage]
     loss_T, routes_TL, best_TL = ours.nll_T - oracle.nll_T, ours.routes_TL, oracle.routes_TL
     more_T = (routes_TL == Branch.BIG).sum(1) - (best_TL == Branch.BIG).sum(1)
     same_T, layers = (routes_TL == best_TL).sum(1), domain.space.num_layers
-    spend_full = float(max(1, np.quantile(np.abs(more_T), _FULL_QUANTILE)))
-    loss_full = float(np.quantile(np.abs(loss_T), _FULL_QUANTILE))
 
     def numbers(t: int) -> str:
         return (
@@ -82,28 +75,24 @@ def differing_passages(domain: Tokens, router: Key, count: int) -> list[Passage]
             f"{more_T[t]:+d} big layers; same branch in {same_T[t]} of {layers} layers"
         )
 
-    shades = [_shades(more_T, spend_full), np.maximum(0, _shades(loss_T, loss_full))]
-    return [
-        _passage(domain, rows, shades, [spend_full, loss_full], numbers)
-        for rows in _worst_stretches(domain, loss_T, count)
-    ]
+    return [_shaded(domain, rows, more_T, loss_T, 1.0, numbers) for rows in _worst_stretches(domain, loss_T, count)]
 
 
-def _passage(
-    domain: Tokens,
-    rows: Sequence[int],
-    shades: Sequence[Floats],
-    fulls: Sequence[float],
-    numbers: Callable[[int], str],
+def _shaded(
+    domain: Tokens, rows: Sequence[int], left_T: Any, right_T: Floats, least: float, numbers: Callable[[int], str]
 ) -> Passage:
-    left_T, right_T = shades
-    tokens = [Token(visible(domain.text[t]), float(left_T[t]), float(right_T[t]), numbers(t)) for t in rows]
-    return Passage(domain.documents[domain.document_T[rows[0]]], tokens, *fulls)
+    """Shade some of the tokens; the left shade is full at `least` or above."""
+    left_full = max(least, float(np.quantile(np.abs(left_T), _FULL_QUANTILE)))
+    right_full = float(np.quantile(np.abs(right_T), _FULL_QUANTILE))
 
+    def shade(value: float, full: float) -> float:
+        return round(float(np.clip(value / full, -1, 1)), 2) if full > 0 else 0.0
 
-def _shades(values_T: Floats | Integers, full: float) -> Floats:
-    """Return values as shades between -1 and 1."""
-    return np.clip(values_T / full, -1, 1).round(2) if full > 0 else np.zeros(len(values_T))
+    tokens = [
+        Token(visible(domain.text[t]), shade(left_T[t], left_full), max(0.0, shade(right_T[t], right_full)), numbers(t))
+        for t in rows
+    ]
+    return Passage(domain.documents[domain.document_T[rows[0]]], tokens, left_full, right_full)
 
 
 def _worst_stretches(domain: Tokens, loss_T: Floats, count: int) -> list[Sequence[int]]:

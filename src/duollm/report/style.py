@@ -107,6 +107,15 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
+def domain_panels(domains: Sequence[str], height: float, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with a panel for every domain, whole numbers from left to right."""
+    figure, [line] = panels(1, len(domains), 5.4, height)
+    for axes, domain in zip(line, domains, strict=True):
+        axes.set(title="all domains pooled" if domain == "pooled" else domain, xlabel=x, ylabel=y)
+        whole_numbers(axes)
+    return figure, dict(zip(domains, line, strict=True))
+
+
 def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
     """Put what `axes` labels under the whole figure."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)

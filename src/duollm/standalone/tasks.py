@@ -12,8 +12,8 @@ import torch
 from duollm.errors import UserError
 from duollm.files import write_json, write_text
 from duollm.machine import provenance
-from duollm.report.terminal import Cell, print_table
 from duollm.standalone.saved import Saved, policies_of
+from duollm.terminal import Cell, print_table
 
 Row = dict[str, Any]
 

@@ -23,8 +23,8 @@ from duollm.evaluate.sweep import Scored, score
 from duollm.files import replacing, write_json
 from duollm.machine import provenance
 from duollm.records.bootstrap import interval, mean_draws
-from duollm.report.terminal import Cell, print_table
 from duollm.standalone.saved import Saved, policies_of
+from duollm.terminal import Cell, print_table
 
 Row = dict[str, Any]
 

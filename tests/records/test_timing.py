@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from duollm.analysis.timing import read_timing
 from duollm.errors import UserError
 from duollm.records.keys import Key
+from duollm.records.timing import read_timing
 
 ROWS = [
     {"policy": "linear_k2", "big_layers": 2, "relative_time": 0.6},

@@ -1,7 +1,7 @@
 import pytest
 
-from duollm.analysis.numbers import brackets, nats, percent, whole, with_interval
 from duollm.records.bootstrap import Estimate
+from duollm.records.numbers import brackets, nats, percent, whole, with_interval
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from duollm.report.terminal import print_table
+from duollm.terminal import print_table
 
 
 def test_columns_are_all_keys_in_order_and_cells_are_short(capsys):
