@@ -40,3 +40,17 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def own_run(synthetic: tuple[Path, dict[str, Truth]], tmp_path: Path) -> Path:
     """A copy of the synthetic run that a test may break."""
     return Path(shutil.copytree(synthetic[0], tmp_path / "run"))
+
+
+@pytest.fixture
+def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's speed takes half a second to measure and decides nothing."""
+    monkeypatch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
+
+
+@pytest.fixture
+def training(tmp_path: Path, no_measuring: None) -> Any:
+    """A tiny training that a test may vary, repeat and interrupt."""
+    from tiny_training import Training
+
+    return Training(tmp_path / "run")

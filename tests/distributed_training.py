@@ -1,4 +1,4 @@
-"""What every process of tests/train/test_distributed.py does; its environment is that which torchrun sets."""
+"""What every process of tests/training/test_world.py does; its environment is that which torchrun sets."""
 
 import os
 import signal
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from duollm.train import loop
-from duollm.train.distributed import World, join_world
+from duollm.training import loop
+from duollm.training.world import World, join_world
 from tiny import tiny_model
 from tiny_training import Training, batch_at, regression_rows
 

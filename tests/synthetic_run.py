@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from duollm.models.branch import Branch
 from duollm.records.files import write_result
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 RANDOM_ROUTES = 100
 FLOPS = ("flops_per_token", "router_flops_per_token")

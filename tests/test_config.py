@@ -54,6 +54,13 @@ def test_overrides_win_over_the_file(recipe_file):
         ("pretrain.betas", "[0.8, 0.9]", (0.8, 0.9)),
         ("data.tokenizer", "null", None),
         ("data.tokenizer", "some/folder", "some/folder"),
+        ("data.tokenizer", "x #y", "x #y"),
+        ("data.tokenizer", "a: b", "a: b"),
+        ("data.tokenizer", "*x", "*x"),
+        ("data.tokenizer", "007", "007"),
+        ("data.tokenizer", "'x y'", "x y"),
+        ("data.domains", "[no, 'x #y']", ["no", "x #y"]),
+        ("pretrain.compile", "yes", True),
     ],
 )
 def test_override_values_are_read_as_people_write_them(key, text, expected):
@@ -125,10 +132,61 @@ def test_lists_show_how_to_write_them():
         ({"seed": "-1"}, "greater than or equal to 0"),
         ({"name": "y", "name.first": "x"}, "not a section"),
         ({"pretrain.betas": "[0.1"}, "not a YAML value"),
+        ({"pretrain.batch_size": "0100"}, "got '0100'; write 100 or 64"),
+        ({"pretrain.batch_size": "0x10"}, "write 16"),
+        ({"pretrain.tokens": "true"}, "got true; if 1 is meant, write 1"),
+        ({"pretrain.learning_rate": "true"}, "got true"),
+        ({"pretrain.compile": "1"}, "write true or false"),
+        ({"router.big_layers": "[2, true]"}, "got true"),
+        ({"pretrain.betas": "[0.1, 010]"}, "write 10 or 8"),
+        ({"pretrain.tokens": "5 # five"}, "'# five' follows the value"),
+        ({"pretrain.tokens": "{a: 1, a: 2}"}, "given twice"),
+        ({"model.path": ""}, "--model.path: an empty value was given"),
+        ({"data.tokenizer": " "}, "--data.tokenizer: an empty value was given"),
+        ({"oracle.big_layers": ""}, "--oracle.big_layers: an empty value was given"),
+        ({"data.domains": "[prose, '']"}, "an empty text was given"),
+        ({"data.domains": "[1]"}, 'in quotes: "1"'),
+        ({"seed": "99999999999999999999"}, "less than or equal to 4294967295"),
+        ({"model.hidden_size": "99999999999999999999"}, "at most 1e+15"),
+        ({"model.num_hidden_layers": "1e9"}, "10000"),
+        ({"pretrain.tokens": "9" * 5000}, "not a YAML value"),
+        ({"data.domains": "[" * 3000}, "not a YAML value"),
     ],
 )
 def test_illegal_values_are_refused_in_one_line(overrides, expected):
     assert expected in refusal(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("pretrain:\n  tokens: 5\npretrain:\n  batch_size: 8\n", "'pretrain' is given twice, in lines 1 and 3"),
+        ("pretrain:\n  tokens: 5\n  tokens: 6\n", "'tokens' is given twice, in lines 2 and 3"),
+        ("model: {path: ''}", "model.path: an empty text was given"),
+        ("name: ''", "name: an empty text was given"),
+        ("pretrain: {batch_size: 0100}", "got '0100'; write 100 or 64"),
+        ("pretrain: {batch_size: '16'}", "got '16'; write 16"),
+        ("pretrain: {tokens: }", "pretrain.tokens: Input should be a valid integer, got nothing"),
+        ("name: 7", 'in quotes: "7"'),
+        ("1: 2", "Keys should be strings"),
+    ],
+)
+def test_no_setting_of_a_file_is_lost_or_turned_into_another(recipe_file, text, expected):
+    path = recipe_file(text)
+    message = refusal(path)
+    assert message.startswith(f"{path}: ")
+    assert expected in message
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("name: Größe".encode("latin-1"))
+    assert "not UTF-8" in refusal(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("name", ["1e5", "yes", "0100", "2024-01-01", "null", "x #y", "[a]", "{{ name }}", "null "])
+def test_a_saved_name_reads_back_as_it_is(tmp_path, name):
+    save_recipe(Recipe(name=name), tmp_path / "config.yaml")
+    assert load_recipe(tmp_path / "config.yaml").name == name
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "a: [1", "\x00"])

@@ -7,16 +7,14 @@ import pytest
 import torch
 
 from duollm.config import Recipe, load_recipe
+from duollm.convert.saving import load_model
 from duollm.errors import UserError
-from duollm.evaluate.loading import load_model
 from duollm.plan import plan
 from duollm.stages import _fingerprints
 from duollm.study import Study, run_study
 from tiny_corpus import write_corpus
 from tiny_dense import write_dense
 from tiny_training import ALONE
-
-pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the figures' font lacks some of the texts' signs
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +26,8 @@ def dense(tmp_path_factory):
 @pytest.fixture
 def study(dense, tmp_path, monkeypatch, capsys):
     """Run the recipe with changes; return the stages that were not skipped."""
-    monkeypatch.setattr("duollm.train.loop.matmul_peak", lambda precision: 1e9)
-    monkeypatch.setattr("duollm.train.small_ffn.faster_precision", lambda: "fp32")
+    monkeypatch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
+    monkeypatch.setattr("duollm.convert.small_ffn.faster_precision", lambda: "fp32")
 
     def run(until="report", run_folder=tmp_path / "run", **changes):
         values = {

@@ -6,14 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from duollm import Branch
-from duollm.config import RouterConfig
+from duollm import Branch, RouteSpace, loss_table, search_oracle
+from duollm.config import Recipe
+from duollm.convert.saving import load_model
 from duollm.data.tokenizer import load_tokenizer
-from duollm.routing.calibration import calibrate
-from duollm.routing.folder import ROUTERS, load_router, save_router
-from duollm.train.lesson import Lesson
-from duollm.train.mixture import mixture_loss
+from duollm.oracle.budgets import AtMost, Exactly
+from duollm.routers.calibration import calibrate
+from duollm.routers.policies import parse_policy
+from duollm.routers.registry import ROUTERS, load_router, save_router
+from duollm.study import run_study
+from tiny import SIZES
+from tiny_corpus import write_corpus
 from tiny_saved import save_tiny
+from tiny_training import router_training
 
 DOCS = Path(__file__).parents[1] / "docs"
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
@@ -23,14 +28,19 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def run_page(page):
+    """What the blocks of a page define, run one after the other."""
+    names = {}
+    for block in blocks(page):
+        exec(compile(block, f"docs/{page}", "exec"), names)
+    return names
+
+
 @pytest.fixture
 def described(monkeypatch):
-    """What the blocks of docs/adding-a-router.md define, run one after the other."""
-    monkeypatch.setattr("duollm.routing.folder.ROUTERS", dict(ROUTERS))
-    names = {}
-    for block in blocks("adding-a-router.md"):
-        exec(compile(block, "docs/adding-a-router.md", "exec"), names)
-    return names
+    """What the blocks of docs/adding-a-router.md define."""
+    monkeypatch.setattr("duollm.routers.registry.ROUTERS", dict(ROUTERS))
+    return run_page("adding-a-router.md")
 
 
 def test_the_hand_written_policy_decides_by_token(described):
@@ -40,9 +50,7 @@ def test_the_hand_written_policy_decides_by_token(described):
 
 
 def test_the_page_on_checkpoints_goes_in_and_out():
-    names = {}
-    for block in blocks("checkpoints.md"):
-        exec(compile(block, "docs/checkpoints.md", "exec"), names)
+    names = run_page("checkpoints.md")
     assert names["difference"] < 1e-4
     assert names["again"].config.intermediate_size == 96
     assert names["small"].config.intermediate_size == 8
@@ -57,7 +65,7 @@ def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
     model, router = described["model"], described["router"]
     model.requires_grad_(False)
     before = {name: value.clone() for name, value in router.named_parameters()}
-    loss_fn = mixture_loss(Lesson(model, router, RouterConfig(), budget=0.5, steps=20, seed=0))
+    loss_fn = router.loss_fn(router_training(model, budget=0.5, steps=20))
     optimizer = torch.optim.Adam(router.parameters(), 0.05)
     generator = torch.Generator().manual_seed(0)
     for step in range(20):
@@ -73,6 +81,53 @@ def test_the_router_trains_calibrates_and_survives_saving(described, tmp_path):
     routes = [model(validation_BT, policy=policy).routes for policy in (router, loaded)]
     assert torch.equal(*routes)
     assert (routes[0] == Branch.BIG).float().mean() == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("context", ["shared", "reference"])
+def test_the_reduction_keeps_the_second_lowest_loss(monkeypatch, context, prune):
+    entries = []
+    monkeypatch.setattr("duollm.oracle.run.REDUCTIONS", entries)
+    names = run_page("adding-a-reduction.md")
+    assert (names["margin"] > 0).all()
+    model, input_ids, space = names["model"], names["input_ids"], RouteSpace(4)
+    assert isinstance(entries[0](None), names["SecondBest"])
+    table_BTR, big_R = loss_table(model, input_ids, space, context), space.count_big(torch.arange(space.size))
+    budgets = [Exactly(1), Exactly(2), AtMost(2), Exactly(0)]
+    kept = [names["SecondBest"]()]
+    found = search_oracle(model, input_ids, space, context, budgets=budgets, reductions=kept, prune=prune)
+    for budget, second_BT in zip(budgets[:-1], found.columns["second"], strict=False):
+        within_R = big_R <= 2 if isinstance(budget, AtMost) else big_R == budget.big
+        naive_BT = table_BTR[..., within_R].sort(-1).values[..., 1]
+        torch.testing.assert_close(second_BT, naive_BT, atol=1e-4, rtol=0)
+    assert found.columns["second"][-1].isposinf().all()
+
+
+def test_a_router_with_its_own_training_goes_through_a_study(described, tmp_path, no_measuring):
+    """Its file and its name are all that it takes: trained, calibrated, evaluated; and again only if it must be."""
+    texts = write_corpus(tmp_path / "owls", documents=30)
+    router = {"kinds": ["mean-gain"], "big_layers": [1, 2], "tokens": 500, "batch_size": 8, "precision": "fp32"}
+    recipe = {
+        "model": {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "intermediate_size")},
+        "data": {"domains": [str(texts)], "vocab_size": 300, "sequence_length": 16, "test_share": 0.3},
+        "pretrain": {"tokens": 1000, "batch_size": 8, "precision": "fp32"},
+        "oracle": {"documents": 3, "random_routes": 2, "big_layers": [1]},
+        "router": router,
+        "ceiling": {"enabled": False},
+    }
+    run = tmp_path / "run"
+    run_study(Recipe.model_validate(recipe), run, ["duollm", "study"], until="evaluate")
+    model = load_model(run / "model")
+    one, two = (load_router(run / "routers" / f"mean-gain_k{k}", model.config)[0] for k in (1, 2))
+    assert torch.equal(one.gain_LC, two.gain_LC)
+    assert one.gain_LC.abs().sum(1).min() > 0
+    assert one.price > two.price
+    routes_BTL = model(torch.ones(1, 4).long(), policy=two).routes
+    assert len(routes_BTL.flatten(0, 1).unique(dim=0)) == 1
+    trained = (run / "stages" / "mean-gain.json").read_text()
+    recipe["router"] = router | {"budget_weight": 1.0}  # which it does not read
+    run_study(Recipe.model_validate(recipe), run, ["duollm", "study"], until="evaluate")
+    assert (run / "stages" / "mean-gain.json").read_text() == trained
 
 
 def test_evaluation_from_python(tmp_path):
@@ -91,3 +146,48 @@ def test_evaluation_from_python(tmp_path):
 def test_links_between_files_lead_somewhere(page):
     targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
     assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+SECTIONS = re.split(r"^## ", (DOCS / "huggingface.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def python_of(section):
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def with_hugging_face(tmp_path_factory):
+    """What the first block of docs/huggingface.md defines, and settings that its other sections share."""
+    folder = tmp_path_factory.mktemp("huggingface")
+    save_tiny(folder)
+    names = {"folder": str(folder / "model"), "greedy": {"max_new_tokens": 8, "do_sample": False}}
+    exec(python_of(SECTIONS[0]), names)
+    names["parse_policy"] = parse_policy
+    return names
+
+
+def sections():
+    for section in SECTIONS[1:]:
+        title = section.partition("\n")[0]
+        if python_of(section):
+            yield pytest.param(section, id=title)
+
+
+@pytest.mark.parametrize("section", sections())
+def test_hugging_face_snippets_run(with_hugging_face, section):
+    code = python_of(section)
+    for package in ("peft", "accelerate", "torchao", "lm_eval"):
+        if f"from {package}" in code or (package == "lm_eval" and "evaluate.harness" in code):
+            pytest.importorskip(package, reason="needs the extras `compat` and `eval`")
+    names = dict(with_hugging_face)
+    exec(compile(code, "docs/huggingface.md", "exec"), names)
+    for same in ({"plain", "looked_up", "static"}, {"assisted"}):
+        results = [names[name] for name in same if name in names]
+        expected = names["model"].generate(
+            **names["inputs"], routes=names["routes"] if "plain" in names else None, **names["greedy"]
+        )
+        assert all(result.equal(expected) for result in results)
+    expected = names["model"](**names["inputs"], routes=names["routes"]).logits
+    for name in ("from_disk", "whole", "mixed", "exported"):
+        torch.testing.assert_close(names.get(name, expected), expected, atol=1e-4, rtol=0)
+    assert (names.get("in_int8", expected) - expected).std() < 0.1 * expected.std()

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -12,6 +13,12 @@ def test_text_is_written_with_its_folders(tmp_path):
 
 def test_json_reads_back(tmp_path):
     value = {"name": "é", "list": [1, 2.5, None]}
+    write_json(tmp_path / "value.json", value)
+    assert json.loads((tmp_path / "value.json").read_text(encoding="utf-8")) == value
+
+
+def test_names_that_are_not_utf8_are_written_as_their_escape(tmp_path):
+    value = {"argument": os.fsdecode(b"caf\xe9")}
     write_json(tmp_path / "value.json", value)
     assert json.loads((tmp_path / "value.json").read_text(encoding="utf-8")) == value
 

@@ -199,7 +199,7 @@ def test_a_tiny_study(tmp_path, monkeypatch):
     golden = read_golden("study")
     if golden["machine"] != machine():
         pytest.skip(f"float32 rounds differently on {machine()} than on {golden['machine']}")
-    monkeypatch.setattr("duollm.train.loop.matmul_peak", lambda precision: 1e9)
+    monkeypatch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
     found = without_measurements(as_in_golden(study_results(tmp_path)))
     assert differences(golden["results"], found, tolerance=1e-6) == []
 

@@ -2,7 +2,7 @@ import pytest
 
 import duollm
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 @pytest.mark.parametrize("name", duollm.__all__)

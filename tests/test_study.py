@@ -18,13 +18,11 @@ from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.files import write_text
 from duollm.records.halves import first_half
-from duollm.routing.folder import load_router
-from duollm.routing.space import RouteSpace
+from duollm.routers.registry import load_router
+from duollm.routes.space import RouteSpace
 from duollm.study import load_model, run_study
 from tiny import SIZES, tiny_model
 from tiny_corpus import write_corpus
-
-pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the figures' font lacks some of the texts' signs
 
 STAGES = ["data", "pretrain", "oracle", "ceiling", "linear_k1", "linear_k2", "train-router", "evaluate", "report"]
 
@@ -33,7 +31,7 @@ STAGES = ["data", "pretrain", "oracle", "ceiling", "linear_k1", "linear_k2", "tr
 def quick_machine():
     """Nothing here depends on how fast the machine is, so it is not measured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("duollm.train.loop.matmul_peak", lambda precision: 1e9)
+        patch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
         yield
 
 

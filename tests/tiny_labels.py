@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from duollm.oracle.labels import Labels
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 from tiny import random_ids
 
 

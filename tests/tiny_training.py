@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from duollm.config import RouterConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.folder import make_router
-from duollm.routing.sequential import SequentialRouter
-from duollm.train.distributed import World
-from duollm.train.loop import LossFn, train
-from duollm.train.optimizer import TrainingPlan
-from duollm.train.regression import RidgeSums
+from duollm.oracle.labels import Labels
+from duollm.routers.base import RouterTraining
+from duollm.routers.registry import make_router
+from duollm.routers.sequential import RidgeSums, SequentialRouter
+from duollm.training.loop import LossFn, Trainer
+from duollm.training.optimizer import TrainingPlan
+from duollm.training.world import World
 from tiny import random_ids, tiny_model
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -21,6 +23,22 @@ ALONE = World(0, 1, torch.device("cpu"))
 def batch_at(step: int) -> np.ndarray:
     """Batches of four that depend on the step alone."""
     return random_ids(batch=4, tokens=8, seed=100 + step).numpy()
+
+
+def router_training(
+    model: DuoForCausalLM,
+    config: RouterConfig | None = None,
+    budget: float | None = None,
+    steps: int = 6,
+    seed: int = 0,
+    labels: Labels | None = None,
+    run: Path = Path(),
+) -> RouterTraining:
+    """What a router's training is given."""
+    plan = TrainingPlan(steps=steps, batch_size=4, learning_rate=1e-2)
+    return RouterTraining(
+        model, config or RouterConfig(), Trainer("tiny", plan, batch_at, ALONE, run, 1.0), budget, seed, labels
+    )
 
 
 def fixed_route_loss(model: DuoForCausalLM) -> LossFn:
@@ -54,5 +72,5 @@ class Training:
         defaults = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, "checkpoint_every": 2, "log_every": 1}
         loss_fn = loss_fn or fixed_route_loss(model)
         plan = TrainingPlan(**(defaults | plan))
-        train(name, model, loss_fn, batches, plan, self.world, self.run, flops_per_token=1.0)
+        Trainer(name, plan, batches, self.world, self.run, flops_per_token=1.0).train(model, loss_fn)
         return model

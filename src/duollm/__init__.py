@@ -12,7 +12,7 @@ _HOME = {
     "Branch": "duollm.models.branch",
     "DuoConfig": "duollm.models.configuration_duo",
     "DuoForCausalLM": "duollm.models.modeling_duo",
-    "RouteSpace": "duollm.routing.space",
+    "RouteSpace": "duollm.routes.space",
     "loss_table": "duollm.oracle.search",
     "search_oracle": "duollm.oracle.search",
 }

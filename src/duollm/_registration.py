@@ -1,4 +1,4 @@
-"""Makes `AutoConfig` and `AutoModelForCausalLM` know the duo model after `import duollm`.
+"""Makes `AutoConfig` and `AutoModelForCausalLM` know the duo model after `import duollm`, and PEFT its default targets.
 
 Importing transformers takes seconds, which `duollm --help` must not pay. So the duo's files, which
 register themselves, are imported at once if transformers' auto classes are loaded already, and else
@@ -18,6 +18,7 @@ _MODELS = "transformers.models.auto.modeling_auto"
 _FILE_FOR = {
     "transformers.models.auto.configuration_auto": "duollm.models.configuration_duo",
     _MODELS: "duollm.models.modeling_duo",
+    "peft.utils.constants": "duollm._peft",
 }
 
 

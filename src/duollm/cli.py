@@ -7,16 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
-from duollm.errors import UserError, did_you_mean
+from duollm.errors import UserError, did_you_mean, system_fault
+from duollm.options import names, number, whole_number
 
 if TYPE_CHECKING:
     from duollm.config import Recipe
 
 DEFAULT_RECIPE = "recipes/quick.yaml"
+
+_SEED = whole_number(0, 2**32 - 1)
 
 _POLICY_HELP = "all-big (default), all-small, random:0.25, spread:6, routes:2211..., a run's router, router:FOLDER, ..."
 
@@ -34,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for the user's mistakes, 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _prepare_output()
+        _check_encoding(given)
         _dispatch(given)
         sys.stdout.flush()
     except UserError as error:
@@ -42,10 +48,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("duollm: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output, such as `head`, has left; Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output, such as `head`, has left
+        _discard_output()
         return 141
+    except Exception as error:
+        fault = system_fault(error)
+        if fault is None:
+            raise
+        _discard_output()
+        print(f"duollm: error: {' '.join(fault.split())}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _prepare_output() -> None:
+    """Print replacements for what a terminal cannot show; refuse to work for an output that is closed."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as we run
+    if sys.stdout is None:
+        raise UserError("standard output is closed; redirect it to a file, or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
+def _discard_output() -> None:
+    """Python would try again at exit to print what cannot be printed, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_encoding(given: Sequence[str]) -> None:
+    for argument in given:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(argument)
+            raise UserError(f"{shown!r} is not UTF-8; write it in UTF-8, and rename a file of that name") from None
 
 
 def _dispatch(given: list[str]) -> None:
@@ -96,7 +137,18 @@ class _Parser(argparse.ArgumentParser):
                 raise UserError(f"unknown option {argument.partition('=')[0]}; {self._nearest(argument)}")
         if unknown:
             raise UserError(f"{self.prog} takes no further argument, got {unknown[0]!r}; {self._see_help()}")
+        for action in self._actions:
+            self._check_given(action, getattr(options, action.dest, None))
         return options
+
+    def _check_given(self, action: argparse.Action, value: Any) -> None:
+        """Refuse an empty text, as of an unset shell variable: a verb would read it as not given, or as this folder."""
+        texts = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+        if action.dest != "prompt" and not all(text.strip() for text in texts):
+            name = action.option_strings[0] if action.option_strings else action.metavar
+            raise UserError(
+                f"{name}: an empty value was given (an unset shell variable?); give a value, or leave it out"
+            )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self._see_help()}")
@@ -199,11 +251,10 @@ def _study(options: argparse.Namespace, command: list[str], until: str) -> None:
 
 
 def _check_run_folder(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; give a folder")
-    if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+    from duollm.files import check_folder
+
+    check_folder("--out", folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
         raise UserError(f"--out {folder} holds files but no config.yaml, so it is no run folder; give a new one")
 
 
@@ -226,17 +277,17 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     add("dense", metavar="DENSE", help="a dense checkpoint: a folder with safetensors, or a hub id")
     add("--out", metavar="FOLDER", required=True, help="the duo folder to write")
     width = "inner width of the small FFNs (default: a sixteenth of the big ones)"
-    add("--small-intermediate-size", type=int, metavar="N", help=width)
+    add("--small-intermediate-size", type=whole_number(0), metavar="N", help=width)
     kinds = "random, the big FFN's most used neurons, or those trained to imitate it (default: %(default)s)"
     add("--small-init", choices=["random", "slice", "distilled"], default="distilled", help=kinds)
-    add("--domains", default="prose,code", metavar="LIST", help="text to look at (default: %(default)s)")
+    add("--domains", type=names, default="prose,code", metavar="LIST", help="text to look at (default: %(default)s)")
     add("--sample-tokens", type=int, default=32_768, metavar="N", help="how much of it (default: %(default)s)")
     add("--sequence-length", type=int, default=256, metavar="T", help="tokens per window (default: %(default)s)")
     add("--steps", type=int, default=300, metavar="N", help="of the distillation, per layer (default: %(default)s)")
     add("--skip-scope", choices=["ffn", "layer"], default="ffn", help="what skip bypasses (default: %(default)s)")
     types = ["auto", "float32", "bfloat16", "float16"]
     add("--dtype", choices=types, default="auto", help="of the saved weights (default: the checkpoint's)")
-    add("--seed", type=int, default=0, metavar="N", help="of text, random weights and batches (default: %(default)s)")
+    add("--seed", type=_SEED, default=0, metavar="N", help="of text, random weights and batches (default: %(default)s)")
 
 
 def _convert(options: argparse.Namespace, command: list[str]) -> None:
@@ -248,7 +299,7 @@ def _convert(options: argparse.Namespace, command: list[str]) -> None:
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="a finished run folder; only its results.json is read")
+    add("runs", nargs="+", metavar="RUN", help="a finished run folder; only its results.json is read")
     add("--budget", metavar="K,K", help="numbers of big layers (default: all that the run's routers have)")
     add("--domain", metavar="NAME", help="one domain's text (default: all pooled)")
     form = parser.add_mutually_exclusive_group()
@@ -260,12 +311,14 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
 def _compare(options: argparse.Namespace, command: list[str]) -> None:
     from duollm.report.compare import parse_budgets, print_comparison
 
-    print_comparison(options.runs, parse_budgets(options.budget), options.domain, options.form)
+    print_comparison([Path(run) for run in options.runs], parse_budgets(options.budget), options.domain, options.form)
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("which", choices=["train", "oracle", "forward"], help="what to measure")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time per measurement (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=number(0.01, 3600), default=10.0, help="time per measurement (default: %(default)s)"
+    )
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the weights, for forward (default: fp32)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -296,7 +349,7 @@ def _evaluate(options: argparse.Namespace, command: list[str]) -> None:
         _study(options, command, until="evaluate")
         return
     _refuse_recipe(options, given)
-    standalone.check_mix(given)
+    standalone.check_mix(given, options.batch_size)
     _prepare_for_torch()
     standalone.evaluate(options, command)
 
@@ -322,7 +375,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, default=0.95, metavar="P", help="sample from the likeliest (default: %(default)s)")
     add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
     add("--num-beams", type=int, default=1, metavar="N", help="beam search, which shows its text at the end")
-    add("--seed", type=int, default=0, metavar="N", help="of sampling (default: %(default)s)")
+    add("--seed", type=_SEED, default=0, metavar="N", help="of sampling (default: %(default)s)")
     add("--chat", action="store_true", help="the prompt is a user's turn: apply the tokenizer's chat template")
     add("--show-routes", action="store_true", help="print each token's branches, a mark per layer")
     add("--no-compare", action="store_true", help="do not measure the speed of all big")

@@ -1,21 +1,49 @@
 """The recipe: every setting of a study, typed, read from YAML and overridden from the command line."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
+from duollm import strict_yaml
 from duollm.errors import UserError, did_you_mean
 from duollm.files import write_text
 
+LARGEST_SEED = 2**32 - 1
+_LARGEST_NUMBER = 10**15
+_SPELLINGS = {"yes": True, "on": True, "no": False, "off": False}
+
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are checked."""
+    """Base of all sections: unknown keys are errors, and no value is turned into another kind of value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_people_write(cls, value: Any, info: Any) -> Any:
+        """YAML and JSON have no tuples; 5e5 is a whole number too; a yes is a true where nothing else is allowed."""
+        kind = cls.model_fields[info.field_name].annotation
+        if get_origin(kind) is tuple and isinstance(value, list):
+            return tuple(value)
+        if int in (kind, *get_args(kind)) and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if kind is bool and isinstance(value, str):
+            return _SPELLINGS.get(value.lower(), value)
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _neither_empty_nor_endless(cls, value: Any) -> Any:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, str) and not each.strip():
+                raise ValueError("an empty text was given; give a value, or leave the key out")
+            if isinstance(each, int | float) and abs(each) > _LARGEST_NUMBER:
+                raise ValueError(f"must be at most {_LARGEST_NUMBER:.0e}, got {each:g}")
+        return value
 
 
 def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
@@ -35,7 +63,7 @@ class ModelConfig(Section):
     """Size of the vocabulary; default: the tokenizer's."""
     hidden_size: int = Field(default=128, ge=1)
     """Width of the residual stream."""
-    num_hidden_layers: int = Field(default=12, ge=1)
+    num_hidden_layers: int = Field(default=12, ge=1, le=10_000)
     """Number of layers L."""
     num_attention_heads: int = Field(default=2, ge=1)
     """Number of query heads."""
@@ -83,7 +111,7 @@ class DataConfig(Section):
     """Text in, packed tokens out."""
 
     domains: list[str] = Field(default=["prose", "code"], min_length=1)
-    """`prose`, `code`, a file or folder of text/JSONL/Parquet, or a Hugging Face data set id."""
+    """`prose`, `code`, a file or folder of text, JSON lines, Parquet or Arrow, or a Hugging Face data set id."""
     tokenizer: str | None = None
     """An existing tokenizer (folder or hub id); default: that of model.dense, or train a byte-level BPE."""
     vocab_size: int = Field(default=4096, ge=257)
@@ -301,7 +329,7 @@ class Recipe(Section):
 
     name: str = "quick"
     """Name of the study; the run folder defaults to runs/<name>."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     """Seed of everything random."""
     model: ModelConfig = ModelConfig()
     convert: ConvertConfig = ConvertConfig()
@@ -355,14 +383,6 @@ class Recipe(Section):
         return self
 
 
-class _RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 reads 3e-4 as a string; this one reads it as a number, as YAML 1.2 does."""
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
 SHIPPED_RECIPES = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
 """Where the shipped recipes are: in an installed wheel, and in a checkout."""
 
@@ -409,26 +429,43 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 def to_yaml(recipe: Recipe) -> str:
     """Return the resolved recipe, every key present, as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return strict_yaml.dump(recipe.model_dump(mode="json"))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
+        values = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe; the shipped ones are in recipes/") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a readable YAML file: it is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
     return {key: value for key, value in (values or {}).items() if value is not None}
 
 
 def _parse_override(key: str, text: str) -> Any:
+    """Text stays as it is written, unless it is quoted; other values are YAML."""
+    if not text.strip():
+        raise UserError(f"--{key}: an empty value was given (an unset shell variable?); give a value, or leave it out")
+    if _takes_text(key) and text[0] not in "'\"" and text not in ("null", "Null", "NULL", "~"):
+        return text
     try:
-        return yaml.load(text, _RecipeLoader)
-    except yaml.YAMLError:
-        raise UserError(f"--{key}: {text!r} is not a YAML value; quote it, or write lists as [2,4]") from None
+        return strict_yaml.load_argument(text)
+    except UserError as error:
+        fault = f"--{key}: {strict_yaml.shown(text)} is not a YAML value: {error}"
+        raise UserError(f"{fault}; quote it, or write lists as [2,4]") from None
+
+
+def _takes_text(key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    owner: Any = Recipe.model_fields[section].annotation if section in Recipe.model_fields else Recipe
+    field = getattr(owner, "model_fields", {}).get(name)
+    return field is not None and field.annotation in (str, str | None)
 
 
 def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -451,6 +488,7 @@ def _explain(error: ValidationError) -> tuple[str, str]:
             section = section.model_fields[part].annotation
         return key, f"unknown key; {did_you_mean(path[-1], section.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    example = "; write it as [a, b]" if first["type"] in ("list_type", "tuple_type") else ""
-    return key, f"{message}{given}{example}"
+    if first["type"] == "value_error":
+        return key, message
+    problem, given = first["type"], first["input"]
+    return key, f"{message}, got {strict_yaml.shown(given)}{strict_yaml.how_to_write(problem, given)}"

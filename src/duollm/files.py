@@ -1,13 +1,18 @@
 """Writing files so that one that exists is whole: a temporary name first, then a rename."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from duollm.errors import UserError, system_fault
+
+_POINTER = b"version https://git-lfs"
 
 
 @contextmanager
@@ -15,17 +20,48 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     Works for files and for folders; an existing folder is replaced as a whole.
+
+    Raises:
+        UserError: the disk is full or may not be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(temporary)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
         yield temporary
         if temporary.is_dir():
             _remove(path)
         os.replace(temporary, path)
+    except Exception as error:
+        fault = None if isinstance(error, UserError) else system_fault(error)
+        if fault is None:
+            raise
+        raise UserError(f"{path} cannot be written: {fault}") from error
     finally:
-        _remove(temporary)
+        with suppress(OSError):
+            _remove(temporary)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before there is anything to write.
+
+    Raises:
+        UserError: names the option, the folder and what is in the way.
+    """
+    for place in (folder.absolute(), *folder.absolute().parents):
+        try:
+            place.lstat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                continue
+            raise UserError(f"{option} {folder}: {system_fault(error) or error}") from None
+        if not place.is_dir():
+            raise UserError(f"{option} {folder}: {place} is a file; give a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"{option} {folder}: {place} may not be written to; give another folder")
+        if not shutil.disk_usage(place).free:
+            raise UserError(f"{option} {folder}: the disk is full; free some space, or give another folder")
+        return
 
 
 def _remove(path: Path) -> None:
@@ -35,10 +71,25 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_no_pointer(path: Path) -> None:
+    """Refuse a file whose content Git LFS has not fetched; what stands in its place may be read as something else.
+
+    Raises:
+        UserError: says how to fetch it.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise UserError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in that folder")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically, UTF-8."""
+    """Write `text` to `path` atomically, UTF-8.
+
+    What UTF-8 has no bytes for, such as half a surrogate pair, is written as its escape, which JSON can read.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -42,7 +42,7 @@ class Stage:
 
 
 class Processes(Protocol):
-    """All processes that run the same stages together, such as `duollm.train.distributed.World`."""
+    """All processes that run the same stages together, such as `duollm.training.world.World`."""
 
     @property
     def first(self) -> bool:

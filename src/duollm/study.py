@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from duollm.analysis.analyse import analyse
+from duollm.ceiling.training import train_ceiling
 from duollm.config import DataConfig, EvaluateConfig, Recipe, save_recipe
+from duollm.convert.dense import convert, open_dense
+from duollm.convert.saving import CARD, load_model, silence_transformers
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
 from duollm.evaluate.ceiling import evaluate_ceiling
-from duollm.evaluate.loading import load_model, silence_transformers
 from duollm.evaluate.patterns import evaluate_patterns
 from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
@@ -27,19 +29,12 @@ from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
-from duollm.routing.folder import router_class
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routers.registry import check_kinds, router_class, settings_of
+from duollm.routers.train import router_name, train_router, trainings
+from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
-from duollm.train.ceiling import train_ceiling
-from duollm.train.convert import convert, open_dense
-from duollm.train.distributed import World, join_world
-from duollm.train.pretrain import pretrain
-from duollm.train.router import check_router_settings, router_name, train_router
-from duollm.train.saving import CARD
-
-_LABEL_SETTINGS = {"label_tokens", "label_routes"}
-_TAUGHT_SETTINGS = {"text_weight", "label_temperature", "distilled_share", "codebook_routes", "decide_at"}
-"""Of the router's settings, those that only the labels, and only the kinds taught by them, depend on."""
+from duollm.training.pretrain import pretrain
+from duollm.training.world import World, join_world
 
 
 def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "report") -> None:
@@ -53,7 +48,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
-    check_router_settings(recipe.router, recipe.data.sequence_length)
+    _check_routers(recipe)
     if recipe.model.path is None and recipe.model.dense is None:
         check_settings(recipe.oracle, recipe.model, recipe.data.sequence_length)
     world = join_world()
@@ -99,7 +94,7 @@ class Study:
                 "train-router",
                 lambda: None,
                 {"routers": self._router_names()},
-                after=tuple(name for name, _, _ in self._router_trainings()),
+                after=tuple(name for name, _, _ in trainings(recipe.router)),
             ),
             Stage(
                 "evaluate",
@@ -163,7 +158,8 @@ class Study:
         recipe = self.recipe
         if not any(router_class(kind).needs_labels for kind in recipe.router.kinds):
             return []
-        settings = recipe.router.model_dump(include={*_LABEL_SETTINGS, "branches"}) | {"seed": recipe.seed}
+        settings = recipe.router.model_dump(include={"branches", "label_tokens", "label_routes"})
+        settings["seed"] = recipe.seed
         if self._pool_of_labels(recipe.model.num_hidden_layers) is not None or recipe.model.path or recipe.model.dense:
             settings["big_layers"] = recipe.router.big_layers  # a pool is drawn for these budgets
         return [Stage("labels", self._label, settings, after=("data", "pretrain"), outputs=(LABELS.as_posix(),))]
@@ -177,33 +173,19 @@ class Study:
     def _router_stages(self) -> list[Stage]:
         """One stage per training: a further kind or budget does not repeat the others."""
         recipe = self.recipe
-        elsewhere = {"kinds", "big_layers", "spend", *_LABEL_SETTINGS}
-        settings = recipe.router.model_dump(exclude=elsewhere | _TAUGHT_SETTINGS)
-        settings |= {"seed": recipe.seed, "windows_per_document": recipe.compared_text.windows_per_document}
-        taught = settings | recipe.router.model_dump(include=_TAUGHT_SETTINGS)
+        text = {"seed": recipe.seed, "windows_per_document": recipe.compared_text.windows_per_document}
         return [
             Stage(
                 name,
                 partial(self._train_router, kind, budgets),
-                {**(taught if router_class(kind).needs_labels else settings), "kind": kind, "big_layers": budgets},
+                settings_of(kind, recipe.router) | text | {"kind": kind, "big_layers": budgets},
                 after=("data", "pretrain", *(["labels"] if router_class(kind).needs_labels else [])),
                 outputs=tuple(f"routers/{router_name(kind, big)}" for big in budgets),
                 scratch=(f"resume/{name}.pt",),
                 version=3,
             )
-            for name, kind, budgets in self._router_trainings()
+            for name, kind, budgets in trainings(recipe.router)
         ]
-
-    def _router_trainings(self) -> list[tuple[str, str, list[int]]]:
-        """Each training's name, kind and budgets."""
-        trainings: list[tuple[str, str, list[int]]] = []
-        for kind in self.recipe.router.kinds:
-            budgets = self.recipe.router.big_layers
-            if router_class(kind).every_budget:
-                trainings.append((kind, kind, budgets))
-            else:
-                trainings += [(router_name(kind, big), kind, [big]) for big in budgets]
-        return trainings
 
     def _router_names(self) -> list[str]:
         return [router_name(kind, big) for kind in self.recipe.router.kinds for big in self.recipe.router.big_layers]
@@ -337,6 +319,13 @@ class Study:
         model = load_model(self._model_folder)
         nn.Module.to(model, self.world.device)  # transformers wraps its own so that mypy does not see a method
         return model
+
+
+def _check_routers(recipe: Recipe) -> None:
+    try:
+        check_kinds(recipe.router, recipe.data.sequence_length)
+    except UserError as error:
+        raise UserError(f"router.{error}") from None
 
 
 def _fingerprint_weights(folder: Path, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal. What they show is data, never rich's markup: a name may hold square brackets."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,14 +9,15 @@ def print_table(title: str, rows: Sequence[Mapping[str, Cell]]) -> None:
     """Print rows as a table; columns are the keys in order of appearance, numbers stand right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title)
+    table = Table(title=Text(title, style="table.title"))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
         numeric = any(not isinstance(row.get(column, ""), str) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
+        table.add_column(Text(column), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+        table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
     Console(width=None if Console().is_terminal else 160).print(table)
 
 

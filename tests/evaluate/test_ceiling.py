@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from duollm.ceiling.predictor import SHUFFLED, all_big_states, make_predictors
+from duollm.ceiling.routes import CeilingPolicy, choose, exact_routes, margins, predicted_margins
 from duollm.config import CeilingConfig, EvaluateConfig
-from duollm.evaluate.ceiling import CeilingPolicy, choose, evaluate_ceiling, predicted_margins
+from duollm.evaluate.ceiling import evaluate_ceiling
 from duollm.models.branch import Branch
-from duollm.routing.ceiling import all_big_states, exact_routes, margins
-from duollm.routing.space import RouteSpace
-from duollm.train.ceiling import SHUFFLED, make_predictors
+from duollm.routes.space import RouteSpace
 from tiny import tiny_model
 from tiny_corpus import packed_corpus
 

@@ -8,7 +8,7 @@ from duollm.data.tokenizer import train_tokenizer
 from duollm.evaluate import generation
 from duollm.evaluate.generation import generate_traced
 from duollm.models.branch import Branch
-from duollm.routing.policies import RandomShare
+from duollm.routers.policies import RandomShare
 from tiny import random_ids, tiny_model
 
 NEW = 7

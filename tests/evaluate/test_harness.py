@@ -1,8 +1,10 @@
+import copy
 import json
 import shutil
 
 import pytest
 import torch
+from tokenizers import processors
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`")
 pytest.importorskip("accelerate", reason="needs the extra `eval`")
@@ -14,7 +16,7 @@ from duollm.evaluate.harness import RoutedLM, run_tasks
 from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.make_tasks import TASKS_FOLDER
 from duollm.evaluate.sweep import route_digits
-from duollm.routing.policies import parse_policy
+from duollm.routers.policies import parse_policy
 from tiny_saved import save_tiny
 
 POLICIES = ["all-big", "random:0.5", "unsure"]
@@ -152,3 +154,77 @@ def test_few_shot_examples_enter_the_context_unless_the_task_fixes_their_number(
     assert lengths[1] > lengths[0]
     fixed = run(saved, "all-big", ["duollm_prose_continuation"], limit=1, fewshot=2)
     assert fixed["n-shot"]["duollm_prose_continuation"] == 0
+
+
+def write_choices(folder, choices):
+    shutil.copy(TASKS_FOLDER / "items.py", folder)
+    item = {"context": "the owl " * 60, "choices": choices, "answer": 0}
+    (folder / "items.jsonl").write_text(json.dumps(item))
+    (folder / "choose.yaml").write_text(
+        "task: tiny_choose\noutput_type: multiple_choice\ncustom_dataset: !function items.load\n"
+        "dataset_kwargs: {file: items.jsonl}\ntest_split: test\ndoc_to_text: context\ndoc_to_choice: choices\n"
+        "doc_to_target: answer\nmetric_list: [{metric: acc}]\n"
+    )
+
+
+@pytest.fixture
+def short(saved):
+    """The same model with 8 positions."""
+    model, tokenizer = saved
+    model = copy.deepcopy(model)
+    model.config.max_position_embeddings = 8
+    return RoutedLM(model, tokenizer, policy_of("all-big", model), 2)
+
+
+@pytest.mark.parametrize("asked", ["max_gen_toks: 8", "max_gen_toks: 999", "max_new_tokens: 999", "do_sample: false"])
+def test_answers_leave_room_for_the_prompt(short, generation_task, asked):
+    folder = generation_task([""] * 4)
+    text = (folder / "continue.yaml").read_text()
+    (folder / "continue.yaml").write_text(text.replace("max_gen_toks: 6, do_sample: false", asked))
+    results = run_tasks(short, ["tiny_continue"], [folder])
+    samples = results["samples"]["tiny_continue"]
+    assert {sample["arguments"][0][1]["max_gen_toks"] for sample in samples} == {4}
+    assert all(1 <= len(sample["routes"][0]) <= 4 for sample in samples)
+    tokens = "256" if "do_sample" in asked else asked.split()[-1]
+    assert short.shortened[f"answers of up to {tokens} tokens, to 4"] == 4
+    assert short.shortened["prompts, at their beginning"] > 0
+
+
+def test_contexts_lose_their_beginning_and_are_counted(short, tmp_path):
+    write_choices(tmp_path, [" owl", " cat"])
+    results = run_tasks(short, ["tiny_choose"], [tmp_path])
+    assert len(results["samples"]["tiny_choose"]) == 1
+    assert dict(short.shortened) == {"contexts, at their beginning": 2}
+
+
+def test_a_choice_longer_than_the_positions_is_refused(short, tmp_path):
+    write_choices(tmp_path, [" owl", " cat" * 40])
+    with pytest.raises(UserError, match=r"choice of \d+ tokens is longer than the model's 8 positions: 'cat cat"):
+        run_tasks(short, ["tiny_choose"], [tmp_path])
+
+
+def test_lm_eval_finds_a_batch_size_itself(saved):
+    model, tokenizer = saved
+    model = copy.deepcopy(model)
+    model.config.max_position_embeddings = 256
+    found, expected = (
+        list(request_and_answers(run((model, tokenizer), "random:0.5", ["duollm_code_continuation"], size, limit=1)))
+        for size in ("auto", 3)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one[0] == other[0]
+        assert one[1][0] == pytest.approx(other[1][0], abs=1e-3)
+        assert one[2] == other[2]
+
+
+def test_a_tokenizer_that_closes_texts_changes_no_answer(saved):
+    model, tokenizer = saved
+    closing = copy.deepcopy(tokenizer)
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", closing.eos_token], special_tokens=[(closing.eos_token, closing.eos_token_id)]
+    )
+    answers = [
+        list(request_and_answers(run((model, each), "all-big", ["duollm_code_continuation"], limit=1)))
+        for each in (tokenizer, closing)
+    ]
+    assert answers[0] == answers[1]

@@ -9,7 +9,7 @@ import torch
 from duollm.config import EvaluateConfig
 from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.patterns import candidates, evaluate_patterns
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 from tiny import tiny_model
 from tiny_corpus import packed_corpus
 

@@ -9,9 +9,9 @@ from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.routers import evaluate_routers
 from duollm.flops import token_flops
 from duollm.models.branch import Branch
-from duollm.routing.folder import save_router
-from duollm.routing.linear import LinearRouter
-from duollm.routing.space import RouteSpace
+from duollm.routers.linear import LinearRouter
+from duollm.routers.registry import save_router
+from duollm.routes.space import RouteSpace
 from tiny import tiny_model
 from tiny_corpus import packed_corpus
 

@@ -8,8 +8,8 @@ from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.sweep import Routed, relative_flops, route_digits, score, sweep_policies
 from duollm.flops import sequence_flops
 from duollm.models.branch import Branch
-from duollm.routing.linear import LinearRouter
-from duollm.routing.policies import parse_policy
+from duollm.routers.linear import LinearRouter
+from duollm.routers.policies import parse_policy
 from tiny import random_ids, random_routes, tiny_model
 
 

@@ -5,7 +5,7 @@ import torch
 
 from duollm.evaluate.timing import Contender, Stopwatch, durations, fixed_contenders
 from duollm.models.branch import Branch
-from duollm.routing.linear import LinearRouter
+from duollm.routers.linear import LinearRouter
 from tiny import random_ids, tiny_model
 
 

@@ -160,7 +160,7 @@ class TestRefusals:
             ({"logit_scale": 0.5}, "llama with logit_scale=0.5 is not supported"),
             ({"quantization_config": {"quant_method": "awq"}}, "llama with quantization_config="),
             ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1.0}}, "rope_type 'mrope' is not supported"),
-            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1, got 0.5"),
+            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor(=0.5 is not supported| must be 1)"),
         ],
     )
     def test_llama_options(self, changes, expected, tmp_path):

@@ -9,8 +9,8 @@ from transformers.generation.streamers import BaseStreamer
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
-from duollm.routing.folder import make_router
-from duollm.routing.policies import RandomShare, parse_policy
+from duollm.routers.policies import RandomShare, parse_policy
+from duollm.routers.registry import make_router
 from tiny import random_ids, tiny_model
 
 NEW = 6

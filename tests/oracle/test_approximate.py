@@ -1,16 +1,13 @@
 """What all approximate searches promise, in every context."""
 
-from functools import partial
-
 import pytest
 import torch
 
 from duollm import Branch, RouteSpace, search_oracle
-from duollm.oracle.approximate import draw_within
-from duollm.oracle.beam import beam_search
-from duollm.oracle.budgets import AtMost, Exactly, FlopsShare, OnAverage, Schedule
-from duollm.oracle.local import local_search
-from duollm.oracle.sampled import sampled_search
+from duollm.oracle.beam import Beam
+from duollm.oracle.budgets import AtMost, Cells, Exactly, FlopsShare, OnAverage, Schedule
+from duollm.oracle.local import Local, Sampled, draw_within
+from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.search import executed_nll
 from naive_oracle import forward_nll, naive_table, tiny_model, tiny_tokens
 
@@ -22,12 +19,12 @@ KINDS = [
     pytest.param((SKIP, SMALL, BIG), "ffn", 1, id="all ffn kv1"),
 ]
 LIMITS = [Exactly(1), AtMost(2)]
-every_search = pytest.mark.parametrize(
-    "search",
+every_method = pytest.mark.parametrize(
+    "method",
     [
-        pytest.param(partial(beam_search, width=3), id="beam"),
-        pytest.param(partial(local_search, steps=1, width=3), id="local"),
-        pytest.param(partial(sampled_search, routes=3), id="sampled"),
+        pytest.param(Beam(width=3), id="beam"),
+        pytest.param(Local(steps=1, width=3), id="local"),
+        pytest.param(Sampled(routes=3), id="sampled"),
     ],
 )
 every_context = pytest.mark.parametrize("context", ["shared", "reference", "committed"])
@@ -44,23 +41,23 @@ def tiny_padding(side):
     return torch.cat([zeros, ones] if side == "left" else [ones, zeros], dim=1)
 
 
-@every_search
+@every_method
 @pytest.mark.parametrize(("branches", "scope", "heads"), KINDS)
 @pytest.mark.parametrize("context", ["shared", "reference"])
-def test_losses_are_those_of_the_routes_returned(search, branches, scope, heads, context):
+def test_losses_are_those_of_the_routes_returned(method, branches, scope, heads, context):
     model, tokens, space = tiny_model(3, scope, heads), tiny_tokens(), RouteSpace(3, branches)
     truth = naive_table(model, tokens, space, context)
-    found = search(model, tokens, space, context, budgets=LIMITS)
+    found = search_oracle(model, tokens, space, context, budgets=LIMITS, method=method)
     assert_within(found.route_ids, space, LIMITS)
     for nll, ids in zip(found.nll, found.route_ids, strict=True):
         torch.testing.assert_close(truth.gather(-1, ids[..., None])[..., 0], nll, atol=1e-4, rtol=0)
 
 
-@every_search
+@every_method
 @pytest.mark.parametrize(("branches", "scope", "heads"), KINDS)
-def test_committed_losses_are_those_of_one_forward_with_the_picks(search, branches, scope, heads):
+def test_committed_losses_are_those_of_one_forward_with_the_picks(method, branches, scope, heads):
     model, tokens, space = tiny_model(3, scope, heads), tiny_tokens(), RouteSpace(3, branches)
-    found = search(model, tokens, space, "committed", budgets=LIMITS)
+    found = search_oracle(model, tokens, space, "committed", budgets=LIMITS, method=method)
     assert_within(found.route_ids, space, LIMITS)
     for nll, ids in zip(found.nll, found.route_ids, strict=True):
         torch.testing.assert_close(executed_nll(model, tokens, space, ids), nll, atol=1e-4, rtol=0)
@@ -69,26 +66,26 @@ def test_committed_losses_are_those_of_one_forward_with_the_picks(search, branch
 @every_context
 @pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, SMALL, BIG)])
 @pytest.mark.parametrize(
-    "search",
+    "method",
     [
-        pytest.param(partial(beam_search, width=1000), id="beam"),
-        pytest.param(partial(sampled_search, routes=1000), id="sampled"),
+        pytest.param(Beam(width=1000), id="beam"),
+        pytest.param(Sampled(routes=1000), id="sampled"),
     ],
 )
-def test_a_search_that_tries_all_routes_is_exact(search, context, branches):
+def test_a_search_that_tries_all_routes_is_exact(method, context, branches):
     model, tokens, space = tiny_model(3), tiny_tokens(), RouteSpace(3, branches)
     exact = search_oracle(model, tokens, space, context, budgets=LIMITS)
-    found = search(model, tokens, space, context, budgets=LIMITS)
+    found = search_oracle(model, tokens, space, context, budgets=LIMITS, method=method)
     torch.testing.assert_close(found.nll, exact.nll, atol=1e-5, rtol=0)
     assert found.route_ids.equal(exact.route_ids)
 
 
-@every_search
+@every_method
 @every_context
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_left_out_and_spoils_nothing(search, context, side):
+def test_padding_is_left_out_and_spoils_nothing(method, context, side):
     model, tokens, space, mask = tiny_model(), tiny_tokens(), RouteSpace(3), tiny_padding(side)
-    found = search(model, tokens, space, context, budgets=LIMITS, attention_mask=mask)
+    found = search_oracle(model, tokens, space, context, budgets=LIMITS, attention_mask=mask, method=method)
     padded = ~(mask[:, :-1] & mask[:, 1:]).bool()
     assert found.nll[:, padded].isnan().all()
     assert (found.route_ids[:, padded] == -1).all()
@@ -99,31 +96,33 @@ def test_padding_is_left_out_and_spoils_nothing(search, context, side):
         torch.testing.assert_close(picked[:, ~padded], found.nll[:, ~padded], atol=1e-4, rtol=0)
 
 
-@every_search
+@every_method
 @every_context
-def test_memory_changes_nothing(search, context):
+def test_memory_changes_nothing(method, context):
     model, tokens, space = tiny_model(4), tiny_tokens(), RouteSpace(4)
-    wide, deep = (search(model, tokens, space, context, [1, 2], memory_bytes=size) for size in (2**30, 1))
+    wide, deep = (
+        search_oracle(model, tokens, space, context, [1, 2], memory_bytes=size, method=method) for size in (2**30, 1)
+    )
     torch.testing.assert_close(wide.nll, deep.nll, atol=1e-5, rtol=0)
     assert wide.route_ids.equal(deep.route_ids)
 
 
-@every_search
-def test_reference_may_be_any_routes(search):
+@every_method
+def test_reference_may_be_any_routes(method):
     model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
     reference = torch.randint(0, 3, (2, 6, 3), generator=torch.Generator().manual_seed(3))
     truth = naive_table(model, tokens, space, "reference", reference)
-    found = search(model, tokens, space, "reference", [1], reference=reference)
+    found = search_oracle(model, tokens, space, "reference", [1], reference=reference, method=method)
     picked = truth.gather(-1, found.route_ids[0, ..., None])[..., 0]
     torch.testing.assert_close(picked, found.nll[0], atol=1e-4, rtol=0)
 
 
-@every_search
+@every_method
 @every_context
 @pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, SMALL, BIG)])
-def test_thirty_layers(search, context, branches):
+def test_thirty_layers(method, context, branches):
     model, tokens, space = tiny_model(30), tiny_tokens(1, 4), RouteSpace(30, branches)
-    found = search(model, tokens, space, context, [10])
+    found = search_oracle(model, tokens, space, context, [10], method=method)
     assert_within(found.route_ids, space, [Exactly(10)])
     if context == "shared":
         for position, route in enumerate(space.decode(found.route_ids[0, 0])):
@@ -134,64 +133,82 @@ def test_thirty_layers(search, context, branches):
         torch.testing.assert_close(executed, found.nll[0], atol=1e-4, rtol=0)
 
 
-@every_search
-def test_ties_go_to_the_cheaper_route(search):
+@every_method
+def test_ties_go_to_the_cheaper_route(method):
     model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
     for layer in model.model.layers:
         for ffn in (layer.mlp.small, layer.mlp.big):
             torch.nn.init.zeros_(ffn.down_proj.weight)
-    found = search(model, tokens, space, budgets=[AtMost(2), Exactly(0)])
+    found = search_oracle(model, tokens, space, budgets=[AtMost(2), Exactly(0)], method=method)
     assert (found.route_ids == 0).all()
 
 
-@every_search
+@every_method
 @every_context
-def test_the_same_seed_finds_the_same(search, context):
+def test_the_same_seed_finds_the_same(method, context):
     model, tokens, space = tiny_model(6), tiny_tokens(), RouteSpace(6)
     first, again = (
-        search(model, tokens, space, context, [2], generator=torch.Generator().manual_seed(4)) for _ in range(2)
+        search_oracle(model, tokens, space, context, [2], generator=torch.Generator().manual_seed(4), method=method)
+        for _ in range(2)
     )
     assert first.route_ids.equal(again.route_ids)
 
 
-@every_search
+@every_method
 @pytest.mark.parametrize("budget", [FlopsShare(0.5), Schedule((1,)), OnAverage(1)])
-def test_other_budgets_are_refused(search, budget):
+def test_other_budgets_are_refused(method, budget):
     with pytest.raises(ValueError, match="take budgets Exactly and AtMost, got"):
-        search(tiny_model(), tiny_tokens(), RouteSpace(3), budgets=[budget])
+        search_oracle(tiny_model(), tiny_tokens(), RouteSpace(3), budgets=[budget], method=method)
 
 
-@every_search
-def test_a_reference_outside_its_context_is_refused(search):
+@every_method
+def test_a_reference_outside_its_context_is_refused(method):
     with pytest.raises(ValueError, match="reference goes with context 'reference', got context 'shared'"):
-        search(tiny_model(), tiny_tokens(), RouteSpace(3), "shared", [1], reference=torch.tensor([2, 2, 2]))
+        search_oracle(
+            tiny_model(), tiny_tokens(), RouteSpace(3), "shared", [1], reference=torch.tensor([2, 2, 2]), method=method
+        )
 
 
 @pytest.mark.parametrize(
-    ("search", "message"),
+    ("method", "message"),
     [
-        (partial(beam_search, width=0), "width must be at least 1, got 0"),
-        (partial(sampled_search, routes=0), "routes must be at least 1, got 0"),
-        (partial(local_search, width=0), "width must be at least 1, got 0"),
-        (partial(local_search, steps=-1), "steps must be at least 0, got -1"),
-        (partial(local_search, start=torch.zeros(3, 3).long()), r"start must broadcast to shape \[1, 2, 5\]"),
+        (Beam(width=0), "width must be at least 1, got 0"),
+        (Sampled(routes=0), "routes must be at least 1, got 0"),
+        (Local(width=0), "width must be at least 1, got 0"),
+        (Local(steps=-1), "steps must be at least 0, got -1"),
+        (Local(start=torch.zeros(3, 3).long()), r"start must broadcast to shape \[1, 2, 5\]"),
         (
-            partial(local_search, start=torch.tensor(7)),
+            Local(start=torch.tensor(7)),
             r"start has routes with 3 .. 3 big layers, the budget is Exactly",
         ),
-        (partial(local_search, start=torch.tensor(8)), "route ids must be in 0 .. 7"),
+        (Local(start=torch.tensor(8)), "route ids must be in 0 .. 7"),
     ],
 )
-def test_impossible_options_are_refused(search, message):
+def test_impossible_options_are_refused(method, message):
     with pytest.raises(ValueError, match=message):
-        search(tiny_model(), tiny_tokens(), RouteSpace(3), "reference", [1])
+        search_oracle(tiny_model(), tiny_tokens(), RouteSpace(3), "reference", [1], method=method)
+
+
+@every_method
+def test_what_needs_every_route_is_refused(method):
+    with pytest.raises(ValueError, match="DrawnLabels needs a method that tries every route: use 'exact'"):
+        search_oracle(tiny_model(), tiny_tokens(), RouteSpace(3), method=method, reductions=[DrawnLabels()])
+
+
+@every_method
+def test_without_pruning_losses_are_those_of_the_routes_too(method):
+    model, tokens, space = tiny_model(5), tiny_tokens(), RouteSpace(5)
+    truth = naive_table(model, tokens, space, "shared")
+    found = search_oracle(model, tokens, space, "shared", [2], method=method, prune=False)
+    picked = truth.gather(-1, found.route_ids[0, ..., None])[..., 0]
+    torch.testing.assert_close(picked, found.nll[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, SMALL, BIG)])
 @pytest.mark.parametrize("limit", [Exactly(1), AtMost(1)])
 def test_draws_are_uniform_within_the_budget(branches, limit):
     space = RouteSpace(3, branches)
-    drawn = draw_within(limit, space, (100, 200), torch.Generator().manual_seed(0))
+    drawn = draw_within(limit, Cells(space, 1, 4), (100, 200), torch.Generator().manual_seed(0))
     bigs = [1] if isinstance(limit, Exactly) else [0, 1]
     allowed = sorted(int(each) for big in bigs for each in space.ids_with(big))
     ids, counts = drawn.unique(return_counts=True)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace, search_oracle
-from duollm.oracle import beam
-from duollm.oracle.beam import beam_search
-from duollm.oracle.sampled import sampled_search
+from duollm.oracle import beam, tree
+from duollm.oracle.beam import Beam
+from duollm.oracle.local import Sampled
 from naive_oracle import tiny_model, tiny_tokens
 
 
@@ -17,9 +17,9 @@ def test_rows_per_layer_stay_within_the_width(monkeypatch, context):
         rows.append((layer.layer_idx, len(entered_PND)))
         return branch_out(layer, entered_PND, *rest)
 
-    branch_out = beam.branch_out
-    monkeypatch.setattr(beam, "branch_out", recorded)
-    beam_search(tiny_model(16), tiny_tokens(), RouteSpace(16), context, list(range(17)), width=20)
+    branch_out = tree.branch_out
+    monkeypatch.setattr(tree, "branch_out", recorded)
+    search_oracle(tiny_model(16), tiny_tokens(), RouteSpace(16), context, list(range(17)), method=Beam(width=20))
     per_layer = [sum(count for layer, count in rows if layer == depth) for depth in range(16)]
     assert per_layer == [1, 2, 4, 8, 16] + [20] * 11
 
@@ -28,8 +28,8 @@ def test_rows_per_layer_stay_within_the_width(monkeypatch, context):
 def test_beats_as_many_random_routes(context):
     model, tokens, space = tiny_model(10), tiny_tokens(), RouteSpace(10)
     exact = search_oracle(model, tokens, space, context, [4]).nll
-    beam_excess = (beam_search(model, tokens, space, context, [4], width=32).nll - exact).mean()
-    random_excess = (sampled_search(model, tokens, space, context, [4], routes=32).nll - exact).mean()
+    beam_excess = (search_oracle(model, tokens, space, context, [4], method=Beam(width=32)).nll - exact).mean()
+    random_excess = (search_oracle(model, tokens, space, context, [4], method=Sampled(routes=32)).nll - exact).mean()
     assert 0 <= beam_excess < random_excess / 2
 
 
@@ -37,24 +37,26 @@ def test_a_token_does_not_read_later_ones_in_the_reference_context():
     model, tokens, space = tiny_model(8), tiny_tokens(), RouteSpace(8)
     later = tokens.clone()
     later[:, 4:] = (later[:, 4:] + 1) % 97
-    first, second = (beam_search(model, each, space, "reference", [3], width=8) for each in (tokens, later))
+    first, second = (
+        search_oracle(model, each, space, "reference", [3], method=Beam(width=8)) for each in (tokens, later)
+    )
     assert first.route_ids[..., :3].equal(second.route_ids[..., :3])
 
 
 def test_padding_has_no_say_in_what_a_sequence_keeps():
     model, tokens, space = tiny_model(8), tiny_tokens(1, 6), RouteSpace(8)
     mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
-    alone = beam_search(model, tokens[:, :4], space, "shared", [3], width=8)
+    alone = search_oracle(model, tokens[:, :4], space, "shared", [3], method=Beam(width=8))
     for padding in (0, 50):
         padded = torch.cat([tokens[:, :4], torch.full((1, 2), padding)], dim=1)
-        found = beam_search(model, padded, space, "shared", [3], width=8, attention_mask=mask)
+        found = search_oracle(model, padded, space, "shared", [3], attention_mask=mask, method=Beam(width=8))
         torch.testing.assert_close(found.nll[..., :3], alone.nll, atol=1e-5, rtol=0)
 
 
 def test_without_a_big_branch_only_budget_0_is_left():
     model, tokens, space = tiny_model(5), tiny_tokens(), RouteSpace(5, (Branch.SKIP, Branch.SMALL))
     exact = search_oracle(model, tokens, space, "reference", [0])
-    found = beam_search(model, tokens, space, "reference", [0])
+    found = search_oracle(model, tokens, space, "reference", [0], method="beam")
     assert found.route_ids.equal(exact.route_ids)
 
 

@@ -12,12 +12,11 @@ from duollm.oracle.budgets import (
     Cells,
     Exactly,
     FlopsShare,
+    Frontier,
     OnAverage,
     Schedule,
-    allowed_cells,
     parse_budget,
     parse_budgets,
-    pick,
 )
 
 SKIP, SMALL, BIG = Branch
@@ -32,6 +31,13 @@ def frontiers(draw, cells=CELLS, tokens=4):
     size = len(cells.spent) * tokens
     tenths = draw(st.lists(st.integers(0, 40), min_size=size, max_size=size))
     return torch.tensor(tenths).view(len(cells.spent), 1, tokens) / 10
+
+
+def pick(budget, cells, nll_QBT, wanted_QBT, first_position=0, padding_BT=None):
+    if padding_BT is None:
+        padding_BT = torch.zeros_like(nll_QBT[0], dtype=torch.bool)
+    frontier = Frontier([budget], cells, padding_BT, first_position)
+    return frontier.read(nll_QBT.flatten(1), wanted_QBT.flatten(1))[0]
 
 
 def best(budget, nll_QBT, cells=CELLS, **options):
@@ -58,6 +64,15 @@ class TestCells:
         assert cells.spent == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (0, 2)]
         assert [cells.cost(*pair) for pair in cells.spent] == [0, 1, 2, 2, 3, 4]
 
+    @pytest.mark.parametrize("branches", OPTIONS)
+    def test_they_know_how_many_routes_they_hold_and_which_they_are(self, branches):
+        space = RouteSpace(4, branches)
+        cells, routes = Cells(space, 1, 4), space.decode(torch.arange(space.size))
+        cell_R = cells.index((routes == SMALL).sum(-1), (routes == BIG).sum(-1))
+        assert torch.bincount(cell_R, minlength=len(cells.spent)).tolist() == cells.routes
+        spent_R2 = torch.tensor(cells.spent)[cell_R]
+        assert spent_R2.equal(torch.stack([(routes == SMALL).sum(-1), (routes == BIG).sum(-1)], dim=1))
+
     def test_share_is_of_all_big(self):
         assert CELLS.share(0, 3) == 1
         assert CELLS.share(3, 0) == 1 / 4
@@ -81,7 +96,7 @@ class TestAllows:
         assert budget.allows(ALL_CELLS, 0) == [rule(*pair) for pair in ALL_CELLS.spent]
 
     def test_a_schedule_goes_by_position_and_its_last_value_holds_on(self):
-        allowed_QT = allowed_cells(Schedule((2, 0)), CELLS, range(4))
+        allowed_QT = CELLS.allowed(Schedule((2, 0)), range(4))
         assert allowed_QT.T.tolist() == [[big == at for _, big in CELLS.spent] for at in (2, 0, 0, 0)]
 
     @pytest.mark.parametrize(
@@ -97,7 +112,7 @@ class TestAllows:
     )
     def test_impossible_budgets_are_refused(self, budget, message):
         with pytest.raises(ValueError, match=message):
-            allowed_cells(budget, CELLS, range(2))
+            CELLS.allowed(budget, range(2))
 
 
 class TestRamp:

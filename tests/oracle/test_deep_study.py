@@ -1,17 +1,13 @@
 import json
 
-import pytest
-
 from duollm.config import Recipe
 from duollm.study import run_study
 from tiny import SIZES
 from tiny_corpus import write_corpus
 
-pytestmark = pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # the figures' font lacks some of the texts' signs
-
 
 def test_a_study_of_twenty_layers_searched_by_beam_reaches_its_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("duollm.train.loop.matmul_peak", lambda precision: 1e9)
+    monkeypatch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
     sizes = {key: SIZES[key] for key in ("hidden_size", "intermediate_size", "small_intermediate_size")}
     recipe = {
         "model": sizes | {"num_hidden_layers": 20},

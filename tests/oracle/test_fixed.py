@@ -66,7 +66,7 @@ def test_tables_hold_the_counted_tokens_under_every_pattern(model):
     pattern_R = np.array([1, 4, 7])
     tables = pattern_tables(model, WINDOWS, counted_WN, SPACE.decode(pattern_R))
     for window, table in enumerate(tables):
-        assert table.tokens_M.equal(counted_WN[window].nonzero()[:, 0])
+        assert table.counted_M.equal(counted_WN[window].nonzero()[:, 0])
         for column, pattern in enumerate(pattern_R):
             naive = naive_nll(model, window, SPACE.decode(pattern))[counted_WN[window]]
             torch.testing.assert_close(table.nll_MR[:, column], naive, atol=1e-4, rtol=0)

@@ -13,7 +13,7 @@ from duollm.oracle.labels import (
     save_labels,
 )
 from duollm.oracle.search import loss_table
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 from tiny import random_ids, tiny_model
 
 SPACE = RouteSpace(3)
@@ -29,12 +29,12 @@ def labels():
 def mean_of_all_routes(monkeypatch):
     """The expectation is under the mean of all routes, rather than of random ones."""
 
-    def exact_mean(model, ids_BT, space, generator, routes):
+    def exact_mean(model, ids_BT, space, generator):
         every = [model(ids_BT, routes=route).logits.softmax(-1) for route in space.decode(torch.arange(space.size))]
         return torch.stack(every).mean(0)
 
     monkeypatch.setattr("duollm.oracle.labels.mean_prediction", exact_mean)
-    return exact_mean(tiny_model(), IDS_WT[:, :-1], SPACE, None, 0)
+    return exact_mean(tiny_model(), IDS_WT[:, :-1], SPACE, None)
 
 
 def centred(losses):

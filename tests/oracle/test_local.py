@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from duollm import Branch, RouteSpace
-from duollm.oracle.budgets import AtMost, Exactly
-from duollm.oracle.local import local_search, moves
-from duollm.oracle.sampled import sampled_search
+from duollm import Branch, RouteSpace, search_oracle
+from duollm.oracle.budgets import AtMost, Cells, Exactly
+from duollm.oracle.local import Local, Sampled, moves
 from naive_oracle import naive_table, tiny_model, tiny_tokens
 
 SKIP, SMALL, BIG = Branch
@@ -35,7 +34,7 @@ def test_moves_are_all_changes_and_exchanges_within_the_budget(branches, limit):
     space = RouteSpace(4, branches)
     bigs = [2] if isinstance(limit, Exactly) else [0, 1, 2]
     ids = torch.cat([torch.as_tensor(space.ids_with(big)) for big in bigs])
-    reached = (ids + moves(ids, limit, space)).T
+    reached = (ids + moves(ids, limit, Cells(space, 1, 4))).T
     for route_id, neighbours in zip(ids.tolist(), reached.tolist(), strict=True):
         assert set(neighbours) - {route_id} == naive_neighbours(route_id, limit, space)
 
@@ -45,7 +44,7 @@ def test_moves_are_all_changes_and_exchanges_within_the_budget(branches, limit):
 def test_no_move_betters_the_result(context, limit):
     model, tokens, space = tiny_model(5), tiny_tokens(), RouteSpace(5)
     truth = naive_table(model, tokens, space, context)
-    found = local_search(model, tokens, space, context, budgets=[limit], start=torch.tensor(0b00011))
+    found = search_oracle(model, tokens, space, context, budgets=[limit], method=Local(torch.tensor(0b00011)))
     tokens = zip(found.route_ids[0].flatten().tolist(), found.nll[0].flatten(), truth.flatten(0, 1), strict=True)
     for route_id, nll, truth_R in tokens:
         assert nll <= truth_R[list(naive_neighbours(route_id, limit, space))].min() + 1e-4
@@ -54,9 +53,9 @@ def test_no_move_betters_the_result(context, limit):
 @pytest.mark.parametrize("context", ["shared", "reference"])
 def test_betters_its_start(context):
     model, tokens, space = tiny_model(10), tiny_tokens(), RouteSpace(10)
-    start = sampled_search(model, tokens, space, context, [3, 5], routes=4)
-    still = local_search(model, tokens, space, context, [3, 5], start=start.route_ids, steps=0)
-    found = local_search(model, tokens, space, context, [3, 5], start=start.route_ids)
+    start = search_oracle(model, tokens, space, context, [3, 5], method=Sampled(routes=4))
+    still = search_oracle(model, tokens, space, context, [3, 5], method=Local(start.route_ids, steps=0))
+    found = search_oracle(model, tokens, space, context, [3, 5], method=Local(start.route_ids))
     assert (still.nll <= start.nll + 1e-5).all()
     assert (found.nll <= still.nll + 1e-5).all()
     assert found.nll.mean() < still.nll.mean() - 0.01
@@ -65,15 +64,15 @@ def test_betters_its_start(context):
 def test_a_committed_start_is_a_hint_that_need_not_survive():
     model, tokens, space = tiny_model(6), tiny_tokens(), RouteSpace(6)
     start = torch.as_tensor(space.ids_with(2))[:5].expand(2, 5)
-    found = local_search(model, tokens, space, "committed", [2], start=start)
+    found = search_oracle(model, tokens, space, "committed", [2], method=Local(start))
     assert (space.count_big(found.route_ids) == 2).all()
 
 
 def test_a_result_with_padding_is_a_start():
     model, tokens, space = tiny_model(5), tiny_tokens(), RouteSpace(5)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    start = sampled_search(model, tokens, space, "reference", [2], attention_mask=mask, routes=2)
-    found = local_search(model, tokens, space, "reference", [2], attention_mask=mask, start=start.route_ids)
+    start = search_oracle(model, tokens, space, "reference", [2], attention_mask=mask, method=Sampled(routes=2))
+    found = search_oracle(model, tokens, space, "reference", [2], attention_mask=mask, method=Local(start.route_ids))
     counted = ~start.nll.isnan()
     assert (found.nll <= start.nll + 1e-5)[counted].all()
     assert found.nll.isnan().equal(start.nll.isnan())

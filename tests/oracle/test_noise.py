@@ -1,67 +1,65 @@
-import pytest
 import torch
 
-from duollm import RouteSpace
-from duollm.oracle.noise import Resampling
+from duollm import RouteSpace, search_oracle
+from duollm.oracle.budgets import Cells
+from duollm.oracle.contexts import Batch
+from duollm.oracle.noise import DrawnLabels
 from naive_oracle import tiny_model, tiny_tokens
 
 SPACE = RouteSpace(3)
 
 
-def draw(source, pairs, tokens=None, seed=0):
-    model = tiny_model()
-    input_ids = tiny_tokens(2, 3) if tokens is None else tokens
-    generator = torch.Generator().manual_seed(seed)
-    drawn = Resampling(pairs, source).draw(model, input_ids, SPACE, generator)
-    return drawn.first_SN, drawn.second_SN
+def draw(pairs, seed=0):
+    """The labels of the predictions at two sequences of three tokens."""
+    drawn, batch = DrawnLabels(pairs), Batch(tiny_model(), tiny_tokens(2, 4))
+    with torch.inference_mode():
+        drawn.begin(batch, Cells(SPACE, 8, 48), [], torch.Generator().manual_seed(seed))
+    return drawn
 
 
-def frequencies(labels_SN):
-    return torch.nn.functional.one_hot(labels_SN, 97).float().mean(0)
+def all_big_prediction():
+    with torch.no_grad():
+        return tiny_model()(tiny_tokens(2, 4)[:, :-1], routes=[2, 2, 2]).logits.softmax(-1).flatten(0, 1)
 
 
-@pytest.mark.parametrize("source", ["all-big", "mean"])
-def test_pairs_by_positions(source):
-    first, second = draw(source, pairs=5)
+def test_pairs_by_positions():
+    first, second = draw(pairs=5).label_2SN
     assert first.shape == second.shape == (5, 6)
     assert first.dtype == torch.long
     assert not first.equal(second)
 
 
 def test_the_same_generator_draws_the_same_labels():
-    for one, other in zip(draw("mean", 4), draw("mean", 4), strict=True):
-        assert one.equal(other)
+    assert draw(4).label_2SN.equal(draw(4).label_2SN)
+    assert not draw(4).label_2SN.equal(draw(4, seed=1).label_2SN)
 
 
-def test_labels_follow_the_given_probabilities_position_by_position():
-    probabilities = torch.zeros(2, 3, 97)
-    probabilities[..., 5], probabilities[..., 9] = 0.25, 0.75
-    probabilities[1, 2] = 0
-    probabilities[1, 2, 40] = 1
-    for labels in draw(probabilities, pairs=4000):
-        found = frequencies(labels)
-        torch.testing.assert_close(found, probabilities.flatten(0, 1), atol=0.04, rtol=0)
+def test_labels_follow_the_all_big_prediction_position_by_position():
+    for label_SN in draw(8000).label_2SN:
+        frequencies = torch.nn.functional.one_hot(label_SN, 97).float().mean(0)
+        torch.testing.assert_close(frequencies, all_big_prediction(), atol=0.03, rtol=0)
 
 
 def test_the_two_draws_of_a_pair_are_independent():
-    uniform = torch.zeros(2, 3, 97)
-    uniform[..., :2] = 0.5
-    first, second = draw(uniform, pairs=4000)
-    assert (first == second).float().mean() == pytest.approx(0.5, abs=0.02)
+    first, second = draw(8000).label_2SN
+    agree_N = (first == second).float().mean(0)
+    torch.testing.assert_close(agree_N, all_big_prediction().square().sum(-1), atol=0.03, rtol=0)
 
 
-def test_all_big_is_the_prediction_of_the_model_with_all_layers_big():
-    tokens = tiny_tokens(2, 3)
-    with torch.no_grad():
-        expected = tiny_model()(tokens, routes=[2, 2, 2]).logits.softmax(-1).flatten(0, 1)
-    torch.testing.assert_close(frequencies(draw("all-big", 8000, tokens)[0]), expected, atol=0.03, rtol=0)
+def test_excess_is_how_much_more_surprising_the_labels_are_than_expected():
+    drawn, p_NV = draw(8000), all_big_prediction()
+    for label_SN, excess_SN in zip(drawn.label_2SN, drawn.excess_2SN, strict=True):
+        nll_SN = -p_NV.log().T.gather(0, label_SN)
+        torch.testing.assert_close(excess_SN, nll_SN - -(p_NV * p_NV.log()).sum(-1))
+        torch.testing.assert_close(excess_SN.mean(0), torch.zeros(6), atol=0.1, rtol=0)
 
 
-def test_probabilities_of_the_wrong_shape_are_refused():
-    with pytest.raises(ValueError, match=r"probabilities must have shape \[2, 3, 97\], got \[2, 4, 97\]"):
-        draw(torch.ones(2, 4, 97), pairs=1)
-
-
-def test_an_unknown_source_is_refused():
-    with pytest.raises(ValueError, match="source must be 'all-big', 'mean' or probabilities, got 'all-small'"):
-        draw("all-small", pairs=1)
+def test_in_context_committed_they_meet_the_picks_of_the_true_labels():
+    model, tokens, drawn = tiny_model(), tiny_tokens(), DrawnLabels(2)
+    committed = search_oracle(model, tokens, SPACE, "committed", [1, 2], reductions=[drawn])
+    for k, big in enumerate(committed.big_layers):
+        routes = torch.full((2, 6, 3), 2)
+        routes[:, :-1] = SPACE.decode(committed.route_ids[k])
+        same = search_oracle(model, tokens, SPACE, "reference", [big], reference=routes, reductions=[DrawnLabels(2)])
+        for name in ("nll", "resampled_nll", "resampled_score"):
+            torch.testing.assert_close(committed.columns[name][k], same.columns[name][0], atol=1e-4, rtol=0)

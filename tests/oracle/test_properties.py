@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from duollm import Branch, RouteSpace, search_oracle
 from duollm.oracle.budgets import AtMost, Exactly, FlopsShare, OnAverage
-from duollm.routing.sampling import draw_route_ids
+from duollm.routes.sampling import draw_route_ids
 from naive_oracle import forward_nll, tiny_model, tiny_tokens
 
 SKIP, SMALL, BIG = Branch

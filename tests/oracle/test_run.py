@@ -11,7 +11,8 @@ import torch
 from duollm import RouteSpace, loss_table
 from duollm.config import OracleConfig
 from duollm.errors import UserError
-from duollm.oracle.run import OracleRun, search_facts
+from duollm.oracle.reductions import BestSoFar
+from duollm.oracle.run import REDUCTIONS, OracleRun, search_facts
 from duollm.oracle.store import KINDS, OracleStore
 from duollm.records.halves import first_half
 from naive_oracle import forward_nll
@@ -234,6 +235,23 @@ def test_three_branches_in_all_contexts(stage, owls, tmp_path):
     np.testing.assert_allclose(table["executed_committed_k1"], table["nll_committed_k1"], atol=1e-4)
     # All small is one of the routes without big layers, which may skip too.
     assert (table["nll_shared_k0"] <= table["nll_small"] + 1e-4).all()
+
+
+class Twice(BestSoFar):
+    """The best loss, twice: a column of its own."""
+
+    def columns(self, frontier):
+        return {"twice": 2 * frontier.read(self.nll_QN, self.nll_QN)}
+
+
+@pytest.mark.parametrize("search", ["exact", "beam"])
+def test_a_reduction_that_is_listed_has_columns_in_the_store(stage, owls, tmp_path, monkeypatch, search):
+    monkeypatch.setattr("duollm.oracle.run.REDUCTIONS", [*REDUCTIONS, lambda config: Twice()])
+    stage(tmp_path / "oracle", data=owls, documents=2, committed_big_layers=[1], more_budgets=[], search=search).run()
+    table = read(tmp_path / "oracle")
+    for context in ("shared", "reference"):
+        np.testing.assert_allclose(table[f"twice_{context}_k1"], 2 * table[f"nll_{context}_k1"])
+    assert not any(name.startswith("twice_committed") for name in table)
 
 
 class TestDeep:

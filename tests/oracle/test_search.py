@@ -3,9 +3,9 @@ import torch
 
 from duollm import Branch, RouteSpace, loss_table, search_oracle
 from duollm.oracle.budgets import AtMost, Exactly, FlopsShare, OnAverage, Schedule
-from duollm.oracle.noise import Resampling
-from duollm.oracle.reduce import LeafTable
-from duollm.oracle.search import executed_nll
+from duollm.oracle.noise import DrawnLabels
+from duollm.oracle.reductions import LeafTable, RandomRoutes
+from duollm.oracle.search import SEARCHES, executed_nll
 from naive_oracle import forward_nll, naive_committed, naive_table, tiny_model, tiny_tokens
 
 SKIP, SMALL, BIG = Branch
@@ -80,34 +80,27 @@ def test_reference_may_be_any_routes():
     )
 
 
-def test_reference_rounds_feed_the_picks_back_and_report_the_change():
+def test_a_reference_that_its_picks_agree_with_is_realised_by_one_forward():
     model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
-    first = search_oracle(model, tokens, space, "reference", [1])
-    second = search_oracle(model, tokens, space, "reference", [1], rounds=2)
-    routes = torch.full((2, 6, 3), 2)
-    routes[:, :-1] = space.decode(first.route_ids[0])
-    truth = naive_table(model, tokens, space, "reference", routes)
-    torch.testing.assert_close(second.nll[0], best_of(truth, space.ids_with(1)), atol=1e-4, rtol=0)
-    assert second.changed[0, 0] == (first.route_ids != second.route_ids).float().mean()
-
-
-def test_reference_at_a_fixed_point_is_realised_by_one_forward():
-    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
-    result = search_oracle(model, tokens, space, "reference", [1], rounds=8)
-    assert result.changed[-1, 0] == 0
-    torch.testing.assert_close(
-        executed_nll(model, tokens, space, result.route_ids[0]), result.nll[0], atol=1e-4, rtol=0
-    )
+    routes, route_ids = torch.full((2, 6, 3), 2), None
+    for _ in range(8):
+        before, result = route_ids, search_oracle(model, tokens, space, "reference", [1], reference=routes)
+        route_ids = result.route_ids
+        routes[:, :-1] = space.decode(route_ids[0])
+    assert route_ids.equal(before)
+    torch.testing.assert_close(executed_nll(model, tokens, space, route_ids[0]), result.nll[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("context", ["shared", "reference"])
 def test_pruning_changes_nothing_and_spares_leaves(context):
     model, tokens, space = tiny_model(6), tiny_tokens(), RouteSpace(6)
-    pruned = search_oracle(model, tokens, space, context, random_routes=5)
-    full = search_oracle(model, tokens, space, context, random_routes=5, prune=False)
-    torch.testing.assert_close(pruned.nll, full.nll, atol=1e-5, rtol=0)
+    kept = [DrawnLabels(2), RandomRoutes(5)]
+    pruned = search_oracle(model, tokens, space, context, reductions=kept)
+    full = search_oracle(model, tokens, space, context, reductions=kept, prune=False)
     assert pruned.route_ids.equal(full.route_ids)
-    torch.testing.assert_close(pruned.random_nll, full.random_nll, atol=1e-5, rtol=0)
+    assert set(pruned.columns) == {"nll", "route", "random_nll", "resampled_nll", "resampled_score"}
+    for name, column in pruned.columns.items():
+        torch.testing.assert_close(column, full.columns[name], atol=1e-5, rtol=0)
     assert full.evaluated_share == 1
     assert pruned.evaluated_share < 0.8
 
@@ -165,43 +158,44 @@ def test_padding_spends_nothing_of_an_average():
 
 def test_random_routes_compete_only_if_drawn():
     model, tokens, space = tiny_model(4), tiny_tokens(), RouteSpace(4)
-    result = search_oracle(model, tokens, space, random_routes=2, generator=torch.Generator().manual_seed(0))
-    assert (result.random_nll >= result.nll - 1e-5).all()
-    assert (result.random_nll > result.nll + 1e-3).any()
-    many = search_oracle(model, tokens, space, random_routes=200, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(many.random_nll, many.nll, atol=1e-5, rtol=0)
+    found = search_oracle(model, tokens, space, reductions=[RandomRoutes(2)])
+    assert (found.columns["random_nll"] >= found.nll - 1e-5).all()
+    assert (found.columns["random_nll"] > found.nll + 1e-3).any()
+    many = search_oracle(model, tokens, space, reductions=[RandomRoutes(200)])
+    torch.testing.assert_close(many.columns["random_nll"], many.nll, atol=1e-5, rtol=0)
 
 
 def test_a_table_holds_its_tokens_under_every_route():
     model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
     truth = naive_table(model, tokens, space, "shared").flatten(0, 1)
     counted = torch.tensor([1, 1, 0, 1, 1, 0, 0, 0, 1, 1]).bool()
-    table = LeafTable.of(counted, space.size)
-    search_oracle(model, tokens, space, table=table)
+    table = LeafTable(counted, space.size)
+    search_oracle(model, tokens, space, reductions=[table])
     torch.testing.assert_close(table.nll_MR, truth[counted], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("source", ["all-big", "mean", "given"])
-def test_resampled_labels_are_picked_and_scored_with_their_own_losses(source):
-    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
-    uniform = torch.full((2, 5, 97), 1 / 97)
-    resampling = Resampling(pairs=3, source=uniform if source == "given" else source)
-    labels = resampling.draw(model, tokens[:, :-1], space, torch.Generator().manual_seed(7))
-    first, second = labels.first_SN, labels.second_SN
-    excess, second_excess = labels.excess_2SN.view(2, 3, 2, 5)
-    result = search_oracle(
-        model, tokens, space, big_layers=[1], resampling=resampling, generator=torch.Generator().manual_seed(7)
-    )
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_drawn_labels_are_picked_and_scored_with_their_own_losses(pairs):
+    model, tokens, space, drawn = tiny_model(), tiny_tokens(), RouteSpace(3), DrawnLabels(pairs)
+    result = search_oracle(model, tokens, space, big_layers=[1], reductions=[drawn])
     ids = torch.as_tensor(space.ids_with(1))
-    for pair in range(3):
-        with torch.no_grad():
-            log_p = torch.stack([model(tokens, routes=space.decode(r)).logits[:, :-1].log_softmax(-1) for r in ids])
-        picked = -log_p.gather(-1, first[pair].view(1, 2, 5, 1).expand(len(ids), -1, -1, -1))[..., 0]
-        scored = -log_p.gather(-1, second[pair].view(1, 2, 5, 1).expand(len(ids), -1, -1, -1))[..., 0]
-        best = picked.min(0)
-        torch.testing.assert_close(result.resampled_nll[pair, 0], best.values - excess[pair], atol=1e-4, rtol=0)
-        score = scored.gather(0, best.indices[None])[0] - second_excess[pair]
-        torch.testing.assert_close(result.resampled_score[pair, 0], score, atol=1e-4, rtol=0)
+    with torch.no_grad():
+        log_p = torch.stack([model(tokens, routes=space.decode(r)).logits[:, :-1].log_softmax(-1) for r in ids])
+    label_2SRBT1 = drawn.label_2SN.view(2, pairs, 1, 2, 5, 1).expand(-1, -1, len(ids), -1, -1, -1)
+    first_SRBT, second_SRBT = (-torch.stack([log_p.gather(-1, each) for each in of])[..., 0] for of in label_2SRBT1)
+    best = first_SRBT.min(1, keepdim=True)
+    first_excess, second_excess = drawn.excess_2SN.view(2, pairs, 2, 5)
+    nll = (best.values[:, 0] - first_excess).mean(0)
+    score = (second_SRBT.gather(1, best.indices)[:, 0] - second_excess).mean(0)
+    torch.testing.assert_close(result.columns["resampled_nll"][0], nll, atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.columns["resampled_score"][0], score, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_all_methods_answer_alike(name):
+    found = search_oracle(tiny_model(), tiny_tokens(), RouteSpace(3), "reference", [1, 2], method=name)
+    assert found.big_layers == [1, 2]
+    assert found.nll.shape == found.route_ids.shape == (2, 2, 5)
 
 
 def test_ties_go_to_the_cheaper_then_the_smaller_id():
@@ -246,7 +240,19 @@ def test_executed_together_is_one_forward_with_the_picks():
         ({"budgets": [FlopsShare(0.01)]}, "no route costs at most 0.01"),
         ({"budgets": [OnAverage(4)]}, "allowed: 0 .. 3"),
         ({"context": "committed", "budgets": [OnAverage(1)]}, "no budget on average"),
-        ({"context": "shared", "rounds": 2}, "context 'reference'"),
+        ({"reference": torch.tensor([2, 2, 2])}, "reference goes with context 'reference', got context 'shared'"),
+        (
+            {"context": "committed", "reductions": [RandomRoutes(2)]},
+            "RandomRoutes does not go with context 'committed'",
+        ),
+        (
+            {"context": "committed", "reductions": [LeafTable(torch.ones(10).bool(), 8)]},
+            "LeafTable does not go with context 'committed'",
+        ),
+        (
+            {"method": "greedy"},
+            "method must be one of exact, beam, local, sampled or one made with settings, got 'greedy'",
+        ),
     ],
 )
 def test_impossible_searches_are_refused(options, message):
@@ -270,3 +276,29 @@ def test_bad_input_is_refused(tokens, space, message):
 def test_a_table_of_committed_losses_is_refused():
     with pytest.raises(ValueError, match="use search_oracle"):
         loss_table(tiny_model(), tiny_tokens(), RouteSpace(3), "committed")
+
+
+def test_what_would_have_no_effect_in_a_search_is_refused():
+    ids, space = tiny_tokens(), RouteSpace(3)
+    expected = search_oracle(tiny_model(), ids, space).nll
+
+    def touched(touch):
+        model = tiny_model()
+        touch(model)
+        return search_oracle(model, ids, space).nll
+
+    def nothing(*_):
+        return None
+
+    with pytest.raises(ValueError, match=r"lm_head must be an nn.Linear.* got Adapter with"):
+        touched(lambda model: setattr(model, "lm_head", type("Adapter", (torch.nn.Linear,), {})(32, 97)))
+    with pytest.raises(ValueError, match="merge adapters, do not offload"):
+        touched(lambda model: model.lm_head.to("meta"))
+    for part in ("model", "model.layers.1", "model.layers.0.self_attn", "model.layers.2.mlp"):
+        with pytest.raises(ValueError, match=f"put on {part} would have no effect"):
+            touched(lambda model, part=part: model.get_submodule(part).register_forward_hook(nothing))
+    # transformers' own recording changes nothing, and what is put on the parts that are called has its effect
+    assert touched(lambda model: model(ids, output_hidden_states=True)).equal(expected)
+    assert not touched(
+        lambda model: model.model.layers[1].mlp.big.register_forward_hook(lambda *given: 2 * given[-1])
+    ).equal(expected)

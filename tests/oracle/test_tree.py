@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace
-from duollm.oracle.batch import Batch
+from duollm.oracle.contexts import Batch
 from duollm.oracle.tree import Tree
 from naive_oracle import tiny_model, tiny_tokens
 
@@ -32,7 +32,7 @@ class Walk:
 
     @property
     def ids(self):
-        return torch.cat([block.ids_P for block in self.blocks])
+        return torch.cat([block.ids_PG[:, 0] for block in self.blocks])
 
     def attended(self, depth):
         return sum(prefixes for layer, prefixes in self.rows_attended if layer == depth)
@@ -44,7 +44,7 @@ def test_leaves_are_all_routes_ascending_with_what_they_spend(branches, max_rows
     walk = Walk(branches, max_rows=max_rows)
     assert walk.ids.tolist() == list(range(walk.space.size))
     routes = walk.space.decode(walk.ids)
-    spent = torch.cat([block.spent_P2 for block in walk.blocks])
+    spent = torch.cat([block.spent_PG2[:, 0] for block in walk.blocks])
     assert spent.equal(torch.stack([(routes == branch).sum(-1) for branch in (SMALL, BIG)], dim=1))
 
 

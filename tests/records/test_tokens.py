@@ -9,7 +9,7 @@ from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.records.keys import Key
 from duollm.records.tokens import list_domains, read_ceiling, read_oracle, read_tokens
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 from synthetic_ceiling import CHOSEN, write_ceiling
 from synthetic_run import Plan, write_parquet, write_run
 

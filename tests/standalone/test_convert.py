@@ -1,11 +1,14 @@
 """`duollm convert` as a command."""
 
+import re
+import shutil
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from duollm import cli
-from duollm.evaluate.loading import load_model
+from duollm.convert.saving import load_model
 from tiny import random_ids
 from tiny_corpus import write_corpus
 from tiny_dense import write_dense
@@ -73,6 +76,18 @@ def test_wrong_input_is_refused_in_a_line_and_leaves_nothing(command, monkeypatc
     assert code == 2
     assert complaint in output.err
     assert output.err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("small_init", ["random", "slice"])
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(command, folder, tmp_path, small_init):
+    shutil.copytree(folder / "dense", tmp_path / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "grown")
+    tokenizer.add_tokens(["<|user|>", "<|model|>"])
+    tokenizer.save_pretrained(tmp_path / "grown")
+    code, output, out = command("--small-init", small_init, dense=str(tmp_path / "grown"))
+    assert code == 2
+    assert re.search(r"grown: knows 300 tokens, its tokenizer has 30\d; resize", output.err)
     assert not out.exists()
 
 

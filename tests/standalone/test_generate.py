@@ -1,20 +1,22 @@
 """`duollm generate` on a tiny saved model, as the command line runs it."""
 
+import copy
 import io
 import re
 import shutil
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import GenerationConfig
 
 from duollm import cli
 from duollm.config import Recipe, save_recipe
-from duollm.data.tokenizer import train_tokenizer
+from duollm.convert.saving import Story, save_model
+from duollm.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 from duollm.flops import head_flops, token_flops
-from duollm.routing.folder import make_router, save_router
-from duollm.routing.policies import RandomShare
-from duollm.train.saving import Story, save_model
+from duollm.routers.policies import RandomShare
+from duollm.routers.registry import make_router, save_router
 from tiny import tiny_model
 
 PROMPT = "the owl of "
@@ -143,6 +145,28 @@ def test_a_router_trained_with_its_model_runs_on_that_model(shown, run, tokenize
     save_model(other, tokenizer, run / "other", Story())
     text = shown(run, PROMPT, *FLAGS, "--policy", "linear_k0").partition("\n\nlinear_k0:")[0]
     assert shown(run / "other", PROMPT, *FLAGS, "--policy", "all-small").startswith(f"{text}\n\nall-small")
+
+
+def test_a_prompt_is_continued_not_closed(shown, folder, model, tokenizer, tmp_path):
+    shutil.copytree(folder, tmp_path / "closing")
+    closing = copy.deepcopy(tokenizer)
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", END_OF_TEXT], special_tokens=[(END_OF_TEXT, 0)]
+    )
+    closing.save_pretrained(tmp_path / "closing")
+    assert load_tokenizer(tmp_path / "closing")(PROMPT).input_ids[-1] == 0
+    texts = [shown(each, PROMPT, *FLAGS).partition("\n\nall-big")[0] for each in (folder, tmp_path / "closing")]
+    assert texts[0] == texts[1]
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(capsys, folder, tokenizer, tmp_path):
+    shutil.copytree(folder, tmp_path / "grown")
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens(["<|user|>"])
+    grown.save_pretrained(tmp_path / "grown")
+    assert cli.main(["generate", str(tmp_path / "grown"), "<|user|>"]) == 2
+    number = len(tokenizer)
+    assert f"grown: knows {number} tokens, its tokenizer has {number + 1}; resize" in capsys.readouterr().err
 
 
 def test_a_chat_prompt_goes_through_the_template(shown, folder, model, tokenizer, tmp_path):

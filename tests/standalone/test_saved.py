@@ -7,7 +7,7 @@ import yaml
 
 from duollm.config import DataConfig
 from duollm.errors import UserError
-from duollm.routing.folder import make_router, save_router
+from duollm.routers.registry import make_router, save_router
 from duollm.standalone.saved import Saved, policies_of
 from tiny import tiny_model
 from tiny_saved import save_tiny

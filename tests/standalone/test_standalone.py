@@ -11,8 +11,8 @@ import yaml
 from duollm import cli, standalone
 from duollm.config import DataConfig
 from duollm.data.packing import prepare_data
-from duollm.routing.folder import make_router, save_router
-from duollm.routing.space import RouteSpace
+from duollm.routers.registry import make_router, save_router
+from duollm.routes.space import RouteSpace
 from tiny import tiny_config
 from tiny_saved import save_tiny
 
@@ -108,11 +108,14 @@ def test_tasks_write_samples_with_routes(evaluate, tmp_path):
     pytest.importorskip("accelerate", reason="needs the extra `eval`")
     code, output = evaluate(
         "--model", "model", "--tasks", "duollm_prose_continuation", "--limit", "2",
-        "--policy", "all-big", "--policy", "routes:211", "--out", str(tmp_path),
+        "--policy", "all-big", "--policy", "routes:211", "--batch-size", "auto", "--out", str(tmp_path),
     )  # fmt: skip
     assert code == 0
     assert "acc_norm" in output.out
-    rows = json.loads((tmp_path / "tasks.json").read_text())["rows"]
+    assert "note: --batch-size auto: 8 rows" in output.err
+    written = json.loads((tmp_path / "tasks.json").read_text())
+    rows = written["rows"]
+    assert [note[:17] for note in written["notes"]] == ["--batch-size auto"]
     assert [(row["policy"], row["metric"], row["samples"]) for row in rows] == [
         (policy, metric, 2) for policy in ("all-big", "routes:211") for metric in ("acc", "acc_norm")
     ]
@@ -137,7 +140,9 @@ def test_tasks_write_samples_with_routes(evaluate, tmp_path):
         (["--model", "model", "--shares", "0,1"], "--shares needs --sweep"),
         (["--model", "model", "--sweep", "first", "--shares", "0;1"], "numbers with commas"),
         (["--model", "model", "--sweep", "frist"], "did you mean 'first'"),
-        (["--model", "model", "--documents", "0"], "--documents"),
+        (["--model", "model", "--documents", "0"], "--documents: takes a whole number from 1, got '0'"),
+        (["--model", "model", "--batch-size", "many"], "--batch-size: takes a whole number from 1, got 'many'"),
+        (["--model", "model", "--batch-size", "auto"], "--batch-size auto goes with --tasks"),
         (["--model", "owls"], "neither a saved duo"),
         (["--model", "nowhere"], "neither a saved duo"),
         (["--model", "model", "--domains", "owls", "--policy", "all-bog"], "did you mean 'all-big'"),

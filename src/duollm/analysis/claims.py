@@ -15,7 +15,7 @@ from duollm.records.bootstrap import Floats, interval
 from duollm.records.keys import ALL_BIG, BEST_PATTERNS, EXACT, ORACLE, STATIC, ramp_oracle
 from duollm.records.numbers import percent, whole, with_interval
 from duollm.records.records import BRANCHES, Draws, nll_at
-from duollm.routing.space import focus_budgets
+from duollm.routes.space import focus_budgets
 
 NEAR = 0.25
 """C1: the router is near the best of 100 if it bridges less than this share of the way to the oracle."""

@@ -17,7 +17,7 @@ from duollm.records.keys import ALL_BIG, AVERAGE, EXACT, ORACLE, PATTERNS_DRAWN,
 from duollm.records.patterns import PatternSums, best_of, read_best_routes, whole_document_sums
 from duollm.records.records import Draws
 from duollm.records.tokens import Tokens
-from duollm.routing.space import focus_budgets
+from duollm.routes.space import focus_budgets
 
 
 def nll_rows(draws: Draws) -> Iterator[LossRow]:

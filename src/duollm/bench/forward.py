@@ -21,8 +21,8 @@ from duollm.machine import Precision
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.folder import make_router
-from duollm.routing.router import Router
+from duollm.routers.base import Router
+from duollm.routers.registry import make_router
 
 # A small vocabulary: only the last token's logits are computed, and the head reads little beside the layers.
 _SIZES: dict[str, Any] = {

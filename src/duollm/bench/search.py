@@ -19,10 +19,9 @@ from duollm.machine import matmul_peak
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.beam import beam_search
 from duollm.oracle.search import search_oracle
-from duollm.routing.space import RouteSpace
-from duollm.train.distributed import join_world
+from duollm.routes.space import RouteSpace
+from duollm.training.world import join_world
 
 _LENGTH, _BATCH, _NAIVE_ROUTES = 128, 8, 8
 _BUDGET = 6
@@ -88,8 +87,8 @@ def _beam_growth(seconds: float) -> list[Row]:
     tokens_BT = torch.randint(4096, (1, _LENGTH))
     for layers in _BEAM_DEPTHS:
         model = trained_like(DuoConfig(num_hidden_layers=layers))
-        space, budget = RouteSpace(layers), [layers // 3]
-        search = {"": lambda m=model, s=space, k=budget: beam_search(m, tokens_BT.to(m.device), s, "reference", k)}
+        space, settings = RouteSpace(layers), {"context": "reference", "big_layers": [layers // 3], "method": "beam"}
+        search = {"": lambda m=model, s=space, o=settings: search_oracle(m, tokens_BT.to(m.device), s, **o)}
         spent = alternate(search, seconds / 4)[""] / (_LENGTH - 1)
         row: Row = {
             "search": "beam, reference",

@@ -13,9 +13,9 @@ from duollm.flops import training_flops
 from duollm.machine import faster_precision, matmul_peak
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.train.distributed import join_world
-from duollm.train.optimizer import TrainingPlan, make_optimizer
-from duollm.train.pretrain import prepare_for_training, random_routing_loss
+from duollm.training.optimizer import TrainingPlan, make_optimizer
+from duollm.training.pretrain import prepare_for_training, random_routing_loss
+from duollm.training.world import join_world
 
 _BATCH, _LENGTH, _SHARES = 32, 128, (0.0, 0.5, 0.5)
 Loss = Callable[[Tensor, int], Tensor]

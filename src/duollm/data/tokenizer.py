@@ -1,12 +1,14 @@
 """The tokenizer: a byte-level BPE trained here, or an existing one."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from duollm.errors import UserError
+from duollm.errors import UserError, in_a_line
+from duollm.files import check_no_pointer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -14,10 +16,13 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 
 _SMALLEST_VOCABULARY = 257  # every byte and the end of text
+_LONGEST_WORD = 1024  # bytes; a merge takes quadratic time in the length of a word
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE, which represents any text; deterministic.
+
+    A word of more than 1,024 bytes, such as a long row of spaces, is learned from in pieces.
 
     Its only special token, `<|endoftext|>`, has id 0 and serves as beginning, end and padding. It has
     fewer than `vocab_size` tokens if the text has too few different words.
@@ -33,7 +38,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
             f"(256 bytes and the end-of-text token), got {vocab_size}"
         )
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = pre_tokenizers.Split(Regex(f".{{1,{_LONGEST_WORD}}}"), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pieces])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -42,6 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+    bpe.pre_tokenizer = words  # encoding a long word takes linear time
     ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **ends)
 
@@ -55,14 +63,53 @@ def load_tokenizer(path_or_id: str | Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
+        check_no_pointer(Path(path_or_id, "tokenizer.json"))
         tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # libraries raise whatever a damaged file leads them to
         raise UserError(
-            f"tokenizer {path_or_id}: neither a folder with tokenizer.json nor a hub id that can be loaded: {reason}"
+            f"tokenizer {path_or_id}: neither a folder with tokenizer.json nor a hub id that can be loaded: "
+            f"{in_a_line(error)}"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer {path_or_id}: {type(tokenizer).__name__} has no fast version (tokenizer.json)")
     if tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {path_or_id}: has no end-of-text token; set eos_token in its tokenizer_config.json")
     return tokenizer
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Return one more than the largest token id; a vocabulary with gaps has fewer tokens than that."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def check_vocabulary(given: str, known: int, needed: int) -> None:
+    """Refuse a model, named `given`, that knows fewer token ids than its tokenizer has.
+
+    Raises:
+        UserError: says both numbers and what to do.
+    """
+    if known < needed:
+        raise UserError(
+            f"{given}: knows {known} tokens, its tokenizer has {needed}; resize the model to its tokenizer "
+            f"(model.resize_token_embeddings({needed})) and save it, or take the added tokens out of the tokenizer"
+        )
+
+
+def for_prompts(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
+    """Return a tokenizer that puts nothing behind a text, so that the text can be continued.
+
+    A tokenizer may close every text with an end-of-text token. What it puts in front of a text stays.
+    """
+    probe = "a"
+    text = tokenizer.encode(probe, add_special_tokens=False)
+    whole = tokenizer.encode(probe)
+    if not text or whole[-len(text) :] == text:
+        return tokenizer
+    starts = [start for start in range(len(whole)) if whole[start : start + len(text)] == text]
+    before = whole[: starts[0]] if starts else []
+    names = [str(name) for name in tokenizer.convert_ids_to_tokens(before)]
+    prompting = copy.deepcopy(tokenizer)
+    prompting.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*names, "$A"], special_tokens=list(dict(zip(names, before, strict=True)).items())
+    )
+    return prompting

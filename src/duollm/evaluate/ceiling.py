@@ -5,7 +5,7 @@ Shape letters: W windows, B windows per forward, T tokens, L layers.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,56 +15,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from duollm.ceiling.predictor import GainPredictor
+from duollm.ceiling.routes import CeilingPolicy, choose, predicted_margins, price_for
 from duollm.config import EvaluateConfig
 from duollm.data.packed import PackedData
 from duollm.evaluate.losses import policy_losses
 from duollm.files import replacing
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.ceiling import GainPredictor, all_big_states, exact_routes, margins, price_for, priced_routes
-from duollm.routing.space import RouteSpace
-from duollm.train.ceiling import SHUFFLED
+from duollm.routes.space import RouteSpace
 
 _VALIDATION_WINDOWS = 64
 """Few, for every policy is executed on them."""
-_BATCH = 16
-
-Margins = dict[tuple[str, int], tuple[Tensor, Tensor]]
-"""By predictor and big layers: the margin of big and the other branch, [W, T, L] each."""
-
-
-@dataclass(frozen=True)
-class CeilingPolicy:
-    """One way from predicted gains to routes.
-
-    Attributes:
-        predictor: its name.
-        depth: the last layer whose states the predictor sees.
-        spend: "average" (big where it gains more than `price`) or "exact" (the `big_layers` that gain most).
-        price: in the predictor's units; None where the spending is exact.
-        validation_nll: nats per token.
-        chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
-    """
-
-    predictor: str
-    depth: int
-    spend: str
-    big_layers: int
-    price: float | None
-    validation_nll: float = float("inf")
-    chosen: bool = False
-
-    @property
-    def column(self) -> str:
-        """What the names of its columns end in."""
-        return f"{self.spend}_{self.predictor}_k{self.big_layers}"
-
-    def routes(self, found: Margins) -> Tensor:
-        """Return the routes of all tokens, [W, T, L]."""
-        margin, otherwise = found[self.predictor, self.big_layers]
-        if self.price is None:
-            return exact_routes(margin, otherwise, self.big_layers)
-        return priced_routes(margin, otherwise, self.price)
 
 
 def evaluate_ceiling(
@@ -101,22 +63,6 @@ def evaluate_ceiling(
             pq.write_table(table, folder / f"{domain}.parquet", compression="zstd")
 
 
-def choose(policies: Sequence[CeilingPolicy]) -> list[CeilingPolicy]:
-    """Mark, for every budget and way of spending it, the depth with the lowest loss on validation text."""
-    lowest: dict[tuple[str, int], float] = {}
-    for policy in policies:
-        if policy.predictor != SHUFFLED:
-            key = policy.spend, policy.big_layers
-            lowest[key] = min(lowest.get(key, float("inf")), policy.validation_nll)
-    return [
-        replace(
-            policy,
-            chosen=policy.predictor != SHUFFLED and policy.validation_nll == lowest[policy.spend, policy.big_layers],
-        )
-        for policy in policies
-    ]
-
-
 def _on_validation(
     model: DuoForCausalLM,
     predictors: nn.ModuleDict,
@@ -133,29 +79,6 @@ def _on_validation(
             nll_WT, _ = policy_losses(model, token_ids_WT, routes=policy.routes(found))
             policies.append(replace(policy, validation_nll=nll_WT.mean().item()))
     return policies
-
-
-@torch.inference_mode()
-def predicted_margins(
-    model: DuoForCausalLM,
-    predictors: nn.ModuleDict,
-    big_layers: Sequence[int],
-    space: RouteSpace,
-    token_ids_WT: Tensor,
-) -> Margins:
-    """Predict by how much big beats the other branches, at every budget."""
-    parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
-    for batch_BT in token_ids_WT.split(_BATCH):
-        states_BTF = all_big_states(model, batch_BT)
-        nowhere_BTL = torch.zeros(*batch_BT.shape, space.num_layers, device=batch_BT.device)
-        for name, predictor in cast(dict[str, GainPredictor], predictors).items():
-            from_states_BTLC = predictor.from_states(states_BTF)
-            for k in big_layers:
-                share_BT = torch.full(batch_BT.shape, k / space.num_layers, device=batch_BT.device)
-                gains_BTLC = from_states_BTLC + predictor.from_told(share_BT, nowhere_BTL)
-                found = margins(gains_BTLC, predictor.interactions(), space.branches)
-                parts.setdefault((name, k), []).append(found)
-    return {key: (torch.cat([m for m, _ in each]), torch.cat([o for _, o in each])) for key, each in parts.items()}
 
 
 def _columns(

@@ -4,9 +4,10 @@ Shape letters: B batch, T tokens, G generated tokens, L layers, V vocabulary.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lm_eval.evaluator import evaluate
@@ -14,15 +15,20 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from torch import Tensor
 
+from duollm.data.tokenizer import for_prompts
 from duollm.errors import UserError, did_you_mean
 from duollm.evaluate.make_tasks import TASKS_FOLDER
 from duollm.evaluate.sweep import route_digits
-from duollm.models.modeling_duo import DuoCausalLMOutput, DuoForCausalLM
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.outputs import DuoCausalLMOutput
 from duollm.models.policy import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+
+_NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What a task may call the length of its answers; lm-eval takes the first that is given."""
 
 _FEWSHOT_SEED = 1234
 """Draws the examples in the context; lm-eval's default."""
@@ -37,12 +43,18 @@ class RoutedLM(HFLM):
     Attributes:
         routes: per request (context, continuation), or (context,) for generation, the routes of the tokens that
             predicted the continuation. None are kept of rolling perplexities and of beam search.
+        shortened: how many requests were cut to the model's positions, by what was cut.
     """
 
     def __init__(
-        self, model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerFast", policy: Policy, batch_size: int
+        self,
+        model: DuoForCausalLM,
+        tokenizer: "PreTrainedTokenizerFast",
+        policy: Policy,
+        batch_size: int | Literal["auto"],
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        super().__init__(pretrained=model, tokenizer=for_prompts(tokenizer), backend="causal", batch_size=batch_size)
+        self.shortened: Counter[str] = Counter()
         self.policy = policy
         self.routes: dict[tuple[str, ...], list[str]] = {}
         self.set_cache_hook(self)  # lm-eval tells its cache of each answer as soon as it has it: see add_partial
@@ -63,8 +75,39 @@ class RoutedLM(HFLM):
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answer the requests; progress is shown on a terminal only."""
+        """Answer the requests, with at most half of the positions for each answer if it asks for all of them."""
+        for request in requests:
+            context, settings = request.args
+            request.arguments = (context, self._within_positions(settings))
         return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+
+    def _within_positions(self, settings: dict[str, Any]) -> dict[str, Any]:
+        asked = next((int(settings[key]) for key in _NEW_TOKENS if settings.get(key) is not None), self.max_gen_toks)
+        if asked < self.max_length:
+            return settings
+        most = max(1, self.max_length // 2)
+        self.shortened[f"answers of up to {asked} tokens, to {most}"] += 1
+        return {key: value for key, value in settings.items() if key not in _NEW_TOKENS} | {"max_gen_toks": most}
+
+    def _loglikelihood_tokens(self, requests: list[Any], *given: Any, **settings: Any) -> list[tuple[float, bool]]:
+        for texts, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"a task's choice of {len(continuation)} tokens is longer than the model's {self.max_length} "
+                    f"positions: {str((texts or ('', ''))[1]).strip()[:40]!r}...; leave that task out"
+                )
+            if len(context) + len(continuation) > self.max_length + 1:
+                self.shortened["contexts, at their beginning"] += 1
+        return super()._loglikelihood_tokens(requests, *given, **settings)
+
+    def tok_batch_encode(
+        self, strings: list[str], *given: Any, left_truncate_len: int | None = None, **settings: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Encode prompts, and count those that lose their beginning."""
+        if left_truncate_len:
+            too_long = sum(len(self.tok_encode(string)) > left_truncate_len for string in strings)
+            self.shortened["prompts, at their beginning"] += too_long
+        return super().tok_batch_encode(strings, *given, left_truncate_len=left_truncate_len, **settings)
 
     def _model_call(self, inps: Tensor, *_: Any, **__: Any) -> Tensor:
         with torch.inference_mode():

@@ -18,7 +18,7 @@ from duollm.evaluate.losses import policy_losses
 from duollm.files import replacing
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.records.files import KINDS
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routes.space import RouteSpace, parse_branches
 
 _CANDIDATES = 3
 """Patterns per budget. The oracle's tokens tell the best from the bad, but hardly from the second."""

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from duollm.config import EvaluateConfig
+from duollm.convert.saving import load_model
 from duollm.data.packed import PackedData, Windows
-from duollm.evaluate.loading import load_model
 from duollm.evaluate.losses import policy_losses
 from duollm.evaluate.sweep import branch_shares
 from duollm.evaluate.timing import Contender, Stopwatch, fixed_contenders
 from duollm.files import replacing
 from duollm.flops import mean_token_flops
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.exact import ExactBudget
-from duollm.routing.folder import load_router
-from duollm.routing.router import Router, branch_costs
-from duollm.routing.space import RouteSpace
+from duollm.routers.base import Router, branch_costs
+from duollm.routers.calibration import ExactBudget
+from duollm.routers.registry import load_router
+from duollm.routes.space import RouteSpace
 
 
 def evaluate_routers(

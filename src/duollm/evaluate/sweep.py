@@ -20,7 +20,7 @@ from duollm.flops import mean_token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.routing.router import deciding_flops
+from duollm.routers.base import deciding_flops
 
 SWEEPS = ("spread", "random", "first", "last")
 """Kinds of policies that can be swept over the share of big."""

@@ -20,9 +20,9 @@ from duollm.machine import describe_machine
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.routing.policies import pattern, spread_layers
-from duollm.routing.sampling import draw_route_ids
-from duollm.routing.space import RouteSpace
+from duollm.routers.policies import pattern, spread_layers
+from duollm.routes.sampling import draw_route_ids
+from duollm.routes.space import RouteSpace
 
 _SEQUENCES, _SECONDS, _ROUNDS = 8, 0.25, 5
 """A forward is of so many sequences, or of as many as all big takes so many seconds for, and repeated so often."""

@@ -1,22 +1,24 @@
 """Configuration of the duo model: a decoder whose layers hold a big and a small FFN side by side."""
 
+import sys
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-# Keys that transformers itself passes through a config, in addition to the declared fields.
-_TRANSFORMERS_KEYS = {
-    "attn_implementation",
-    "auto_map",
-    "model_type",
-    "name_or_path",
-    "output_attentions",
-    "rope_scaling",
-    "rope_theta",
-    "torch_dtype",
+# Keys by which other decoders compute what the duo does not, or by which they call what it has under another name.
+# fmt: off
+_FOREIGN = {
+    "activation_function", "alibi", "attention_chunk_size", "attention_multiplier", "attn_logit_softcapping",
+    "clip_qkv", "d_ff", "d_model", "do_layer_norm_before", "embedding_multiplier", "ffn_dim",
+    "final_logit_softcapping", "hidden_activation", "layerdrop", "logit_scale", "logits_scaling",
+    "max_window_layers", "moe_intermediate_size", "n_embd", "n_head", "n_inner", "n_layer", "n_layers",
+    "n_positions", "no_rope_layers", "num_experts", "num_experts_per_tok", "num_heads", "num_local_experts",
+    "parallel_attn", "partial_rotary_factor", "query_pre_attn_scalar", "residual_multiplier", "rotary_dim",
+    "rotary_pct", "use_parallel_residual", "use_qk_norm", "use_sliding_window", "word_embed_proj_dim",
 }
+# fmt: on
 
 _POSITIVE = (
     "vocab_size",
@@ -53,13 +55,21 @@ class DuoConfig(PreTrainedConfig):
             window, else all full.
         dense_family: the dense family that the model came from and can go back to (docs/checkpoints.md).
 
+    Other keys are kept and saved again, as tools write them, unless they look like a misspelt field or change
+    what other decoders compute. If `num_hidden_layers` is reduced, the first of the `layer_types` count.
+
     Raises:
-        ValueError: a key is unknown, or sizes do not divide.
+        ValueError: a key would change what is computed, were it known; or sizes do not divide.
         huggingface_hub.errors.StrictDataclassFieldValidationError: a value has the wrong type.
     """
 
     model_type = "duo"
-    keys_to_ignore_at_inference = ("past_key_values", "choices")
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "choices"]  # noqa: RUF012
+    base_model_pp_plan = {  # noqa: RUF012
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
 
     vocab_size: int = 4096
     hidden_size: int = 128
@@ -94,7 +104,7 @@ class DuoConfig(PreTrainedConfig):
     dense_family: str = "llama"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_unknown(kwargs)
+        self._refuse_foreign(kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         width_given = self.head_dim is not None
@@ -103,21 +113,45 @@ class DuoConfig(PreTrainedConfig):
         if self.layer_types is None:
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * self.num_hidden_layers
+        self.layer_types = self.layer_types[: self.num_hidden_layers]
         super().__post_init__(**kwargs)
+        # transformers drops what belongs to generation, and would refuse to save it as an attribute.
+        dropped = kwargs.keys() - self.__dict__.keys()
+        self._of_generation = {key: kwargs[key] for key in dropped & GenerationConfig().to_dict().keys()}
         self._check_sizes(width_given)
         self._check_positions()
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
-        """transformers sets unknown keys silently; a misspelt size must not pass."""
+    def _refuse_foreign(self, kwargs: dict[str, Any]) -> None:
+        """transformers sets unknown keys silently; a misspelt size must not pass, nor another model's switch."""
         fields, model_type = DuoConfig.__annotations__, kwargs.get("model_type", self.model_type)
         if model_type != self.model_type:
             raise ValueError(f"this is a {model_type} model, not a duo; make one with DuoForCausalLM.from_dense")
-        for key in kwargs:
-            if key.startswith("_") or key in _TRANSFORMERS_KEYS or hasattr(PreTrainedConfig, key):
+        for key, value in kwargs.items():
+            if value is None or key.startswith("_") or hasattr(PreTrainedConfig, key):
                 continue
-            near = get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(sorted(fields))}"
-            raise ValueError(f"DuoConfig has no key {key!r}{hint}")
+            if key.endswith(("_token_id", "_eps", "_epsilon")) and not key.startswith("rms"):
+                continue  # tokens and norms that the duo does not have, though their names are like its own
+            near = get_close_matches(key, fields, n=1, cutoff=0.7)
+            if near or key in _FOREIGN:
+                hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(sorted(fields))}"
+                raise ValueError(f"DuoConfig has no key {key!r}{hint}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all keys, those kept for other tools too."""
+        _register_with_peft(self.model_type)
+        found = super().to_dict()
+        return found | found.pop("_of_generation", {})
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]  # depends on what the layers have
+        """How tensor parallelism splits the layers."""
+        ffn = [f"mlp.{size}" for size in ("small", "big")]
+        split = {f"self_attn.{part}_proj": "colwise" for part in "qkv"}
+        split |= {f"{each}.{part}_proj": "colwise" for each in ffn for part in ("gate", "up")[not self.gated_ffn :]}
+        split |= dict.fromkeys(("self_attn.o_proj", *(f"{each}.down_proj" for each in ffn)), "rowwise")
+        if self.qk_norm:
+            split |= {f"self_attn.{part}_norm": "replicated_with_grad_allreduce" for part in "qk"}
+        return {f"layers.*.{part}": how for part, how in split.items()}
 
     @property
     def attention_shape(self) -> tuple[int, int, int]:
@@ -160,6 +194,14 @@ class DuoConfig(PreTrainedConfig):
             )
         if "sliding_attention" in kinds and (self.sliding_window or 0) < 1:
             raise ValueError(f"sliding_attention needs sliding_window to be at least 1, got {self.sliding_window}")
+
+
+def _register_with_peft(model_type: str) -> None:
+    """Let PEFT choose the modules of a duo as it does for a Llama; it asks for the configuration's dictionary first."""
+    constants = sys.modules.get("peft.utils.constants")
+    for name, modules_of in vars(constants).items() if constants else ():
+        if name.endswith("_MODULES_MAPPING") and "llama" in modules_of:
+            modules_of.setdefault(model_type, modules_of["llama"])
 
 
 DuoConfig.register_for_auto_class()  # a saved configuration carries this file

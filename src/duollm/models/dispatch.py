@@ -4,7 +4,7 @@ Shape letters: B batch, T tokens, N = B * T, D hidden.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +22,13 @@ class Dispatch:
             asking the device).
         order_N: token indices sorted by branch; None when all tokens take the same branch.
         place_N: the inverse permutation, where each token stands in `order_N`.
+        given_N: the choice that the tokens were grouped by, if it is at hand.
     """
 
     counts: tuple[int, int, int]
     order_N: Tensor | None = None
     place_N: Tensor | None = None
+    given_N: Tensor | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def uniform(cls, branch: Branch, tokens: int) -> "Dispatch":
@@ -42,25 +44,29 @@ class Dispatch:
         """
         choice_N = choice_BT.reshape(-1)
         if counts is None and choice_N.numel() == 1:  # decoding one sequence
-            return cls.uniform(Branch(int(choice_N)), 1)
+            taken = int(choice_N)
+            counts = [int(branch == taken) for branch in Branch]
         skip, small, big = torch.bincount(choice_N, minlength=len(Branch)).tolist() if counts is None else counts
         if choice_N.numel() in (skip, small, big):
-            return cls((skip, small, big))
-        return cls.from_order((skip, small, big), torch.argsort(choice_N, stable=True))
+            return cls((skip, small, big), given_N=choice_N)
+        return cls.from_order((skip, small, big), torch.argsort(choice_N, stable=True), choice_N)
 
     @classmethod
-    def from_order(cls, counts: tuple[int, int, int], order_N: Tensor) -> "Dispatch":
+    def from_order(cls, counts: tuple[int, int, int], order_N: Tensor, given_N: Tensor | None = None) -> "Dispatch":
         """The first counts[0] tokens of `order_N` skip, the next counts[1] go small, the rest big."""
         place_N = torch.empty_like(order_N)
         place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
-        return cls(counts, order_N, place_N)
+        return cls(counts, order_N, place_N, given_N)
 
     def choice_N(self, device: torch.device | None = None) -> Tensor:
-        """Return the choice of every token, integers [N]."""
-        device = self.order_N.device if self.order_N is not None else device
-        branches = torch.tensor(list(Branch), device=device)
-        sorted_N = branches.repeat_interleave(torch.tensor(self.counts, device=device))
-        return sorted_N if self.place_N is None else sorted_N[self.place_N]
+        """Return the choice of every token, integers [N]; `device` is where, if all take the same branch."""
+        if self.given_N is not None:
+            return self.given_N
+        if self.branch is not None:
+            return torch.full((sum(self.counts),), self.branch.value, device=device)
+        assert self.place_N is not None
+        skip, small, _ = self.counts
+        return (self.place_N >= skip).long() + (self.place_N >= skip + small)
 
     @property
     def branch(self) -> Branch | None:

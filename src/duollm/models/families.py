@@ -39,7 +39,7 @@ def _same(names: str) -> dict[str, tuple[str, ...]]:
 
 _COMMON = _same(
     "vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings attention_dropout "
-    "use_cache pad_token_id bos_token_id eos_token_id tie_word_embeddings"
+    "use_cache pad_token_id bos_token_id eos_token_id tie_word_embeddings is_causal"
 )
 _ROTARY = _COMMON | _same(
     "intermediate_size num_key_value_heads hidden_act initializer_range rms_norm_eps rope_parameters"
@@ -150,7 +150,9 @@ def dense_config(duo: DuoConfig, branch: Branch) -> PreTrainedConfig:
     family = family_of(duo.dense_family)
     wanted = {name: getattr(duo, name) for name in DuoConfig.__annotations__}
     wanted["intermediate_size"] = duo.small_intermediate_size if branch == Branch.SMALL else duo.intermediate_size
-    given = {key: wanted[names[0]] for key, names in family.fields.items()}
+    if hasattr(duo, "is_causal"):  # no field: a configuration has it only where it was set
+        wanted["is_causal"] = duo.is_causal
+    given = {key: wanted[names[0]] for key, names in family.fields.items() if names[0] in wanted}
     given |= {**family.neutral, **{key: follow(duo) for key, follow in family.derived.items()}}
     dense = CONFIG_MAPPING[duo.dense_family](**given)
     back = duo_config(dense, duo.small_intermediate_size, duo.skip_scope)

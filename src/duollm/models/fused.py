@@ -5,36 +5,61 @@ products without a pass over memory in between. They are also faster than the pl
 rows that a branch often gets, above all for two or three; measured in docs/LOG.md.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from transformers.activations import SiLUActivation
 
 _NAMES: dict[type, str] = {nn.SiLU: "swish", SiLUActivation: "swish", nn.ReLU: "relu"}
+_PLAIN: dict[type, Any] = {plain: plain.forward for plain in (nn.Linear, nn.SiLU, SiLUActivation, nn.ReLU)}
+"""The modules that a fused product stands for, and their `forward`; somebody may put another in its place."""
+
+_RECORDER = "transformers.utils.output_capturing"
+_LINEAR = nn.functional.linear
 _WORTHWHILE = 1 << 22  # multiplications, below which starting a fused product costs more than it saves
 
 
-class FFN(Protocol):
-    """What is fused: `DuoFFN`."""
+class FFN(nn.Module):
+    """A feed-forward network: gated (SwiGLU), or plain when `gate_proj` is None."""
 
     gate_proj: nn.Linear | None
     up_proj: nn.Linear
     down_proj: nn.Linear
     act_fn: nn.Module
 
+    def forward(self, states: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        if self.gate_proj is None:
+            return self.down_proj(self.act_fn(self.up_proj(states)))
+        return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
+
+    def of_some(self, states_ND: Tensor) -> Tensor:
+        """As `forward` for a part of the tokens: fused products, which are faster there but round differently."""
+        return fused_ffn(self, states_ND) if can_fuse(self, states_ND) else self(states_ND)
+
+
+_FORWARD = FFN.forward
+
 
 def can_fuse(ffn: FFN, states: Tensor) -> bool:
-    """Whether the fused products exist for this device, type and activation, pay off, and skip nobody's hook."""
+    """Whether the fused products exist for this device, type and activation, pay off, and bypass nobody."""
     return (
         states.device.type == "cpu"
         and states.dtype == torch.float32
         and not torch.is_grad_enabled()
         and states.numel() > states.shape[-1]  # one row is as fast either way
-        and states.numel() * ffn.up_proj.out_features >= _WORTHWHILE
+        and not torch.compiler.is_compiling()
         and type(ffn.act_fn) in _NAMES
-        and all(map(_is_plain, (ffn.up_proj, ffn.down_proj, ffn.gate_proj or ffn.up_proj)))
+        and _is_own(ffn)
+        and states.numel() * ffn.up_proj.out_features >= _WORTHWHILE
+        and type(states) is Tensor
         and not torch.is_autocast_enabled("cpu")
+        and _nobody_watches()
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
@@ -54,11 +79,54 @@ def fused_ffn(ffn: FFN, states: Tensor, residual: Tensor | None = None) -> Tenso
     return linear.binary(inner, residual, down.weight, down.bias, "add")
 
 
-def _is_plain(linear: nn.Module) -> bool:
-    """Not replaced (by an adapter, a quantised layer) and not watched."""
+def is_plain(given: Any) -> bool:
+    """Whether a module is torch's own and untouched, so that its weights alone say what it computes.
+
+    Adapters and quantised layers replace the module, offloading its `forward` or its weights, and hooks may
+    change what comes out.
+    """
     return (
-        type(linear) is nn.Linear
-        and linear.weight.dtype == torch.float32
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
+        type(given) in _PLAIN
+        and type(given).forward is _PLAIN[type(given)]
+        and not is_watched(given)
+        and all(type(weight) in (nn.Parameter, Tensor) and not weight.is_meta for weight in _weights(given))
+    )
+
+
+def is_watched(given: nn.Module) -> bool:
+    """Whether a hook, or a `forward` of its own, is on this very module; what transformers records by is no matter."""
+    kinds = (given._forward_hooks, given._forward_pre_hooks, given._backward_hooks, given._backward_pre_hooks)
+    hooks: list[Any] = [hook for kind in kinds for hook in kind.values()]
+    return any(getattr(hook, "__module__", None) != _RECORDER for hook in hooks) or "forward" in vars(given)
+
+
+def _is_own(ffn: FFN) -> bool:
+    """Whether the FFN is ours, its parts are torch's in float32, and nobody has touched any of them."""
+    parts = (ffn.up_proj, ffn.down_proj, ffn.act_fn, ffn.gate_proj or ffn.up_proj)
+    return (
+        type(ffn).forward is _FORWARD
+        and not is_watched(ffn)
+        and all(map(is_plain, parts))
+        and all(part._compiled_call_impl is None for part in (ffn, *parts))
+        and all(_is_float32(weight) for part in parts for weight in _weights(part))
+    )
+
+
+def _weights(given: nn.Module) -> list[Tensor]:
+    return [weight for weight in given._parameters.values() if weight is not None]
+
+
+def _is_float32(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.layout == torch.strided
+
+
+def _nobody_watches() -> bool:
+    """Whether operations are called as they are: by no mode, no transform and no patched function."""
+    modes = [mode for mode in _get_current_function_mode_stack() if type(mode) is not DeviceContext]
+    return (
+        not module._has_any_global_hook()
+        and not modes
+        and not _get_current_dispatch_mode_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and nn.functional.linear is _LINEAR
     )

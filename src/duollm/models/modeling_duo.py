@@ -8,143 +8,49 @@ Shape letters: B batch, T tokens, N = B * T, L layers, C branches (skip, small, 
 H heads, V vocabulary.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb, repeat_kv
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention import DuoAttention, Rotary, attention_function
 from .branch import Branch
+from .compat import (
+    CACHE,
+    LOSS_KEYWORDS,
+    checkpoint_nested,
+    hidden_to_keep,
+    make_mask,
+    only_cache,
+    refuse_unknown,
+    without_values,
+)
 from .configuration_duo import DuoConfig
 from .dispatch import Dispatch
-from .fused import can_fuse, fused_ffn
-from .norm import DuoRMSNorm, make_norm
-from .policy import Choice, FixedRoutes, Policy, check_routes
+from .fused import FFN
+from .generation import DuoGenerationMixin
+from .norm import make_norm
+from .outputs import DuoCausalLMOutput, DuoModelOutput
+from .policy import AllBig, Choice, FixedRoutes, Policy, check_routes, choice_tensors, choice_weights
 
-Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines [1 or B, T, d] of the positions."""
+if TYPE_CHECKING:  # conversion imports it; older transformers fetch only the files that this one names
+    from .families import Family  # noqa: F401
 
 POSITION_OFFSET = 2
 """OPT's table of learned positions begins with so many rows that no position uses."""
 
-_MASKS: dict[str, Callable[..., Any]] = {
-    "full_attention": create_causal_mask,
-    "sliding_attention": create_sliding_window_causal_mask,
-}
 
-
-@dataclass
-class DuoModelOutput(BaseModelOutputWithPast):
-    """`choices`: per layer what the policy chose."""
-
-    choices: tuple[Any, ...] | None = None
-
-
-@dataclass
-class DuoCausalLMOutput(CausalLMOutputWithPast):
-    """`choices`: per layer what the policy chose; `routes`: the same as integers [B, T, L] (hard only)."""
-
-    choices: tuple[Any, ...] | None = None
-
-    @property
-    def routes(self) -> Tensor:
-        """The routes taken, integers [B, T, L], values of `Branch`; soft choices count as their largest weight."""
-        assert self.logits is not None
-        assert self.choices is not None
-        batch, device = len(self.logits), self.logits.device
-        return torch.stack([_as_integers(choice, device).view(batch, -1) for choice in self.choices], dim=-1)
-
-
-def eager_attention(
-    module: "DuoAttention",
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention as three plain operations, [B, H, T, d] -> [B, T, H, d].
-
-    On CPUs its backward is faster than the fused kernel's for short sequences.
-    """
-    key = repeat_kv(key, module.num_key_value_groups)
-    value = repeat_kv(value, module.num_key_value_groups)
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-class DuoAttention(nn.Module):
-    """Grouped-query attention, as in Llama."""
-
-    def __init__(self, config: DuoConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        heads, key_value_heads, self.head_dim = config.attention_shape
-        self.num_key_value_groups = heads // key_value_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = True
-        self.sliding_window = config.windows[layer_idx]
-        width, bias = config.hidden_size, config.attention_bias or config.qkv_bias
-        self.q_proj = nn.Linear(width, heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, key_value_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(heads * self.head_dim, width, bias=config.attention_bias)
-        self.q_norm = DuoRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = DuoRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-
-    def project(self, states_BTD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries [B, H, T, d], keys and values [B, H_kv, T, d], normalised and rotated as configured."""
-        shape = (*states_BTD.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            projection(states_BTD).view(shape).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        if rotary is not None:
-            cos, sin = (table.to(query.dtype) for table in rotary)
-            query, key = apply_rotary_pos_emb(query, key, cos, sin)
-        return query, key, value
-
-    def forward(
-        self,
-        states_BTD: Tensor,
-        rotary: Rotary | None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the attention output [B, T, D] and, where the implementation has them, its weights."""
-        query, key, value = self.project(states_BTD, rotary)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
-        dropout = self.config.attention_dropout if self.training else 0.0
-        settings = {"dropout": dropout, "scaling": self.scaling, "sliding_window": self.sliding_window}
-        mixed, weights = attend(self, query, key, value, attention_mask, **settings, **kwargs)
-        return self.o_proj(mixed.reshape(*states_BTD.shape[:-1], -1)), weights
-
-
-class DuoFFN(nn.Module):
-    """One feed-forward network: gated (SwiGLU), or plain when `gate_proj` is None."""
+class DuoFFN(FFN):
+    """One feed-forward network, sized by the configuration."""
 
     def __init__(self, config: DuoConfig, intermediate_size: int) -> None:
         super().__init__()
@@ -153,16 +59,6 @@ class DuoFFN(nn.Module):
         self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, width, bias=bias)
         self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Map [..., D] to [..., D]."""
-        if self.gate_proj is None:
-            return self.down_proj(self.act_fn(self.up_proj(states)))
-        return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
-
-    def of_some(self, states_ND: Tensor) -> Tensor:
-        """As `forward` for a part of the tokens: fused products, which are faster there but round differently."""
-        return fused_ffn(self, states_ND) if can_fuse(self, states_ND) else self(states_ND)
 
 
 class DuoMLP(nn.Module):
@@ -182,6 +78,8 @@ class DuoMLP(nn.Module):
 
     def forward(self, states_BTD: Tensor, choice: Choice) -> Tensor:
         """Send each token through its branch; soft choices mix the branches by their weights."""
+        if isinstance(choice, Branch):
+            return self.branch(choice, states_BTD)
         if isinstance(choice, Tensor) and choice.is_floating_point():
             return self.mix(states_BTD, choice)
         return self.sparse(states_BTD, choice if isinstance(choice, Dispatch) else Dispatch.from_choice(choice))
@@ -215,20 +113,20 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, hidden_BTD: Tensor, policy: Policy, memory: Any, execution: str, **attention: Any
+        self, hidden_BTD: Tensor, memory: Any, policy: Policy, execution: str, **attention: Any
     ) -> tuple[Tensor, Choice, Any]:
         """Return the layer's output [B, T, D], what the policy chose and its memory."""
         states_BTD = self.input_layernorm(hidden_BTD)
         if self.skip_scope == "layer":
             choice, memory = policy(self.layer_idx, states_BTD, memory)
         attended_BTD, _ = self.self_attn(states_BTD, **attention)
-        if self.skip_scope == "layer":
-            attended_BTD = attended_BTD * _kept(choice, attended_BTD)
+        if self.skip_scope == "layer" and not (isinstance(choice, Branch) and choice != Branch.SKIP):
+            attended_BTD = attended_BTD * (1 - choice_weights(choice, attended_BTD)[..., Branch.SKIP, None])
         hidden_BTD = hidden_BTD + (self.dropout(attended_BTD) if self.training else attended_BTD)
         states_BTD = self.post_attention_layernorm(hidden_BTD)
         if self.skip_scope == "ffn":
             choice, memory = policy(self.layer_idx, states_BTD, memory)
-        executed = _one_hot(choice, states_BTD) if execution == "reference" else choice
+        executed = choice_weights(choice, states_BTD) if execution == "reference" else choice
         output_BTD = self.mlp(states_BTD, executed)
         return hidden_BTD + (self.dropout(output_BTD) if self.training else output_BTD), choice, memory
 
@@ -241,12 +139,26 @@ class DuoPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DuoDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": DuoDecoderLayer, "attentions": DuoAttention}  # noqa: RUF012
+
+    def _set_gradient_checkpointing(  # type: ignore[override]  # versions differ in the options
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **options: Any
+    ) -> None:
+        """A policy's memory may be nested, and gradients flow through it."""
+        nested = partial(checkpoint_nested, gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, nested, **options)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model with its code, under which both classes load where duollm is not installed."""
+        if self._auto_class is not None:
+            self.config.auto_map = {name: f"modeling_duo.{cls}" for name, cls in _AUTO_CLASSES.items()}
+        super().save_pretrained(*args, **kwargs)
 
 
 class DuoModel(DuoPreTrainedModel):
@@ -256,6 +168,7 @@ class DuoModel(DuoPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(DuoDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
         self.norm = make_norm(config)
         if config.positions == "rotary":
             self.rotary_emb = LlamaRotaryEmbedding(config=cast(Any, config))  # the fields it reads are the same
@@ -268,63 +181,73 @@ class DuoModel(DuoPreTrainedModel):
         if self.config.positions == "rotary":
             return embedded_BTD, self.rotary_emb(embedded_BTD, position_ids=position_ids)
         limit = self.config.max_position_embeddings
-        if position_ids.max() >= limit:
+        if not without_values(position_ids) and position_ids.max() >= limit:
             raise ValueError(f"the model knows positions 0 .. {limit - 1}, got {position_ids.max()}; shorten the text")
         return embedded_BTD + self.embed_positions(position_ids + POSITION_OFFSET), None
 
+    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         policy: Policy | None = None,
         execution: str = "sparse",
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> DuoModelOutput:
-        """Return the final normalised hidden states [B, T, D], the cache and the choices."""
+        """Return the final normalised hidden states [B, T, D], the cache and the choices.
+
+        The arguments are those of `DuoForCausalLM`. The first `config.num_hidden_layers` layers run.
+        """
+        refuse_unknown(self, kwargs, attention_function(self.config))
         given = _only_one(input_ids, inputs_embeds)
         hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = given_cache = only_cache(cache, past_key_values, kwargs)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        # Texts packed into a row are found by their positions, unless there is a cache; a new one holds nothing yet.
+        mask = self._masks(hidden_BTD, attention_mask, given_cache, position_ids)
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = _positions(attention_mask, seen, hidden_BTD)
+            position_ids = _positions(attention_mask, 0 if cache is None else cache.get_seq_length(), hidden_BTD)
         hidden_BTD, rotary = self.place(hidden_BTD, position_ids)
-        masks = self._masks(hidden_BTD, attention_mask, past_key_values, position_ids)
-        policy = policy or FixedRoutes(torch.full((len(self.layers),), Branch.BIG.value))
-        choices: list[Choice] = []
+        policy = AllBig() if policy is None else policy
         memory = policy.begin(position_ids.expand(hidden_BTD.shape[:2])) if hasattr(policy, "begin") else None
-        for layer, mask in zip(self.layers, masks, strict=True):
+        choices: list[Choice] = []
+        layers, kinds = self.layers[: self.config.num_hidden_layers], cast(list[str], self.config.layer_types)
+        for layer, kind in zip(layers, kinds, strict=False):
             hidden_BTD, choice, memory = layer(
                 hidden_BTD,
+                memory,
                 policy=policy,
-                memory=memory,
                 execution=execution,
-                rotary=rotary,
-                attention_mask=mask,
-                past_key_values=past_key_values,
+                position_embeddings=rotary,
+                attention_mask=mask[kind],
+                position_ids=position_ids,
+                **{CACHE: cache},
                 **kwargs,
             )
             choices.append(choice)
-        return DuoModelOutput(
-            last_hidden_state=self.norm(hidden_BTD), past_key_values=past_key_values, choices=tuple(choices)
-        )
+        taken = choice_tensors(choices, hidden_BTD.shape[:2], hidden_BTD.device)
+        named: dict[str, Any] = {CACHE: cache}
+        return DuoModelOutput(last_hidden_state=self.norm(hidden_BTD), choices=taken, **named)
 
     def _masks(
-        self, hidden_BTD: Tensor, attention_mask: Tensor | None, past: Cache | None, position_ids: Tensor
-    ) -> list[Any]:
-        """What each layer may attend to, in the form that its attention wants."""
-        kinds = cast(list[str], self.config.layer_types)
-        given = {"attention_mask": attention_mask, "past_key_values": past, "position_ids": position_ids}
-        masks = {kind: _MASKS[kind](self.config, inputs_embeds=hidden_BTD, **given) for kind in set(kinds)}
-        return [masks[kind] for kind in kinds]
+        self, hidden_BTD: Tensor, given: Any, cache: Cache | None, position_ids: Tensor | None
+    ) -> dict[str, Any]:
+        """What the layers of each kind may attend to, in the form that their attention wants."""
+        if isinstance(given, dict):  # `generate` has made them
+            return given
+        settings = {"attention_mask": given, "position_ids": position_ids}
+        kinds = set(cast(list[str], self.config.layer_types))
+        return {kind: make_mask(kind, self.config, hidden_BTD, cache, **settings) for kind in kinds}
 
 
-class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
+class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
     """The duo language model with its head; the model class of every study.
 
     Attributes:
@@ -333,6 +256,9 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
+    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
 
     def __init__(self, config: DuoConfig) -> None:
         super().__init__(config)
@@ -382,20 +308,7 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
         self._attached = (policy,)
         return self
 
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """Give each beam its row of everything; routes [L] for all tokens have no rows."""
-        routes = model_kwargs.pop("routes", None)
-        if routes is not None and torch.as_tensor(routes).ndim > 1:
-            raise ValueError(
-                "generate takes routes of shape [L], one for all tokens: [B, T, L] says nothing about tokens to come; "
-                "give a policy to let tokens differ"
-            )
-        expand = cast(Any, super())._expand_inputs_for_generation
-        input_ids, expanded = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
-        return input_ids, expanded | {"routes": routes}
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -409,22 +322,28 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
         routes: Tensor | None = None,
         policy: Policy | None = None,
         execution: str = "sparse",
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> DuoCausalLMOutput:
         """Run the model under given routes, a given policy, the attached policy, or all big.
 
         Args:
             input_ids: token ids [B, T].
-            attention_mask: 1 for tokens, 0 for padding, [B, T past and present].
+            attention_mask: 1 for tokens, 0 for padding, [B, T past and present]; or masks made for the
+                attention, for all layers or by their kind.
+            past_key_values, cache: keys and values of the tokens before; two names of one argument.
             labels: token ids [B, T], -100 to leave a position out; shifted inside, so the loss is
                 the mean nll (nats) of token t + 1 given tokens up to t.
-            logits_to_keep: compute only the last so many logits (0: all), or those at given indices.
+            logits_to_keep: compute only the last so many logits (0: all), or those at given positions [K] or
+                [B, K], or under a mask [B, T], which returns logits [number of True, V].
             routes: integers [L] (all tokens alike) or [B, T, L], values of `Branch`.
             policy: says which branch each token takes at each layer.
             execution: "sparse" computes only the chosen branches, "reference" computes all and selects.
+            kwargs: what else transformers hands to a model; for the attention function or the loss.
 
         Raises:
             ValueError: illegal routes, both routes and policy, or an unknown execution.
+            TypeError: a keyword that nobody knows.
         """
         if execution not in ("sparse", "reference"):
             raise ValueError(f"execution must be 'sparse' or 'reference', got {execution!r}")
@@ -433,30 +352,26 @@ class DuoForCausalLM(DuoPreTrainedModel, GenerationMixin):
                 raise ValueError("give routes or a policy, not both")
             batch, tokens = _only_one(input_ids, inputs_embeds).shape[:2]
             policy = FixedRoutes(check_routes(routes, batch, tokens, self.config.num_hidden_layers))
+        refuse_unknown(self, kwargs, attention_function(self.config), self.loss_function)
+        for_loss = {name: kwargs.pop(name) for name in LOSS_KEYWORDS if name in kwargs}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=self.config.use_cache if use_cache is None and not self.training else use_cache,
-            policy=policy or self.policy,
+            use_cache=False if use_cache is None and self.training else use_cache,
+            policy=self.policy if policy is None else policy,
             execution=execution,
+            return_dict=True,
+            **{CACHE: only_cache(cache, past_key_values, kwargs)},
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = self.lm_head(hidden_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return DuoCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            choices=outputs.choices,
-        )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
+        named = {name: getattr(outputs, name) for name in (CACHE, "hidden_states", "attentions", "choices")}
+        return DuoCausalLMOutput(loss=loss, logits=logits, **named)
 
 
 def _only_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -467,34 +382,17 @@ def _only_one(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     return given[0]
 
 
-def _positions(attention_mask: Tensor | None, seen: int, hidden_BTD: Tensor) -> Tensor:
+def _positions(attention_mask: Any, seen: Any, hidden_BTD: Tensor) -> Tensor:
     """Position of every token in its row's text, [1 or B, T]: padding before it does not count."""
     tokens = hidden_BTD.shape[1]
-    if attention_mask is not None and attention_mask.ndim == 2:
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens:]
-    return torch.arange(seen, seen + tokens, device=hidden_BTD.device)[None]
+    return torch.arange(tokens, device=hidden_BTD.device)[None] + seen
 
 
-def _as_integers(choice: Choice, device: torch.device) -> Tensor:
-    """The branch of every token, [N] or [B, T]."""
-    if isinstance(choice, Dispatch):
-        return choice.choice_N(device)
-    return choice.argmax(-1) if choice.is_floating_point() else choice
-
-
-def _one_hot(choice: Choice, states_BTD: Tensor) -> Tensor:
-    """The choice as weights [B, T, C]."""
-    if isinstance(choice, Tensor) and choice.is_floating_point():
-        return choice
-    integers_BT = _as_integers(choice, states_BTD.device).view(states_BTD.shape[:2])
-    return nn.functional.one_hot(integers_BT, len(Branch)).to(states_BTD.dtype)
-
-
-def _kept(choice: Choice, states_BTD: Tensor) -> Tensor:
-    """How much of the attention output each token keeps when skip bypasses the layer, [B, T, 1]."""
-    return 1 - _one_hot(choice, states_BTD)[..., Branch.SKIP, None]
-
-
-DuoForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # a saved model carries this file and what it imports
+_AUTO_CLASSES = {"AutoModel": "DuoModel", "AutoModelForCausalLM": "DuoForCausalLM"}
+DuoModel.register_for_auto_class("AutoModel")  # a saved model carries this file and what it imports
+DuoForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 if __package__ == "duollm.models":  # and who loads such a copy registers it
+    AutoModel.register(DuoConfig, DuoModel, exist_ok=True)
     AutoModelForCausalLM.register(DuoConfig, DuoForCausalLM, exist_ok=True)

@@ -31,4 +31,6 @@ class DuoRMSNorm(nn.Module):
 def _compute_dtype(states: Tensor) -> torch.dtype:
     """The type that matrix products will use: cast once here, not once per product under autocast."""
     device = states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know the meta device
+        return states.dtype
+    return torch.get_autocast_dtype(device)

@@ -3,17 +3,19 @@
 Shape letters: B batch, T tokens, L layers, C branches (skip, small, big), D hidden.
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .branch import Branch
+from .compat import without_values
 from .dispatch import Dispatch
 
-Choice = Tensor | Dispatch
-"""Integers [B, T], values of `Branch` (hard); floats [B, T, C], weights of the branches (soft); or
-tokens already grouped by branch."""
+Choice = Tensor | Dispatch | Branch
+"""Integers [B, T], values of `Branch` (hard); floats [B, T, C], weights of the branches (soft); tokens
+already grouped by branch; or one branch for all tokens."""
 
 
 class Policy(Protocol):
@@ -32,21 +34,58 @@ class Policy(Protocol):
         ...
 
 
+class AllBig:
+    """Policy that sends every token through the big FFNs: the model is then a dense one."""
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
+        """Choose big."""
+        return Branch.BIG, None
+
+
 class FixedRoutes:
     """Policy that follows given routes, integers [L] or [B, T, L]."""
 
+    branches: list[Branch] | None = None
+    counts_L3: list[list[int]] | None = None
+
     def __init__(self, routes: Tensor) -> None:
         self.routes = routes
-        self.branches = [Branch(branch) for branch in routes.tolist()] if routes.ndim == 1 else None
-        if routes.ndim > 1:  # of all layers at once: a GPU is waited for once per forward, not once per layer
+        if without_values(routes):
+            return
+        if routes.ndim == 1:
+            self.branches = [Branch(branch) for branch in routes.tolist()]
+        else:  # of all layers at once: a GPU is waited for once per forward, not once per layer
             self.counts_L3 = torch.stack([(routes == branch).sum((0, 1)) for branch in Branch], dim=-1).tolist()
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
         """Return the given choice of this layer."""
         if self.branches is not None:
-            return Dispatch.uniform(self.branches[layer_idx], states_BTD.shape[:2].numel()), None
-        choice_BT = self.routes[..., layer_idx].to(states_BTD.device)
+            return self.branches[layer_idx], None
+        choice_BT = self.routes[..., layer_idx].to(states_BTD.device).expand(states_BTD.shape[:2])
+        if self.counts_L3 is None:
+            return choice_BT, None
         return Dispatch.from_choice(choice_BT, self.counts_L3[layer_idx]), None
+
+
+def choice_tensors(choices: Iterable[Choice], shape: torch.Size, device: torch.device) -> tuple[Tensor, ...]:
+    """What was chosen per layer as tensors, which can be gathered, exported and saved: [B, T], or soft [B, T, C]."""
+    full: dict[Branch, Tensor] = {}  # shared by the layers
+    tensors = []
+    for choice in choices:
+        if isinstance(choice, Branch) and choice not in full:
+            full[choice] = torch.full(shape, choice.value, device=device)
+        tensors.append(full[choice] if isinstance(choice, Branch) else _as_tensor(choice, shape, device))
+    return tuple(tensors)
+
+
+def choice_weights(choice: Choice, states_BTD: Tensor) -> Tensor:
+    """The choice as weights [B, T, C]; hard choices are one-hot."""
+    (tensor,) = choice_tensors([choice], states_BTD.shape[:2], states_BTD.device)
+    return tensor if tensor.is_floating_point() else nn.functional.one_hot(tensor, len(Branch)).to(states_BTD.dtype)
+
+
+def _as_tensor(choice: Tensor | Dispatch, shape: torch.Size, device: torch.device) -> Tensor:
+    return choice if isinstance(choice, Tensor) else choice.choice_N(device).view(shape)
 
 
 def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tensor:
@@ -57,6 +96,8 @@ def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tenso
         raise ValueError(f"routes must be {allowed}, got dtype {routes.dtype}")
     if tuple(routes.shape) not in ((num_layers,), (batch, tokens, num_layers)):
         raise ValueError(f"routes must be {allowed}, got shape {list(routes.shape)}")
+    if without_values(routes):
+        return routes.long()
     lowest, highest = (end.item() for end in torch.aminmax(routes)) if routes.numel() else (0, 0)
     if lowest < min(Branch) or highest > max(Branch):
         raise ValueError(

@@ -12,139 +12,73 @@ M candidates, W chosen candidates, D hidden, C branches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from duollm.models.branch import Branch
-from duollm.models.modeling_duo import DuoDecoderLayer, DuoForCausalLM
-from duollm.oracle.approximate import Limit, Options, allowed_bigs, search_with
-from duollm.oracle.result import OracleResult
-from duollm.oracle.tree import branch_out, decoder_layers
-from duollm.oracle.trial import Trial
-from duollm.routing.space import RouteSpace
+from duollm.oracle.budgets import Budget, Cells
+from duollm.oracle.tree import Prefixes, decoder_layers, join
+from duollm.oracle.trial import Method, Trial
 
 
-def beam_search(
-    model: DuoForCausalLM,
-    input_ids: Tensor,
-    space: RouteSpace,
-    context: str = "shared",
-    big_layers: Sequence[int] | None = None,
-    *,
-    width: int = 64,
-    **options: Unpack[Options],
-) -> OracleResult:
-    """Find, for every predicted token, a good route within each budget with a beam over the layers.
+@dataclass(frozen=True)
+class Beam(Method):
+    """A beam over the layers: a token's own in contexts "reference" and "committed", a sequence's in "shared".
 
-    The beam is a token's own in contexts "reference" and "committed", a sequence's in "shared". It
-    serves all budgets together and holds `width` prefixes, divided between the numbers of big layers
-    from which a budget can still be met (at least one each), so time grows with width * L.
-
-    Args:
-        width: how many prefixes to keep after each layer, over all budgets.
-
-    The other arguments are those of `search_oracle` and `Options`. Hidden states take
+    It serves all budgets together and holds `width` prefixes, divided between the numbers of big layers
+    from which a budget can still be met (at least one each), so time grows with width * L. Hidden states take
     width * (C + 1) * N * D * 4 bytes, whatever `memory_bytes` says.
 
-    Raises:
-        ValueError: as `search_oracle`; a budget that is neither `Exactly` nor `AtMost`.
-    """
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
-
-    def method(trial: Trial, limits: list[Limit], generator: torch.Generator) -> None:
-        bigs = sorted({big for limit in limits for big in allowed_bigs(limit)})
-        _Beam(trial, torch.tensor(bigs, device=trial.rows_N.device), width).search()
-
-    return search_with(method, model, input_ids, space, context, big_layers, **options)
-
-
-@dataclass(frozen=True)
-class _Prefixes:
-    """Prefixes of one depth; each group has its own, but all have as many big layers in a row.
-
     Attributes:
-        ids_PG: as numbers in base C.
-        big_P: how many layers were big so far.
-        hidden_PND: hidden states after the layers so far.
+        width: how many prefixes to keep after each layer, over all budgets.
     """
 
-    ids_PG: Tensor
-    big_P: Tensor
-    hidden_PND: Tensor
+    width: int = 64
 
-    def where(self, kept_P: Tensor) -> "_Prefixes":
-        """Some of the rows."""
-        return _Prefixes(self.ids_PG[kept_P], self.big_P[kept_P], self.hidden_PND[kept_P])
+    def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
+        """Check the width, too."""
+        super().begin(budgets, cells, shape_BT)
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, got {self.width}")
 
-    def choose(self, rows_WG: Tensor) -> "_Prefixes":
-        """Let every group choose rows of its own; those beside each other have as many big layers."""
-        groups = rows_WG.shape[1]
-        hidden_PGUD = self.hidden_PND.unflatten(1, (groups, -1))
-        chosen_WGUD = hidden_PGUD[rows_WG, torch.arange(groups, device=rows_WG.device)]
-        return _Prefixes(self.ids_PG.gather(0, rows_WG), self.big_P[rows_WG[:, 0]], chosen_WGUD.flatten(1, 2))
-
-
-@dataclass(frozen=True)
-class _Beam:
-    """One walk from the first layer to the last.
-
-    Attributes:
-        bigs_K: the numbers of big layers with which a route may end.
-    """
-
-    trial: Trial
-    bigs_K: Tensor
-    width: int
-
-    def search(self) -> None:
-        """Walk, and enter the routes that reach the end."""
-        trial, layers = self.trial, decoder_layers(self.trial.model.model)
-        all_big_1G = self.bigs_K.new_full((1, trial.groups), trial.cells.space.size - 1)
-        completed_1ND = [*trial.follow(all_big_1G)]
-        prefixes = _Prefixes(torch.zeros_like(all_big_1G), self.bigs_K.new_zeros(1), trial.hidden_ND[None])
+    def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Walk from the first layer to the last, and enter the routes that reach the end."""
+        space, layers = trial.cells.space, decoder_layers(trial.model.model)
+        bigs = sorted({big for budget in budgets for big in trial.cells.bigs(budget)})
+        bigs_K = torch.tensor(bigs, device=trial.rows_N.device)
+        completed_1ND = [*trial.follow(bigs_K.new_full((1, trial.groups), space.size - 1))]
+        block = Prefixes.root(trial.hidden_ND, trial.groups)
         for depth, layer in enumerate(layers, start=1):
-            children = self._expand(prefixes, layer)
-            children = children.where(self._in_reach(children.big_P, remaining=len(layers) - depth))
+            block = join([part.expand(layer, space.branches, trial.attend) for part in block.parts(trial.max_rows)])
+            missing_PK = bigs_K - _big(block)[:, None]
+            block = block.where(((missing_PK >= 0) & (missing_PK <= len(layers) - depth)).any(-1))
             if depth < len(layers):
-                promise_MN = self._promise(children, completed_1ND[-1] - completed_1ND[depth])
-                prefixes = children.choose(self._best(children.big_P, promise_MN))
-        for ids_PG, hidden_PND in zip(self._parts(children.ids_PG), self._parts(children.hidden_PND), strict=True):
-            trial.enter(ids_PG, hidden_PND)
+                rest_1ND = completed_1ND[-1] - completed_1ND[depth]
+                parts = block.parts(trial.max_rows)
+                promise_PN = torch.cat([trial.estimate(part.hidden_PND + rest_1ND) for part in parts])
+                promise_PGU = promise_PN.where(trial.counted_N, 0).unflatten(1, (trial.groups, -1))
+                block = _choose(block, _best(_big(block), promise_PGU, self.width))
+        for part in block.parts(trial.max_rows):
+            trial.enter(part.ids_PG, part.spent_PG2, part.hidden_PND)
 
-    def _expand(self, prefixes: _Prefixes, layer: DuoDecoderLayer) -> _Prefixes:
-        """Send prefixes through a layer, once per branch."""
-        branches, device = self.trial.cells.space.branches, self.bigs_K.device
-        parts = [branch_out(layer, each, self.trial.attend, branches) for each in self._parts(prefixes.hidden_PND)]
-        digits_C1 = torch.arange(len(branches), device=device)[:, None]
-        spends_C = torch.tensor([branch == Branch.BIG for branch in branches], device=device)
-        return _Prefixes(
-            (prefixes.ids_PG[:, None] * len(branches) + digits_C1).flatten(0, 1),
-            (prefixes.big_P[:, None] + spends_C).flatten(),
-            torch.cat(parts).flatten(0, 1),
-        )
 
-    def _in_reach(self, big_P: Tensor, remaining: int) -> Tensor:
-        """From which prefixes some budget can still be met, bool [P]."""
-        missing_PK = self.bigs_K - big_P[:, None]
-        return ((missing_PK >= 0) & (missing_PK <= remaining)).any(-1)
+def _big(block: Prefixes) -> Tensor:
+    """How many layers were big so far, [P]: as many for every group."""
+    return block.spent_PG2[:, 0, 1]
 
-    def _promise(self, prefixes: _Prefixes, rest_1ND: Tensor) -> Tensor:
-        """Estimated nll [P, N] if the remaining layers add `rest_1ND`."""
-        return torch.cat([self.trial.estimate(part + rest_1ND) for part in self._parts(prefixes.hidden_PND)])
 
-    def _best(self, big_M: Tensor, promise_MN: Tensor) -> Tensor:
-        """The rows that each group keeps, [W, G]: a quota of every number of big layers."""
-        promise_MGU = promise_MN.where(self.trial.counted_N, 0).unflatten(1, (self.trial.groups, -1))
-        strata = [(big_M == big).nonzero()[:, 0] for big in big_M.unique()]
-        quotas = _divide(self.width, [len(rows) for rows in strata])
-        return torch.cat([rows[_keep(promise_MGU[rows], quota)] for rows, quota in zip(strata, quotas, strict=True)])
+def _choose(block: Prefixes, rows_WG: Tensor) -> Prefixes:
+    """Let every group choose rows of its own; those beside each other have as many big layers."""
+    groups_G = torch.arange(rows_WG.shape[1], device=rows_WG.device)
+    hidden_WGUD = block.hidden_PND.unflatten(1, (len(groups_G), -1))[rows_WG, groups_G]
+    return Prefixes(block.ids_PG[rows_WG, groups_G], block.spent_PG2[rows_WG, groups_G], hidden_WGUD.flatten(1, 2))
 
-    def _parts(self, tensor_PX: Tensor) -> tuple[Tensor, ...]:
-        """Split prefixes so that a part's hidden states fit the row limit."""
-        return tensor_PX.split(max(1, self.trial.max_rows // len(self.trial.rows_N)))
+
+def _best(big_P: Tensor, promise_PGU: Tensor, width: int) -> Tensor:
+    """The rows that each group keeps, [W, G]: a quota of every number of big layers."""
+    strata = [(big_P == big).nonzero()[:, 0] for big in big_P.unique()]
+    quotas = _divide(width, [len(rows) for rows in strata])
+    return torch.cat([rows[_keep(promise_PGU[rows], quota)] for rows, quota in zip(strata, quotas, strict=True)])
 
 
 def _divide(width: int, candidates: list[int]) -> list[int]:
@@ -157,14 +91,13 @@ def _divide(width: int, candidates: list[int]) -> list[int]:
 
 
 def _keep(promise_MGU: Tensor, quota: int) -> Tensor:
-    """The candidates that each group keeps, [quota, G]."""
+    """The candidates that each group keeps, [quota, G].
+
+    A token alone keeps the best. A group keeps those that serve it best together: each in turn is the one by which the
+    sum over the tokens of the lowest promise falls most.
+    """
     if promise_MGU.shape[-1] == 1:
         return promise_MGU[..., 0].sort(dim=0, stable=True).indices[:quota]
-    return _cover(promise_MGU, quota)
-
-
-def _cover(promise_MGU: Tensor, quota: int) -> Tensor:
-    """Candidates [quota, G] chosen one by one so that the sum over the tokens of the lowest falls most."""
     groups = torch.arange(promise_MGU.shape[1], device=promise_MGU.device)
     lowest_GU = promise_MGU.new_full(promise_MGU.shape[1:], torch.finfo(promise_MGU.dtype).max / promise_MGU.shape[2])
     left_MG = torch.zeros(promise_MGU.shape[:2], device=promise_MGU.device)

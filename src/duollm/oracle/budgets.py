@@ -9,6 +9,7 @@ Shape letters: Q cells, N tokens, K budgets, B sequences, T tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import comb
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from duollm.errors import UserError
 from duollm.models.branch import Branch
-from duollm.routing.space import RouteSpace, check_big_layers
+from duollm.routes.space import RouteSpace, check_big_layers
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,36 @@ class Cells:
             and (Branch.BIG in branches or big == 0)
         ]
         return sorted(pairs, key=lambda pair: (self.cost(*pair), pair[1]))
+
+    @cached_property
+    def routes(self) -> list[int]:
+        """How many routes lie in every cell."""
+        layers = self.space.num_layers
+        return [comb(layers, big) * comb(layers - big, small) for small, big in self.spent]
+
+    @cached_property
+    def _index(self) -> Tensor:
+        """Cells by (small layers, big layers)."""
+        index = torch.zeros(self.space.num_layers + 1, self.space.num_layers + 1, dtype=torch.long)
+        for cell, spent in enumerate(self.spent):
+            index[spent] = cell
+        return index
+
+    def index(self, small: Tensor, big: Tensor) -> Tensor:
+        """The cells of routes with so many small and big layers, as indices into `spent`."""
+        return self._index.to(big.device)[small, big]
+
+    def allowed(self, budget: "Budget", positions: range) -> Tensor:
+        """Which cells a budget allows at each position, bool [Q, positions]."""
+        return torch.tensor([budget.allows(self, position) for position in positions]).T
+
+    def bigs(self, budget: "Budget") -> list[int]:
+        """The numbers of big layers that a budget allows everywhere, ascending."""
+        return sorted({big for (_, big), allowed in zip(self.spent, budget.allows(self, 0), strict=True) if allowed})
+
+    def wanted(self, budgets: "Sequence[Budget]", positions: range) -> Tensor:
+        """Cells that some budget allows at some position, bool [Q]."""
+        return torch.stack([self.allowed(budget, positions).any(-1) for budget in budgets]).any(0)
 
     def cost(self, small: int, big: int) -> int:
         """Cost of so many small and big layers."""
@@ -163,36 +194,42 @@ class OnAverage:
         return [True] * len(cells.spent)
 
 
-def allowed_cells(budget: Budget, cells: Cells, positions: range) -> Tensor:
-    """Which cells a budget allows at each position, bool [Q, positions]."""
-    return torch.tensor([budget.allows(cells, position) for position in positions]).T
+@dataclass(frozen=True)
+class Frontier:
+    """Reads budgets off what was kept for every cell and token; N = B * T.
 
-
-def pick(
-    budget: Budget,
-    cells: Cells,
-    nll_QBT: Tensor,
-    wanted_QBT: Tensor,
-    first_position: int = 0,
-    padding_BT: Tensor | None = None,
-) -> Tensor:
-    """Read a budget's oracle off the frontier, [B, T]. Ties go to the cheaper cell.
-
-    Args:
-        nll_QBT: best nll (nats) of each cell, +inf where a cell was not searched.
-        wanted_QBT: what is wanted of the best cell: its nll, its route ids.
-        first_position: position of the first of the T tokens in the sequence.
+    Attributes:
         padding_BT: tokens that neither spend nor count.
+        first_position: position of the first of the T tokens in the sequence.
     """
-    if isinstance(budget, OnAverage):
-        counted_BT = torch.ones_like(nll_QBT[0], dtype=torch.bool) if padding_BT is None else ~padding_BT
-        chosen_BT = torch.zeros_like(nll_QBT[0], dtype=torch.long)
-        chosen_BT[counted_BT] = _split_between_tokens(budget.big, cells, nll_QBT[:, counted_BT])
-    else:
-        positions = range(first_position, first_position + nll_QBT.shape[-1])
-        allowed_QT = allowed_cells(budget, cells, positions).to(nll_QBT.device)
-        chosen_BT = _first_lowest(nll_QBT.masked_fill(~allowed_QT[:, None], torch.inf))
-    return wanted_QBT.gather(0, chosen_BT[None])[0]
+
+    budgets: Sequence[Budget]
+    cells: Cells
+    padding_BT: Tensor
+    first_position: int = 0
+
+    def read(self, nll_QN: Tensor, wanted_QN: Tensor) -> Tensor:
+        """Read the best cell of every budget, [K, B, T]; nan (or -1) at padding. Ties go to the cheaper cell.
+
+        Args:
+            nll_QN: best nll (nats) of each cell, +inf where a cell was not searched.
+            wanted_QN: what is wanted of the best cell: its nll, its route ids.
+        """
+        nll_QBT, wanted_QBT = (each.view(-1, *self.padding_BT.shape) for each in (nll_QN, wanted_QN))
+        chosen_KBT = torch.stack([self._choose(budget, nll_QBT) for budget in self.budgets])
+        nothing = torch.nan if wanted_QN.is_floating_point() else -1
+        return wanted_QBT.gather(0, chosen_KBT).masked_fill(self.padding_BT, nothing)
+
+    def _choose(self, budget: Budget, nll_QBT: Tensor) -> Tensor:
+        """The best cell within a budget, [B, T]."""
+        if isinstance(budget, OnAverage):
+            chosen_BT = torch.zeros_like(nll_QBT[0], dtype=torch.long)
+            counted_BT = ~self.padding_BT
+            chosen_BT[counted_BT] = _split_between_tokens(budget.big, self.cells, nll_QBT[:, counted_BT])
+            return chosen_BT
+        positions = range(self.first_position, self.first_position + nll_QBT.shape[-1])
+        allowed_QT = self.cells.allowed(budget, positions).to(nll_QBT.device)
+        return _first_lowest(nll_QBT.masked_fill(~allowed_QT[:, None], torch.inf))
 
 
 def _first_lowest(values: Tensor) -> Tensor:

@@ -6,12 +6,11 @@ width 128 (docs/LOG.md).
 
 from torch import Tensor
 
-from duollm.models.fused import can_fuse, fused_ffn
-from duollm.models.modeling_duo import DuoFFN
+from duollm.models.fused import FFN, can_fuse, fused_ffn
 
 
-def add_ffn(ffn: DuoFFN, states: Tensor, residual: Tensor) -> Tensor:
+def add_ffn(ffn: FFN, states: Tensor, residual: Tensor) -> Tensor:
     """Return residual + ffn(states), both [..., D]; inference only."""
-    if can_fuse(ffn, states):
+    if can_fuse(ffn, states) and type(residual) is Tensor and residual.dtype == states.dtype:
         return fused_ffn(ffn, states, residual)
     return residual + ffn(states)

@@ -19,10 +19,10 @@ from duollm.data.packed import Windows
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
-from duollm.oracle.reduce import LeafTable
+from duollm.oracle.reductions import LeafTable
 from duollm.records.halves import best_on_other_half, first_half
-from duollm.routing.sampling import draw_route_ids
-from duollm.routing.space import RouteSpace
+from duollm.routes.sampling import draw_route_ids
+from duollm.routes.space import RouteSpace
 
 _BATCH = 16
 
@@ -43,10 +43,10 @@ def pattern_tables(
     model: DuoForCausalLM, windows: Windows, counted_WN: Tensor, routes_RL: NDArray[np.int64]
 ) -> list[LeafTable]:
     """Run the patterns on all windows; return the losses of each window's counted tokens."""
-    tables = [LeafTable.of(counted_N, len(routes_RL)) for counted_N in counted_WN]
+    tables = [LeafTable(counted_N, len(routes_RL)) for counted_N in counted_WN]
     token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
     labels_M = token_ids_WT[:, 1:][counted_WN]
-    counts = [len(table.tokens_M) for table in tables]
+    counts = [len(table.counted_M) for table in tables]
     for index, route_L in enumerate(torch.from_numpy(routes_RL).to(model.device)):
         policy = FixedRoutes(route_L)
         states_WND = model.model(input_ids=token_ids_WT[:, :-1], policy=policy, use_cache=False).last_hidden_state

@@ -48,33 +48,46 @@ class HeadBound:
     Attributes:
         columns_NDJ: embeddings of the words and of the pseudo-word.
         bias_NJ: their biases, nats; 0 but for the pseudo-word.
+        rounding: how far, relative to its size, the head's own number format may put a logit beside its value.
     """
 
     columns_NDJ: Tensor
     bias_NJ: Tensor
+    rounding: float
 
     @classmethod
     def around(cls, model: DuoForCausalLM, hidden_ND: Tensor, words: int = 31) -> Self:
         """Build the bound from reference final states [N, D], with so many words taken one by one."""
-        weight_VD = model.lm_head.weight.float()
-        words = min(words, weight_VD.shape[0] - 1)
-        columns_NJD = weight_VD.new_empty(len(hidden_ND), words + 1, weight_VD.shape[1])
-        bias_NJ = weight_VD.new_zeros(len(hidden_ND), words + 1)
-        for rows in torch.arange(len(hidden_ND), device=hidden_ND.device).split(_rows_per_block(weight_VD)):
-            log_p_NV = linear(hidden_ND[rows].float(), weight_VD).log_softmax(-1)
-            top_NJ = log_p_NV.topk(words).indices
-            log_q_NV = log_p_NV.scatter(1, top_NJ, -torch.inf).log_softmax(-1)
-            q_NV = log_q_NV.exp()
-            columns_NJD[rows, :-1] = weight_VD[top_NJ]
-            columns_NJD[rows, -1] = q_NV @ weight_VD
-            bias_NJ[rows, -1] = -torch.xlogy(q_NV, q_NV).sum(-1)
-        return cls(columns_NJD.transpose(1, 2).contiguous(), bias_NJ)
+        weight_VD = model.lm_head.weight
+        device = weight_VD.device.type
+        computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+        rounding = 0.0 if computed == torch.float32 else torch.finfo(computed).eps
+        with torch.autocast(device, enabled=False):
+            return cls(*_columns(weight_VD.float(), hidden_ND, words), rounding)
 
     def __call__(self, hidden_PND: Tensor) -> Tensor:
         """Lower bound of the log-normaliser [P, N] for normalised final states [P, N, D]."""
-        scores_NPJ = torch.baddbmm(self.bias_NJ[:, None], hidden_PND.transpose(0, 1).float(), self.columns_NDJ)
-        return scores_NPJ.logsumexp(-1).T
+        with torch.autocast(hidden_PND.device.type, enabled=False):
+            scores_NPJ = torch.baddbmm(self.bias_NJ[:, None], hidden_PND.transpose(0, 1).float(), self.columns_NDJ)
+        bound_PN = scores_NPJ.logsumexp(-1).T
+        return bound_PN - self.rounding * bound_PN.abs() if self.rounding else bound_PN
 
     def rows(self, index: Tensor) -> Self:
         """The bound at some of the tokens."""
         return replace(self, columns_NDJ=self.columns_NDJ[index], bias_NJ=self.bias_NJ[index])
+
+
+def _columns(weight_VD: Tensor, hidden_ND: Tensor, words: int) -> tuple[Tensor, Tensor]:
+    """Columns [N, D, J] and biases [N, J] of the bound around hidden states."""
+    words = min(words, weight_VD.shape[0] - 1)
+    columns_NJD = weight_VD.new_empty(len(hidden_ND), words + 1, weight_VD.shape[1])
+    bias_NJ = weight_VD.new_zeros(len(hidden_ND), words + 1)
+    for rows in torch.arange(len(hidden_ND), device=hidden_ND.device).split(_rows_per_block(weight_VD)):
+        log_p_NV = linear(hidden_ND[rows].float(), weight_VD).log_softmax(-1)
+        top_NJ = log_p_NV.topk(words).indices
+        log_q_NV = log_p_NV.scatter(1, top_NJ, -torch.inf).log_softmax(-1)
+        q_NV = log_q_NV.exp()
+        columns_NJD[rows, :-1] = weight_VD[top_NJ]
+        columns_NJD[rows, -1] = q_NV @ weight_VD
+        bias_NJ[rows, -1] = -torch.xlogy(q_NV, q_NV).sum(-1)
+    return columns_NJD.transpose(1, 2).contiguous(), bias_NJ

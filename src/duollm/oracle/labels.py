@@ -20,9 +20,8 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
 from duollm.oracle.fixed import draw_patterns
 from duollm.oracle.head import log_normaliser
-from duollm.oracle.noise import mean_prediction
 from duollm.oracle.search import loss_tables
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routes.space import RouteSpace, parse_branches
 
 LABELS = Path("labels", "losses.safetensors")
 """Where a run folder keeps them."""
@@ -160,7 +159,7 @@ def load_labels(path: Path) -> Labels:
 def _wanted(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace, generator: torch.Generator) -> Tensor:
     """The head's embeddings of the tokens that follow, and their means under the mean prediction, [2, B * N, D]."""
     weight_VD = model.lm_head.weight
-    expected_BND = mean_prediction(model, ids_BT[:, :-1], space, generator, _MEAN_ROUTES) @ weight_VD
+    expected_BND = mean_prediction(model, ids_BT[:, :-1], space, generator) @ weight_VD
     return torch.stack([weight_VD[ids_BT[:, 1:].flatten()], expected_BND.flatten(0, 1)])
 
 
@@ -181,3 +180,12 @@ def _pool_table(model: DuoForCausalLM, ids_BT: Tensor, wanted_SND: Tensor, route
         final_ND = final_BND.flatten(0, 1)
         table_SNR[..., index] = log_normaliser(model, final_ND) - (wanted_SND * final_ND).sum(-1)
     return table_SNR.unflatten(1, (len(ids_BT), -1))
+
+
+def mean_prediction(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace, generator: torch.Generator) -> Tensor:
+    """The mean of the predictions of random routes, each taken by all tokens: probabilities [B, T, V]."""
+    route_ids = torch.randint(space.size, (_MEAN_ROUTES,), generator=generator, device=generator.device)
+    total_BTV = torch.zeros(*ids_BT.shape, model.config.vocab_size, device=ids_BT.device)
+    for route in space.decode(route_ids):
+        total_BTV += model(input_ids=ids_BT, routes=route, use_cache=False).logits.float().softmax(-1)
+    return total_BTV / _MEAN_ROUTES

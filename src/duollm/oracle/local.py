@@ -1,4 +1,4 @@
-"""Local search: from a start route, change one or two layers at a time while it helps.
+"""Methods that try whole routes: random ones, or those next to the best so far (local search).
 
 Shape letters: N tokens, A moves, G groups of tokens that try the same routes, P routes tried side by
 side, L layers, C branches, K budgets, B sequences, T tokens given.
@@ -6,71 +6,96 @@ side, L layers, C branches, K budgets, B sequences, T tokens given.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from duollm.models.branch import Branch
-from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.approximate import Limit, Options, allowed_bigs, draw_within, search_with
-from duollm.oracle.budgets import Budget, parse_budgets
-from duollm.oracle.result import OracleResult
-from duollm.oracle.trial import Trial
-from duollm.routing.space import RouteSpace
+from duollm.oracle.budgets import Budget, Cells
+from duollm.oracle.trial import Method, Trial
+from duollm.routes.sampling import draw_route_ids
 
 _DRAWS = 32
 
 
-def local_search(
-    model: DuoForCausalLM,
-    input_ids: Tensor,
-    space: RouteSpace,
-    context: str = "shared",
-    big_layers: Sequence[int] | None = None,
-    *,
-    start: Tensor | None = None,
-    steps: int = 16,
-    width: int = 16,
-    **options: Unpack[Options],
-) -> OracleResult:
-    """Better a route of every predicted token within each budget, move by move.
+@dataclass(frozen=True)
+class Sampled(Method):
+    """The best of random routes within each budget: the baseline of the other methods.
+
+    Every token has draws of its own; in context "shared" every sequence has, in "committed" they are
+    fresh at every position. A route within several budgets counts for all of them.
+
+    Attributes:
+        routes: how many routes to draw per budget, uniformly and with replacement.
+    """
+
+    routes: int = 100
+
+    def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
+        """Check the number of routes, too."""
+        super().begin(budgets, cells, shape_BT)
+        if self.routes < 1:
+            raise ValueError(f"routes must be at least 1, got {self.routes}")
+
+    def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Draw and try."""
+        for budget in budgets:
+            trial.try_routes(draw_within(budget, trial.cells, (self.routes, trial.groups), generator))
+
+
+@dataclass
+class Local(Method):
+    """Betters a route of every token within each budget, move by move.
 
     A move changes one layer's branch, or exchanges the branches of two layers. Each step tries all
     moves of a token that keep its budget and takes the best, until none helps. In context "shared"
     the tokens of a sequence try routes together, so a step tries those that most of its tokens want,
     and a token may be left with a move untried.
 
-    Args:
+    Attributes:
         start: route ids to start from, of a shape that broadcasts to [K, B, T - 1], for instance
             another search's `route_ids`; default: the best of 32 random routes per budget.
         steps: how many steps at most.
         width: context "shared": how many routes a step tries at most.
-
-    The other arguments are those of `search_oracle` and `Options`.
-
-    Raises:
-        ValueError: as `search_oracle`; a budget that is neither `Exactly` nor `AtMost`; a start
-            outside its budget.
     """
-    if width < 1 or steps < 0:
-        given = f"width must be at least 1, got {width}" if width < 1 else f"steps must be at least 0, got {steps}"
-        raise ValueError(given)
-    wanted = parse_budgets(big_layers, options.get("budgets"), space)
-    starts = None if start is None else dict(zip(wanted, _starts(start, wanted, input_ids, space), strict=True))
 
-    def method(trial: Trial, limits: list[Limit], generator: torch.Generator) -> None:
-        for limit in limits:
-            climb = _Climb(trial, limit, width)
+    start: Tensor | None = None
+    steps: int = 16
+    width: int = 16
+    _start_of: dict[Budget, Tensor] = field(default_factory=dict, init=False)
+
+    def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
+        """Check the settings, too; find every budget's start."""
+        super().begin(budgets, cells, shape_BT)
+        if self.width < 1 or self.steps < 0:
+            name, least = ("width", 1) if self.width < 1 else ("steps", 0)
+            raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.start is None:
+            return
+        shape = (len(budgets), *shape_BT)
+        try:
+            start_KBT = self.start.expand(shape)
+        except RuntimeError:
+            raise ValueError(f"start must broadcast to shape {list(shape)}, got {list(self.start.shape)}") from None
+        for budget, ids_BT in zip(budgets, start_KBT, strict=True):
+            bigs = cells.space.count_big(ids_BT[ids_BT >= 0])
+            if not torch.isin(bigs, torch.tensor(cells.bigs(budget), device=bigs.device)).all():
+                raise ValueError(
+                    f"start has routes with {bigs.min()} .. {bigs.max()} big layers, the budget is {budget}"
+                )
+            self._start_of[budget] = ids_BT.flatten()
+
+    def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Climb, budget by budget."""
+        for budget in budgets:
+            climb = _Climb(trial, budget, self.width)
             # One drawn route even beside a given start: padding has no route to start from.
-            draws = _DRAWS if starts is None else 1
-            trial.try_routes(draw_within(limit, space, (draws, trial.groups), generator))
-            if starts is not None:
-                climb.start(starts[limit].flatten()[trial.rows_N])
-            climb.search(steps)
-
-    return search_with(method, model, input_ids, space, context, big_layers, **options)
+            draws = _DRAWS if self.start is None else 1
+            trial.try_routes(draw_within(budget, trial.cells, (draws, trial.groups), generator))
+            if self.start is not None:
+                climb.start(self._start_of[budget][trial.rows_N])
+            climb.search(self.steps)
 
 
 @dataclass
@@ -83,7 +108,7 @@ class _Climb:
     """
 
     trial: Trial
-    limit: Limit
+    budget: Budget
     width: int
     seen: list[Tensor] = field(init=False)
 
@@ -98,15 +123,15 @@ class _Climb:
     def search(self, steps: int) -> None:
         """Step until nothing is left to try, or nothing helped."""
         trial = self.trial
-        nll_N, ids_N = trial.best(self.limit)
+        nll_N, ids_N = trial.found(self.budget)
         for _ in range(steps):
-            wanted_AN = ids_N + moves(ids_N, self.limit, trial.cells.space)
+            wanted_AN = ids_N + moves(ids_N, self.budget, trial.cells)
             ids_PG = wanted_AN if trial.together == 1 else self._most_wanted(wanted_AN, self.width)
             if not len(ids_PG):
                 return
             trial.try_routes(ids_PG)
             before_N = nll_N
-            nll_N, ids_N = trial.best(self.limit)
+            nll_N, ids_N = trial.found(self.budget)
             if trial.together == 1 and not (nll_N < before_N)[trial.counted_N].any():
                 return
 
@@ -123,11 +148,12 @@ class _Climb:
         return pad_sequence(chosen)
 
 
-def moves(ids_N: Tensor, limit: Limit, space: RouteSpace) -> Tensor:
+def moves(ids_N: Tensor, budget: Budget, cells: Cells) -> Tensor:
     """What to add to route ids for every move that keeps the budget, [A, N]; 0 fills up.
 
     A move gives one layer another branch, or exchanges the branches of two layers.
     """
+    space = cells.space
     place_L = space.base ** torch.arange(space.num_layers - 1, -1, -1, device=ids_N.device)
     digit_NL = ids_N[:, None] // place_L % space.base
     exchange_NLL = (digit_NL[:, None, :] - digit_NL[:, :, None]) * (place_L[:, None] - place_L)
@@ -135,25 +161,18 @@ def moves(ids_N: Tensor, limit: Limit, space: RouteSpace) -> Tensor:
     change_NLC = (digits_C - digit_NL[..., None]) * place_L[:, None]
     big_C = torch.tensor([branch == Branch.BIG for branch in space.branches], device=ids_N.device).long()
     total_NLC = big_C[digit_NL].sum(-1)[:, None, None] - big_C[digit_NL][..., None] + big_C
-    within_NLC = torch.isin(total_NLC, torch.tensor(allowed_bigs(limit), device=ids_N.device))
+    within_NLC = torch.isin(total_NLC, torch.tensor(cells.bigs(budget), device=ids_N.device))
     moves_NA = torch.cat([exchange_NLL.triu().flatten(1), change_NLC.where(within_NLC, 0).flatten(1)], dim=1)
     useful_NA = moves_NA != 0
     order_NA = useful_NA.int().argsort(dim=1, descending=True, stable=True)
     return moves_NA.gather(1, order_NA[:, : int(useful_NA.sum(1).max())]).T
 
 
-def _starts(start: Tensor, budgets: list[Budget], input_ids: Tensor, space: RouteSpace) -> Tensor:
-    """The start routes of every budget and token, [K, B, T - 1]."""
-    shape = (len(budgets), len(input_ids), input_ids.shape[-1] - 1)
-    try:
-        start_KBT = start.expand(shape)
-    except RuntimeError:
-        raise ValueError(f"start must broadcast to shape {list(shape)}, got {list(start.shape)}") from None
-    for budget, ids_BT in zip(budgets, start_KBT, strict=True):
-        bigs = space.count_big(ids_BT[ids_BT >= 0])
-        if (
-            isinstance(budget, Limit)
-            and not torch.isin(bigs, torch.tensor(allowed_bigs(budget), device=bigs.device)).all()
-        ):
-            raise ValueError(f"start has routes with {bigs.min()} .. {bigs.max()} big layers, the budget is {budget}")
-    return start_KBT
+def draw_within(budget: Budget, cells: Cells, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw ids [*shape] uniformly, with replacement, among the routes that a budget allows."""
+    bigs = cells.bigs(budget)
+    routes_with = {k: sum(n for (_, big), n in zip(cells.spent, cells.routes, strict=True) if big == k) for k in bigs}
+    weights = torch.tensor([float(count) for count in routes_with.values()], device=generator.device)
+    chosen = torch.multinomial(weights, torch.Size(shape).numel(), replacement=True, generator=generator)
+    drawn = torch.stack([draw_route_ids(cells.space, big, shape, generator) for big in bigs])
+    return drawn.gather(0, chosen.view(1, *shape))[0]

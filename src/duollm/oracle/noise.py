@@ -1,84 +1,69 @@
 """Selection noise: what a peek at the label buys, measured with labels that nobody could predict.
 
-The oracle picks the best of thousands of routes with the label in hand, so part of its gain is luck.
-To measure it, draw two labels y' and y'' from a reference prediction, pick with y', score on y''
-(docs/oracle.md, "Selection noise").
-
-Shape letters: B sequences, T tokens, N = B * T, S pairs of labels, V vocabulary.
+Shape letters: B sequences, T tokens, N = B * T, Q cells, S pairs of labels, K budgets, V vocabulary, D hidden.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.space import RouteSpace
-
-_MEAN_ROUTES = 64
-
-
-@dataclass(frozen=True)
-class DrawnLabels:
-    """Labels y' and y'', each [S, N], and how surprising they happened to be.
-
-    Attributes:
-        excess_2SN: nll of y' and of y'' under the reference prediction, less its expectation. Its mean is
-            zero, and it goes with the losses of the labels under any route, so subtracting it from those
-            leaves their expectation and removes most of the variance (a control variate).
-    """
-
-    first_SN: Tensor
-    second_SN: Tensor
-    excess_2SN: Tensor
+from duollm.oracle.budgets import Budget, Cells, Frontier
+from duollm.oracle.contexts import Batch
+from duollm.oracle.reductions import BestSoFar, Reduction
 
 
-@dataclass(frozen=True)
-class Resampling:
-    """How labels are drawn.
+class DrawnLabels(Reduction):
+    """Picks routes with labels y' drawn from the all-big prediction, and scores them on second draws y''.
+
+    The oracle picks the best of thousands of routes with the label in hand, so part of its gain is luck; nothing but
+    luck is in what it gains on y' (docs/oracle.md, "Selection noise").
+
+    How surprising a drawn label happens to be, its nll under the prediction less the expectation of that, has mean
+    zero and goes with its loss under any route. It is subtracted from the losses as a control variate, which leaves
+    their expectation and removes most of the variance.
 
     Attributes:
-        pairs: S, pairs (y', y'') per position.
-        source: the reference prediction: "all-big", "mean" over 64 random routes, or probabilities
-            [B, T, V] of another model.
+        pairs: S, pairs (y', y'') per position; the columns are means over them.
+        label_2SN: y' and y''.
+        excess_2SN: how surprising they are, nats.
     """
 
-    pairs: int = 1
-    source: Literal["all-big", "mean"] | Tensor = "all-big"
+    every_route = True
 
-    def draw(
-        self, model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, generator: torch.Generator
-    ) -> "DrawnLabels":
-        """Draw labels for the predictions at `input_ids` [B, T]."""
-        probabilities_NV = self._probabilities(model, input_ids, space, generator)
+    def __init__(self, pairs: int = 1) -> None:
+        self.pairs = pairs
+
+    def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Draw the labels."""
+        super().begin(batch, cells, budgets, generator)
+        logits_BTV = batch.model(input_ids=batch.ids_BT, use_cache=False).logits
+        probabilities_NV = logits_BTV.float().softmax(-1).flatten(0, 1)
         drawn_NS = torch.multinomial(probabilities_NV, 2 * self.pairs, replacement=True, generator=generator)
         entropy_N = -torch.xlogy(probabilities_NV, probabilities_NV).sum(-1)
         excess_NS = -probabilities_NV.gather(1, drawn_NS).log() - entropy_N[:, None]
-        first_SN, second_SN = drawn_NS.T.split(self.pairs)
-        return DrawnLabels(first_SN, second_SN, excess_NS.T.view(2, self.pairs, -1))
+        self.label_2SN, self.excess_2SN = (each.T.unflatten(0, (2, self.pairs)) for each in (drawn_NS, excess_NS))
+        self.best_S = [BestSoFar(*batch.model.lm_head.weight[label_2N]) for label_2N in self.label_2SN.unbind(1)]
+        for each in self.best_S:
+            each.begin(batch, cells, budgets, generator)
 
-    def _probabilities(
-        self, model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, generator: torch.Generator
-    ) -> Tensor:
-        if isinstance(self.source, Tensor):
-            expected = (*input_ids.shape, model.config.vocab_size)
-            if tuple(self.source.shape) != expected:
-                raise ValueError(f"probabilities must have shape {list(expected)}, got {list(self.source.shape)}")
-            return self.source.flatten(0, 1)
-        if self.source == "all-big":
-            return model(input_ids=input_ids, use_cache=False).logits.float().softmax(-1).flatten(0, 1)
-        if self.source != "mean":
-            raise ValueError(f"source must be 'all-big', 'mean' or probabilities, got {self.source!r}")
-        return mean_prediction(model, input_ids, space, generator).flatten(0, 1)
+    def start(self, rows_N: Tensor) -> None:
+        """Forget what was kept; leaves of these tokens of the batch follow."""
+        super().start(rows_N)
+        for each in self.best_S:
+            each.start(rows_N)
 
+    @property
+    def parts(self) -> Sequence[Reduction]:
+        """A search of its own for every pair."""
+        return self.best_S
 
-def mean_prediction(
-    model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, generator: torch.Generator, routes: int = _MEAN_ROUTES
-) -> Tensor:
-    """The mean of the predictions of random routes, each taken by all tokens: probabilities [B, T, V]."""
-    ids = torch.randint(space.size, (routes,), generator=generator, device=generator.device)
-    total = torch.zeros(*input_ids.shape, model.config.vocab_size, device=input_ids.device)
-    for route in space.decode(ids):
-        total += model(input_ids=input_ids, routes=route, use_cache=False).logits.float().softmax(-1)
-    return total / routes
+    def columns(self, frontier: Frontier) -> dict[str, Tensor]:
+        """Return the lowest nll of y' and the nll of y'' under the same routes, less their excess."""
+        picked_SKBT = torch.stack([frontier.read(each.nll_QN, each.nll_QN) for each in self.best_S])
+        scored_SKBT = torch.stack([frontier.read(each.nll_QN, each.score_QN) for each in self.best_S])
+        excess_2SBT = self.excess_2SN[..., self.rows_N].unflatten(-1, frontier.padding_BT.shape)
+        return {
+            "resampled_nll": (picked_SKBT - excess_2SBT[0][:, None]).mean(0),
+            "resampled_score": (scored_SKBT - excess_2SBT[1][:, None]).mean(0),
+        }

@@ -7,7 +7,7 @@ R patterns, K budgets.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,65 @@ from duollm.data.packed import PackedData, Windows
 from duollm.errors import UserError
 from duollm.flops import ModelSizes
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budget
+from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
-from duollm.oracle.noise import Resampling
-from duollm.oracle.reduce import LeafTable
-from duollm.oracle.result import OracleResult, stack_windows
-from duollm.oracle.search import executed_nll
-from duollm.oracle.searches import SEARCHES
+from duollm.oracle.noise import DrawnLabels
+from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
+from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
 from duollm.records.order import draw_sizes, expected_best
-from duollm.routing.sampling import derived_seed
-from duollm.routing.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
+from duollm.routes.sampling import derived_seed
+from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
 
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16
 """Up to so many routes, the exact search leaves the losses of every pattern; else some are drawn."""
+
+REDUCTIONS: list[Callable[[OracleConfig], Reduction | None]] = [
+    lambda config: DrawnLabels(config.resampled_labels) if config.resampled_labels else None,
+    lambda config: RandomRoutes(config.random_routes),
+]
+"""What the oracle keeps beside the best routes, in contexts shared and reference (docs/adding-a-reduction.md)."""
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a recipe's section `oracle` asks for on a model of so many layers and text of such windows."""
+
+    config: OracleConfig
+    num_layers: int
+    sequence_length: int
+
+    @cached_property
+    def space(self) -> RouteSpace:
+        """The routes that are searched."""
+        return RouteSpace(self.num_layers, parse_branches(self.config.branches))
+
+    @property
+    def contexts(self) -> list[str]:
+        """The contexts asked for; the exact search in context shared also serves the controls."""
+        always = ("shared",) if self.config.search == "exact" else ()
+        return list(dict.fromkeys((*always, *self.config.contexts)))
+
+    @property
+    def tables_all(self) -> bool:
+        """Whether the search itself leaves the losses of all fixed patterns; else some are drawn."""
+        return self.config.search == "exact" and self.space.size <= _LARGEST_TABLE
+
+    def big_layers(self, context: str) -> list[int]:
+        """Numbers of big layers to search for; all small and all big always, to compare with."""
+        config, layers = self.config, self.num_layers
+        if context == "committed" and config.committed_big_layers is not None:
+            return config.committed_big_layers
+        default: Iterable[int] = range(layers + 1) if config.search == "exact" else focus_budgets(layers)
+        wanted = default if config.big_layers is None else config.big_layers
+        return list(wanted) if context == "committed" else sorted({0, layers, *wanted})
+
+    def budgets(self, context: str) -> list[Budget]:
+        """All budgets to search for."""
+        exact: list[Budget] = [Exactly(big) for big in self.big_layers(context)]
+        more = [parse_budget(text, self.sequence_length - 1) for text in self.config.more_budgets]
+        return exact + [each for each in more if not (context == "committed" and isinstance(each, OnAverage))]
 
 
 @dataclass(frozen=True)
@@ -78,10 +122,15 @@ class OracleRun:
         shards = list(_shards(windows))
         mine = range(self.rank, len(shards), self.ranks)
         missing = [number for number in mine if not self.store.has_shard(domain, number)]
-        clock = _Clock(f"oracle {domain}", sum(shards[number].token_ids[:, 1:].size for number in missing), self.report)
+        sizes = [shard.token_ids[:, 1:].size for shard in shards]
+        total, done, started = sum(sizes[number] for number in missing), 0, time.perf_counter()
         for number in missing:
             self.store.write_shard(domain, number, self._shard(shards[number], derived_seed(self.seed, number)))
-            clock.tick(shards[number].token_ids[:, 1:].size)
+            done += sizes[number]
+            rate = done / (time.perf_counter() - started)
+            minutes, seconds = divmod(int((total - done) / rate), 60)
+            progress = f"token {done:,}/{total:,}  {rate:,.1f} tokens/s  ETA {minutes}:{seconds:02d}"
+            self.report(f"oracle {domain}  {progress}")
         self.wait()
         if self.rank == 0:
             self._complete(domain, windows, len(shards))
@@ -91,46 +140,34 @@ class OracleRun:
         tables = self.store.read_shards(domain, shards)
         sums_GR = tables["routes"]["nll_sum"].to_numpy().reshape(-1, len(self.pattern_R))
         fixed = fixed_columns(
-            self.model, windows, sums_GR, self.pattern_R, self.space, self._exact("shared"), self.seed
+            self.model, windows, sums_GR, self.pattern_R, self.plan.space, self.plan.big_layers("shared"), self.seed
         )
         for name, column in fixed.items():
             tables["tokens"] = tables["tokens"].append_column(name, [column])
         self.store.complete(domain, shards, tables)
 
     @cached_property
-    def space(self) -> RouteSpace:
-        """The routes that are searched."""
-        return RouteSpace(self.model.config.num_hidden_layers, parse_branches(self.config.branches))
+    def plan(self) -> SearchPlan:
+        """What is searched for."""
+        return SearchPlan(self.config, self.model.config.num_hidden_layers, self.data.sequence_length)
 
     @cached_property
     def pattern_R(self) -> NDArray[np.int64]:
         """Ids of the fixed patterns that are compared, ascending: all routes, or as many as are drawn per budget."""
-        if self._searched_patterns:
-            return np.arange(self.space.size)
-        return draw_patterns(self.space, self._exact("shared"), self.config.random_routes, self.seed)
-
-    @property
-    def _searched_patterns(self) -> bool:
-        """Whether the search itself leaves the losses of all patterns."""
-        return self.config.search == "exact" and self.space.size <= _LARGEST_TABLE
-
-    def _exact(self, context: str) -> list[int]:
-        """Numbers of big layers to search for."""
-        return _exact_budgets(self.config, self.space.num_layers, context)
-
-    def _budgets(self, context: str) -> list[Budget]:
-        return _budgets(self.config, self.space.num_layers, context, self.data.sequence_length)
+        if self.plan.tables_all:
+            return np.arange(self.plan.space.size)
+        return draw_patterns(self.plan.space, self.plan.big_layers("shared"), self.config.random_routes, self.seed)
 
     def _shard(self, windows: Windows, seed: int) -> dict[str, Columns]:
         """Search a shard in every context; return the columns of each of its files."""
         generator = torch.Generator(self.model.device).manual_seed(seed)
         counted_WN = self._counted(windows, generator)
-        tables = [LeafTable.of(counted_N, len(self.pattern_R)) for counted_N in counted_WN]
-        if not self._searched_patterns:
-            tables = pattern_tables(self.model, windows, counted_WN, self.space.decode(self.pattern_R))
+        tables = [LeafTable(counted_N, len(self.pattern_R)) for counted_N in counted_WN]
+        if not self.plan.tables_all:
+            tables = pattern_tables(self.model, windows, counted_WN, self.plan.space.decode(self.pattern_R))
         tokens: Columns = {**windows.columns()}
         tokens["text"] = self.data.tokenizer.batch_decode(tokens["token_id"][:, None].tolist())
-        for context in _contexts(self.config):
+        for context in self.plan.contexts:
             found = self._search_context(context, windows, generator, tables)
             tokens |= self._token_columns(context, windows, found)
         nll_of = _by_document(windows.documents, tables)
@@ -148,61 +185,47 @@ class OracleRun:
     ) -> OracleResult:
         """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
-        search = partial(
-            SEARCHES[self.config.search],
-            model=self.model,
-            space=self.space,
-            context=context,
-            budgets=self._budgets(context),
-            memory_bytes=int(self.config.memory_gib * 2**30),
-            generator=generator,
-        )
-        if context == "committed":
-            return search(input_ids=token_ids_WT)
-        results = [
-            search(input_ids=token_ids_T[None], **self._controls(context, table))
-            for token_ids_T, table in zip(token_ids_WT, tables, strict=True)
-        ]
-        return stack_windows(results)
-
-    def _controls(self, context: str, table: LeafTable) -> dict[str, Any]:
-        """What only the exact search measures beside the oracle."""
-        if self.config.search != "exact":
-            return {}
-        pairs = self.config.resampled_labels
-        return {
-            "random_routes": self.config.random_routes,
-            "resampling": Resampling(pairs) if pairs else None,
-            "table": table if context == "shared" and self._searched_patterns else None,
+        settings: dict[str, Any] = {
+            "context": context,
+            "method": self.config.search,
+            "budgets": self.plan.budgets(context),
+            "memory_bytes": int(self.config.memory_gib * 2**30),
+            "generator": generator,
         }
+        if context == "committed":
+            return search_oracle(self.model, token_ids_WT, self.plan.space, **settings)
+        tries_all = SEARCHES[self.config.search]().every_route
+        made = [make(self.config) for make in REDUCTIONS]
+        reductions = [each for each in made if each is not None and (tries_all or not each.every_route)]
+        results = []
+        for token_ids_T, table in zip(token_ids_WT, tables, strict=True):
+            kept = [*reductions, table] if context == "shared" and self.plan.tables_all else reductions
+            results.append(search_oracle(self.model, token_ids_T[None], self.plan.space, reductions=kept, **settings))
+        return join(results, axis=1)
 
     def _token_columns(self, context: str, windows: Windows, found: OracleResult) -> Columns:
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
         columns: dict[str, Tensor] = {}
+        kept = dict(found.columns)
+        random_nll = kept.pop("random_nll", None)
         for k, budget in enumerate(found.budgets):
             name = f"{context}_{budget.name}"
-            columns[f"nll_{name}"] = found.nll[k]
-            columns[f"route_{name}"] = found.route_ids[k]
-            columns[f"executed_{name}"] = executed_nll(self.model, token_ids_WT, self.space, found.route_ids[k])
-            if found.random_nll is not None and context == "shared" and isinstance(budget, Exactly):
-                columns[f"nll_random{self.config.random_routes}_{budget.name}"] = found.random_nll[k]
-            if found.resampled_nll is not None and found.resampled_score is not None:
-                columns[f"resampled_nll_{name}"] = found.resampled_nll[:, k].mean(0)
-                columns[f"resampled_score_{name}"] = found.resampled_score[:, k].mean(0)
+            columns |= {f"{kind}_{name}": values[k] for kind, values in kept.items()}
+            columns[f"executed_{name}"] = executed_nll(self.model, token_ids_WT, self.plan.space, found.route_ids[k])
+            if random_nll is not None and context == "shared" and isinstance(budget, Exactly):
+                columns[f"nll_random{self.config.random_routes}_{budget.name}"] = random_nll[k]
         return {name: values.flatten().cpu().numpy() for name, values in columns.items()}
 
     def _best_of_columns(self, nll_of: dict[str, NDArray[np.float32]]) -> Columns:
         """Expected best of N random routes, a row per document, budget and N."""
         rows: list[tuple[str, int, int, float, int]] = []
-        big_R = self.space.count_big(self.pattern_R)
+        big_R = self.plan.space.count_big(self.pattern_R)
         for document, nll_MR in nll_of.items():
-            for big in self._exact("shared"):
+            for big in self.plan.big_layers("shared"):
                 nll_of_budget = nll_MR[:, big_R == big]
                 sizes = draw_sizes(nll_of_budget.shape[1])
-                sums = expected_best(nll_of_budget, sizes).sum(1)
-                rows += [
-                    (document, big, size, float(total), len(nll_MR)) for size, total in zip(sizes, sums, strict=True)
-                ]
+                sums = expected_best(nll_of_budget, sizes).sum(1).tolist()
+                rows += [(document, big, size, total, len(nll_MR)) for size, total in zip(sizes, sums, strict=True)]
         names = ("document", "big_layers", "drawn", "nll_sum", "tokens")
         return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
 
@@ -213,23 +236,20 @@ def check_settings(config: OracleConfig, sizes: ModelSizes, sequence_length: int
     Raises:
         UserError: too many routes to try them all, or an impossible budget.
     """
-    space = RouteSpace(sizes.num_hidden_layers, parse_branches(config.branches))
+    plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
+    space = plan.space
     if config.search == "exact" and space.size > LARGEST_LISTED:
         raise UserError(
             f"oracle.search: exact would try {space.base}^{space.num_layers} routes per token; "
             "set it to beam, local or sampled"
         )
-    if "committed" in config.contexts:
-        kept, committed = (_exact_budgets(config, space.num_layers, context) for context in ("shared", "committed"))
-        if extra := sorted(set(committed) - set(kept)):
-            raise UserError(
-                f"oracle.committed_big_layers holds {extra[0]}, which oracle.big_layers lacks; add it there"
-            )
+    extra = sorted(set(plan.big_layers("committed")) - set(plan.big_layers("shared")))
+    if extra and "committed" in config.contexts:
+        raise UserError(f"oracle.committed_big_layers holds {extra[0]}, which oracle.big_layers lacks; add it there")
     cells = Cells(space, sizes.small_intermediate_size, sizes.intermediate_size)
     try:
-        for context in _contexts(config):
-            for budget in _budgets(config, space.num_layers, context, sequence_length):
-                allowed_cells(budget, cells, range(sequence_length - 1))
+        for context in plan.contexts:
+            cells.wanted(plan.budgets(context), range(sequence_length - 1))
     except UserError:
         raise
     except ValueError as error:
@@ -238,41 +258,15 @@ def check_settings(config: OracleConfig, sizes: ModelSizes, sequence_length: int
 
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
     """What a store's manifest says of the search, to go with the fingerprints of model and data."""
+    kept = ("contexts", "search", "more_budgets", "random_routes", "resampled_labels", "counted_share")
     return {
         "num_layers": num_layers,
         "branches": [branch.name.lower() for branch in parse_branches(config.branches)],
         "context": config.contexts[0],
-        "contexts": config.contexts,
-        "search": config.search,
-        "big_layers": _exact_budgets(config, num_layers, "shared"),
-        "more_budgets": config.more_budgets,
+        "big_layers": SearchPlan(config, num_layers, sequence_length).big_layers("shared"),
         "sequence_length": sequence_length,
-        "random_routes": config.random_routes,
-        "resampled_labels": config.resampled_labels,
-        "counted_share": config.counted_share,
+        **{name: getattr(config, name) for name in kept},
     }
-
-
-def _exact_budgets(config: OracleConfig, num_layers: int, context: str) -> list[int]:
-    """Numbers of big layers to search for; all small and all big always, to compare with."""
-    if context == "committed" and config.committed_big_layers is not None:
-        return config.committed_big_layers
-    wanted: Iterable[int] = range(num_layers + 1) if config.search == "exact" else focus_budgets(num_layers)
-    if config.big_layers is not None:
-        wanted = config.big_layers
-    return list(wanted) if context == "committed" else sorted({0, num_layers, *wanted})
-
-
-def _budgets(config: OracleConfig, num_layers: int, context: str, sequence_length: int) -> list[Budget]:
-    more = [parse_budget(text, sequence_length - 1) for text in config.more_budgets]
-    exact: list[Budget] = [Exactly(big) for big in _exact_budgets(config, num_layers, context)]
-    return exact + [each for each in more if not (context == "committed" and isinstance(each, OnAverage))]
-
-
-def _contexts(config: OracleConfig) -> list[str]:
-    """The contexts asked for; the exact search in context shared also serves the controls."""
-    always = ("shared",) if config.search == "exact" else ()
-    return list(dict.fromkeys((*always, *config.contexts)))
 
 
 def _shards(windows: Windows) -> Iterator[Windows]:
@@ -302,21 +296,3 @@ def _route_columns(nll_of: dict[str, NDArray[np.float32]], pattern_R: NDArray[np
         "nll_sum": np.concatenate([nll_MR.sum(0, dtype=np.float64) for nll_MR in nll_of.values()]),
         "tokens": np.repeat(tokens, len(pattern_R)),
     }
-
-
-class _Clock:
-    """Reports rate and time left after every shard."""
-
-    def __init__(self, name: str, tokens: int, report: Callable[[str], None]) -> None:
-        self.name, self.tokens, self.report = name, tokens, report
-        self.done, self.started = 0, time.perf_counter()
-
-    def tick(self, tokens: int) -> None:
-        """Note that so many more tokens are done."""
-        self.done += tokens
-        rate = self.done / (time.perf_counter() - self.started)
-        left = (self.tokens - self.done) / rate
-        self.report(
-            f"{self.name}  token {self.done:,}/{self.tokens:,}  {rate:,.1f} tokens/s  "
-            f"ETA {int(left // 60)}:{int(left % 60):02d}"
-        )

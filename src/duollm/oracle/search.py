@@ -1,33 +1,89 @@
-"""Exact oracle search: the public functions, and how each context is searched.
+"""Oracle search: the public functions, and the one driver of all methods in all contexts.
 
-Shape letters: B sequences, T tokens given, N = B * (T - 1) predicted tokens, Q cells, K budgets,
-S labels or pairs of labels, R routes, L layers, D hidden.
+A *method* (exact, beam, local, sampled) decides which routes tokens try, a *context* what they attend to meanwhile, and
+*reductions* what is kept of the losses.
+
+Shape letters: B sequences, T tokens given, N = B * (T - 1) predicted tokens, P prefixes, Q cells, K budgets,
+S labels, R routes, L layers, D hidden.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.cache_utils import DynamicCache
 
 from duollm.models.configuration_duo import DuoConfig
+from duollm.models.fused import is_plain, is_watched
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.batch import Batch
-from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, allowed_cells, parse_budgets
-from duollm.oracle.contexts import CachedContext
-from duollm.oracle.frontier import cell_of, read_frontier
+from duollm.oracle.beam import Beam
+from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier, OnAverage, parse_budgets
+from duollm.oracle.contexts import CONTEXTS, Attend, Batch
 from duollm.oracle.head import HeadBound, log_normaliser
-from duollm.oracle.noise import DrawnLabels, Resampling
-from duollm.oracle.reduce import Contest, Judge, LeafTable
-from duollm.oracle.result import OracleResult, join_positions, stack_budgets
-from duollm.oracle.tree import Attend, Block, Tree
-from duollm.routing.sampling import draw_route_ids
-from duollm.routing.space import RouteSpace
+from duollm.oracle.local import Local, Sampled
+from duollm.oracle.reductions import BestSoFar, Reduction
+from duollm.oracle.tree import Prefixes, Tree, decoder_layers
+from duollm.oracle.trial import Method, Trial
+from duollm.routes.space import RouteSpace
 
-CONTEXTS = ("shared", "reference", "committed")
+
+class Exact(Method):
+    """Tries every route within the budgets, by walking their tree."""
+
+    every_route = True
+
+    def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Show every leaf of the tree to the reductions."""
+        cells = trial.cells
+        wanted_Q = cells.wanted(budgets, trial.positions)
+        for leaves in _walk(trial.batch, cells, wanted_Q, trial.max_rows, trial.hidden_ND, trial.attend):
+            trial.enter(leaves.ids_PG, leaves.spent_PG2, leaves.hidden_PND)
+
+
+SEARCHES: dict[str, Callable[[], Method]] = {"exact": Exact, "beam": Beam, "local": Local, "sampled": Sampled}
+"""The methods by name, with their default settings."""
+
+
+@dataclass(frozen=True)
+class OracleResult:
+    """The best route found for every predicted token under every budget.
+
+    Positions whose token or label is padding hold nan (losses) and -1 (route ids).
+
+    Attributes:
+        budgets: the K budgets.
+        columns: what every reduction kept, [K, B, T - 1], by name.
+        evaluated_share: share of leaves, over all routes within the budgets, for which the full head was run.
+    """
+
+    budgets: list[Budget]
+    columns: dict[str, Tensor]
+    evaluated_share: float
+
+    @property
+    def nll(self) -> Tensor:
+        """Loss of the best route, float32 [K, B, T - 1], nats."""
+        return self.columns["nll"]
+
+    @property
+    def route_ids(self) -> Tensor:
+        """The best route, int64 [K, B, T - 1]."""
+        return self.columns["route"]
+
+    @property
+    def big_layers(self) -> list[int]:
+        """The budgets as numbers of big layers, where each is "exactly k"."""
+        return [budget.big for budget in self.budgets if isinstance(budget, Exactly)]
+
+
+def join(results: list[OracleResult], axis: int) -> OracleResult:
+    """Join results along budgets (0), sequences (1) or positions (2)."""
+    budgets = [budget for result in results for budget in result.budgets] if axis == 0 else results[0].budgets
+    columns = {name: torch.cat([result.columns[name] for result in results], axis) for name in results[0].columns}
+    return OracleResult(budgets, columns, sum(result.evaluated_share for result in results) / len(results))
 
 
 @torch.inference_mode()
@@ -38,53 +94,120 @@ def search_oracle(
     context: str = "shared",
     big_layers: Sequence[int] | None = None,
     *,
+    method: str | Method = "exact",
     budgets: Sequence[Budget] | None = None,
     attention_mask: Tensor | None = None,
     reference: Tensor | None = None,
-    rounds: int = 1,
-    random_routes: int = 0,
-    resampling: Resampling | None = None,
+    reductions: Sequence[Reduction] = (),
     generator: torch.Generator | None = None,
-    table: LeafTable | None = None,
     memory_bytes: int = 2**30,
     prune: bool = True,
 ) -> OracleResult:
-    """Find, for every predicted token, the route of lowest nll under each budget, over all routes.
+    """Find, for every predicted token, the route of lowest nll under each budget.
 
     Args:
         input_ids: token ids [B, T]; position t predicts token t + 1.
         context: which routes the earlier tokens take: "shared", "reference" or "committed"
             (docs/oracle.md). In a committed search each budget is its own left-to-right run.
         big_layers: budgets, exactly k big layers; default: every k from 0 to L.
+        method: which routes are tried: "exact" all of them; "beam", "local", "sampled", or one of these made with
+            other settings, such as `Beam(width=128)`, only part of them.
         budgets: instead of big_layers, any budgets of `duollm.oracle.budgets`.
         attention_mask: 1 for tokens, 0 for padding, [B, T].
         reference: routes [L] or [B, T, L] of the earlier tokens in context "reference"; default all big.
-        rounds: in context "reference": how often to search, each time with the last picks as reference.
-        random_routes: also the best of so many random routes per token and budget (not committed).
-        resampling: also pick with drawn labels, to measure selection noise.
+        reductions: what else to keep of the losses (`duollm.oracle.reductions`).
         generator: source of the random draws, on the model's device; default: seeded with 0.
-        table: filled with the losses of its tokens under every route; they run the full head every
-            time (not committed).
         memory_bytes: budget for the search's tensors, the model not counted.
-        prune: spare leaves that provably cannot win the full head; the result is the same.
+        prune: spare leaves that provably cannot matter the full head; the result is the same.
 
     Raises:
-        ValueError: illegal ids, context, space or budget, or options that exclude each other; the
+        ValueError: illegal ids, context, space, method or budget, or options that exclude each other; the
             message says what is allowed.
     """
     check_search(model, input_ids, space, context)
-    wanted = parse_budgets(big_layers, budgets, space)
-    if context == "committed" and (random_routes or table or any(isinstance(each, OnAverage) for each in wanted)):
-        raise ValueError("context 'committed' has no random routes, no table and no budget on average")
-    if context != "reference" and (reference is not None or rounds != 1):
-        raise ValueError(f"reference and rounds go with context 'reference', got context {context!r}")
-    search = _Search(Batch(model, input_ids, attention_mask), space, wanted, memory_bytes, table)
-    search.prepare(generator or torch.Generator(model.device).manual_seed(0), resampling, random_routes, prune)
+    wanted, method = parse_budgets(big_layers, budgets, space), _method_of(method)
+    _check_options(method, context, wanted, reference, reductions)
+    batch = Batch(model, input_ids, attention_mask)
+    cells = Cells(space, model.config.small_intermediate_size, model.config.intermediate_size)
+    method.begin(wanted, cells, batch.padding_BT.shape)
+    bound = HeadBound.around(model, batch.states()) if prune else None
+    generator = generator or torch.Generator(model.device).manual_seed(0)
+    search = _Search(batch, cells, method, [BestSoFar(), *reductions], bound, generator, memory_bytes)
+    for each in search.reductions:
+        each.begin(batch, cells, wanted, generator)
     if context == "committed":
-        return search.committed()
+        return join([search.left_to_right(budget) for budget in wanted], axis=0)
     if context == "reference":
-        return search.reference(reference, rounds)
-    return search.read(search.judge_all(search.batch.shared_context()))
+        return search.at(search.positions, wanted, batch.reference_context(reference))
+    return search.at(search.positions, wanted, batch.shared_context(), together=len(search.positions))
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What is the same at every position of a search."""
+
+    batch: Batch
+    cells: Cells
+    method: Method
+    reductions: Sequence[Reduction]
+    bound: HeadBound | None
+    generator: torch.Generator
+    memory_bytes: int
+
+    @property
+    def positions(self) -> range:
+        return range(self.batch.ids_BT.shape[1])
+
+    def at(self, positions: range, budgets: list[Budget], attend: Attend, together: int = 1) -> OracleResult:
+        """Search the tokens at some positions, of which so many in a row try the same routes."""
+        here = slice(positions.start, positions.stop)
+        padding_BT = self.batch.padding_BT
+        rows_N = torch.arange(padding_BT.numel(), device=padding_BT.device).view_as(padding_BT)[:, here].flatten()
+        for each in self.reductions:
+            each.start(rows_N)
+        max_rows = max_rows_for(self.batch.model.config, self.cells.space, self.memory_bytes)
+        bound = self.bound and self.bound.rows(rows_N)
+        trial = Trial(self.batch, self.cells, rows_N, positions, attend, together, max_rows, bound, self.reductions)
+        self.method(trial, budgets, self.generator)
+        frontier = Frontier(budgets, self.cells, padding_BT[:, here], positions.start)
+        columns = {name: column for each in self.reductions for name, column in each.columns(frontier).items()}
+        wanted = self.cells.wanted(budgets, positions).tolist()
+        routes = sum(count for count, is_wanted in zip(self.cells.routes, wanted, strict=True) if is_wanted)
+        return OracleResult(budgets, columns, min(1.0, trial.evaluated / (routes * len(rows_N))))
+
+    def left_to_right(self, budget: Budget) -> OracleResult:
+        """Search position by position; every pick is executed before the next."""
+        cache = DynamicCache()  # unlike the model's own, it keeps what has left a sliding window
+        steps = []
+        for position in self.positions:
+            attend = self.batch.step_context(cache, position)
+            steps.append(self.at(range(position, position + 1), [budget], attend))
+            self.batch.commit(cache, position, self.cells.space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0)))
+        return join(steps, axis=2)
+
+
+def _method_of(given: str | Method) -> Method:
+    if isinstance(given, Method):
+        return given
+    if given not in SEARCHES:
+        raise ValueError(f"method must be one of {', '.join(SEARCHES)} or one made with settings, got {given!r}")
+    return SEARCHES[given]()
+
+
+def _check_options(
+    method: Method, context: str, budgets: list[Budget], reference: Tensor | None, reductions: Sequence[Reduction]
+) -> None:
+    """Refuse options that exclude each other."""
+    if context != "reference" and reference is not None:
+        raise ValueError(f"reference goes with context 'reference', got context {context!r}")
+    if context == "committed" and any(isinstance(each, OnAverage) for each in budgets):
+        raise ValueError("context 'committed' has no budget on average: every token spends its own")
+    for each in reductions:
+        name = type(each).__name__
+        if each.every_route and not method.every_route:
+            raise ValueError(f"{name} needs a method that tries every route: use 'exact'")
+        if context == "committed" and not each.left_to_right:
+            raise ValueError(f"{name} does not go with context 'committed'; use 'shared' or 'reference'")
 
 
 @torch.inference_mode()
@@ -107,17 +230,8 @@ def loss_table(
         ValueError: as `search_oracle`.
     """
     label_ND = model.lm_head.weight[input_ids[:, 1:].flatten()]
-    tables_SBTR = loss_tables(
-        model,
-        input_ids,
-        space,
-        label_ND[None],
-        context,
-        reference,
-        attention_mask=attention_mask,
-        memory_bytes=memory_bytes,
-    )
-    return tables_SBTR[0]
+    settings: dict[str, Any] = {"attention_mask": attention_mask, "memory_bytes": memory_bytes}
+    return loss_tables(model, input_ids, space, label_ND[None], context, reference, **settings)[0]
 
 
 @torch.inference_mode()
@@ -146,13 +260,15 @@ def loss_tables(
         raise ValueError("a loss table needs context 'shared' or 'reference'; use search_oracle for 'committed'")
     batch = Batch(model, input_ids, attention_mask)
     attend = batch.shared_context() if context == "shared" else batch.reference_context(reference)
-    search = _Search(batch, space, parse_budgets(None, None, space), memory_bytes, None)
+    cells = Cells(space, model.config.small_intermediate_size, model.config.intermediate_size)
+    every_Q = torch.ones(len(cells.spent), dtype=torch.bool)
+    max_rows = max_rows_for(model.config, space, memory_bytes)
     tables_SNR = torch.empty(*wanted_SND.shape[:2], space.size, device=input_ids.device)
-    for leaves in search.leaves(batch.hidden_BTD.flatten(0, 1), attend, search.wanted_cells()):
+    for leaves in _walk(batch, cells, every_Q, max_rows, batch.hidden_BTD.flatten(0, 1), attend):
         final_PND = model.model.norm(leaves.hidden_PND)
         log_z_PN = log_normaliser(model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
         losses_SPN = log_z_PN - torch.einsum("pnd,snd->spn", final_PND, wanted_SND)
-        tables_SNR[:, :, leaves.ids_P] = losses_SPN.transpose(1, 2)
+        tables_SNR[:, :, leaves.ids_PG[:, 0]] = losses_SPN.transpose(1, 2)
     tables_SBTR = tables_SNR.view(-1, *batch.padding_BT.shape, space.size)
     return tables_SBTR.masked_fill(batch.padding_BT[..., None], torch.nan)
 
@@ -176,159 +292,12 @@ def executed_nll(
     return nll_N.view(route_ids_BT.shape).masked_fill(route_ids_BT < 0, torch.nan)
 
 
-@dataclass
-class _Search:
-    """A batch, what is wanted of it, and what was drawn for it."""
-
-    batch: Batch
-    space: RouteSpace
-    budgets: list[Budget]
-    memory_bytes: int
-    table: LeafTable | None
-    bound: HeadBound | None = None
-    labels: DrawnLabels | None = None
-    drawn_QNS: Tensor | None = None
-
-    @property
-    def model(self) -> DuoForCausalLM:
-        """The model that is searched."""
-        return self.batch.model
-
-    @cached_property
-    def cells(self) -> Cells:
-        """Costs are in FFN FLOPs, which go as the inner widths."""
-        config = self.model.config
-        return Cells(self.space, config.small_intermediate_size, config.intermediate_size)
-
-    def prepare(
-        self, generator: torch.Generator, resampling: Resampling | None, random_routes: int, prune: bool
-    ) -> None:
-        """Build the bound and draw the labels and routes that all contexts need."""
-        if prune:
-            self.bound = HeadBound.around(self.model, self.batch.states())
-        if resampling is not None:
-            self.labels = resampling.draw(self.model, self.batch.ids_BT, self.space, generator)
-        if random_routes:
-            shape = (len(self.batch.labels_N), random_routes)
-            bigs = {budget.big for budget in self.budgets if isinstance(budget, Exactly)}
-            drawn = {big: draw_route_ids(self.space, big, shape, generator) for big in sorted(bigs)}
-            nothing = torch.full(shape, -1, device=generator.device)
-            self.drawn_QNS = torch.stack([drawn.get(big, nothing) for _, big in self.cells.spent])
-
-    def wanted_cells(self, budgets: list[Budget] | None = None) -> Tensor:
-        """Cells that some budget allows somewhere, bool [Q]."""
-        positions = range(self.batch.ids_BT.shape[1])
-        allowed = [allowed_cells(budget, self.cells, positions).any(-1) for budget in budgets or self.budgets]
-        return torch.stack(allowed).any(0)
-
-    def leaves(self, hidden_ND: Tensor, attend: Attend, wanted_Q: Tensor) -> Iterator[Block]:
-        """Walk the tree down to the wanted cells."""
-        spent_Q2 = torch.tensor(self.cells.spent, device=hidden_ND.device)
-        max_rows = max_rows_for(self.model.config, self.space, self.memory_bytes)
-        yield from Tree(self.model.model, self.space, spent_Q2[wanted_Q], max_rows).leaves(hidden_ND, attend)
-
-    def judge_all(self, attend: Attend, budgets: list[Budget] | None = None) -> Judge:
-        """Search all tokens at once in a context."""
-        judge = Judge(self.model, self._contests(None), self.bound, self.table)
-        self._run(judge, self.batch.hidden_BTD.flatten(0, 1), attend, self.wanted_cells(budgets))
-        return judge
-
-    def reference(self, reference: Tensor | None, rounds: int) -> OracleResult:
-        """Search in the reference context, then feed the picks of each budget back as its reference."""
-        result = self.read(self.judge_all(self.batch.reference_context(reference)))
-        changed = []
-        for _ in range(rounds - 1):
-            following = stack_budgets([self._again(result, k) for k in range(len(self.budgets))])
-            changed.append((result.route_ids != following.route_ids).float().mean((1, 2)))
-            result = following
-        return replace(result, changed=torch.stack(changed)) if changed else result
-
-    def _again(self, result: OracleResult, k: int) -> OracleResult:
-        """Search under budget k with its own picks as reference."""
-        routes_BTL = self.batch.as_routes(self.space, result.route_ids[k])
-        only = [self.budgets[k]]
-        return self.read(self.judge_all(self.batch.reference_context(routes_BTL), only), only)
-
-    def committed(self) -> OracleResult:
-        """Search left to right, each budget for itself; every pick is executed before the next token."""
-        return stack_budgets([self._committed(budget) for budget in self.budgets])
-
-    def _committed(self, budget: Budget) -> OracleResult:
-        batch, length = self.batch, self.batch.ids_BT.shape[1]
-
-        def search_at(position: int, attend: Attend) -> OracleResult:
-            rows_B = torch.arange(len(batch.ids_BT), device=batch.ids_BT.device) * length + position
-            judge = Judge(self.model, self._contests(rows_B), self.bound and self.bound.rows(rows_B))
-            wanted_Q = allowed_cells(budget, self.cells, range(position, position + 1))[:, 0]
-            self._run(judge, batch.hidden_BTD[:, position], attend, wanted_Q)
-            return self.read(judge, [budget], position)
-
-        return left_to_right(batch, self.space, search_at)
-
-    def _contests(self, rows: Tensor | None) -> list[Contest]:
-        """The search for the labels, then for the drawn labels, then among the drawn routes."""
-        weight_VD, cells = self.model.lm_head.weight, len(self.cells.spent)
-
-        def embedded(labels_N: Tensor) -> Tensor:
-            return weight_VD[labels_N if rows is None else labels_N[rows]]
-
-        true_ND = embedded(self.batch.labels_N)
-        contests = [Contest.open(true_ND, cells)]
-        if self.labels is not None:
-            for first_N, second_N in zip(self.labels.first_SN, self.labels.second_SN, strict=True):
-                contests.append(Contest.open(embedded(first_N), cells, scored_ND=embedded(second_N)))
-        if self.drawn_QNS is not None:
-            contests.append(Contest.open(true_ND, cells, drawn_QNS=self.drawn_QNS))
-        return contests
-
-    def _run(self, judge: Judge, hidden_ND: Tensor, attend: Attend, wanted_Q: Tensor) -> None:
-        """Show every wanted leaf to the judge."""
-        for leaves in self.leaves(hidden_ND, attend, wanted_Q):
-            final_PND = self.model.model.norm(leaves.hidden_PND)
-            ids_P1, cell_P1 = leaves.ids_P[:, None], cell_of(self.cells, *leaves.spent_P2.T)[:, None]
-            shape_PN = final_PND.shape[:2]
-            judge.update(ids_P1.expand(shape_PN), cell_P1.expand(shape_PN), final_PND)
-
-    def read(self, judge: Judge, budgets: list[Budget] | None = None, position: int | None = None) -> OracleResult:
-        """Read every budget off the judge's frontiers; of all positions, or of a single one."""
-        padding_BT = self.batch.padding_BT if position is None else self.batch.padding_BT[:, position, None]
-        budgets = budgets or self.budgets
-
-        def best(contest: Contest, payload_QN: Tensor | None) -> Tensor:
-            wanted_QN = contest.nll_QN if payload_QN is None else payload_QN
-            return read_frontier(budgets, self.cells, contest.nll_QN, wanted_QN, padding_BT, position or 0)
-
-        true, *others = judge.contests
-        resampled = [contest for contest in others if contest.score_QN is not None]
-        random = [contest for contest in others if contest.drawn_QNS is not None]
-        return OracleResult(
-            budgets=budgets,
-            nll=best(true, true.nll_QN),
-            route_ids=best(true, true.ids_QN),
-            random_nll=best(random[0], random[0].nll_QN) if random else None,
-            resampled_nll=self._corrected([best(each, each.nll_QN) for each in resampled], 0, position),
-            resampled_score=self._corrected([best(each, each.score_QN) for each in resampled], 1, position),
-            evaluated_share=judge.evaluated / judge.seen,
-        )
-
-    def _corrected(self, losses_S: list[Tensor], draw: int, position: int | None) -> Tensor | None:
-        """Losses of drawn labels, S times [K, B, T], less how surprising the labels happened to be."""
-        if self.labels is None:
-            return None
-        excess_SBT = self.labels.excess_2SN[draw].view(-1, *self.batch.padding_BT.shape)
-        return torch.stack(losses_S) - (excess_SBT if position is None else excess_SBT[..., position, None])[:, None]
-
-
-def left_to_right(
-    batch: Batch, space: RouteSpace, search_at: Callable[[int, CachedContext], OracleResult]
-) -> OracleResult:
-    """Search position by position under one budget; every pick is executed before the next."""
-    cache = DynamicCache()  # unlike the model's own, it keeps what has left a sliding window
-    steps = []
-    for position in range(batch.ids_BT.shape[1]):
-        steps.append(search_at(position, batch.step_context(cache, position)))
-        batch.commit(cache, position, space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0)))
-    return join_positions(steps)
+def _walk(
+    batch: Batch, cells: Cells, wanted_Q: Tensor, max_rows: int, hidden_ND: Tensor, attend: Attend
+) -> Iterator[Prefixes]:
+    """The leaves of all routes in the wanted cells."""
+    wanted_Q2 = torch.tensor(cells.spent, device=hidden_ND.device)[wanted_Q]
+    yield from Tree(batch.model.model, cells.space, wanted_Q2, max_rows).leaves(hidden_ND, attend)
 
 
 def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int:
@@ -342,6 +311,7 @@ def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int
 def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:
     """Raise a ValueError that says what is allowed unless the search can be done."""
     config = model.config
+    _check_untouched(model)
     if context not in CONTEXTS:
         raise ValueError(f"context must be one of {', '.join(CONTEXTS)}, got {context!r}")
     if space.num_layers != config.num_hidden_layers:
@@ -360,6 +330,26 @@ def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, co
             f"sequences may have at most {longest + 1} tokens with this model's positions in context {context!r}, "
             f"got {input_ids.shape[1]}"
         )
+
+
+def _check_untouched(model: DuoForCausalLM) -> None:
+    """The search reads the head's matrix, and runs the parts of a layer itself: what is put around them has no say."""
+    if not is_plain(model.lm_head):
+        kinds = f"{type(model.lm_head).__name__} with {type(getattr(model.lm_head, 'weight', None)).__name__}"
+        raise ValueError(
+            f"a search reads the head's matrix: lm_head must be an nn.Linear without hooks, its weights in memory and "
+            f"not quantised, got {kinds}; merge adapters, do not offload, and leave lm_head out of quantisation"
+        )
+    walked: dict[str, nn.Module] = {"model": model.model}
+    for index, layer in enumerate(decoder_layers(model.model)):
+        name = f"model.layers.{index}"
+        walked |= {name: layer, f"{name}.self_attn": layer.self_attn, f"{name}.mlp": layer.mlp}
+    for name, part in walked.items():
+        if is_watched(part):
+            raise ValueError(
+                f"a search runs the parts of a layer itself, so the hook or the forward that was put on {name} would "
+                f"have no effect; remove it, or put it on a norm, a projection or an FFN"
+            )
 
 
 def _longest(config: DuoConfig, context: str) -> int | None:

@@ -5,10 +5,10 @@ prefix. All nodes of one depth that fit the row budget are expanded together (wi
 matrix products are large); a wider block is split and its parts are walked to the leaves one after
 the other (deep, so that memory stays bounded).
 
-Shape letters: P prefixes (nodes in a block), N tokens, D hidden, C branches.
+Shape letters: P prefixes (nodes in a block), N tokens, G groups of them, D hidden, C branches, Q cells.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,11 +17,9 @@ from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
+from duollm.oracle.contexts import Attend
 from duollm.oracle.ffn import add_ffn
-from duollm.routing.space import RouteSpace
-
-Attend = Callable[[DuoDecoderLayer, Tensor], Tensor]
-"""Attention output [P, N, D] of one layer for normalised states [P, N, D]."""
+from duollm.routes.space import RouteSpace
 
 
 def decoder_layers(model: DuoModel) -> list[DuoDecoderLayer]:
@@ -50,35 +48,53 @@ def branch_out(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend, bran
 
 
 @dataclass(frozen=True)
-class Block:
-    """Nodes of one depth; leaves when the depth is L.
+class Prefixes:
+    """Prefixes of one depth, P in a block; G groups of tokens may each have their own. Leaves when the depth is L.
 
     Attributes:
-        ids_P: the prefixes as numbers in base C, first layer most significant; route ids at the leaves.
-        spent_P2: how many of the choices so far are small, and how many big.
+        ids_PG: numbers in base C, first layer most significant; route ids at the leaves.
+        spent_PG2: how many of the choices so far are small, and how many big.
         hidden_PND: hidden states after the layers walked so far.
     """
 
-    ids_P: Tensor
-    spent_P2: Tensor
+    ids_PG: Tensor
+    spent_PG2: Tensor
     hidden_PND: Tensor
 
     @classmethod
-    def root(cls, hidden_ND: Tensor) -> "Block":
+    def root(cls, hidden_ND: Tensor, groups: int = 1) -> "Prefixes":
         """The empty prefix, with the embeddings of the tokens."""
-        ids_P = torch.zeros(1, dtype=torch.long, device=hidden_ND.device)
-        return cls(ids_P, ids_P.new_zeros(1, 2), hidden_ND[None])
+        ids_1G = torch.zeros(1, groups, dtype=torch.long, device=hidden_ND.device)
+        return cls(ids_1G, ids_1G.new_zeros(1, groups, 2), hidden_ND[None])
 
-    @property
-    def rows(self) -> int:
-        """Number of hidden vectors in the block."""
-        return self.hidden_PND.shape[0] * self.hidden_PND.shape[1]
+    def where(self, kept_P: Tensor) -> "Prefixes":
+        """Some of the prefixes."""
+        if kept_P.all():
+            return self
+        return Prefixes(self.ids_PG[kept_P], self.spent_PG2[kept_P], self.hidden_PND[kept_P])
 
-    def parts(self, max_rows: int) -> "list[Block]":
-        """Split along the prefixes so that each part has at most `max_rows` rows (at least one prefix)."""
+    def parts(self, max_rows: int) -> "list[Prefixes]":
+        """Split so that each part has at most `max_rows` hidden vectors (at least one prefix)."""
         prefixes = max(1, max_rows // self.hidden_PND.shape[1])
-        pieces = (self.ids_P.split(prefixes), self.spent_P2.split(prefixes), self.hidden_PND.split(prefixes))
-        return [Block(*piece) for piece in zip(*pieces, strict=True)]
+        pieces = (self.ids_PG.split(prefixes), self.spent_PG2.split(prefixes), self.hidden_PND.split(prefixes))
+        return [Prefixes(*piece) for piece in zip(*pieces, strict=True)]
+
+    def expand(self, layer: DuoDecoderLayer, branches: Sequence[Branch], attend: Attend) -> "Prefixes":
+        """Send the prefixes through a layer, once per branch."""
+        device = self.ids_PG.device
+        digits_C1 = torch.arange(len(branches), device=device)[:, None]
+        spends_C12 = torch.tensor([[[each == Branch.SMALL, each == Branch.BIG]] for each in branches], device=device)
+        return Prefixes(
+            (self.ids_PG[:, None] * len(branches) + digits_C1).flatten(0, 1),
+            (self.spent_PG2[:, None] + spends_C12).flatten(0, 1),
+            branch_out(layer, self.hidden_PND, attend, branches).flatten(0, 1),
+        )
+
+
+def join(blocks: list[Prefixes]) -> Prefixes:
+    """Put blocks of one depth together."""
+    fields = zip(*((each.ids_PG, each.spent_PG2, each.hidden_PND) for each in blocks), strict=True)
+    return Prefixes(*(torch.cat(each) for each in fields))
 
 
 @dataclass(frozen=True)
@@ -95,37 +111,23 @@ class Tree:
     wanted_Q2: Tensor
     max_rows: int
 
-    def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Block]:
+    def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Prefixes]:
         """Yield blocks of leaves, route ids ascending, from the embeddings [N, D] of the tokens."""
-        yield from self._walk(Block.root(hidden_ND), 0, attend)
+        yield from self._walk(Prefixes.root(hidden_ND), 0, attend)
 
-    def _walk(self, block: Block, depth: int, attend: Attend) -> Iterator[Block]:
+    def _walk(self, block: Prefixes, depth: int, attend: Attend) -> Iterator[Prefixes]:
         if depth == self.space.num_layers:
             yield block
             return
         for part in block.parts(self.max_rows):
             yield from self._walk(self._expand(part, depth, attend), depth + 1, attend)
 
-    def _expand(self, block: Block, depth: int, attend: Attend) -> Block:
-        """Send a block through layer `depth`, once per branch."""
-        children_PCND = branch_out(decoder_layers(self.model)[depth], block.hidden_PND, attend, self.space.branches)
-        device = block.ids_P.device
-        digits_C = torch.arange(self.space.base, device=device)
-        spends_C2 = torch.tensor([[b == Branch.SMALL, b == Branch.BIG] for b in self.space.branches], device=device)
-        children = Block(
-            (block.ids_P[:, None] * self.space.base + digits_C).flatten(),
-            (block.spent_P2[:, None] + spends_C2).flatten(0, 1),
-            children_PCND.flatten(0, 1),
-        )
-        return self._cut(children, remaining=self.space.num_layers - depth - 1)
-
-    def _cut(self, block: Block, remaining: int) -> Block:
-        """Drop prefixes from which no wanted cell can be reached."""
-        left_PQ2 = self.wanted_Q2 - block.spent_P2[:, None]
+    def _expand(self, part: Prefixes, depth: int, attend: Attend) -> Prefixes:
+        """Send prefixes through layer `depth`; drop those from which no wanted cell can be reached."""
+        children = part.expand(decoder_layers(self.model)[depth], self.space.branches, attend)
+        remaining = self.space.num_layers - depth - 1
+        left_PQ2 = self.wanted_Q2 - children.spent_PG2
         reachable_PQ = (left_PQ2 >= 0).all(-1) & (left_PQ2.sum(-1) <= remaining)
         if Branch.SKIP not in self.space.branches:
             reachable_PQ &= left_PQ2.sum(-1) == remaining
-        kept_P = reachable_PQ.any(-1)
-        if kept_P.all():
-            return block
-        return Block(block.ids_P[kept_P], block.spent_P2[kept_P], block.hidden_PND[kept_P])
+        return children.where(reachable_PQ.any(-1))

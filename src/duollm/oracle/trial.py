@@ -1,14 +1,14 @@
-"""Tries chosen routes on tokens in one context, and keeps the best of each token.
+"""Tries routes on tokens in one context, and shows their losses to the reductions.
 
 In contexts "reference" and "committed" a token's routes concern nobody else, so every token may try
 routes of its own. In "shared" the tokens of a sequence try the same routes together.
 
-Shape letters: P routes tried side by side, N tokens, G groups of tokens that try the same routes,
-L layers, D hidden, Q cells.
+Shape letters: P routes tried side by side, N tokens, G groups of tokens that try the same routes, M leaves,
+L layers, D hidden, Q cells, K budgets, B sequences, T tokens given.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,48 +16,47 @@ from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.batch import Batch
-from duollm.oracle.budgets import Budget, Cells
-from duollm.oracle.frontier import cell_of, read_frontier
-from duollm.oracle.head import HeadBound
-from duollm.oracle.reduce import Contest, Judge
-from duollm.oracle.tree import Attend, attended, decoder_layers
+from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
+from duollm.oracle.contexts import Attend, Batch
+from duollm.oracle.head import HeadBound, log_normaliser
+from duollm.oracle.reductions import Entered, Leaves, Reduction
+from duollm.oracle.tree import attended, decoder_layers
+
+# The bound and the exact loss are rounded differently; a leaf this close to the best is evaluated too.
+_ROUNDING = 1e-4
 
 
 @dataclass
 class Trial:
-    """Tokens whose routes are compared, and the best routes found so far.
+    """Tokens whose routes are compared, and what has been kept of the routes tried so far.
 
     Attributes:
         cells: the route space, and what its routes spend.
         rows_N: which of the batch's tokens these are.
+        positions: where they are in their sequences.
         attend: the context.
         together: so many consecutive tokens try the same routes (a sequence's in "shared", else 1).
         max_rows: how many hidden vectors to send through a layer at a time.
-        bound: of the losses of all the batch's tokens.
-        judge: holds the best per cell.
+        bound: a lower bound of the log-normaliser at these tokens; None runs the full head on every leaf.
+        reductions: what is kept; the first one is the best so far.
+        evaluated: how many leaves ran the full head.
     """
 
     batch: Batch
     cells: Cells
     rows_N: Tensor
+    positions: range
     attend: Attend
     together: int
     max_rows: int
-    bound: HeadBound
-    judge: Judge = field(init=False)
+    bound: HeadBound | None
+    reductions: Sequence[Reduction]
+    evaluated: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.hidden_ND = self.batch.hidden_BTD.flatten(0, 1)[self.rows_N]
         self.counted_N = ~self.batch.padding_BT.flatten()[self.rows_N]
-        label_ND = self.model.lm_head.weight[self.batch.labels_N[self.rows_N]]
-        self.bound = self.bound.rows(self.rows_N)
-        self.judge = Judge(self.model, [Contest.open(label_ND, len(self.cells.spent))], self.bound)
-
-    @property
-    def contest(self) -> Contest:
-        """The best of every token in every cell."""
-        return self.judge.contests[0]
+        self._kept = [part for each in self.reductions for part in each.parts]
 
     @property
     def model(self) -> DuoForCausalLM:
@@ -72,7 +71,9 @@ class Trial:
     def try_routes(self, ids_PG: Tensor) -> None:
         """Run the groups on their routes and enter the losses."""
         for part_PG in ids_PG.split(max(1, self.max_rows // len(self.rows_N))):
-            self.enter(part_PG, deque(self.follow(part_PG), maxlen=1).pop())
+            routes_PGL = self.cells.space.decode(part_PG)
+            spent_PG2 = torch.stack([(routes_PGL == each).sum(-1) for each in (Branch.SMALL, Branch.BIG)], dim=-1)
+            self.enter(part_PG, spent_PG2, deque(self.follow(part_PG), maxlen=1).pop())
 
     def follow(self, ids_PG: Tensor) -> Iterator[Tensor]:
         """Yield the hidden states [P, N, D] that enter the first layer, and those after every layer."""
@@ -87,28 +88,92 @@ class Trial:
             hidden_PND = output_PND
             yield hidden_PND
 
-    def enter(self, ids_PG: Tensor, hidden_PND: Tensor) -> None:
-        """Take in routes with their final hidden states, before the final norm."""
-        cell_PN, ids_PN = self.spread(self._cells_of(ids_PG)), self.spread(ids_PG)
-        self.judge.update(ids_PN, cell_PN, self.model.model.norm(hidden_PND))
+    def spread(self, values_PG: Tensor) -> Tensor:
+        """From groups to tokens: [P, G, ...] to [P, N, ...]."""
+        return values_PG.repeat_interleave(len(self.rows_N) // values_PG.shape[1], dim=1)
+
+    def enter(self, ids_PG: Tensor, spent_PG2: Tensor, hidden_PND: Tensor) -> None:
+        """Take in routes, with what they spend and their final hidden states before the final norm.
+
+        A leaf's loss is its log-normaliser minus its label's logit. The logit is cheap and the log-normaliser has a
+        cheap lower bound, so a leaf whose bound is above what every reduction has kept is spared the full head.
+        """
+        ids_PN, cell_PN = self.spread(ids_PG), self.spread(self.cells.index(*spent_PG2.unbind(-1)))
+        final_PND = self.model.model.norm(hidden_PND)
+        leaves = Leaves(self.rows_N, ids_PN, cell_PN, final_PND)
+        bound_PN = torch.full(final_PND.shape[:2], -torch.inf, device=final_PND.device)
+        if self.bound is not None:
+            bound_PN = self.bound(final_PND) - _ROUNDING
+        lower = [each.lower(leaves, bound_PN) for each in self._kept]
+        left_PN = torch.ones_like(bound_PN, dtype=torch.bool)
+        if self.bound is None:
+            self._enter(leaves, left_PN)
+            return
+        # First the most promising leaf of each cell, which lowers the bar; then all that still pass it.
+        for choose in (_most_promising, _still_possible):
+            chosen_PN = torch.zeros_like(left_PN)
+            for each, lower_PN in zip(self._kept, lower, strict=True):
+                chosen_PN |= choose(lower_PN, cell_PN, each.bar_QN)
+            self._enter(leaves, chosen_PN & left_PN)
+            left_PN &= ~chosen_PN
+
+    def _enter(self, leaves: Leaves, chosen_PN: Tensor) -> None:
+        """Run the full head on the chosen leaves and enter them."""
+        routes_M, tokens_M = place = chosen_PN.nonzero(as_tuple=True)
+        hidden_MD = leaves.hidden_PND[place]
+        log_z_M = log_normaliser(self.model, hidden_MD)
+        self.evaluated += len(log_z_M)
+        entered = Entered(leaves, routes_M, tokens_M, leaves.ids_PN[place], leaves.cell_PN[place], hidden_MD, log_z_M)
+        for each in self._kept:
+            each.update(entered)
 
     def estimate(self, hidden_PND: Tensor) -> Tensor:
         """A lower bound [P, N] of the nll of tokens whose last layer leaves these hidden states."""
         final_PND = self.model.model.norm(hidden_PND)
-        return self.bound(final_PND) - torch.einsum("pnd,nd->pn", final_PND, self.contest.label_ND)
+        if self.bound is None:
+            log_z_PN = log_normaliser(self.model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
+        else:
+            log_z_PN = self.bound(final_PND)
+        return log_z_PN - torch.einsum("pnd,nd->pn", final_PND, self.batch.label_ND[self.rows_N])
 
-    def spread(self, values_PG: Tensor) -> Tensor:
-        """From groups to tokens: [P, G, ...] to [P, N, ...]."""
-        return values_PG.repeat_interleave(self.together, dim=1)
-
-    def best(self, budget: Budget) -> tuple[Tensor, Tensor]:
+    def found(self, budget: Budget) -> tuple[Tensor, Tensor]:
         """The lowest nll of every token within a budget so far, and its route id, each [N]."""
-        nll_QN, ids_QN = self.contest.nll_QN, self.contest.ids_QN
         nobody_1N = torch.zeros_like(self.counted_N)[None]
-        nll_11N, ids_11N = (read_frontier([budget], self.cells, nll_QN, each, nobody_1N) for each in (nll_QN, ids_QN))
-        return nll_11N[0, 0], ids_11N[0, 0]
+        found = self.reductions[0].columns(Frontier([budget], self.cells, nobody_1N))
+        return found["nll"][0, 0], found["route"][0, 0]
 
-    def _cells_of(self, ids_PG: Tensor) -> Tensor:
-        routes_PGL = self.cells.space.decode(ids_PG)
-        small_PG, big_PG = ((routes_PGL == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG))
-        return cell_of(self.cells, small_PG, big_PG)
+
+def _most_promising(lower_PN: Tensor, cell_PN: Tensor, bar_QN: Tensor) -> Tensor:
+    """Where the lower bound is the block's lowest for its cell and token, and could pass the bar."""
+    lowest_QN = torch.full_like(bar_QN, torch.inf)
+    lowest_QN.scatter_reduce_(0, cell_PN, lower_PN, "amin")
+    return (lower_PN == lowest_QN.gather(0, cell_PN)) & _still_possible(lower_PN, cell_PN, bar_QN)
+
+
+def _still_possible(lower_PN: Tensor, cell_PN: Tensor, bar_QN: Tensor) -> Tensor:
+    """Where the lower bound does not exceed the bar."""
+    return (lower_PN <= bar_QN.gather(0, cell_PN)) & (lower_PN < torch.inf)
+
+
+class Method:
+    """Decides which routes the tokens of a trial try: at least one within each budget.
+
+    Attributes:
+        every_route: whether all routes are tried.
+    """
+
+    every_route = False
+
+    def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
+        """Check and prepare what holds for a whole search.
+
+        Raises:
+            ValueError: a budget that needs every route tried, or impossible settings.
+        """
+        for budget in budgets:
+            if not self.every_route and not isinstance(budget, Exactly | AtMost):
+                raise ValueError(f"approximate methods take budgets Exactly and AtMost, got {budget}; use 'exact'")
+
+    def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Try routes."""
+        raise NotImplementedError

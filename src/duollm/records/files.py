@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from duollm.errors import UserError
 from duollm.files import replacing
 from duollm.records.bootstrap import Floats, Integers
-from duollm.routing.space import RouteSpace, parse_branches
+from duollm.routes.space import RouteSpace, parse_branches
 
 KINDS = {"tokens": "", "routes": ".routes", "best_of": ".best_of"}
 """The files of a domain and how their names end: a row per predicted token; per document and pattern; per document,

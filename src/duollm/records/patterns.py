@@ -20,7 +20,7 @@ from duollm.records.files import KINDS, ResultFile
 from duollm.records.keys import ALL_BIG, ALL_SMALL, Key
 from duollm.records.order import chance_of_best
 from duollm.records.tokens import Tokens
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 
 @dataclass(frozen=True)

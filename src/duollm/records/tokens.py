@@ -35,7 +35,7 @@ from duollm.records.keys import (
     predictor_policy,
     ramp_oracle,
 )
-from duollm.routing.space import RouteSpace
+from duollm.routes.space import RouteSpace
 
 _CONTEXTS = ("shared", "reference", "committed")
 _COLUMNS = {ORACLE: "nll", EXECUTED: "executed", DRAWN_ORACLE: "resampled_nll", DRAWN_SECOND: "resampled_score"}

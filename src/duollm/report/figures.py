@@ -7,13 +7,14 @@ from duollm.analysis.comparison import shown_routers
 from duollm.analysis.results import Results
 from duollm.records.bootstrap import Integers
 from duollm.records.tokens import Tokens
+from duollm.report.fonts import use_fonts_for_all_text
 from duollm.report.gain_figures import ceiling_budget, gain_by_depth, gains_by_budget, parts_by_budget
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
 from duollm.report.passages import first_window, one_line
 from duollm.report.style import save, styled
 from duollm.report.token_figures import difficulty_by_loss, route_strips
-from duollm.routing.space import focus_budgets
+from duollm.routes.space import focus_budgets
 
 _STRIP_TOKENS = 56
 
@@ -55,6 +56,7 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict
             figures["decomposition"] = parts_by_budget(results, names)
         if results.ceiling:
             figures["ceiling_by_depth"] = gain_by_depth(results, names, ceiling_budget(results, budget))
+        use_fonts_for_all_text(figures.values())
         return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
 
 

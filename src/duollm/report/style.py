@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import matplotlib as mpl
 import numpy as np
@@ -97,7 +98,8 @@ def router_looks(rows: Sequence[PolicyRow]) -> dict[str, Look]:
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw with the settings of all figures."""
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(_SETTINGS), catch_warnings():
+        filterwarnings("ignore", "Glyph", UserWarning)  # a line per character and figure; fonts.py says it in one
         yield
 
 

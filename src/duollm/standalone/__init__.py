@@ -4,10 +4,13 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from duollm.errors import UserError
+from duollm.files import check_folder
+from duollm.options import names, whole_number
 
 TEXT_FLAGS = ("--domains", "--documents", "--windows", "--sequence-length")
 TASK_FLAGS = ("--limit", "--num-fewshot", "--include-path")
@@ -27,20 +30,33 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add("--sweep", metavar="KIND", help="in place of --policy: spread, random, first or last at several shares of big")
     add("--shares", default="0,0.25,0.5,0.75,1", metavar="LIST", help="shares of big to sweep (default: %(default)s)")
-    add("--batch-size", type=_count, default=8, metavar="N", help="rows per forward (default: %(default)s)")
+    add(
+        "--batch-size",
+        type=_rows,
+        default=8,
+        metavar="N",
+        help="rows per forward, or auto for tasks (default: %(default)s)",
+    )
     add = parser.add_argument_group("losses of text", "Of the test split of each domain.").add_argument
-    add("--domains", metavar="LIST", help="prose, code, a file or folder, ... (default: the run's, else prose,code)")
-    add("--documents", type=_count, default=40, metavar="N", help="documents per domain (default: %(default)s)")
-    add("--windows", type=_count, default=4, metavar="N", help="windows per document (default: %(default)s)")
-    add("--sequence-length", type=_count, metavar="T", help="tokens per window (default: the run's, else 128)")
+    add(
+        "--domains",
+        type=names,
+        metavar="LIST",
+        help="prose, code, a file or folder, ... (default: the run's, else prose,code)",
+    )
+    add("--documents", type=whole_number(), default=40, metavar="N", help="documents per domain (default: %(default)s)")
+    add("--windows", type=whole_number(), default=4, metavar="N", help="windows per document (default: %(default)s)")
+    add("--sequence-length", type=whole_number(), metavar="T", help="tokens per window (default: the run's, else 128)")
     add = parser.add_argument_group("tasks of lm-eval in place of losses", "Need the extra `eval`.").add_argument
-    add("--tasks", metavar="LIST", help="duollm_prose_continuation, duollm_code_continuation, arc_easy, ...")
-    add("--limit", type=_count, metavar="N", help="documents per task (default: all)")
-    add("--num-fewshot", type=int, metavar="N", help="examples in the context (default: the task's)")
+    add(
+        "--tasks", type=names, metavar="LIST", help="duollm_prose_continuation, duollm_code_continuation, arc_easy, ..."
+    )
+    add("--limit", type=whole_number(), metavar="N", help="documents per task (default: all)")
+    add("--num-fewshot", type=whole_number(0), metavar="N", help="examples in the context (default: the task's)")
     add("--include-path", action="append", metavar="FOLDER", help="a folder with task YAML files; repeat")
 
 
-def check_mix(given: Iterable[str]) -> None:
+def check_mix(given: Iterable[str], batch_size: int | str) -> None:
     """Refuse options that do not belong together; `given` are the flags on the command line.
 
     Raises:
@@ -52,6 +68,8 @@ def check_mix(given: Iterable[str]) -> None:
         if flag in given:
             fault = "is about losses of text; leave it out, or --tasks" if "--tasks" in given else "needs --tasks"
             raise UserError(f"{flag} {fault}")
+    if batch_size == "auto" and "--tasks" not in given:
+        raise UserError("--batch-size auto goes with --tasks; losses of text take a whole number from 1")
     if {"--policy", "--sweep"} <= given:
         raise UserError("give --policy or --sweep, not both; a sweep makes its own policies")
     if "--shares" in given and "--sweep" not in given:
@@ -64,6 +82,8 @@ def evaluate(options: Namespace, command: list[str]) -> None:
     Raises:
         UserError: bad input, named in one line.
     """
+    if options.out:
+        check_folder("--out", Path(options.out))
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     if options.tasks:
@@ -90,9 +110,6 @@ def _hub_answers() -> bool:
     return True
 
 
-def _count(text: str) -> int:
-    """A whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _rows(text: str) -> int | str:
+    """A number of rows, or auto."""
+    return text if text == "auto" else whole_number()(text)

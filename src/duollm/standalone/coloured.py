@@ -12,6 +12,7 @@ from duollm.report.passages import one_line
 
 _SHADES = [Style(color=colour) for colour in ("#3b7dd8", "#3f9fa0", "#7f9a3c", "#cf8a2b", "#d1495b")]
 _MARKS = {Branch.SKIP: "·", Branch.SMALL: "▪", Branch.BIG: "█"}
+_DIGITS = {branch: str(branch.value) for branch in Branch}
 
 
 def print_piece(console: Console, piece: str, share: float | None = None) -> None:
@@ -31,14 +32,23 @@ def print_legend(console: Console) -> None:
 
 def print_routes(console: Console, tokens: Sequence[str], routes_GL: Tensor) -> None:
     """Print a line per token: a mark per layer, layer 0 first, the number of big layers, and the token."""
-    console.print(
-        f"routes, layer 0 first: {', '.join(f'{_MARKS[each]} {each.name.lower()}' for each in Branch)}", soft_wrap=True
-    )
+    marks = _marks(console.encoding)
+    meanings = ", ".join(f"{marks[each]} {each.name.lower()}" for each in Branch)
+    console.print(f"routes, layer 0 first: {meanings}", soft_wrap=True)
     for token, route in zip(tokens, routes_GL.tolist(), strict=True):
         share = route.count(Branch.BIG) / len(route)
-        strip = "".join(_MARKS[Branch(branch)] for branch in route)
+        strip = "".join(marks[Branch(branch)] for branch in route)
         label = f" {route.count(Branch.BIG):>{len(str(len(route)))}} big  {one_line(token)}\n"
         console.print(Segments([Segment(strip, _shade(share)), Segment(label)]), end="", crop=False)
+
+
+def _marks(encoding: str) -> dict[Branch, str]:
+    """Digits where a terminal lacks the marks, as all would look the same."""
+    try:
+        "".join(_MARKS.values()).encode(encoding)
+    except UnicodeEncodeError:
+        return _DIGITS
+    return _MARKS
 
 
 def _shade(share: float) -> Style:

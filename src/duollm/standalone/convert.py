@@ -8,13 +8,15 @@ import torch
 from pydantic import ValidationError
 
 from duollm.config import ConvertConfig, DataConfig
+from duollm.convert.dense import convert, open_dense
+from duollm.convert.saving import silence_transformers
 from duollm.data.packing import prepare_data
+from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
-from duollm.evaluate.loading import silence_transformers
+from duollm.files import check_folder
 from duollm.flops import count_parameters
 from duollm.machine import peak_memory_bytes
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.train.convert import convert, open_dense
 
 _TYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,11 +29,13 @@ def convert_checkpoint(options: Namespace) -> None:
     """
     silence_transformers()
     out, config, text = Path(options.out), *_settings(options)
+    check_folder("--out", out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists already; give a new folder")
     model = open_dense(
         options.dense, options.small_intermediate_size, options.skip_scope, options.seed, _TYPES[options.dtype]
     )
+    check_vocabulary(options.dense, model.config.vocab_size, vocabulary_size(load_tokenizer(options.dense)))
     if config.small_init == "random":
         convert(model, options.dense, config, None, options.seed, out)
     else:

@@ -12,16 +12,21 @@ from rich.console import Console
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from duollm.data.tokenizer import for_prompts
 from duollm.errors import UserError
 from duollm.evaluate.generation import Generated, generate_traced
 from duollm.flops import head_flops, token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.routing.policies import parse_policy
-from duollm.routing.router import deciding_flops
+from duollm.options import LARGEST_COUNT
+from duollm.routers.base import deciding_flops
+from duollm.routers.policies import parse_policy
 from duollm.standalone.coloured import print_legend, print_piece, print_routes
 from duollm.standalone.saved import Saved
+
+_TEMPERATURES = 1e-3, 1e3
+"""Beyond these the logits of half precision overflow, or are all the same."""
 
 
 def generate(options: Namespace) -> None:
@@ -33,12 +38,12 @@ def generate(options: Namespace) -> None:
     _check(options)
     saved = Saved.at(Path(options.model), "auto")
     (name, model, policy), tokenizer = saved.routed(options.policy), saved.tokenizer
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    prompt_P = _tokenize(prompt, options.chat, tokenizer).to(model.device)
+    prompt = _standard_input() if options.prompt == "-" else options.prompt
+    prompt_P = _tokenize(prompt, options.chat, for_prompts(tokenizer)).to(model.device)
     _check_length(len(prompt_P), options.max_new_tokens, model)
     settings = _settings(options, model, tokenizer)
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     print_piece(console, f"{prompt.rstrip()}\n" if options.chat else prompt)
     torch.manual_seed(options.seed)
     made = generate_traced(model, tokenizer, prompt_P, policy, settings, lambda *piece: print_piece(console, *piece))
@@ -55,13 +60,30 @@ def generate(options: Namespace) -> None:
 
 
 def _check(options: Namespace) -> None:
-    if not options.greedy and options.temperature <= 0:
-        raise UserError(f"--temperature must be above 0, got {options.temperature:g}; --greedy takes the likeliest")
+    coldest, hottest = _TEMPERATURES
+    if not options.greedy and not coldest <= options.temperature <= hottest:
+        raise UserError(
+            f"--temperature must be from {coldest:g} to {hottest:g}, got {options.temperature:g}; "
+            "--greedy takes the likeliest"
+        )
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p must be above 0 and at most 1, got {options.top_p:g}")
     for flag, number in (("--max-new-tokens", options.max_new_tokens), ("--num-beams", options.num_beams)):
         if number < 1:
             raise UserError(f"{flag} must be at least 1, got {number}")
+        if number > LARGEST_COUNT:
+            raise UserError(f"{flag} must be at most {LARGEST_COUNT:,}, got {number}")
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise UserError("the prompt is to come from standard input, which is closed; give a text")
+    try:
+        prompt = sys.stdin.read()
+        prompt.encode()  # a byte that is no text may have come through as a lone surrogate
+    except UnicodeError:
+        raise UserError("the prompt from standard input is not UTF-8; convert it to UTF-8") from None
+    return prompt
 
 
 def _tokenize(prompt: str, chat: bool, tokenizer: PreTrainedTokenizerFast) -> Tensor:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import yaml
 from torch import nn
 
+from duollm import strict_yaml
 from duollm.config import DataConfig
-from duollm.data.tokenizer import load_tokenizer
-from duollm.errors import UserError
-from duollm.evaluate.loading import load_model, silence_transformers
+from duollm.convert.saving import load_model, silence_transformers
+from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
+from duollm.errors import UserError, in_a_line
 from duollm.evaluate.sweep import Routed, sweep_policies
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routing.policies import parse_policy
+from duollm.routers.policies import parse_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,12 +60,13 @@ class Saved:
         """Read only what is needed of its recipe: a run of another version may have other keys."""
         path = run / "config.yaml"
         try:
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            recipe = strict_yaml.load(path.read_text(encoding="utf-8"))
             folder = Path(recipe["model"].get("path") or run / "model")
             return cls(folder, run, int(recipe["seed"]), DataConfig.model_validate(recipe["data"]))
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{path}: not the recipe of a run ({reason}); give the model's own folder") from None
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise UserError(
+                f"{path}: not the recipe of a run ({in_a_line(error)}); give the model's own folder"
+            ) from None
 
     @cached_property
     def model(self) -> DuoForCausalLM:
@@ -77,10 +78,17 @@ class Saved:
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        """The tokenizer saved with the model, or with the run's data."""
-        if self.run and not (self.folder / "tokenizer.json").is_file():
-            return load_tokenizer(self.run / "data" / "tokenizer")
-        return load_tokenizer(self.folder)
+        """The tokenizer saved with the model, or with the run's data.
+
+        Raises:
+            UserError: it cannot be loaded, or has tokens that the model does not know.
+        """
+        folder = self.folder
+        if self.run and not (folder / "tokenizer.json").is_file():
+            folder = self.run / "data" / "tokenizer"
+        tokenizer = load_tokenizer(folder)
+        check_vocabulary(f"--model {self.folder}", self.model.config.vocab_size, vocabulary_size(tokenizer))
+        return tokenizer
 
     def routed(self, name: str) -> Routed:
         """Make a policy by name (see `parse_policy`); a run's routers go by their names in it.

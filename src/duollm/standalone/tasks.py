@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,18 +31,27 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
     names, folders = options.tasks.split(","), [Path(folder) for folder in options.include_path or []]
     rows: list[Row] = []
     samples: dict[str, list[Row]] = {}
+    notes: list[str] = []
+    batch_size = options.batch_size
+    if batch_size == "auto" and saved.model.device.type == "cpu":
+        batch_size = 8  # lm-eval looks for the batch at which a GPU's memory ends; that of a CPU ends the process
+        notes.append("--batch-size auto: 8 rows per forward, since there is no GPU whose memory could be measured")
     routed = [saved.routed(name) for name in policies_of(options, saved.model)]
     for name, model, policy in routed:
         torch.manual_seed(0)  # tasks may sample
-        lm = RoutedLM(model, saved.tokenizer, policy, options.batch_size)
+        lm = RoutedLM(model, saved.tokenizer, policy, batch_size)
         results = run_tasks(lm, names, folders, options.limit, options.num_fewshot)
+        cut = [f"{number} {what}" for what, number in lm.shortened.items() if number]
+        notes += [f"{name}: cut to the model's {lm.max_length} positions: {', '.join(cut)}"] if cut else []
         big_share = {task: _big_share(of_task) for task, of_task in results["samples"].items()}
         rows += [{"policy": name, **row, "big_share": big_share.get(row["task"])} for row in _rows(results)]
         for task, of_task in results["samples"].items():
             samples.setdefault(task, []).extend({"policy": name, **sample} for sample in of_task)
     print_table(f"{options.saved}: tasks of lm-eval", _shown(rows))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if options.out:
-        _write(Path(options.out), samples, {"provenance": provenance(command, 0), "rows": rows})
+        _write(Path(options.out), samples, {"provenance": provenance(command, 0), "notes": notes, "rows": rows})
 
 
 def _rows(results: dict[str, Any]) -> Iterator[Row]:

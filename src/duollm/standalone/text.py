@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data
-from duollm.errors import UserError
+from duollm.data.tokenizer import check_vocabulary
 from duollm.evaluate.sweep import Scored, score
 from duollm.files import replacing, write_json
 from duollm.machine import provenance
@@ -34,16 +34,16 @@ def evaluate_text(options: Namespace, command: list[str]) -> None:
     saved = Saved.at(Path(options.saved))
     routed = [saved.routed(name) for name in policies_of(options, saved.model)]
     with _test_text(saved, options) as (data, domains):
-        _check_vocabulary(saved, data)
+        check_vocabulary(f"--model {saved.folder}", saved.model.config.vocab_size, data.vocab_size)
         scored = {}
         for domain in domains:
             windows = data.windows("test", domain, options.documents, options.windows, saved.seed)
             scored[domain] = list(score(routed, windows, options.batch_size))
         facts = {"sequence_length": data.sequence_length, "data_fingerprint": data.fingerprint}
     rows = [row for domain, of_policies in scored.items() for row in _rows(domain, of_policies, saved.seed)]
-    print_table(f"{options.saved}: windows of {data.sequence_length} tokens of the test split", _shown(rows))
     if options.out:
         _write(Path(options.out), scored, {"provenance": provenance(command, saved.seed), **facts, "rows": rows})
+    print_table(f"{options.saved}: windows of {data.sequence_length} tokens of the test split", _shown(rows))
 
 
 @contextmanager
@@ -62,12 +62,6 @@ def _test_text(saved: Saved, options: Namespace) -> Iterator[tuple[PackedData, l
         update = {"domains": asked or saved.data.domains, "tokenizer": tokenizer, "sequence_length": length}
         data = prepare_data(saved.data.model_copy(update=update), saved.seed, Path(folder, "data"), only=["test"])
         yield data, data.domains
-
-
-def _check_vocabulary(saved: Saved, data: PackedData) -> None:
-    known = saved.model.config.vocab_size
-    if known < data.vocab_size:
-        raise UserError(f"--model {saved.folder}: knows {known} tokens, its tokenizer has {data.vocab_size}")
 
 
 def _rows(domain: str, scored: Sequence[Scored], seed: int) -> Iterator[Row]:

@@ -1,0 +1,1 @@
+"""Dense checkpoints become duos; duos are saved and loaded as Hugging Face folders."""

@@ -1,0 +1,103 @@
+"""Stage 0: a dense checkpoint becomes a duo whose small FFNs are set from its big ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from duollm.config import ConvertConfig
+from duollm.convert.saving import Story, save_model
+from duollm.convert.small_ffn import initialise_small_ffns
+from duollm.data.packed import PackedData
+from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
+from duollm.errors import UserError
+from duollm.models.families import duo_config
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routes.sampling import derived_seed
+
+_SMALL = {
+    "random": "Small FFNs drawn at random",
+    "slice": "Small FFNs cut out of the big ones: their most used neurons, the output matrix refitted,",
+    "distilled": "Small FFNs cut out of the big ones and trained to imitate them, layer by layer,",
+}
+
+
+def open_dense(
+    dense: str,
+    small_intermediate_size: int | None,
+    skip_scope: str,
+    seed: int,
+    dtype: torch.dtype | None = None,
+) -> DuoForCausalLM:
+    """Load a dense checkpoint as a duo in evaluation mode, its small FFNs random.
+
+    Args:
+        dense: a folder or hub id.
+        small_intermediate_size: inner width of the small FFNs; default: a sixteenth of the big ones'.
+        dtype: of all weights; default: the checkpoint's.
+
+    Raises:
+        UserError: it cannot be loaded, or is of a kind that is not supported.
+    """
+    torch.manual_seed(seed)
+    try:
+        if small_intermediate_size is None:
+            config = duo_config(AutoConfig.from_pretrained(dense), 1, skip_scope)
+            small_intermediate_size = max(1, config.intermediate_size // 16)
+        model = DuoForCausalLM.from_dense(
+            dense, small_intermediate_size=small_intermediate_size, skip_scope=skip_scope, dtype=dtype
+        )
+    except (ValueError, OSError) as error:
+        raise UserError(f"{dense}: cannot be converted: {' '.join(str(error).split())}") from None
+    if small_intermediate_size > model.config.intermediate_size:
+        raise UserError(
+            f"small_intermediate_size ({small_intermediate_size}) must not exceed the inner width of the FFNs of "
+            f"{dense} ({model.config.intermediate_size})"
+        )
+    return model.eval()
+
+
+def convert(
+    model: DuoForCausalLM,
+    dense: str,
+    config: ConvertConfig,
+    data: PackedData | None,
+    seed: int,
+    folder: Path,
+    progress: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Set the small FFNs of a freshly opened duo and write `folder`, a Hugging Face folder with tokenizer and card.
+
+    Args:
+        model: of `open_dense(dense, ...)`.
+        data: text to look at, tokenized as the model wants it; None only if the small FFNs stay random.
+
+    Raises:
+        UserError: too little text is asked for, or the tokenizer has tokens that the model does not know.
+    """
+    tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
+    check_vocabulary(dense, model.config.vocab_size, vocabulary_size(tokenizer))
+    explained: list[float] = []
+    if config.small_init != "random" and data is not None:
+        windows = config.sample_tokens // data.sequence_length
+        if windows < 2:
+            raise UserError(
+                f"sample_tokens ({config.sample_tokens}) must be at least two windows of {data.sequence_length} tokens"
+            )
+        sample_WT = torch.from_numpy(data.train_batch(0, windows, derived_seed(seed, windows)))
+        explained = initialise_small_ffns(model, config.small_init, sample_WT, seed, config.steps, progress)
+    save_model(model, tokenizer, folder, _story(dense, config, data, explained))
+
+
+def _story(dense: str, config: ConvertConfig, data: PackedData | None, explained: list[float]) -> Story:
+    """Where the model comes from; of a folder on this machine only its name is told."""
+    local = Path(dense)
+    known = Story.read(local) if local.is_dir() else Story(base_model=dense)
+    story = Story(base_model=known.base_model, license=known.license)
+    name = local.resolve().name if local.is_dir() else dense
+    story = story.then(f"Converted from the dense checkpoint {name}, whose FFNs are the big ones")
+    if data is None or not explained:
+        return story.then(_SMALL[config.small_init])
+    mean = f"explaining {sum(explained) / len(explained):.0%} of the variance of their outputs,"
+    return story.then(f"{_SMALL[config.small_init]} {mean} on {config.sample_tokens:,} tokens", data)

@@ -1,0 +1,166 @@
+"""A model as a Hugging Face folder, saved and loaded: weights, code, tokenizer, generation settings and card."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging
+from yaml import YAMLError
+
+from duollm.data.packed import PackedData
+from duollm.errors import UserError
+from duollm.files import replacing, write_text
+from duollm.models.modeling_duo import DuoForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CARD = "README.md"
+
+_TEXT = """# {title}
+
+A decoder language model that can spend its compute token by token. Each of its {layers} layers holds a big FFN (inner
+width {big}) and a small one ({small}); every token takes one of them, or none, at every layer. A *route* says which:
+one number per layer, 0 skip, 1 small, 2 big. {skip}
+
+## How it was made
+
+{steps}
+
+## How to use it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+inputs = tokenizer("The state of", return_tensors="pt")
+model(**inputs).logits  # all big
+model(**inputs, routes={route}).logits  # a route for all tokens, or integers [B, T, {layers}]
+model.generate(**inputs, routes={route}, max_new_tokens=40)
+```
+
+The folder carries the model's code (`modeling_duo.py` and what it imports), so `duollm` need not be installed; after
+`import duollm`, `trust_remote_code` can be left out. Trained routers are not in the folder: with `duollm` installed,
+`duollm.routers.policies.parse_policy("router:FOLDER", model)` reads one, and `model.attach(router)` puts it in force
+for `forward` and `generate`.
+"""
+
+_SKIP = {
+    "ffn": "A token that skips still takes part in the layer's attention.",
+    "layer": "A token that skips leaves out the layer's attention too; later tokens still attend to it.",
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """How a model came about, for its card.
+
+    Attributes:
+        steps: a sentence for each thing that was done, the first one first.
+        base_model: the dense model that it was converted from.
+        license: of the weights, as the hub spells it; None: not known.
+    """
+
+    steps: tuple[str, ...] = ()
+    base_model: str | None = None
+    license: str | None = None
+
+    def then(self, step: str, data: PackedData | None = None) -> "Story":
+        """Return the story with one more step, which used the training split of `data`."""
+        return replace(self, steps=(*self.steps, f"{step} on {_training_text(data)}" if data else step))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Story":
+        """Return the story that the card in a model folder tells, as far as it tells one."""
+        if not (folder / CARD).is_file():
+            return cls()
+        try:
+            header = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data
+        except (ValueError, YAMLError):  # somebody else's, without a readable header
+            return cls()
+        ours = header.get("duollm") or {}
+        return cls(tuple(ours.get("steps", ())), header.get("base_model"), header.get("license"))
+
+
+def save_model(model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerBase", folder: Path, story: Story) -> None:
+    """Write all that `from_pretrained` of transformers' auto classes needs, and a card that tells `story`."""
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(model.generation_config, token) is None:
+            setattr(model.generation_config, token, getattr(tokenizer, token))
+    with replacing(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_text(temporary / CARD, _card(model, story))
+
+
+def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> DuoForCausalLM:
+    """Load a saved duo in evaluation mode, as `dtype` ("auto": the one it was saved in).
+
+    Weights that are saved in that type are mapped from the file, not copied.
+
+    Raises:
+        UserError: the folder is missing, is no duo, or its weights are damaged.
+    """
+    load: Any = DuoForCausalLM.from_pretrained  # it returns a pair when asked to, which its type does not say
+    model: DuoForCausalLM
+    try:
+        model, found = load(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        reason = _mismatch(found)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        reason = str(error).strip().split("\n")[0]
+    if reason:
+        raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`")
+    return model.eval()
+
+
+def _mismatch(found: dict[str, Any]) -> str:
+    """Name a weight that the model lacks or does not know; transformers would fill it in at random, or ignore it."""
+    for key, complaint in (("missing_keys", "lacks the weight"), ("unexpected_keys", "does not know the weight")):
+        if found[key]:
+            return f"it {complaint} {sorted(found[key])[0]}"
+    return ""
+
+
+def silence_transformers() -> None:
+    """The verbs say what happens; progress bars of loading and saving, and reports of a bad file, are noise."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _card(model: DuoForCausalLM, story: Story) -> str:
+    config, parameters = model.config, sum(each.numel() for each in model.parameters())
+    header = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["duo-llm", "adaptive-computation"],
+        base_model=story.base_model,
+        license=story.license,
+        duollm={"steps": list(story.steps)},
+    )
+    layers = config.num_hidden_layers
+    text = _TEXT.format(
+        title=f"Duo model of {f'{story.base_model}, ' if story.base_model else ''}{parameters / 1e6:,.1f} M parameters",
+        layers=layers,
+        big=config.intermediate_size,
+        small=config.small_intermediate_size,
+        skip=_SKIP[config.skip_scope],
+        steps="\n".join(f"{number}. {step}." for number, step in enumerate(story.steps, 1)) or "Not recorded.",
+        route=f"[1] * {layers - layers // 2} + [2] * {layers // 2}",
+    )
+    return f"---\n{header.to_yaml()}\n---\n{text}"
+
+
+def _training_text(data: PackedData) -> str:
+    sizes: dict[str, Any] = data.manifest["splits"]["train"]
+    sources = [
+        f"{source['domain']} ({source['origin']}: {sizes[source['domain']]['documents']:,} documents, "
+        f"{sizes[source['domain']]['tokens']:,} tokens)"
+        for source in data.manifest["sources"]
+    ]
+    return f"the training documents of {' and '.join(sources)}; data {data.fingerprint}"

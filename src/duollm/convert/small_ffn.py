@@ -1,0 +1,264 @@
+"""Small FFNs of a converted duo: cut out of its big ones, and fitted to them on sample text.
+
+Shape letters: W windows, B windows per forward, T tokens, N = W * T sample tokens, L layers, D hidden, F inner width of
+the big FFN, S of the small one.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from duollm.machine import Precision, faster_precision
+from duollm.models.modeling_duo import DuoFFN, DuoForCausalLM
+from duollm.ridge import ridge
+from duollm.routes.sampling import derived_seed
+
+SmallInit = Literal["random", "slice", "distilled"]
+
+_BATCH_TOKENS = 2048
+_HELD_OUT_SHARE = 0.125
+_STEP_TOKENS, _LEARNING_RATE = 1024, 0.03
+_PART = 2048  # tokens whose inner states are held at once
+_RIDGE = 1e-3  # of the mean squared activation
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs and outputs of one big FFN on sample tokens, float32.
+
+    Attributes:
+        states_ND, outputs_ND: what enters and what leaves it.
+        weights_N: how much a squared error of each token counts; their mean over all tokens is 1.
+    """
+
+    states_ND: Tensor
+    outputs_ND: Tensor
+    weights_N: Tensor
+
+    def rows(self, index: Tensor | slice) -> "Examples":
+        """Some of the tokens."""
+        return Examples(self.states_ND[index], self.outputs_ND[index], self.weights_N[index])
+
+    def variance(self) -> Tensor:
+        """Weighted mean squared distance of the outputs from their weighted mean."""
+        mean_D = self.weights_N @ self.outputs_ND / self.weights_N.sum()
+        return (self.weights_N * (self.outputs_ND - mean_D).square().sum(-1)).mean()
+
+    def error(self, ffn: DuoFFN) -> Tensor:
+        """Weighted mean squared distance of the outputs from those of `ffn`."""
+        return (self.weights_N * (ffn(self.states_ND).float() - self.outputs_ND).square().sum(-1)).mean()
+
+
+def initialise_small_ffns(
+    model: DuoForCausalLM,
+    how: SmallInit,
+    sample_WT: Tensor,
+    seed: int = 0,
+    steps: int = 300,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[float]:
+    """Set the small FFNs of `model` from its big ones; nothing else changes.
+
+    Args:
+        how: "random" leaves them as they are. "slice" takes the big FFN's neurons with the largest expected
+            output on the sample and solves for the output matrix that makes up best for the others (ridge
+            regression). "distilled" starts there and trains all of the small FFN by gradient descent.
+        sample_WT: token ids [W, T].
+        seed: of the batches of the distillation.
+        steps: of the distillation, for each layer.
+        progress: told each layer's result, with the time left.
+
+    Returns:
+        Per layer, the share of the big FFN's output variance that the small one explains, on an eighth of the
+        windows that it was not fitted to (negative: worse than the mean output). Empty if `how` is random.
+
+    Raises:
+        ValueError: fewer than two windows, or a small FFN wider than the big one.
+    """
+    if how == "random":
+        return []
+    config = model.config
+    if len(sample_WT) < 2 or config.small_intermediate_size > config.intermediate_size:
+        raise ValueError(
+            f"needs two windows of text or more (got {len(sample_WT)}) and small FFNs no wider than the big ones "
+            f"(got {config.small_intermediate_size} and {config.intermediate_size})"
+        )
+    precision = faster_precision()
+    held_out = sample_WT.shape[1] * max(1, round(_HELD_OUT_SHARE * len(sample_WT)))
+    fitted = sample_WT.numel() - held_out
+    explained: list[float] = []
+    progress(f"running {sample_WT.numel():,} tokens of sample text through the model")
+    with sample_ffns(model, sample_WT, precision) as samples:
+        start = time.perf_counter()
+        for layer, states_ND, weights_N in zip(model.model.layers, samples.states_LND, samples.weights_LN, strict=True):
+            examples, energies_F = _examples(layer.mlp.big, states_ND, weights_N, precision)
+            small = deepcopy(layer.mlp.small).float()
+            cut_out(small, layer.mlp.big, energies_F, examples.rows(slice(fitted)))
+            if how == "distilled":
+                generator = torch.Generator().manual_seed(derived_seed(seed, len(explained)))
+                distil(small, examples.rows(slice(fitted)), steps, generator, precision)
+            layer.mlp.small.load_state_dict(small.state_dict())
+            explained.append(explained_variance(small, examples.rows(slice(fitted, None))))
+            progress(_report(explained, config.num_hidden_layers, time.perf_counter() - start))
+    return explained
+
+
+@torch.no_grad()
+def explained_variance(ffn: DuoFFN, examples: Examples) -> float:
+    """Share of the outputs' weighted variance that `ffn` explains: 1 - error / variance."""
+    return 1 - (examples.error(ffn) / examples.variance()).item()
+
+
+@torch.no_grad()
+def cut_out(small: DuoFFN, big: DuoFFN, energies_F: Tensor, examples: Examples) -> None:
+    """Give `small` the neurons of `big` with the largest energy, and the output matrix that fits the examples best."""
+    neurons_S = energies_F.topk(small.up_proj.out_features).indices.sort().values
+    for into, out_of in ((small.gate_proj, big.gate_proj), (small.up_proj, big.up_proj)):
+        if into is not None and out_of is not None:
+            into.weight.copy_(out_of.weight[neurons_S])
+            if into.bias is not None:
+                into.bias.copy_(out_of.bias[neurons_S])
+    small.down_proj.weight.copy_(big.down_proj.weight[:, neurons_S])
+    if small.down_proj.bias is not None:
+        small.down_proj.bias.copy_(big.down_proj.bias)
+    _correct_output(small, examples)
+
+
+def distil(small: DuoFFN, examples: Examples, steps: int, generator: torch.Generator, precision: Precision) -> None:
+    """Minimise the error of `small` on the examples, relative to their variance, by Adam with a cosine schedule.
+
+    The learning rate is relative to the root mean square of the weights, so that one value serves all sizes.
+    """
+    size = nn.utils.parameters_to_vector(small.parameters()).square().mean().sqrt().item()
+    optimizer = torch.optim.Adam(small.parameters())
+    variance, tokens, device = examples.variance(), len(examples.weights_N), examples.weights_N.device
+    for step in range(steps):
+        warmed_up = min(1.0, (step + 1) / (0.05 * steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = size * _LEARNING_RATE * warmed_up * (0.05 + 0.95 * cosine)
+        batch = examples.rows(torch.randint(tokens, (_STEP_TOKENS,), generator=generator).to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = batch.error(small) / variance
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def _examples(big: DuoFFN, states_ND: Tensor, weights_N: Tensor, precision: Precision) -> tuple[Examples, Tensor]:
+    """Run the big FFN; also return the expected square of what each of its neurons adds to the output, [F]."""
+    device = big.down_proj.weight.device
+    states_ND, weights_N = states_ND.to(device, torch.float32), (weights_N / weights_N.mean()).to(device)
+    outputs, squares_F = [], torch.zeros(big.down_proj.in_features, device=device)
+    for part_ND, part_N in zip(states_ND.split(_PART), weights_N.split(_PART), strict=True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            neurons_NF = _neurons(big, part_ND.to(big.down_proj.weight.dtype))
+            outputs.append(big.down_proj(neurons_NF).float())
+        squares_F += part_N @ neurons_NF.float().square()
+    columns_F = big.down_proj.weight.float().square().sum(0)
+    return Examples(states_ND, torch.cat(outputs), weights_N), squares_F * columns_F
+
+
+def _correct_output(small: DuoFFN, examples: Examples) -> None:
+    """Add to the output matrix, and bias if there is one, the ridge regression of the errors on the neurons."""
+    inner, bias = small.down_proj.in_features, small.down_proj.bias
+    features = inner if bias is None else inner + 1
+    product = examples.weights_N.new_zeros(features, features, dtype=torch.float64)
+    aimed = product.new_zeros(features, small.down_proj.out_features)
+    for start in range(0, len(examples.weights_N), _PART):
+        part = examples.rows(slice(start, start + _PART))
+        neurons_NS = _neurons(small, part.states_ND)
+        errors_ND = part.outputs_ND - small.down_proj(neurons_NS)
+        if bias is not None:
+            neurons_NS = nn.functional.pad(neurons_NS, (0, 1), value=1.0)
+        weighted_SN = (neurons_NS * part.weights_N[:, None]).T
+        product += weighted_SN @ neurons_NS
+        aimed += weighted_SN @ errors_ND
+    added_SD = ridge(product, aimed, _RIDGE, held=inner).float()
+    small.down_proj.weight.add_(added_SD[:inner].T)
+    if bias is not None:
+        bias.add_(added_SD[inner])
+
+
+def _neurons(ffn: DuoFFN, states_ND: Tensor) -> Tensor:
+    """What the output matrix is applied to, [N, F]."""
+    up_NF = ffn.up_proj(states_ND)
+    return ffn.act_fn(up_NF) if ffn.gate_proj is None else ffn.act_fn(ffn.gate_proj(states_ND)) * up_NF
+
+
+def _report(explained: list[float], layers: int, seconds: float) -> str:
+    left = seconds / len(explained) * (layers - len(explained))
+    return (
+        f"small FFN of layer {len(explained)}/{layers}: explains {explained[-1]:.0%} of the variance of the big "
+        f"one's output  ETA {int(left // 60)}:{int(left % 60):02d}"
+    )
+
+
+@dataclass(frozen=True)
+class FFNSamples:
+    """Inputs of all FFNs, and how much an error of their outputs matters.
+
+    Attributes:
+        states_LND: what enters each FFN, bfloat16.
+        weights_LN: 1 / mean square of the residual stream once the big FFN's output is added. The next
+            layer normalises that stream, so an error counts relative to its size; without the weights the
+            few tokens whose stream is a hundred times as large would decide alone.
+    """
+
+    states_LND: Tensor
+    weights_LN: Tensor
+
+
+@contextmanager
+def sample_ffns(model: DuoForCausalLM, sample_WT: Tensor, precision: Precision) -> Iterator[FFNSamples]:
+    """Run token ids [W, T] through the model, all big, and yield what its FFNs saw.
+
+    The inputs are in a file, 2 * L * N * D bytes, that is mapped into memory and goes with the context.
+    """
+    shape = model.config.num_hidden_layers, sample_WT.numel(), model.config.hidden_size
+    with tempfile.TemporaryDirectory(prefix="duollm-") as folder:
+        size = shape[0] * shape[1] * shape[2]
+        flat = torch.from_file(str(Path(folder, "states")), shared=True, size=size, dtype=torch.bfloat16)
+        samples = FFNSamples(flat.view(shape), torch.empty(shape[:2]))
+        start = 0
+        for batch_BT in sample_WT.split(max(1, _BATCH_TOKENS // sample_WT.shape[1])):
+            end = start + batch_BT.numel()
+            _run(model, batch_BT, precision, samples.states_LND[:, start:end], samples.weights_LN[:, start:end])
+            start = end
+        yield samples
+
+
+@torch.inference_mode()
+def _run(model: DuoForCausalLM, batch_BT: Tensor, precision: Precision, states_LND: Tensor, weights_LN: Tensor) -> None:
+    """Forward one batch and write what the FFNs saw."""
+    device = model.device
+    with ExitStack() as hooks, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for layer, states_ND, weights_N in zip(model.model.layers, states_LND, weights_LN, strict=True):
+            hooks.enter_context(layer.mlp.register_forward_pre_hook(_note_states(states_ND)))
+            hooks.enter_context(layer.register_forward_hook(_note_weights(weights_N)))
+        model.model(input_ids=batch_BT.to(device), use_cache=False)
+
+
+def _note_states(states_ND: Tensor) -> Callable[[nn.Module, Any], None]:
+    def note(mlp: nn.Module, given: Any) -> None:
+        states_ND.copy_(given[0].flatten(0, 1))
+
+    return note
+
+
+def _note_weights(weights_N: Tensor) -> Callable[[nn.Module, Any, Any], None]:
+    def note(layer: nn.Module, given: Any, returned: Any) -> None:
+        stream_ND = returned[0].flatten(0, 1).float()
+        weights_N.copy_(1 / stream_ND.square().mean(-1).clamp(min=_TINY))
+
+    return note

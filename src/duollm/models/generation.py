@@ -1,0 +1,37 @@
+"""What the duo adds to transformers' `generate`: routes and policies have no rows, and an assistant takes its own."""
+
+from typing import Any, cast
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+
+_ROUTING = ("routes", "policy", "execution")
+
+
+class DuoGenerationMixin(GenerationMixin):
+    """`generate` with `routes` of shape [L] or a policy."""
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Give each beam its row of everything; routes [L] for all tokens have no rows."""
+        routes = model_kwargs.pop("routes", None)
+        if routes is not None and torch.as_tensor(routes).ndim > 1:
+            raise ValueError(
+                "generate takes routes of shape [L], one for all tokens: [B, T, L] says nothing about tokens to come; "
+                "give a policy to let tokens differ"
+            )
+        expand = cast(Any, super())._expand_inputs_for_generation
+        input_ids, expanded = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+        return input_ids, expanded | {"routes": routes}
+
+    def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
+        """Let the assistant draft with the policy attached to it: this model's may not fit, or be unknown there."""
+        own = {name: value for name, value in model_kwargs.items() if name not in _ROUTING}
+        return cast(Any, super())._get_candidate_generator(model_kwargs=own, **kwargs)
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> bool:
+        """Under a policy shapes depend on what it chooses, so that every step would compile anew."""
+        attached = cast(Any, self).policy
+        routed = attached is not None or any(model_kwargs.get(name) is not None for name in ("routes", "policy"))
+        return not routed and cast(Any, super())._valid_auto_compile_criteria(model_kwargs, generation_config)

@@ -1,0 +1,48 @@
+"""Values of command-line options: numbers in a range, names with commas between."""
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+LARGEST_COUNT = 10**9
+
+
+def whole_number(lowest: int = 1, highest: int = LARGEST_COUNT) -> Callable[[str], int]:
+    """Return a reader of whole numbers in a range, both ends included, for argparse's `type`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not lowest <= value <= highest:
+            raise ArgumentTypeError(f"a whole number from {lowest:,} to {highest:,} is needed, got {text[:50]!r}")
+        return value
+
+    return read
+
+
+def number(lowest: float, highest: float) -> Callable[[str], float]:
+    """Return a reader of numbers in a range, both ends included, for argparse's `type`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not lowest <= value <= highest:
+            raise ArgumentTypeError(f"a number from {lowest:g} to {highest:g} is needed, got {text[:50]!r}")
+        return value
+
+    return read
+
+
+def names(text: str) -> str:
+    """Check names with commas between; spaces around a name go.
+
+    Raises:
+        ArgumentTypeError: a name is empty.
+    """
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise ArgumentTypeError(f"{text!r} holds an empty name; write names with a comma between two, such as a,b")
+    return ",".join(found)

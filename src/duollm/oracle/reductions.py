@@ -1,0 +1,231 @@
+"""What is kept of the routes' losses while they stream by.
+
+A leaf is a token on a route. Each reduction says which leaves can still matter to it (`lower`, `bar_QN`); where a leaf
+matters to none, the full head is spared. `update` takes in the losses of the others, and `columns` reads the budgets
+off at the end (docs/adding-a-reduction.md).
+
+Shape letters: P routes in a block, N tokens that are searched together, Q cells, S draws, R routes, M leaves,
+D hidden, K budgets, B sequences, T tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier
+from duollm.oracle.contexts import Batch
+from duollm.routes.sampling import draw_route_ids
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """A block of leaves: N tokens, each on P routes.
+
+    Attributes:
+        rows_N: which of the batch's tokens these are.
+        ids_PN: their routes.
+        cell_PN: what those spend, as indices into `Cells.spent`.
+        hidden_PND: normalised final hidden states.
+        known: what was computed of the block, [P, N], by the identity of what it is for.
+    """
+
+    rows_N: Tensor
+    ids_PN: Tensor
+    cell_PN: Tensor
+    hidden_PND: Tensor
+    known: dict[int, Tensor] = field(default_factory=dict)
+
+    def logits(self, label_ND: Tensor) -> Tensor:
+        """Logits [P, N], float32, of labels whose embeddings are given for the whole batch."""
+        if id(label_ND) not in self.known:
+            self.known[id(label_ND)] = torch.einsum("pnd,nd->pn", self.hidden_PND, label_ND[self.rows_N]).float()
+        return self.known[id(label_ND)]
+
+
+@dataclass(frozen=True)
+class Entered:
+    """M leaves of a block, with exact log-normalisers.
+
+    Attributes:
+        routes_M, tokens_M: where they are in the block, along P and N.
+        ids_M, cell_M: their routes, and what those spend.
+    """
+
+    leaves: Leaves
+    routes_M: Tensor
+    tokens_M: Tensor
+    ids_M: Tensor
+    cell_M: Tensor
+    hidden_MD: Tensor
+    log_z_M: Tensor
+
+    def nll(self, label_ND: Tensor) -> Tensor:
+        """Losses [M] of labels whose embeddings are given for the whole batch."""
+        logit_PN = self.leaves.known.get(id(label_ND))
+        if logit_PN is not None:
+            return self.log_z_M - logit_PN[self.routes_M, self.tokens_M]
+        return self.log_z_M - (self.hidden_MD * label_ND[self.leaves.rows_N[self.tokens_M]]).sum(-1)
+
+
+class Reduction:
+    """Keeps something of the leaves' losses; a base that runs the full head on every leaf.
+
+    Attributes:
+        every_route: whether it makes sense only where every route is tried.
+        left_to_right: whether it also serves context "committed".
+    """
+
+    every_route = False
+    left_to_right = True
+
+    def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Prepare for the search of a batch: draw what has to be drawn."""
+        self.batch, self.cells = batch, cells
+
+    def start(self, rows_N: Tensor) -> None:
+        """Forget what was kept; leaves of these tokens of the batch follow."""
+        self.rows_N = rows_N
+
+    @property
+    def parts(self) -> "Sequence[Reduction]":
+        """What the leaves are shown to: itself, unless it is made of others."""
+        return [self]
+
+    @property
+    def bar_QN(self) -> Tensor:
+        """How low the loss of a leaf must be to matter; one that is equal does."""
+        return torch.full((len(self.cells.spent), len(self.rows_N)), torch.inf, device=self.rows_N.device)
+
+    def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
+        """Bound what would be kept of the leaves from below, [P, N], given a lower bound of their log-normalisers.
+
+        +inf where a leaf does not count, -inf where it is needed anyway.
+        """
+        return torch.full_like(log_z_PN, -torch.inf)
+
+    def update(self, entered: Entered) -> None:
+        """Take in leaves; a token may come under many routes."""
+        raise NotImplementedError
+
+    def columns(self, frontier: Frontier) -> dict[str, Tensor]:
+        """Return what was kept, each [K, B, T], by name."""
+        return {}
+
+
+class BestSoFar(Reduction):
+    """The lowest nll of each token in each cell, and the route that reached it; ties go to the smaller id.
+
+    Attributes:
+        label_ND: the head's embeddings of the labels that choose.
+        scored_ND: embeddings of other labels, under which the chosen routes are scored too.
+        nll_QN: float32, +inf until a route of that cell was seen.
+        ids_QN: int64 route ids.
+        score_QN: the nll of the other labels under the chosen routes.
+    """
+
+    def __init__(self, label_ND: Tensor | None = None, scored_ND: Tensor | None = None) -> None:
+        self.given_ND, self.scored_ND = label_ND, scored_ND
+
+    def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Take the batch's own labels unless others were given."""
+        super().begin(batch, cells, budgets, generator)
+        self.label_ND = batch.label_ND if self.given_ND is None else self.given_ND
+
+    def start(self, rows_N: Tensor) -> None:
+        """Forget what was kept; leaves of these tokens of the batch follow."""
+        super().start(rows_N)
+        self.nll_QN = torch.full((len(self.cells.spent), len(rows_N)), torch.inf, device=rows_N.device)
+        self.ids_QN = torch.full_like(self.nll_QN, torch.iinfo(torch.long).max, dtype=torch.long)
+        self.score_QN = self.nll_QN.clone()
+
+    @property
+    def bar_QN(self) -> Tensor:
+        """Only what is not above the best so far can become the best."""
+        return self.nll_QN
+
+    def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
+        """Bound the nll from below."""
+        return log_z_PN - leaves.logits(self.label_ND)
+
+    def update(self, entered: Entered) -> None:
+        """Take in leaves; a token may come under many routes."""
+        self._keep_lowest(entered, entered.nll(self.label_ND))
+
+    def _keep_lowest(self, entered: Entered, nll_M: Tensor) -> None:
+        place_M = entered.cell_M * self.nll_QN.shape[1] + entered.tokens_M
+        best, ids = self.nll_QN.view(-1), self.ids_QN.view(-1)
+        lowest = best.scatter_reduce(0, place_M, nll_M, "amin")
+        ids[lowest < best] = torch.iinfo(torch.long).max
+        reached_M = nll_M == lowest[place_M]
+        ids.scatter_reduce_(0, place_M[reached_M], entered.ids_M[reached_M], "amin")
+        best.copy_(lowest)
+        if self.scored_ND is not None:
+            won_M = reached_M & (entered.ids_M == ids[place_M])
+            self.score_QN.view(-1)[place_M[won_M]] = entered.nll(self.scored_ND)[won_M]
+
+    def columns(self, frontier: Frontier) -> dict[str, Tensor]:
+        """Return the lowest nll within every budget and its route."""
+        return {"nll": frontier.read(self.nll_QN, self.nll_QN), "route": frontier.read(self.nll_QN, self.ids_QN)}
+
+
+class RandomRoutes(BestSoFar):
+    """The best of so many random routes per token and budget "exactly k": the oracle with few tries."""
+
+    every_route = True
+    left_to_right = False
+
+    def __init__(self, routes: int) -> None:
+        super().__init__()
+        self.routes = routes
+
+    def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Draw the routes, with replacement."""
+        super().begin(batch, cells, budgets, generator)
+        shape = (len(batch.labels_N), self.routes)
+        bigs = sorted({budget.big for budget in budgets if isinstance(budget, Exactly)})
+        drawn = {big: draw_route_ids(cells.space, big, shape, generator) for big in bigs}
+        nothing = torch.full(shape, -1, device=generator.device)
+        self.drawn_QNS = torch.stack([drawn.get(big, nothing) for _, big in cells.spent])
+
+    def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
+        """As for the best of all routes, where the route was drawn."""
+        drawn_PNS = self.drawn_QNS[leaves.cell_PN, leaves.rows_N]
+        leaves.known[id(self)] = competes_PN = (drawn_PNS == leaves.ids_PN[..., None]).any(-1)
+        return super().lower(leaves, log_z_PN).where(competes_PN, torch.inf)
+
+    def update(self, entered: Entered) -> None:
+        """Take in leaves, of which those count whose routes were drawn."""
+        competes_M = entered.leaves.known[id(self)][entered.routes_M, entered.tokens_M]
+        self._keep_lowest(entered, entered.nll(self.label_ND).where(competes_M, torch.inf))
+
+    def columns(self, frontier: Frontier) -> dict[str, Tensor]:
+        """Return the lowest nll among the drawn routes."""
+        return {"random_nll": frontier.read(self.nll_QN, self.nll_QN)}
+
+
+class LeafTable(Reduction):
+    """The losses of some tokens under every route: from them come fixed patterns and order statistics.
+
+    Attributes:
+        counted_M: indices of the tokens; here M counts tokens.
+        nll_MR: float32, nats; nan where a route was not searched.
+    """
+
+    every_route = True
+    left_to_right = False
+
+    def __init__(self, counted_N: Tensor, routes: int) -> None:
+        self.counted_N, self.counted_M = counted_N, counted_N.nonzero()[:, 0]
+        self.nll_MR = torch.full((len(self.counted_M), routes), torch.nan, device=counted_N.device)
+
+    def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
+        """Every route of the table's tokens is needed, and none of the others."""
+        return torch.where(self.counted_N, -torch.inf, torch.inf).expand(log_z_PN.shape)
+
+    def update(self, entered: Entered) -> None:
+        """Take in the leaves of the table's tokens."""
+        kept_M = self.counted_N[entered.tokens_M]
+        row_M = (self.counted_N.cumsum(0) - 1)[entered.tokens_M]
+        self.nll_MR[row_M[kept_M], entered.ids_M[kept_M]] = entered.nll(self.batch.label_ND)[kept_M]

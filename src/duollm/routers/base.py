@@ -1,0 +1,252 @@
+"""What every router shares: a choice from scores, soft in training and priced in use; and how it is trained.
+
+A new kind of router gives `scores`. It overrides `loss_fn` if it minimises something else than the paper's loss, and
+`fit` if it is not trained by gradient descent (docs/adding-a-router.md).
+
+Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from duollm.config import RouterConfig
+from duollm.flops import layer_parameters
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import Choice, FixedRoutes, Policy
+from duollm.oracle.labels import Labels
+from duollm.routes.sampling import derived_seed
+from duollm.training.loop import LossFn, Trainer
+from duollm.training.pretrain import prepare_for_training
+
+LABEL_SETTINGS = ("label_tokens", "label_routes", "text_weight")
+"""The settings of a kind that is taught by labels: how they are made, and how they are read."""
+
+
+@dataclass(frozen=True)
+class RouterTraining:
+    """What the training of one router may use.
+
+    Attributes:
+        model: the model that is routed; frozen unless `config.train_backbone`.
+        budget: wanted mean cost per layer in the units of `branch_costs`; None for a kind that serves every budget.
+        seed: of whatever is drawn.
+        labels: losses of training tokens under many routes, for a kind with `needs_labels`.
+    """
+
+    model: DuoForCausalLM
+    config: RouterConfig
+    trainer: Trainer
+    budget: float | None
+    seed: int
+    labels: Labels | None = None
+
+    def prepare_model(self) -> None:
+        """Make the model ready for training a router on it: frozen unless it is trained too."""
+        self.model.requires_grad_(self.config.train_backbone)
+        prepare_for_training(self.model, compile_blocks=False)
+
+    def seed_of(self, step: int, part: int = 0) -> int:
+        """Return the seed of what a part of a step draws; every process draws for texts of its own."""
+        return derived_seed(self.seed, step, part, self.trainer.world.rank)
+
+
+class Router(nn.Module):
+    """A policy that is trained; a new kind only has to give `scores`.
+
+    In training mode a choice is soft, P = softmax(scores / temperature). In evaluation mode it is the branch of
+    the highest score less `price` x cost, the costs being those of `branch_costs`: with two branches big
+    is taken where it beats the other by more than the price.
+
+    Args:
+        config: of the model that is routed.
+        branches: the branches it chooses from; big among them.
+
+    Attributes:
+        settings: the fields of `RouterConfig` that this kind reads and not every kind does. A change of one of
+            them repeats the trainings of the kinds that name it, and no others.
+        every_budget: whether one training serves all budgets, which then differ in the price alone.
+        two_branches: whether it cannot choose among three.
+        needs_labels: whether it is taught by `duollm.oracle.labels`.
+        joint: whether the gradient of its loss reaches the model, so that the two can be trained together.
+        temperature: of the softmax; annealed by the training.
+        price: set by calibration so that the hard choices spend the budget on average.
+        exact_price_L: a price for each layer, set by calibration for spending exactly the budget (`ExactBudget`).
+    """
+
+    settings: ClassVar[tuple[str, ...]] = ("budget_weight", "temperatures")
+    every_budget: ClassVar[bool] = False
+    two_branches: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    joint: ClassVar[bool] = True
+    price: Tensor
+    exact_price_L: Tensor
+    values_C: Tensor
+    cost_C: Tensor
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+        super().__init__()
+        self.branches = tuple(Branch(branch) for branch in branches)
+        if Branch.BIG not in branches or len(set(branches)) < 2 or list(branches) != sorted(set(branches)):
+            raise ValueError(
+                "a router needs big and at least one other branch, in ascending order, "
+                f"got {[branch.name for branch in self.branches]}"
+            )
+        if self.two_branches and len(self.branches) != 2:
+            name = type(self).__name__
+            raise ValueError(f"{name} knows two branches, big and another, got {len(self.branches)}")
+        self.num_layers, self.hidden_size = config.num_hidden_layers, config.hidden_size
+        self.temperature = 1.0
+        self.register_buffer("price", torch.zeros(()))
+        self.register_buffer("exact_price_L", torch.zeros(self.num_layers))
+        self.register_buffer("values_C", torch.tensor(self.branches), persistent=False)
+        self.register_buffer("cost_C", branch_costs(config)[list(self.branches)], persistent=False)
+
+    def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Return the scores of the branches, [B, T, C], float32, and the memory for the next layer."""
+        raise NotImplementedError
+
+    def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+        """Return the highest price at which big is still taken, [B, T], the branch taken else, and the memory.
+
+        With two branches, the price is by how much the score of big exceeds the other.
+        """
+        scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
+        if len(self.branches) == 2:
+            return scores_BTC[..., 1] - scores_BTC[..., 0], self.values_C[0], memory
+        other_BT, index_BT = (scores_BTC - self.price * self.cost_C)[..., :-1].max(-1)
+        return scores_BTC[..., -1] - other_BT, self.values_C[index_BT], memory
+
+    def mix(self, scores_BTC: Tensor) -> Tensor:
+        """Turn scores into weights [B, T, C] that sum to 1; used in training mode."""
+        return (scores_BTC / self.temperature).softmax(-1)
+
+    def set_budget(self, big_layers: int) -> None:
+        """Take note of the budget, before it is trained for it or calibrated to it; by default nothing."""
+
+    def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Any:
+        """Return the memory for layer 0; by default None.
+
+        Args:
+            big_layers: how many big layers each token will spend, a number or [B, 1]; None: on average the budget.
+        """
+        return None
+
+    def remember(self, layer_idx: int, choice: Tensor, memory: Any) -> Any:
+        """Return the memory with what was chosen, in the form that `forward` returns it; by default as it was."""
+        return memory
+
+    def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer: weights [B, T, 3] in training mode, integers [B, T] otherwise."""
+        choice, memory = self.decide(layer_idx, states_BTD, memory)
+        return choice, self.remember(layer_idx, choice, memory)
+
+    def decide(
+        self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """As `forward`, but the memory does not hold the choice yet; with another price of big if one is given."""
+        if self.training:
+            scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
+            return self.over_all_branches(self.mix(scores_BTC)), memory
+        highest_BT, other, memory = self.margin(layer_idx, states_BTD, memory)
+        return torch.where(highest_BT > (self.price if price is None else price), int(Branch.BIG), other), memory
+
+    def over_all_branches(self, weights_BTC: Tensor) -> Tensor:
+        """Return weights of this router's branches as weights of all three, [B, T, 3]."""
+        absent = weights_BTC.new_zeros(weights_BTC.shape[:2])
+        columns = [weights_BTC[..., self.branches.index(b)] if b in self.branches else absent for b in Branch]
+        return torch.stack(columns, dim=-1)
+
+    def flops_per_token(self) -> int:
+        """Count the FLOPs of deciding on one token at all layers: a multiplication and an addition per weight.
+
+        A kind overrides this if it does not use each of its weights once per token.
+        """
+        return 2 * sum(weight.numel() for weight in self.parameters())
+
+    @classmethod
+    def check(cls, config: RouterConfig, sequence_length: int) -> None:
+        """Raise a UserError if this kind cannot be trained with these settings; by default it always can."""
+
+    def loss_fn(self, training: RouterTraining) -> LossFn:
+        """Return what `fit` minimises: by default the paper's loss."""
+        return mixture_loss(self, training, training.trainer.plan.steps)
+
+    def fit(self, training: RouterTraining) -> None:
+        """Train this router: by default by gradient descent on `loss_fn`, together with the model if that is asked."""
+        training.prepare_model()
+        both = nn.ModuleList([self, training.model])
+        training.trainer.train(both if training.config.train_backbone else self, self.loss_fn(training))
+
+
+def mixture_loss(router: Router, training: RouterTraining, steps: int) -> LossFn:
+    """Language-model loss of the softly mixed model plus the weighted budget loss (paper, section 5).
+
+    The temperature falls geometrically over the steps.
+    """
+    model, config, budget = training.model, training.config, training.budget
+    assert budget is not None
+    start, end = config.temperatures
+
+    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        torch.manual_seed(training.seed_of(step, part))  # for routers that draw
+        router.temperature = start * (end / start) ** (step / max(1, steps - 1))
+        output = model(input_ids=batch_BT, labels=batch_BT, policy=router, use_cache=False)
+        share = torch.stack([weights[..., Branch.BIG].mean() for weights in output.choices]).mean()
+        loss = output.loss + config.budget_weight * budget_loss(output.choices, budget, router)
+        return loss, {"nll": output.loss.item(), "big_share": share.item(), "temperature": router.temperature}
+
+    return loss_fn
+
+
+def budget_loss(weights: Sequence[Tensor], budget: float, router: Router) -> Tensor:
+    """Mean over sequences of (mean cost over layers and tokens - budget)^2 (paper, section 5).
+
+    Across layers, not per layer: layers may differ as long as the mean holds.
+
+    Args:
+        weights: per layer the soft choices [B, T, 3].
+        budget: wanted mean cost; where nothing is skipped that is the share of big, 0 .. 1.
+    """
+    cost_B = torch.stack(
+        [(each[..., list(router.branches)] * router.cost_C).sum(-1).mean(-1) for each in weights]
+    ).mean(0)
+    return (cost_B - budget).square().mean()
+
+
+class Listener:
+    """Policy of given routes, [L] or [B, T, L], that keeps what a router would see on them.
+
+    Attributes:
+        states_LBTD: the states of one forward, layer by layer.
+    """
+
+    def __init__(self, routes: Tensor) -> None:
+        self.given, self.states_LBTD = FixedRoutes(routes), list[Tensor]()
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
+        """Keep the states and return the given choice."""
+        self.states_LBTD.append(states_BTD)
+        return self.given(layer_idx, states_BTD, memory)
+
+
+def branch_costs(config: DuoConfig) -> Tensor:
+    """Return what each branch costs a token at one layer, [3]: small 0, big 1, skip below 0 by what it saves.
+
+    In units of the FLOPs by which big exceeds small, so the mean cost over a route's layers is its share of
+    big layers if none is skipped, and else the share that would cost the same.
+    """
+    skip, small, big = layer_parameters(config)
+    if big == small:
+        return torch.tensor([-1.0, 0.0, 1.0])
+    return torch.tensor([(skip - small) / (big - small), 0.0, 1.0])
+
+
+def deciding_flops(policy: Policy) -> int:
+    """Return the FLOPs per token of what a policy computes to decide: a router's own; others look things up."""
+    return policy.flops_per_token() if isinstance(policy, Router) else 0

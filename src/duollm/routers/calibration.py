@@ -1,0 +1,187 @@
+"""Spending the budget: exactly k big layers on every token, or k on average at a price that calibration finds.
+
+The higher the price of big, the less is spent. But choices change the hidden states that later choices see, so what is
+spent at a price is found by running the model, and the price by a search over such runs.
+
+Shape letters: B batch, T tokens, N tokens with a choice, L layers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routers.base import Router, branch_costs
+
+_FIRST_STEP, _GROWTH = 1e-3, 4.0
+
+
+class ExactBudget(nn.Module):
+    """A hard router held to exactly `big_layers` big layers per token.
+
+    The router decides, at a price of each layer, as long as there is a choice: a token that has spent its k and would
+    take big gets the dearest of the router's other branches, and one that has as many layers before it as big layers
+    left takes big.
+    """
+
+    def __init__(self, router: Router, big_layers: int) -> None:
+        super().__init__()
+        if not 0 <= big_layers <= router.num_layers:
+            raise ValueError(f"big_layers must be in 0 .. {router.num_layers}, got {big_layers}")
+        self.router, self.big_layers = router, big_layers
+        self.otherwise = int(max(branch for branch in router.branches if branch != Branch.BIG))
+
+    def begin(self, position_ids_BT: Tensor) -> Any:
+        """Return the memory for layer 0: the router's, which knows the budget, and what each token has left."""
+        inner = self.router.begin(position_ids_BT, self.big_layers)
+        return inner, torch.full_like(position_ids_BT, self.big_layers)
+
+    def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, integers [B, T]; the memory is of the kind that `begin` returns."""
+        inner, left_BT = memory
+        price = self.price(layer_idx, states_BTD, memory)
+        choice_BT, inner = self.router.decide(layer_idx, states_BTD, inner, price)
+        choice_BT = choice_BT.masked_fill((left_BT == 0) & (choice_BT == Branch.BIG), self.otherwise)
+        choice_BT = choice_BT.masked_fill(left_BT == self.router.num_layers - layer_idx, int(Branch.BIG))
+        inner = self.router.remember(layer_idx, choice_BT, inner)
+        return choice_BT, (inner, left_BT - (choice_BT == Branch.BIG).long())
+
+    def price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """Return the price of big at a layer, a scalar."""
+        return self.router.exact_price_L[layer_idx]
+
+    def flops_per_token(self) -> int:
+        """Count the router's FLOPs; the rest is a few integers per token."""
+        return self.router.flops_per_token()
+
+
+@torch.inference_mode()
+def calibrate(
+    model: DuoForCausalLM,
+    router: Router,
+    batches: Sequence[Tensor],
+    budget: float,
+    tolerance: float = 0.002,
+    rounds: int = 40,
+) -> float:
+    """Set `router.price` so that its hard choices on `batches` spend `budget`.
+
+    The price is found roughly on a quarter of the batches first, from the router's present one, and then on all.
+
+    Args:
+        batches: token ids [B, T] each, from validation documents.
+        budget: wanted mean cost per layer in the units of `branch_costs`: the share of big where nothing is skipped.
+        rounds: most runs over the batches.
+
+    Returns:
+        What is spent on `batches` at the price that came nearest.
+    """
+    router.eval()
+    few = batches[: max(1, len(batches) // 4)]
+    if len(few) < len(batches):
+        _nearest_price(model, router, few, budget, 4 * tolerance, rounds)
+    return _nearest_price(model, router, batches, budget, tolerance, rounds)
+
+
+@torch.inference_mode()
+def calibrate_exact(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], big_layers: int) -> None:
+    """Set `router.exact_price_L`, so that under `ExactBudget` layers are big as often as without it.
+
+    The rule alone would not do that: at the price of spending k on average, tokens that would have liked more have
+    nothing left for the last layers. What a layer spends depends on the layers before it only, so one forward finds
+    the prices of all layers, one after another. They are means over the batches.
+
+    Args:
+        batches: token ids [B, T] each, from validation documents; few and large ones.
+        big_layers: k, for which `router.price` is calibrated already.
+    """
+    router.eval()
+    big_L = torch.zeros(router.num_layers)
+    for batch_BT in batches:
+        choices = model.model(input_ids=batch_BT, policy=router, use_cache=False).choices
+        big_L += torch.stack([(choice_BT == Branch.BIG).sum() for choice_BT in choices]).cpu()
+    share_L = big_L * (big_layers / big_L.sum().clamp(min=1))
+    found = []
+    for batch_BT in batches:
+        pricing = _Pricing(router, big_layers, share_L.tolist())
+        model.model(input_ids=batch_BT, policy=pricing, use_cache=False)
+        found.append(torch.stack(pricing.prices))
+    router.exact_price_L.copy_(torch.stack(found).mean(0))
+
+
+class _Pricing(ExactBudget):
+    """Sets the price of each layer, as the forward reaches it, to one at which a given share of tokens takes big."""
+
+    def __init__(self, router: Router, big_layers: int, share_L: Sequence[float]) -> None:
+        super().__init__(router, big_layers)
+        self.share_L, self.prices = share_L, list[Tensor]()
+
+    def price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """Find the price among what the tokens would pay that have a choice."""
+        inner, left_BT = memory
+        layers_left = self.router.num_layers - layer_idx
+        forced = (left_BT == layers_left).sum().item()
+        free_BT = (left_BT > 0) & (left_BT < layers_left)
+        highest_BT, _, _ = self.router.margin(layer_idx, states_BTD, inner)
+        highest_N = highest_BT[free_BT].sort(descending=True).values
+        wanted = round(self.share_L[layer_idx] * left_BT.numel() - forced)
+        if highest_N.numel():
+            self.prices.append(highest_N[min(max(wanted, 0), len(highest_N) - 1)])
+        else:
+            self.prices.append(self.router.price)
+        return self.prices[-1]
+
+
+def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) -> float:
+    """Return what the router's hard choices cost per token and layer, in the units of `branch_costs`."""
+    cost_by_branch, total, count = branch_costs(model.config), 0.0, 0
+    for batch_BT in batches:
+        for choice_BT in model.model(input_ids=batch_BT, policy=router, use_cache=False).choices:
+            taken = torch.bincount(choice_BT.flatten(), minlength=len(Branch)).cpu()
+            total += float(taken.double() @ cost_by_branch.double())
+            count += choice_BT.numel()
+    return total / count
+
+
+def _nearest_price(
+    model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], budget: float, tolerance: float, rounds: int
+) -> float:
+    """Search from the router's price on, set the one that came nearest, and return what it spends."""
+    tried: list[tuple[float, float]] = []
+
+    def excess(price: float) -> float:
+        router.price.fill_(price)
+        tried.append((mean_cost(model, router, batches) - budget, price))
+        return tried[-1][0]
+
+    start = router.price.item()
+    _find_root(excess, start, _FIRST_STEP + abs(start) / 16, tolerance, rounds)
+    nearest, price = min(tried, key=lambda each: abs(each[0]))
+    router.price.fill_(price)
+    return budget + nearest
+
+
+def _find_root(excess: Callable[[float], float], start: float, step: float, tolerance: float, rounds: int) -> None:
+    """Evaluate a falling function until it is within `tolerance` of 0, or `rounds` times.
+
+    First ever longer steps away from `start` until the sign changes, then alternately the secant and the middle of the
+    bracket: jumps of the function, where many tokens share a score, stall the secant alone.
+    """
+    price, here = start, excess(start)
+    step = step if here > 0 else -step
+    left, right = (price, here), (price, here)
+    for round_ in range(rounds - 1):
+        if abs(here) <= tolerance:
+            return
+        if left[1] * right[1] > 0 or left == right:
+            left, price, step = right, right[0] + step, step * _GROWTH
+            here = excess(price)
+            right = (price, here)
+            continue
+        slope = (right[1] - left[1]) / (right[0] - left[0])
+        price = left[0] - left[1] / slope if round_ % 2 else (left[0] + right[0]) / 2
+        here = excess(price)
+        left, right = ((price, here), right) if here * right[1] < 0 else (left, (price, here))

@@ -1,0 +1,220 @@
+"""A router that picks, early and once, one of a few whole routes.
+
+It is fitted in closed form: predict routes' losses, then choose the routes that make the most of the predictions.
+
+Shape letters: B batch, T tokens, W windows, N labelled tokens of a window, M = W * N labelled tokens, L layers,
+C branches of the router, D hidden, F = D + 1 features, R routes, P penalties.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from duollm.config import RouterConfig
+from duollm.errors import UserError
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.labels import Labels
+from duollm.ridge import ridge
+from duollm.routers.base import LABEL_SETTINGS, Listener, Router, RouterTraining, branch_costs
+from duollm.routes.space import RouteSpace
+
+MOST_ROUTES = 32
+"""Rows of a codebook."""
+
+_FOLDS = 4
+_PENALTIES = tuple(10.0**power for power in range(-3, 4))
+_BATCH = 16
+
+
+class CodebookRouter(Router):
+    """Predicts each route's loss by a linear map of the states at layer `decide_at` and takes the lowest.
+
+    The layers before are the same in all routes. Predictions count with `price` for each big layer, so routes of
+    neighbouring budgets meet the budget on average. Tokens of one route form a cohort that is known from
+    `decide_at` on. The memory is the index of the route taken; before that, the exact number of big layers if
+    there is one.
+
+    Attributes:
+        routes_RL: the codebook, `MOST_ROUTES` rows; a row of bias -inf is not in use.
+    """
+
+    settings = (*LABEL_SETTINGS, "codebook_routes", "decide_at")
+    needs_labels = True
+    joint = False
+    routes_RL: Tensor
+    branch_cost_3: Tensor
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+        super().__init__(config, branches)
+        space = RouteSpace(self.num_layers, self.branches)
+        spread_R = torch.linspace(0, 1, MOST_ROUTES, dtype=torch.float64) * (space.size - 1)
+        self.decide_at = 0
+        self.register_buffer("routes_RL", space.decode(spread_R.long()))
+        self.register_buffer("branch_cost_3", branch_costs(config), persistent=False)
+        self.weight_RD = nn.Parameter(torch.zeros(MOST_ROUTES, self.hidden_size))
+        self.bias_R = nn.Parameter(torch.zeros(MOST_ROUTES))
+
+    def get_extra_state(self) -> Tensor:
+        """Return `decide_at`, to be saved with the weights."""
+        return torch.tensor(self.decide_at)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore `decide_at`."""
+        self.decide_at = int(state)
+
+    def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Any:
+        """Return the number of big layers: tokens choose among the routes with exactly so many, if there are any."""
+        return big_layers
+
+    def worth(self, states_BTD: Tensor, exactly: Any) -> Tensor:
+        """Return how far each route's predicted loss lies below the mean, less what it costs, nats [B, T, R]."""
+        predicted_BTR = nn.functional.linear(states_BTD, self.weight_RD.to(states_BTD.dtype)).float()
+        worth_BTR = predicted_BTR + self.bias_R - self.price * self.branch_cost_3[self.routes_RL].sum(-1)
+        if exactly is None:
+            return worth_BTR
+        wrong_R = (self.routes_RL == Branch.BIG).sum(-1) != exactly
+        none_left = (wrong_R | self.bias_R.isinf()).all()
+        return worth_BTR.masked_fill(wrong_R & ~none_left, -torch.inf)
+
+    def flops_per_token(self) -> int:
+        """Count one product per route in use, at one layer."""
+        return 2 * int(self.bias_R.isfinite().sum()) * self.hidden_size
+
+    def decide(
+        self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Choose for one layer, integers [B, T], whatever the layer's price."""
+        if layer_idx < self.decide_at:
+            return self.routes_RL[0, layer_idx].expand(states_BTD.shape[:2]), memory
+        if layer_idx == self.decide_at:
+            memory = self.worth(states_BTD, memory).argmax(-1)
+        return self.routes_RL[:, layer_idx][memory], memory
+
+    def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+        """Price 0 everywhere: routes of exactly k big layers are chosen whole, without a price per layer."""
+        choice_BT, memory = self.decide(layer_idx, states_BTD, memory)
+        return states_BTD.new_zeros(choice_BT.shape), choice_BT, memory
+
+    @classmethod
+    def check(cls, config: RouterConfig, sequence_length: int) -> None:
+        """Refuse too few labels."""
+        if config.label_tokens < sequence_length:
+            raise UserError(
+                f"label_tokens ({config.label_tokens}): codebook is cross-fitted over windows; "
+                f"give at least {sequence_length} for two of them"
+            )
+
+    @torch.no_grad()
+    def fit(self, training: RouterTraining) -> None:
+        """Choose the routes and fit the predictions to the labels, in closed form.
+
+        Candidates are the labelled routes with k - 1, k or k + 1 big layers that start like static, the route with k
+        of lowest mean loss. A ridge regression from the states at layer `decide_at` predicts each candidate's loss.
+        For the choice of the routes its predictions are cross-fitted: those of a window come from the other windows,
+        so that no token's own label speaks for a route (`choose_routes`).
+        """
+        config, labels = training.config, training.labels
+        assert labels is not None
+        assert training.budget is not None
+        big_layers = round(training.budget * self.num_layers)
+        self.decide_at = min(config.decide_at, self.num_layers - 1)
+        device, windows = training.model.device, len(labels.token_ids_WT)
+        routes_RL, losses_WNR, static, price = _candidates(labels, big_layers, self.decide_at, config.text_weight)
+        routes_RL, loss_MR = routes_RL.to(device), losses_WNR.flatten(0, 1).to(device)
+        states_MD = _states(training.model, labels.token_ids_WT, routes_RL[static], self.decide_at)
+        fold_M = torch.arange(windows, device=device).repeat_interleave(len(loss_MR) // windows) % _FOLDS
+        penalty, predicted_MR = cross_fitted(states_MD, loss_MR, fold_M)
+        toll_R = price * ((routes_RL == Branch.BIG).sum(-1) - big_layers)
+        chosen = choose_routes(loss_MR + toll_R, predicted_MR + toll_R, static, config.codebook_routes)
+        weight_DR, bias_R = regress(states_MD, loss_MR[:, chosen], [penalty])[0].split([states_MD.shape[1], 1])
+        self.bias_R.fill_(-torch.inf)
+        self.routes_RL[: len(chosen)] = routes_RL[chosen]
+        self.routes_RL[len(chosen) :] = routes_RL[static]
+        self.weight_RD.zero_()[: len(chosen)] = -weight_DR.T
+        self.bias_R[: len(chosen)] = -bias_R[0]
+
+
+def choose_routes(loss_MR: Tensor, predicted_MR: Tensor, first: int, number: int) -> list[int]:
+    """Choose, greedily, the routes with which tokens that take the lowest prediction have the lowest mean loss.
+
+    Starts with `first` and adds up to `number` routes in all, one at a time, each the one that lowers the mean loss
+    the most; ends early when none does.
+
+    Args:
+        loss_MR: what is scored; `predicted_MR`: what decides, in the same units.
+
+    Returns: indices of routes, in the order in which they were chosen.
+    """
+    chosen = [first]
+    best_M, loss_M = predicted_MR[:, first].clone(), loss_MR[:, first].clone()
+    while len(chosen) < number:
+        gain_MR = torch.where(predicted_MR < best_M[:, None], loss_M[:, None] - loss_MR, 0.0)
+        gain_R = gain_MR.mean(0)
+        following = int(gain_R.argmax())
+        if gain_R[following] <= 0:
+            break
+        taken_M = predicted_MR[:, following] < best_M
+        best_M = torch.where(taken_M, predicted_MR[:, following], best_M)
+        loss_M = torch.where(taken_M, loss_MR[:, following], loss_M)
+        chosen.append(following)
+    return chosen
+
+
+def cross_fitted(states_MD: Tensor, loss_MR: Tensor, fold_M: Tensor) -> tuple[float, Tensor]:
+    """Predict each fold from the others; return the penalty of the lowest squared error, and its predictions [M, R]."""
+    predicted_PMR = loss_MR.new_empty(len(_PENALTIES), *loss_MR.shape)
+    ones_M1 = states_MD.new_ones(len(states_MD), 1)
+    for fold in fold_M.unique():
+        held_M = fold_M == fold
+        fitted_PFR = regress(states_MD[~held_M], loss_MR[~held_M], _PENALTIES)
+        predicted_PMR[:, held_M] = torch.cat([states_MD, ones_M1], dim=1)[held_M] @ fitted_PFR
+    best = int((predicted_PMR - loss_MR).square().mean((1, 2)).argmin())
+    return _PENALTIES[best], predicted_PMR[best]
+
+
+def regress(states_MD: Tensor, loss_MR: Tensor, penalties: Sequence[float]) -> Tensor:
+    """Return weights and, in the last row, intercepts [P, F, R] of the ridge regressions with these penalties.
+
+    A penalty is relative to the mean variance of a feature times the number of tokens; intercepts are free.
+    """
+    mean_D, mean_R = states_MD.mean(0), loss_MR.mean(0)
+    centred_MD = (states_MD - mean_D).double()
+    product_DD, aimed_DR = centred_MD.T @ centred_MD, centred_MD.T @ (loss_MR - mean_R).double()
+    fitted = []
+    for penalty in penalties:
+        weight_DR = ridge(product_DD, aimed_DR, penalty, held=len(product_DD))
+        fitted.append(torch.cat([weight_DR, (mean_R - mean_D.double() @ weight_DR)[None]]))
+    return torch.stack(fitted).to(loss_MR.dtype)
+
+
+def _candidates(
+    labels: Labels, big_layers: int, decide_at: int, text_weight: float
+) -> tuple[Tensor, Tensor, int, float]:
+    """Collect what the labels offer around the budget.
+
+    Returns:
+        routes [R, L]; losses [W, N, R], less their mean over routes, nats; the index of static; and by how many nats
+        one more big layer lowers the loss of the best single route.
+    """
+    indices = labels.with_big(big_layers - 1, big_layers + 1)
+    routes_RL, losses_WNR = labels.space.decode(labels.route_ids_R[indices]), labels.losses(indices, text_weight)
+    big_R, mean_R = (routes_RL == Branch.BIG).sum(-1), losses_WNR.mean((0, 1))
+    static = int(mean_R.masked_fill(big_R != big_layers, torch.inf).argmin())
+    alike_R = (routes_RL[:, :decide_at] == routes_RL[static, :decide_at]).all(-1)
+    lowest = [mean_R[big_R == big].min().item() for big in big_R.unique().tolist()]
+    price = max(0.0, (lowest[0] - lowest[-1]) / max(1, len(lowest) - 1))
+    return routes_RL[alike_R], losses_WNR[..., alike_R], int(alike_R[:static].sum()), price
+
+
+def _states(model: DuoForCausalLM, token_ids_WT: Tensor, static_L: Tensor, decide_at: int) -> Tensor:
+    """What the router sees of the labelled tokens at layer `decide_at`, [M, D]; float32."""
+    seen: list[Tensor] = []
+    for part_BT in token_ids_WT[:, :-1].to(model.device).split(_BATCH):
+        listener = Listener(static_L)
+        model.model(input_ids=part_BT, policy=listener, use_cache=False)
+        seen.append(listener.states_LBTD[decide_at].flatten(0, 1).float())
+    return torch.cat(seen)

@@ -1,0 +1,86 @@
+"""Soft distillation: a router imitates the oracle's soft choices per layer, then is tuned on the language model's loss.
+
+Shape letters: W windows, T tokens, N = T - 1 labelled tokens of a window, M = B * N, B windows of a batch, R routes,
+L layers, C branches of the router.
+"""
+
+import torch
+from torch import Tensor
+
+from duollm.config import RouterConfig
+from duollm.errors import UserError
+from duollm.routers.base import LABEL_SETTINGS, Listener, Router, RouterTraining, mixture_loss
+from duollm.routers.linear import GumbelRouter
+from duollm.training.loop import LossFn
+
+_RAREST = 0.01
+"""A branch that the oracle takes less often at a layer weighs no more than if it took it this often."""
+
+
+class DistilledRouter(GumbelRouter):
+    """A linear router that first imitates the oracle's soft choices, then is fine-tuned as a Gumbel router."""
+
+    settings = (*GumbelRouter.settings, *LABEL_SETTINGS, "label_temperature", "distilled_share")
+    needs_labels = True
+
+    @classmethod
+    def check(cls, config: RouterConfig, sequence_length: int) -> None:
+        """Refuse to train the model in a training that only imitates."""
+        if config.train_backbone and config.distilled_share == 1:
+            raise UserError("train_backbone: with distilled_share 1, training distilled leaves the model as it is")
+
+    def loss_fn(self, training: RouterTraining) -> LossFn:
+        """Return the imitation loss, and from `distilled_share` of the steps on the mixture loss."""
+        steps = training.trainer.plan.steps
+        distilled = round(training.config.distilled_share * steps)
+        imitate, tune = imitation_loss(self, training), mixture_loss(self, training, steps - distilled)
+
+        def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+            return imitate(batch_BT, step, part) if step < distilled else tune(batch_BT, step - distilled, part)
+
+        return loss_fn
+
+
+def imitation_loss(router: DistilledRouter, training: RouterTraining) -> LossFn:
+    """Class-balanced cross-entropy with the oracle's per-layer marginals, on labelled windows drawn at random.
+
+    A token's oracle is a distribution over the routes with k big layers, softmax(-loss / `label_temperature`). Its
+    marginal m at a layer is a branch's probability there. Each branch's term is weighted by 1 / p, its mean m over all
+    labelled tokens, so that rare branches do not collapse; that shifts the best scores by -log p, so the prior log p
+    is put back as the bias from which training starts and is left out of the loss (Menon et al., 2021). The states are
+    those of forwards on routes drawn from the same distribution.
+    """
+    model, config, labels = training.model, training.config, training.labels
+    assert labels is not None
+    assert training.budget is not None
+    big_layers = round(training.budget * router.num_layers)
+    indices = labels.with_big(big_layers, big_layers)
+    routes_RL = labels.space.decode(labels.route_ids_R[indices]).to(model.device)
+    losses_WNR = labels.losses(indices, config.text_weight)
+    probability_WNR = (-losses_WNR / config.label_temperature).softmax(-1).to(model.device)
+    marginal_WNLC = marginals(probability_WNR, routes_RL, router)
+    prior_LC = marginal_WNLC.mean((0, 1)).clamp(min=_RAREST)
+    with torch.no_grad():
+        router.bias_LC.copy_(prior_LC.log())
+    generator, token_ids_WT = torch.Generator(model.device), labels.token_ids_WT.to(model.device)
+
+    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        generator.manual_seed(training.seed_of(step, part))
+        window_B = torch.randint(len(token_ids_WT), (len(batch_BT),), generator=generator, device=model.device)
+        drawn_M1 = torch.multinomial(probability_WNR[window_B].flatten(0, 1), 1, generator=generator)
+        seen = Listener(routes_RL[drawn_M1.view(len(batch_BT), -1)])
+        with torch.no_grad():
+            model.model(input_ids=token_ids_WT[window_B, :-1], policy=seen, use_cache=False)
+        scores_LBNC = [router.scores(layer, states_BND, None)[0] for layer, states_BND in enumerate(seen.states_LBTD)]
+        scores_BNLC = torch.stack(scores_LBNC, dim=2) - prior_LC.log()
+        weighted_BNLC = marginal_WNLC[window_B] / (prior_LC * len(router.branches))
+        loss = -(weighted_BNLC * scores_BNLC.log_softmax(-1)).sum(-1).mean()
+        return loss, {"imitation": loss.item()}
+
+    return loss_fn
+
+
+def marginals(probability_WNR: Tensor, routes_RL: Tensor, router: Router) -> Tensor:
+    """Return the probability of each of the router's branches at each layer, [W, N, L, C]."""
+    taken_RLC = (routes_RL[..., None] == router.values_C).float()
+    return torch.einsum("wnr,rlc->wnlc", probability_WNR, taken_RLC)

@@ -1,0 +1,90 @@
+"""Loss regression: routers that predict by how many nats the big branch lowers the loss, layer by layer.
+
+Their targets are the marginal gains of every token and layer (`duollm.routers.marginal`). Big is taken where it is
+worth more than the price, so one training serves every budget.
+
+Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, R rank, E = C + R.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
+
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.routers.base import Router, RouterTraining
+from duollm.routers.linear import LinearRouter
+from duollm.routers.marginal import GAIN_SCALE, RouterGates, centred
+from duollm.training.loop import LossFn
+
+
+class GainsRouter(LinearRouter):
+    """A linear map per layer, fitted to marginal gains."""
+
+    settings = ()
+    every_budget = True
+    joint = False
+
+    def loss_fn(self, training: RouterTraining) -> LossFn:
+        """Return the squared error of the predicted gains."""
+        return gains_loss(self, training)
+
+
+class DeepGainsRouter(Router):
+    """As `GainsRouter`, with a bottleneck beside the linear map: D -> R -> C per layer, GELU.
+
+    One product with `weight_LED` gives the linear map's scores and the bottleneck's input: where one token is
+    decoded at a time, what a decision costs is how many operations it takes, whatever their size.
+    """
+
+    settings = ()
+    every_budget = True
+    joint = False
+    rank = 16
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+        super().__init__(config, branches)
+        choices = len(self.branches)
+        self.weight_LED = nn.Parameter(torch.zeros(self.num_layers, choices + self.rank, self.hidden_size))
+        self.bias_LE = nn.Parameter(torch.zeros(self.num_layers, choices + self.rank))
+        self.up_LCR = nn.Parameter(torch.zeros(self.num_layers, choices, self.rank))
+        nn.init.normal_(self.weight_LED.data[:, choices:], std=self.hidden_size**-0.5)
+
+    def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Return the scores of the branches, [B, T, C], float32."""
+        weight_ED, bias_E = (each[layer_idx].to(states_BTD.dtype) for each in (self.weight_LED, self.bias_LE))
+        mapped_BTE = linear(states_BTD, weight_ED, bias_E).float()
+        direct_BTC, inner_BTR = mapped_BTE.split([len(self.branches), self.rank], dim=-1)
+        inner_BTR = gelu(inner_BTR, approximate="tanh")  # "none" takes five times as long on a CPU for one token
+        return direct_BTC + linear(inner_BTR, self.up_LCR[layer_idx]), memory
+
+    def flops_per_token(self) -> int:
+        """Count the products with the two maps."""
+        return 2 * (self.weight_LED.numel() + self.up_LCR.numel())
+
+    def loss_fn(self, training: RouterTraining) -> LossFn:
+        """Return the squared error of the predicted gains."""
+        return gains_loss(self, training)
+
+
+def gains_loss(router: Router, training: RouterTraining) -> LossFn:
+    """Squared error of predicted marginal gains, along routes that the router itself would take (`RouterGates`).
+
+    The gain of a branch counts from the mean over the router's branches: only differences decide.
+    """
+    model, steps = training.model, training.trainer.plan.steps
+    generator = torch.Generator(model.device)
+
+    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        generator.manual_seed(training.seed_of(step, part))
+        gates = RouterGates(router, batch_BT, generator)
+        gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
+        gain_LBTC = gain_LBTC * GAIN_SCALE
+        predicted_LBTC = torch.stack(gates.scores_LBTC)[:, :, :-1]
+        loss = (centred(predicted_LBTC) - centred(gain_LBTC)).square().sum(-1).mean()
+        return loss, {"nll": nll, "gain_variance": gain_LBTC.var().item()}
+
+    return loss_fn

@@ -1,0 +1,155 @@
+"""Marginal gains: what a branch is worth at every token and layer, to first order, from one backward pass.
+
+With gate weights w on the branches, -dL/dw is to first order what a branch is worth there: to this token's loss and to
+those that attend to it. `gains`, `deep-gains`, `sequential` and the predictable ceiling are fitted to such gains.
+
+Shape letters: B batch, T tokens, L layers, C branches to choose from.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routers.base import Router
+
+GAIN_SCALE = 100.0
+"""Scores and price are in nats x this: gains are hundredths of nats, so the weights are of ordinary size."""
+
+_EXPLORED = 0.25
+"""Share of (token, layer) whose branch stays random to the end, so that the gain of what is not taken is seen too."""
+_WARM_UP = 0.3
+"""Share of the training over which the random share falls from 1 to `_EXPLORED`."""
+_PRICED_SEQUENCES = 2
+
+
+def explored_share(progress: float) -> float:
+    """Return how many choices are random once `progress` (0 .. 1) of a training is done."""
+    return max(_EXPLORED, 1 - progress / _WARM_UP * (1 - _EXPLORED))
+
+
+class RandomGates:
+    """Policy of random hard choices, given as gate weights whose gradient is wanted.
+
+    In each sequence every (token, layer) draws its branch, big with a probability of that sequence's own, so that
+    routes of all budgets occur.
+
+    Args:
+        branches: to draw from, ascending; big is the last.
+
+    Attributes:
+        gates_LBT3: the weights of one forward, layer by layer.
+        big_B1: each sequence's probability of big.
+        random_share: how many choices `explore` draws at random.
+    """
+
+    random_share = 1.0
+
+    def __init__(self, branches: Sequence[Branch], batch_BT: Tensor, generator: torch.Generator) -> None:
+        self.branches_C = torch.tensor(branches, device=batch_BT.device)
+        self.generator = generator
+        self.gates_LBT3: list[Tensor] = []
+        self.big_B1 = torch.rand(len(batch_BT), 1, generator=generator, device=batch_BT.device)
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, weights [B, T, 3]."""
+        return self.gate(self.draw(states_BTD), states_BTD), memory
+
+    def draw(self, states_BTD: Tensor) -> Tensor:
+        """Draw a branch for every token, integers [B, T]."""
+        draw: dict[str, Any] = {"generator": self.generator, "device": states_BTD.device}
+        last = len(self.branches_C) - 1
+        big_BT = torch.rand(states_BTD.shape[:2], **draw) < self.big_B1
+        other_BT = torch.randint(last, states_BTD.shape[:2], **draw)
+        return self.branches_C[torch.where(big_BT, last, other_BT)]
+
+    def explore(self, choice_BT: Tensor, states_BTD: Tensor) -> Tensor:
+        """Replace some of the choices, integers [B, T], by random ones."""
+        random_BT = torch.rand(choice_BT.shape, generator=self.generator, device=choice_BT.device) < self.random_share
+        return torch.where(random_BT, self.draw(states_BTD), choice_BT)
+
+    def gate(self, choice_BT: Tensor, states_BTD: Tensor) -> Tensor:
+        """Turn a choice, integers [B, T], into one-hot weights [B, T, 3] and keep them."""
+        gates_BT3 = one_hot(choice_BT, len(Branch)).to(states_BTD.dtype).requires_grad_()
+        self.gates_LBT3.append(gates_BT3)
+        return gates_BT3
+
+
+class RouterGates(RandomGates):
+    """What a router would choose at a price for each sequence, some of it replaced by random draws.
+
+    What a layer gains depends on what the others do, so gains are measured where the router will be: each sequence gets
+    a share of big of its own, uniform in 0 .. 1, and the router decides at the price of that share.
+
+    Attributes:
+        price_B1: the price of big in each sequence; without prices all choices are random.
+        scores_LBTC: the router's scores, layer by layer.
+    """
+
+    price_B1: Tensor | None = None
+
+    def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator) -> None:
+        super().__init__(router.branches, batch_BT, generator)
+        self.router = router
+        self.scores_LBTC: list[Tensor] = []
+
+    def begin(self, position_ids_BT: Tensor) -> Any:
+        """Return the router's memory, which knows of each sequence's share."""
+        return self.router.begin(position_ids_BT, self.big_B1 * self.router.num_layers)
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, weights [B, T, 3], and keep the scores."""
+        scores_BTC, memory = self.router.scores(layer_idx, states_BTD.detach(), memory)
+        self.scores_LBTC.append(scores_BTC)
+        gates_BT3 = self.gate(self.choose(scores_BTC.detach(), states_BTD), states_BTD)
+        return gates_BT3, self.router.remember(layer_idx, gates_BT3.detach(), memory)
+
+    def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
+        """Mix what the router would choose with random draws, integers [B, T]."""
+        if self.price_B1 is None:
+            return self.draw(states_BTD)
+        worth_BTC = scores_BTC - self.price_B1[..., None] * self.router.cost_C
+        return self.explore(self.branches_C[worth_BTC.argmax(-1)], states_BTD)
+
+    def measure(self, model: DuoForCausalLM, batch_BT: Tensor, progress: float) -> tuple[Tensor, float]:
+        """Set the prices and run `marginal_gains` on the routes of the router after this much of its training."""
+        self.random_share = explored_share(progress)
+        self.price_B1 = self._prices(model, batch_BT)
+        return marginal_gains(model, batch_BT, self)
+
+    @torch.no_grad()
+    def _prices(self, model: DuoForCausalLM, batch_BT: Tensor) -> Tensor:
+        """The prices at which the router spends each sequence's share of big, [B, 1], estimated on a few of them.
+
+        They are a function of the weights and the step alone, so that a resumed training repeats an uninterrupted one.
+        """
+        sample_BT = batch_BT[:_PRICED_SEQUENCES]
+        drawn = RouterGates(self.router, sample_BT, self.generator)
+        model.model(input_ids=sample_BT, policy=drawn, use_cache=False)
+        scores_NC = torch.cat([scores_BTC.flatten(0, 1) for scores_BTC in drawn.scores_LBTC])
+        margin_N = scores_NC[:, -1] - scores_NC[:, :-1].amax(-1)
+        return margin_N.quantile((1 - self.big_B1).flatten())[:, None]
+
+
+def marginal_gains(model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates) -> tuple[Tensor, float]:
+    """Run the model with random gates w and return what each branch gains, and the mean nll.
+
+    The gain is -dL/dw of the batch's summed nll L: to first order, and with what the token's keys and values do
+    to later tokens.
+
+    Returns:
+        gains [L, B, T - 1, C] in nats, of the tokens that predict one, float32; nll in nats per token.
+    """
+    logits_BTV = model(input_ids=batch_BT, policy=gates, use_cache=False).logits
+    nll = cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), batch_BT[:, 1:].flatten(), reduction="sum")
+    slopes_LBT3 = torch.stack(torch.autograd.grad(nll, gates.gates_LBT3))
+    return -slopes_LBT3[:, :, :-1, gates.branches_C].float(), nll.item() / batch_BT[:, 1:].numel()
+
+
+def centred(values: Tensor) -> Tensor:
+    """Return values less their mean over the last dimension: only differences between branches decide."""
+    return values - values.mean(-1, keepdim=True)

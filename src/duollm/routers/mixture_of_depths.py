@@ -1,0 +1,71 @@
+"""Mixture-of-Depths (Raposo et al., 2024) on a frozen model, a baseline that routers have to beat.
+
+Shape letters: B batch, T tokens, L layers, C = 2 branches, D hidden.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.routers.base import RouterTraining
+from duollm.routers.linear import LinearRouter
+from duollm.training.loop import LossFn
+
+
+class MixtureOfDepthsRouter(LinearRouter):
+    """Every layer sends its top tokens of each sequence to big; a predictor makes that causal.
+
+    Attributes:
+        top_share: of a sequence's tokens that a layer takes in training.
+        predictor_errors: of this training step, a scalar per layer.
+    """
+
+    settings = ()
+    two_branches = True
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+        super().__init__(config, branches)
+        self.predictor_LD = nn.Parameter(torch.zeros(self.num_layers, self.hidden_size))
+        self.predictor_bias_L = nn.Parameter(torch.zeros(self.num_layers))
+        self.top_share = 0.5
+        self.predictor_errors: list[Tensor] = []
+
+    def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
+        """Decide in use by the log-odds that the token is in its sequence's top, [B, T]."""
+        odds_BT = states_BTD @ self.predictor_LD[layer_idx].to(states_BTD.dtype)
+        return odds_BT.float() + self.predictor_bias_L[layer_idx], self.values_C[0], memory
+
+    def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer: in training one-hot weights [B, T, 3] with a straight-through gradient."""
+        if not self.training:
+            return super().forward(layer_idx, states_BTD, memory)
+        scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
+        big_BT = (scores_BTC[..., 1] - scores_BTC[..., 0]).sigmoid()
+        taken = max(1, round(self.top_share * big_BT.shape[1]))
+        top_BT = torch.zeros_like(big_BT).scatter(1, big_BT.topk(taken, dim=1).indices, 1.0)
+        predicted_BT, _, _ = self.margin(layer_idx, states_BTD.detach(), None)
+        self.predictor_errors.append(binary_cross_entropy_with_logits(predicted_BT, top_BT))
+        big_BT = top_BT + big_BT - big_BT.detach()
+        return self.over_all_branches(torch.stack([1 - big_BT, big_BT], dim=-1)), memory
+
+    def loss_fn(self, training: RouterTraining) -> LossFn:
+        """Return the loss of the model in which each layer's top share of a sequence is big, plus the predictor's.
+
+        The top is chosen over the whole sequence, as experts do, which cannot be done while decoding; the predictor
+        learns, from one token's state alone, whether it is in the top (section 3.5 of the paper).
+        """
+        assert training.budget is not None
+        self.top_share = training.budget
+
+        def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+            self.predictor_errors.clear()
+            nll = training.model(input_ids=batch_BT, labels=batch_BT, policy=self, use_cache=False).loss
+            missed = torch.stack(self.predictor_errors).mean()
+            return nll + missed, {"nll": nll.item(), "predictor_loss": missed.item()}
+
+        return loss_fn

@@ -1,0 +1,119 @@
+"""Every kind of router by name, and routers in folders.
+
+To add a kind, write a file like `routers/linear.py` and enter its class in `ROUTERS` (docs/adding-a-router.md).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from duollm.config import RouterConfig
+from duollm.errors import UserError, did_you_mean, in_a_line
+from duollm.files import replacing, write_json
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.routers.base import Router
+from duollm.routers.codebook import CodebookRouter
+from duollm.routers.distilled import DistilledRouter
+from duollm.routers.early_exit import EarlyExitRouter
+from duollm.routers.gains import DeepGainsRouter, GainsRouter
+from duollm.routers.linear import GumbelRouter, LinearRouter
+from duollm.routers.mixture_of_depths import MixtureOfDepthsRouter
+from duollm.routers.random import RandomRouter
+from duollm.routers.sequential import SequentialRouter
+from duollm.routes.space import parse_branches
+
+ROUTERS: dict[str, type[Router]] = {
+    "linear": LinearRouter,
+    "gumbel": GumbelRouter,
+    "gains": GainsRouter,
+    "deep-gains": DeepGainsRouter,
+    "sequential": SequentialRouter,
+    "distilled": DistilledRouter,
+    "codebook": CodebookRouter,
+    "random": RandomRouter,
+    "early-exit": EarlyExitRouter,
+    "mixture-of-depths": MixtureOfDepthsRouter,
+}
+"""Every kind of router by name."""
+
+
+def router_class(kind: str) -> type[Router]:
+    """Return the class of a named kind.
+
+    Raises:
+        UserError: unknown kind.
+    """
+    if kind not in ROUTERS:
+        raise UserError(f"unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
+    return ROUTERS[kind]
+
+
+def check_kinds(config: RouterConfig, sequence_length: int) -> None:
+    """Refuse kinds that cannot be trained as asked, before any is.
+
+    Raises:
+        UserError: for the first of them; the message begins with the name of a setting.
+    """
+    for kind in config.kinds:
+        if kind not in ROUTERS:
+            raise UserError(f"kinds: unknown router {kind!r}; {did_you_mean(kind, ROUTERS)}")
+        if ROUTERS[kind].two_branches and len(config.branches) != 2:
+            branches = ", ".join(config.branches)
+            raise UserError(f"kinds: {kind} chooses between two branches; branches holds {branches}")
+        if config.train_backbone and not ROUTERS[kind].joint:
+            joint = ", ".join(name for name, other in ROUTERS.items() if other.joint)
+            raise UserError(f"train_backbone: training {kind} leaves the model as it is; choose among {joint}")
+        ROUTERS[kind].check(config, sequence_length)
+
+
+def settings_of(kind: str, config: RouterConfig) -> dict[str, Any]:
+    """Return the settings that the training of this kind depends on: all but those that only other kinds read."""
+    mine = router_class(kind).settings
+    others = {name for other in ROUTERS.values() for name in other.settings} - set(mine)
+    return config.model_dump(exclude={"kinds", "big_layers", "spend", *others})
+
+
+def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:
+    """Build an untrained router of a named kind for a model; `branches` by name, e.g. ["small", "big"].
+
+    Raises:
+        UserError: unknown kind.
+    """
+    return router_class(kind)(config, parse_branches(branches))
+
+
+def save_router(router: Router, folder: Path, facts: dict[str, Any], model: DuoForCausalLM | None = None) -> None:
+    """Write router.safetensors and router.json; `facts` hold at least `kind` and `branches`.
+
+    A model that was trained together with its router is written beside it, in `model/`.
+    """
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        save_file(router.state_dict(), temporary / "router.safetensors")
+        write_json(temporary / "router.json", facts)
+        if model is not None:
+            model.save_pretrained(temporary / "model")
+
+
+def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]]:
+    """Read what `save_router` wrote; return the router in evaluation mode and its facts.
+
+    Raises:
+        UserError: missing or damaged files, or a router for another model.
+    """
+    try:
+        facts = json.loads((folder / "router.json").read_text(encoding="utf-8"))
+        router = make_router(facts["kind"], config, facts["branches"])
+        router.load_state_dict(load_file(folder / "router.safetensors"))
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        reason = in_a_line(error)
+        raise UserError(f"{folder}: not a router folder ({reason}); train one with `duollm train-router`") from None
+    except RuntimeError:
+        raise UserError(f"{folder}: was trained for a model of other sizes; train one for this model") from None
+    return router.eval(), facts

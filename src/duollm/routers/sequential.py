@@ -1,0 +1,175 @@
+"""A router that knows what it did: choices so far and what is left to spend are inputs of every decision.
+
+It is fitted by a ridge regression of marginal gains while the data stream by: no learning rate, and every token counts
+alike. Gains are so noisy (what can be predicted is a hundredth of their variance) that what limits a router is how well
+each token is used. The sums of squares and products of a least-squares fit use it fully and can be added up batch by
+batch.
+
+Shape letters: B batch, T tokens, N tokens of a batch, L layers, C branches of the router, D hidden, K = L + 1 known,
+H random features, F = D + H + K inputs, G = F + 1 with a one for the bias, S folds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.ridge import ridge
+from duollm.routers.base import RouterTraining, branch_costs
+from duollm.routers.linear import LinearRouter
+from duollm.routers.marginal import GAIN_SCALE, RouterGates, centred
+from duollm.training.world import World
+
+_FOLDS = 2
+_PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_FREE = 1e-6  # the inputs of choices to come are zero
+_FITS = 16
+"""The router is fitted so many times, evenly over the training; in between it decides by the last fit."""
+
+
+class SequentialRouter(LinearRouter):
+    """Marginal gains predicted from the state, the choices of earlier layers and the budget that is left.
+
+    A big layer is worth less the more of them follow, which a router that sees one layer's state cannot know.
+    What is known of a token is a vector: the cost of its choice at each layer (1 where it took big, 0 where small,
+    and not yet) and how many big layers are left, as a share of all layers. One linear map per layer takes it, the
+    state and random features of the state, relu(R x) with an R that is drawn once (Rahimi and Recht, "Random features
+    for large-scale kernel machines", 2007): a map that is not linear, fitted like one. Training sees all budgets, so
+    one serves all; in use the budget is `big_layers`.
+    """
+
+    settings = ()
+    every_budget = True
+    joint = False
+    random_features = 64  # 1 % of a forward's FLOPs at width 512; more gain more
+    big_layers: Tensor
+    step_L3K: Tensor
+    random_LHD: Tensor
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+        layers, width = config.num_hidden_layers, config.hidden_size
+        super().__init__(config, branches, width + self.random_features + layers + 1)
+        # Scaled so that features are as large as the numbers of the state.
+        self.register_buffer("random_LHD", torch.randn(layers, self.random_features, width) * (2 / width) ** 0.5)
+        self.register_buffer("big_layers", torch.tensor(layers / 2))
+        cost_3 = branch_costs(config)
+        step_L3K = torch.cat([torch.zeros(layers, 3, layers), -cost_3.expand(layers, 3)[..., None] / layers], dim=-1)
+        step_L3K[range(layers), :, range(layers)] = cost_3
+        self.register_buffer("step_L3K", step_L3K, persistent=False)
+
+    def set_budget(self, big_layers: int) -> None:
+        """Take note of the budget."""
+        self.big_layers.fill_(big_layers)
+
+    def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Tensor:
+        """Return what is known at layer 0, [B, T, K]: nothing done, the whole budget left."""
+        known_BTK = self.step_L3K.new_zeros(*position_ids_BT.shape, self.num_layers + 1)
+        known_BTK[..., -1] = (self.big_layers if big_layers is None else big_layers) / self.num_layers
+        return known_BTK
+
+    def inputs_of(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
+        """Return the state, its random features and what is known, [B, T, F]."""
+        features_BTH = (states_BTD @ self.random_LHD[layer_idx].to(states_BTD.dtype).T).relu()
+        return torch.cat([states_BTD, features_BTH, memory.to(states_BTD.dtype)], dim=-1)
+
+    def remember(self, layer_idx: int, choice: Tensor, memory: Any) -> Any:
+        """Note what the choice costs, hard [B, T] or soft [B, T, 3], and take it from what is left."""
+        step_3K = self.step_L3K[layer_idx]
+        return memory + (choice.to(memory.dtype) @ step_3K if choice.is_floating_point() else step_3K[choice])
+
+    def flops_per_token(self) -> int:
+        """Count the random features too."""
+        return super().flops_per_token() + 2 * self.random_LHD.numel()
+
+    def fit(self, training: RouterTraining) -> None:
+        """Regress marginal gains along the router's own routes, as `gains` learns them by gradient descent."""
+        training.prepare_model()
+        model, trainer, steps = training.model, training.trainer, training.trainer.plan.steps
+        sums, generator = RidgeSums(self), torch.Generator(model.device)
+
+        def take_step(batch_BT: Tensor, step: int) -> dict[str, float]:
+            generator.manual_seed(training.seed_of(step))
+            with trainer.autocast():
+                gates = _RecordingGates(self, batch_BT, generator)
+                gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
+            input_LNF = torch.stack([each_BTF[:, :-1].flatten(0, 1) for each_BTF in gates.inputs_LBTF]).float()
+            sums.add(step, input_LNF, centred(gain_LBTC * GAIN_SCALE).flatten(1, 2), trainer.world)
+            if step + 1 >= _FOLDS and (step + 1) * _FITS // steps > step * _FITS // steps:
+                sums.fit(self)
+            return {"nll": nll, "explained": sums.explained, "penalty": sums.penalty}
+
+        trainer.take_steps(self, sums, take_step)
+
+
+class _RecordingGates(RouterGates):
+    """Keeps the inputs of every decision."""
+
+    def __init__(self, router: SequentialRouter, batch_BT: Tensor, generator: torch.Generator) -> None:
+        super().__init__(router, batch_BT, generator)
+        self.inputs_of, self.inputs_LBTF = router.inputs_of, list[Tensor]()
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        self.inputs_LBTF.append(self.inputs_of(layer_idx, states_BTD.detach(), memory))
+        return super().__call__(layer_idx, states_BTD, memory)
+
+
+class RidgeSums:
+    """The sums that a ridge regression per layer needs, in folds, for the choice of the penalty.
+
+    Attributes:
+        product_SLGG, aimed_SLGC: sums of x x' and x y', float64, of inputs x (a one last) and targets y.
+        square_S: sums of the squares of all targets.
+        held: how many of the inputs, the first, have weights that the penalty keeps small. Those of earlier choices
+            and the bias are not: they are few, and strong.
+        penalty: that of the last fit, relative to the mean square of those inputs.
+        explained: share of the targets' squares that the last fit explains in the folds that it did not see.
+    """
+
+    def __init__(self, router: SequentialRouter) -> None:
+        layers, branches, inputs = router.weight_LCD.shape
+        sizes: dict[str, Any] = {"dtype": torch.float64, "device": router.weight_LCD.device}
+        self.product_SLGG = torch.zeros(_FOLDS, layers, inputs + 1, inputs + 1, **sizes)
+        self.aimed_SLGC = torch.zeros(_FOLDS, layers, inputs + 1, branches, **sizes)
+        self.square_S = torch.zeros(_FOLDS, **sizes)
+        self.held = router.hidden_size + router.random_features
+        self.penalty, self.explained = 0.0, 0.0
+
+    def add(self, step: int, input_LNF: Tensor, target_LNC: Tensor, world: World) -> None:
+        """Add a batch's tokens, of all processes, to the fold whose turn it is."""
+        fold, x_LNG = step % _FOLDS, pad(input_LNF, (0, 1), value=1.0)
+        self.product_SLGG[fold] += world.add_up(x_LNG.mT @ x_LNG)
+        self.aimed_SLGC[fold] += world.add_up(x_LNG.mT @ target_LNC)
+        self.square_S[fold] += world.add_up(target_LNC.square().sum())
+
+    @torch.no_grad()
+    def fit(self, router: SequentialRouter) -> None:
+        """Give the router the weights of the penalty whose predictions are best in the folds that were left out."""
+        error = {penalty: sum(self._error(penalty, fold) for fold in range(_FOLDS)) for penalty in _PENALTIES}
+        self.penalty = min(error, key=lambda penalty: error[penalty])
+        self.explained = 1 - error[self.penalty] / self.square_S.sum().item()
+        weight_LGC = self._solve(self.penalty, list(range(_FOLDS)))
+        router.weight_LCD.copy_(weight_LGC[:, :-1].mT)
+        router.bias_LC.copy_(weight_LGC[:, -1])
+
+    def _error(self, penalty: float, fold: int) -> float:
+        """Squared error in a fold of the fit to the others."""
+        weight_LGC = self._solve(penalty, [other for other in range(_FOLDS) if other != fold])
+        quadratic = (weight_LGC * (self.product_SLGG[fold] @ weight_LGC - 2 * self.aimed_SLGC[fold])).sum()
+        return (quadratic + self.square_S[fold]).item()
+
+    def _solve(self, penalty: float, folds: list[int]) -> Tensor:
+        return ridge(self.product_SLGG[folds].sum(0), self.aimed_SLGC[folds].sum(0), penalty, self.held, _FREE)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, and what the last fit said."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        for name, value in state_dict.items():
+            mine = getattr(self, name)
+            setattr(self, name, value.to(mine) if isinstance(value, Tensor) else value)

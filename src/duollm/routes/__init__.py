@@ -1,0 +1,1 @@
+"""Routes: their ids, and random ones."""

@@ -1,0 +1,80 @@
+"""Random routes: exact shares for training, exact budgets for controls, repeatable draws for policies.
+
+Shape letters: N tokens, L layers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from duollm.models.branch import Branch
+from duollm.models.dispatch import Dispatch
+from duollm.routes.space import RouteSpace, check_big_layers
+
+_MASK = 0xFFFFFFFF
+
+
+class RandomSplit:
+    """Stage-1 policy: at every layer a fresh permutation sends exact shares of the tokens to each branch.
+
+    Exact shares keep shapes static: nothing waits for the device (paper, section 3, draws each token
+    independently). All layers are drawn at construction, so that recomputing a layer for gradient
+    checkpointing repeats its split.
+
+    Args:
+        num_layers: L.
+        tokens: N = B * T of the forward pass.
+        shares: of skip, small, big; sum 1.
+        generator: source of randomness; its device is where the split lives.
+    """
+
+    def __init__(self, num_layers: int, tokens: int, shares: Sequence[float], generator: torch.Generator) -> None:
+        counts = exact_counts(tokens, shares)
+        self.splits = [
+            Dispatch.from_order(counts, torch.randperm(tokens, generator=generator, device=generator.device))
+            for _ in range(num_layers)
+        ]
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Dispatch, Any]:
+        """Return this layer's split."""
+        return self.splits[layer_idx], None
+
+
+def exact_counts(tokens: int, shares: Sequence[float]) -> tuple[int, int, int]:
+    """Whole numbers of tokens for skip, small, big that sum to `tokens` and differ from the shares by < 1."""
+    skip = round(shares[Branch.SKIP] * tokens)
+    small = round((shares[Branch.SKIP] + shares[Branch.SMALL]) * tokens) - skip
+    return skip, small, tokens - skip - small
+
+
+def draw_route_ids(space: RouteSpace, big: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw ids [*shape] uniformly, with replacement, among the routes with exactly `big` big layers."""
+    check_big_layers(space, big)
+    size, device = (*shape, space.num_layers), generator.device
+    rank = torch.rand(size, generator=generator, device=device).argsort(-1).argsort(-1)
+    others = torch.tensor([branch for branch in space.branches if branch != Branch.BIG], device=device)
+    other = others[torch.randint(len(others), size, generator=generator, device=device)]
+    return space.encode(torch.where(rank < big, int(Branch.BIG), other))
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed that depends on all the given numbers, so that a draw can be repeated without a state."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def uniform_hash(seed: int, position_ids: Tensor, layer_idx: int) -> Tensor:
+    """Numbers in [0, 1), float64, of the shape of `position_ids`, that depend on the three arguments alone."""
+    state = _mix(torch.full_like(position_ids, seed & _MASK, dtype=torch.int64))
+    for number in (position_ids.long(), layer_idx):
+        state = _mix((state + number) & _MASK)
+    return state.double() / (_MASK + 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scramble 32-bit integers held in int64 (Wellons' "lowbias32" of hash-prospector)."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
+    x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
+    return x ^ (x >> 16)

@@ -1,1 +1,0 @@
-"""Routes, policies and routers: who decides which branch a token takes."""

@@ -1,0 +1,1 @@
+"""Training: one loop, its optimiser, checkpoints and processes; and the training of the duo model."""

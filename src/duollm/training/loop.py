@@ -1,0 +1,160 @@
+"""The training loop, one for every stage: what differs is the loss function.
+
+Shape letters: B batch, T tokens.
+"""
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from duollm.errors import UserError
+from duollm.files import fingerprint
+from duollm.machine import matmul_peak
+from duollm.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
+from duollm.training.optimizer import TrainingPlan, make_optimizer
+from duollm.training.progress import Progress
+from duollm.training.world import World
+
+LossFn = Callable[[Tensor, int, int], tuple[Tensor, dict[str, float]]]
+"""(token ids [B, T], step, part of the step) -> (loss to minimise, what else to log). What it draws
+must depend on its arguments alone, so that a resumed training repeats an uninterrupted one."""
+
+
+class NonFiniteLossError(UserError):
+    """The loss or its gradient is not a number any more; the weights are those of the step before."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One training: its name, its numbers, its data, and where it runs and writes.
+
+    Attributes:
+        name: names the checkpoint `run/resume/<name>.pt` and the records in `run/metrics.jsonl`.
+        batch_at: step -> the global batch, token ids [B, T]; must depend on the step alone.
+        flops_per_token: of forward and backward, for the progress line.
+    """
+
+    name: str
+    plan: TrainingPlan
+    batch_at: Callable[[int], NDArray[np.int64]]
+    world: World
+    run: Path
+    flops_per_token: float
+
+    def train(self, module: nn.Module, loss_fn: LossFn) -> None:
+        """Lower `loss_fn` by AdamW on the trainable parameters of `module`; the loss function runs the module.
+
+        Raises:
+            NonFiniteLossError: before the optimiser would have spoiled the weights.
+            UserError, KeyboardInterrupt: as `take_steps` does.
+        """
+        optimizer = make_optimizer(module, self.plan)
+        trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+        def take_step(batch_BT: Tensor, step: int) -> dict[str, float]:
+            learning_rate = self.plan.learning_rate_at(step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            measured = self._accumulate_gradients(loss_fn, batch_BT, step)
+            self.world.average_gradients(trainable)
+            norm = nn.utils.clip_grad_norm_(trainable, self.plan.gradient_clip).item()
+            if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):
+                raise NonFiniteLossError(self._non_finite(step, measured["loss"], norm))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return measured | {"gradient_norm": norm, "learning_rate": learning_rate}
+
+        self.take_steps(module, optimizer, take_step)
+
+    def take_steps(
+        self, module: nn.Module, state: Stateful, take_step: Callable[[Tensor, int], dict[str, float]]
+    ) -> None:
+        """Take the steps of the plan, with progress and checkpoints; continue a checkpoint if there is one.
+
+        Args:
+            state: what a step changes beside the trainable parameters of `module`.
+            take_step: (this process's share of the batch [B, T], step) -> what to log.
+
+        Raises:
+            UserError: the batch cannot be shared evenly, or the checkpoint is not of this training.
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, after the current step and a checkpoint.
+        """
+        plan, world = self.plan, self.world
+        if plan.batch_size % (world.size * plan.accumulate):  # uneven shares would give sequences uneven weights
+            raise UserError(
+                f"batch_size ({plan.batch_size}) must be a multiple of processes x accumulate "
+                f"({world.size} x {plan.accumulate})"
+            )
+        identity = fingerprint([self.name, plan.decisive(), world.size])
+        start = load_checkpoint(self.checkpoint, module, state, identity)
+        progress = None
+        if world.first:
+            peak, metrics = matmul_peak(plan.precision) * world.size, self.run / "metrics.jsonl"
+            progress = Progress(self.name, plan, self.batch_at(0).size, self.flops_per_token, peak, metrics, start)
+        with _stop_requests() as stop:
+            for step in range(start, plan.steps):
+                measured = take_step(world.share(torch.from_numpy(self.batch_at(step))), step)
+                finished, stopped = step + 1, world.any(stop())
+                if progress:
+                    progress.step(finished, measured)
+                    if stopped or (finished % plan.checkpoint_every == 0 and finished < plan.steps):
+                        save_checkpoint(self.checkpoint, module, state, finished, identity)
+                if stopped:
+                    raise KeyboardInterrupt(f"stopped after step {finished}; run the same command to continue")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file from which an interrupted training continues."""
+        return self.run / "resume" / f"{self.name}.pt"
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward in the plan's precision."""
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
+
+    def _accumulate_gradients(self, loss_fn: LossFn, batch_BT: Tensor, step: int) -> dict[str, float]:
+        """Add up the gradients of the step's parts; return the mean of what was measured."""
+        totals: dict[str, float] = {}
+        parts = self.plan.accumulate
+        for part, part_BT in enumerate(batch_BT.chunk(parts)):
+            with self.autocast():
+                loss, details = loss_fn(part_BT, step, part)
+            (loss / parts).backward()
+            for key, value in ({"loss": self.world.average(loss)} | details).items():
+                totals[key] = totals.get(key, 0.0) + value / parts
+        return totals
+
+    def _non_finite(self, step: int, loss: float, norm: float) -> str:
+        known = self.checkpoint.exists()
+        good = f"the last good checkpoint is {self.checkpoint}" if known else "there is no checkpoint yet"
+        return (
+            f"{self.name}: loss {loss} with gradient norm {norm} at step {step + 1}; the step was not taken; {good}. "
+            "Lower the learning rate, or use precision fp32."
+        )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a flag that is read between steps; a second Ctrl-C acts at once."""
+    asked = False
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

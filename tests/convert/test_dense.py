@@ -1,0 +1,96 @@
+"""Dense checkpoints become duo folders."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
+from duollm.config import ConvertConfig, DataConfig
+from duollm.convert.dense import convert, open_dense
+from duollm.convert.saving import Story, load_model
+from duollm.data.packing import prepare_data
+from duollm.errors import UserError
+from tiny import random_ids
+from tiny_corpus import write_corpus
+from tiny_dense import write_dense
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense")
+    return write_dense(folder / "tiny-llama", write_corpus(folder / "owls"))
+
+
+@pytest.fixture(scope="module")
+def data(dense):
+    config = DataConfig(domains=[str(dense.parent / "owls")], tokenizer=str(dense), sequence_length=16)
+    return prepare_data(config, seed=0, folder=dense.parent / "data")
+
+
+@pytest.fixture
+def converted(dense, data, tmp_path):
+    """Convert with some settings changed and return the folder."""
+
+    def run(dtype=None, **settings):
+        config = ConvertConfig(**{"sample_tokens": 640, "steps": 5, **settings})
+        with_text = None if config.small_init == "random" else data
+        convert(open_dense(str(dense), 6, "ffn", 0, dtype), str(dense), config, with_text, 0, tmp_path / "duo")
+        return tmp_path / "duo"
+
+    return run
+
+
+@pytest.mark.parametrize("small_init", ["random", "slice", "distilled"])
+def test_all_big_is_the_dense_model_and_small_is_something_else(dense, converted, small_init):
+    duo, ids = load_model(converted(small_init=small_init)), random_ids()
+    theirs = AutoModelForCausalLM.from_pretrained(dense)(ids).logits
+    torch.testing.assert_close(duo(ids).logits, theirs, atol=1e-4, rtol=0)
+    assert not torch.allclose(duo(ids, routes=[1, 1, 1]).logits, theirs, atol=0.1)
+
+
+def test_the_folder_is_whole_and_tells_its_story(dense, converted):
+    folder = converted()
+    text = "the cat sat on a mat"
+    assert AutoTokenizer.from_pretrained(folder)(text) == AutoTokenizer.from_pretrained(dense)(text)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 0
+    first, second = Story.read(folder).steps
+    assert first == "Converted from the dense checkpoint tiny-llama, whose FFNs are the big ones"
+    assert "trained to imitate them" in second
+    assert "640 tokens" in second
+    assert str(dense.parent) not in (folder / "README.md").read_text()
+
+
+def test_the_seed_decides_everything(dense, data, tmp_path):
+    def weights(name, seed):
+        model = open_dense(str(dense), 6, "ffn", seed)
+        convert(model, str(dense), ConvertConfig(sample_tokens=320, steps=3), data, seed, tmp_path / name)
+        return load_model(tmp_path / name).state_dict()
+
+    first, again, other = weights("first", 1), weights("again", 1), weights("other", 2)
+    assert all(torch.equal(value, first[name]) for name, value in again.items())
+    assert {name for name, value in other.items() if not torch.equal(value, first[name])} == {
+        name for name in first if ".mlp.small." in name
+    }
+
+
+def test_weights_are_of_the_wanted_type(converted):
+    folder = converted(dtype=torch.bfloat16)
+    assert {value.dtype for value in load_model(folder, "auto").state_dict().values()} == {torch.bfloat16}
+
+
+def test_an_unsupported_model_is_refused_in_a_line(tmp_path):
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"cannot be converted: model type 'gpt2' is not supported; supported are"):
+        open_dense(str(tmp_path), 6, "ffn", 0)
+
+
+def test_a_small_ffn_wider_than_the_big_one_is_refused(dense):
+    with pytest.raises(UserError, match=r"small_intermediate_size \(25\) must not exceed .* \(24\)"):
+        open_dense(str(dense), 25, "ffn", 0)
+
+
+def test_too_little_sample_text_is_refused(converted, tmp_path):
+    with pytest.raises(UserError, match=r"sample_tokens \(31\) must be at least two windows of 16 tokens"):
+        converted(sample_tokens=31)
+    assert not (tmp_path / "duo").exists()

@@ -1,0 +1,133 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from duollm.config import ModelConfig, PretrainConfig
+from duollm.convert.saving import Story, load_model, save_model
+from duollm.data.packed import PackedData
+from duollm.errors import UserError
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.training.pretrain import duo_config, pretrain, random_routing_loss
+from duollm.training.world import World
+from tiny import random_ids, tiny_model
+from tiny_corpus import packed_corpus
+from tiny_training import ALONE
+
+SIZES = ModelConfig(hidden_size=16, num_hidden_layers=2, intermediate_size=32, small_intermediate_size=8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return packed_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_pretraining_learns_and_leaves_a_model_with_its_tokenizer(tmp_path, data):
+    config = PretrainConfig(tokens=16 * 8 * 40, batch_size=8, precision="fp32", log_every=1, checkpoint_every=5)
+    pretrain(SIZES, config, data, seed=0, world=ALONE, run=tmp_path)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 40
+    assert losses[-1] < losses[0] - 1
+    assert not list((tmp_path / "resume").iterdir())
+    model = DuoForCausalLM.from_pretrained(tmp_path / "model").eval()
+    assert (model.config.vocab_size, model.config.num_hidden_layers) == (data.vocab_size, 2)
+    ids = torch.from_numpy(data.train_batch(0, 8, seed=0))
+    assert model(ids, labels=ids).loss < losses[0] - 1
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "the cat sat on a mat"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token_id == model.config.eos_token_id == data.end_of_text_id
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(data):
+    with pytest.raises(UserError, match=rf"model\.vocab_size \(8\) is smaller .* \({data.vocab_size}\)"):
+        duo_config(SIZES.model_copy(update={"vocab_size": 8}), data)
+
+
+def test_sizes_that_make_no_model_are_refused_in_a_line(data):
+    with pytest.raises(UserError, match=r"model: head_dim \(3\) must be even"):
+        duo_config(SIZES.model_copy(update={"hidden_size": 6}), data)
+
+
+def test_the_loss_is_that_of_exact_random_shares():
+    """Two of eight tokens skip, two go small, four big, drawn anew in every layer, step, part and process."""
+    model, ids = tiny_model(), random_ids(batch=2, tokens=4)
+    seen = []
+    forward = model.forward
+    model.forward = lambda **inputs: seen.append(forward(**inputs)) or seen[-1]
+    for rank, step, part in [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0)]:
+        loss_fn = random_routing_loss(model, (0.25, 0.25, 0.5), seed=3, world=World(rank, 2, torch.device("cpu")))
+        loss, _ = loss_fn(ids, step, part)
+        routes = seen[-1].routes
+        assert all(torch.bincount(routes[..., layer].flatten()).tolist() == [2, 2, 4] for layer in range(3))
+        torch.testing.assert_close(loss, forward(ids, labels=ids, routes=routes).loss)
+    drawn = {tuple(output.routes.flatten().tolist()) for output in seen}
+    assert len(drawn) == 4
+    assert torch.equal(seen[0].routes, seen[4].routes)
+    assert seen[0].routes.unique(dim=-1).shape[-1] > 1, "layers must not share their draw"
+    assert set(seen[0].routes.unique().tolist()) == set(Branch)
+
+
+class TestFromAConvertedModel:
+    @pytest.fixture
+    def converted(self, tmp_path, data):
+        folder = tmp_path / "converted"
+        save_model(tiny_model(vocab_size=data.vocab_size), data.tokenizer, folder, Story(("Converted",)))
+        return folder
+
+    @pytest.fixture
+    def trained(self, tmp_path, data, converted):
+        """Train from it and return the weights before and after."""
+
+        def run(run="run", **settings):
+            config = PretrainConfig(
+                **{"tokens": 16 * 8 * 6, "batch_size": 8, "precision": "fp32", "checkpoint_every": 2, **settings}
+            )
+            before = load_model(converted).state_dict()
+            pretrain(SIZES, config, data, 0, ALONE, tmp_path / run, converted)
+            assert all(torch.equal(value, before[name]) for name, value in load_model(converted).state_dict().items())
+            return before, load_model(tmp_path / run / "model").state_dict()
+
+        return run
+
+    @pytest.mark.parametrize("freeze", ["big", "nothing"])
+    def test_what_is_frozen_stays(self, trained, freeze):
+        before, after = trained(freeze=freeze)
+        changed = {name for name in before if not torch.equal(after[name], before[name])}
+        assert changed == {name for name in before if freeze == "nothing" or ".mlp.small." in name}
+
+    def test_the_small_ffns_learn(self, tmp_path, trained):
+        trained(freeze="big", tokens=16 * 8 * 40, log_every=1, learning_rate=0.03)
+        losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert losses[-1] < losses[0] - 0.3
+
+    def test_a_resumed_training_is_the_uninterrupted_one(self, tmp_path, trained, monkeypatch):
+        _, whole = trained(freeze="big")
+        train_batch = PackedData.train_batch
+
+        def dying_batch(data, step, *arguments, **settings):
+            if step == 3:
+                raise OSError("power cut")
+            return train_batch(data, step, *arguments, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PackedData, "train_batch", dying_batch)
+            with pytest.raises(OSError, match="power cut"):
+                trained("resumed", freeze="big")
+        kept = torch.load(tmp_path / "resumed" / "resume" / "pretrain.pt", weights_only=True)["trained"]
+        assert all(".mlp.small." in name for name in kept)
+        _, resumed = trained("resumed", freeze="big")
+        assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+    def test_no_tokens_means_no_training(self, tmp_path, trained):
+        before, after = trained(tokens=0)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert Story.read(tmp_path / "run" / "model").steps == ("Converted",)
+
+    def test_the_card_goes_on(self, tmp_path, trained):
+        trained(freeze="big")
+        first, second = Story.read(tmp_path / "run" / "model").steps
+        assert first == "Converted"
+        assert second.startswith("Trained, only the small FFNs, on 768 tokens")
