@@ -5,7 +5,7 @@ To add one, write a maker that turns its argument and the model into a policy an
 Shape letters: B batch, T tokens, L layers, D hidden.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes, Policy
 from duollm.routers.registry import load_router
+from duollm.routes.patterns import pattern, spread_layers
 from duollm.routes.sampling import uniform_hash
 
 
@@ -57,18 +58,6 @@ class RandomShare:
         """Choose for one layer, integers [B, T]."""
         big_BT = uniform_hash(self.seed, memory, layer_idx) < self.share
         return torch.where(big_BT, int(Branch.BIG), int(Branch.SMALL)).expand(states_BTD.shape[:2]), memory
-
-
-def spread_layers(big: int, num_layers: int) -> list[int]:
-    """`big` of `num_layers` layers, evenly spaced."""
-    return [(2 * index + 1) * num_layers // (2 * big) for index in range(big)]
-
-
-def pattern(big_layers: Sequence[int], num_layers: int) -> Tensor:
-    """The route that is big in these layers and small elsewhere, [L]."""
-    route_L = torch.full((num_layers,), int(Branch.SMALL))
-    route_L[list(big_layers)] = int(Branch.BIG)
-    return route_L
 
 
 def _uniform(branch: Branch) -> "Maker":

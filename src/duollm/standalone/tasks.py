@@ -24,7 +24,7 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
     for name in ("lm_eval", "datasets", "huggingface_hub"):  # they say much that is no concern of ours
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        from duollm.evaluate.harness import RoutedLM, run_tasks
+        from duollm.measure.harness import RoutedLM, run_tasks
     except ModuleNotFoundError as error:
         raise UserError(f"--tasks needs {error.name}, which is not installed: pip install 'duollm[eval]'") from None
     saved = Saved.at(Path(options.saved))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from duollm.data.tokenizer import for_prompts
 from duollm.errors import UserError, did_you_mean
-from duollm.evaluate.make_tasks import TASKS_FOLDER
-from duollm.evaluate.sweep import route_digits
+from duollm.measure.executor import route_digits
+from duollm.measure.make_tasks import TASKS_FOLDER
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.outputs import DuoCausalLMOutput
 from duollm.models.policy import Policy

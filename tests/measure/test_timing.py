@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from duollm.evaluate.timing import Contender, Stopwatch, durations, fixed_contenders
+from duollm.measure.timing import Contender, Stopwatch, durations, fixed_contenders
 from duollm.models.branch import Branch
 from duollm.routers.linear import LinearRouter
 from tiny import random_ids, tiny_model
@@ -26,7 +26,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = _Clock()
-    monkeypatch.setattr("duollm.evaluate.timing.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("duollm.measure.timing.time.perf_counter", lambda: clock.now)
     return clock
 
 
@@ -69,7 +69,7 @@ def test_a_router_is_timed_beside_all_big_and_its_own_routes(tmp_path, monkeypat
         seen.append({name: run() for name, run in runs.items()})
         return {name: times[name] for name in runs}
 
-    monkeypatch.setattr("duollm.evaluate.timing.durations", fake)
+    monkeypatch.setattr("duollm.measure.timing.durations", fake)
     stopwatch.measure(Contender({"policy": "linear_k1", "big_layers": 1}, router))
     stopwatch.measure(Contender({"policy": "all-small", "big_layers": 0}, routes=torch.ones(3, dtype=torch.long)))
     stopwatch.write(tmp_path / "timing.json")

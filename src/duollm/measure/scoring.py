@@ -8,19 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from duollm.data.packed import Windows
 from duollm.errors import UserError, did_you_mean
-from duollm.evaluate.losses import policy_losses
 from duollm.flops import mean_token_flops
+from duollm.measure.executor import branch_shares, deciding_flops, policy_losses, route_digits
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.routers.base import deciding_flops
 
 SWEEPS = ("spread", "random", "first", "last")
 """Kinds of policies that can be swept over the share of big."""
@@ -83,18 +80,6 @@ def score(routed: Sequence[Routed], windows: Windows, batch_size: int) -> Iterat
         shares = branch_shares(routes_WTL)
         flops = relative_flops(model, shares, windows.token_ids.shape[1], deciding_flops(policy))
         yield Scored(name, columns, shares[Branch.BIG], flops, token_ids_WT.numel() / seconds)
-
-
-def route_digits(routes: Tensor) -> NDArray[np.str_]:
-    """Routes [N, L] as N strings of L digits, which `routes:DIGITS` takes."""
-    digits_NL = np.ascontiguousarray(routes.cpu().numpy().astype(np.uint8) + ord("0"))
-    return digits_NL.view(f"S{digits_NL.shape[1]}").reshape(-1).astype(np.str_)
-
-
-def branch_shares(routes: Tensor) -> tuple[float, float, float]:
-    """Shares of skip, small and big in routes of any shape."""
-    skip, small, big = (torch.bincount(routes.flatten(), minlength=len(Branch)) / routes.numel()).tolist()
-    return skip, small, big
 
 
 def relative_flops(

@@ -1,16 +1,18 @@
 import json
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from duollm.config import EvaluateConfig
-from duollm.evaluate.losses import policy_losses
-from duollm.evaluate.routers import evaluate_routers
 from duollm.flops import token_flops
+from duollm.measure.comparison import candidates, compare_patterns, compare_routers, compared_windows
+from duollm.measure.executor import policy_losses
 from duollm.models.branch import Branch
 from duollm.routers.linear import LinearRouter
-from duollm.routers.registry import save_router
+from duollm.routers.registry import save_router, trained_routers
 from duollm.routes.space import RouteSpace
 from tiny import tiny_model
 from tiny_corpus import packed_corpus
@@ -31,9 +33,9 @@ def evaluated(tmp_path_factory):
         facts = {"kind": "linear", "branches": [branch.name.lower() for branch in branches]}
         save_router(router, run / "routers" / name, {**facts, "big_layers": int(name[-1]), "budget": 0.5})
         routers[name] = router
-    evaluate_routers(model, list(routers), ["average", "exact"], data, CONFIG, 0, run)
-    windows = data.windows("test", "owls", CONFIG.documents, CONFIG.windows_per_document, 0)
-    return run / "evaluate", model, routers, torch.from_numpy(windows.token_ids)
+    texts = compared_windows(data, CONFIG, 0)
+    compare_routers(model, trained_routers(run, list(routers), ["average", "exact"], model), texts, run)
+    return run / "evaluate", model, routers, torch.from_numpy(texts["owls"].token_ids)
 
 
 def _read(folder, name):
@@ -85,3 +87,34 @@ def test_every_policy_is_timed(evaluated):
     assert all(row["relative_time"] > 0 for row in rows.values())
     assert {key for key, row in rows.items() if "router_time_share" in row} == routers
     assert timing["all_big_seconds_per_token"] > 0
+
+
+def test_candidates_are_the_best_of_every_number_of_big_layers():
+    generator = np.random.default_rng(0)
+    route_R, nll_R = generator.permutation(8), generator.random(8)
+    chosen = candidates(route_R, nll_R, RouteSpace(3)).tolist()
+    assert chosen == list(range(8)), "of three layers there are at most three patterns of a number"
+    space = RouteSpace(5)
+    route_R, nll_R = np.arange(32), generator.random(32)
+    big_R = space.count_big(route_R)
+    expected = [route for k in range(6) for route in sorted(route_R[big_R == k], key=lambda r: nll_R[r])[:3]]
+    assert candidates(route_R, nll_R, space).tolist() == sorted(expected)
+
+
+def test_sums_are_those_of_the_model_on_each_document(tmp_path):
+    data = packed_corpus(tmp_path / "corpus")
+    model, text = tiny_model(vocab_size=data.vocab_size), EvaluateConfig(documents=3, windows_per_document=2)
+    facts = {"duollm": json.dumps({"num_layers": 3, "branches": ["small", "big"]})}
+    of_oracle = pa.table({"document": ["a"] * 8, "route": np.arange(8), "nll_sum": np.arange(8.0), "tokens": [1] * 8})
+    (tmp_path / "oracle").mkdir()
+    pq.write_table(of_oracle.replace_schema_metadata(facts), tmp_path / "oracle" / "owls.routes.parquet")
+    compare_patterns(model, compared_windows(data, text, seed=0), tmp_path)
+    table = pq.read_table(tmp_path / "evaluate" / "owls.routes.parquet").to_pandas()
+    windows = data.windows("test", "owls", 3, 2, seed=0)
+    for name in set(windows.documents):
+        mine = torch.from_numpy(windows.token_ids[np.array(windows.documents) == name])
+        for route in range(8):
+            nll_WT, _ = policy_losses(model, mine, routes=RouteSpace(3).decode(torch.tensor(route)))
+            [row] = table[(table["document"] == name) & (table["route"] == route)].to_dict("records")
+            assert row["nll_sum"] == pytest.approx(nll_WT.sum().item(), rel=1e-5)
+            assert row["tokens"] == nll_WT.numel()

@@ -1,6 +1,6 @@
 """Make the shipped lm-eval tasks: choose the true continuation of a held-out text among four.
 
-    python -m duollm.evaluate.make_tasks [FOLDER]
+    python -m duollm.measure.make_tasks [FOLDER]
 
 writes prose.jsonl and code.jsonl into FOLDER (default: the shipped tasks' own). The documents are those of the test
 split as a recipe with default shares and seed divides the built-in domains, so a model trained by such a

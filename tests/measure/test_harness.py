@@ -11,11 +11,10 @@ pytest.importorskip("accelerate", reason="needs the extra `eval`")
 
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError
-from duollm.evaluate import harness
-from duollm.evaluate.harness import RoutedLM, run_tasks
-from duollm.evaluate.losses import policy_losses
-from duollm.evaluate.make_tasks import TASKS_FOLDER
-from duollm.evaluate.sweep import route_digits
+from duollm.measure import harness
+from duollm.measure.executor import policy_losses, route_digits
+from duollm.measure.harness import RoutedLM, run_tasks
+from duollm.measure.make_tasks import TASKS_FOLDER
 from duollm.routers.policies import parse_policy
 from tiny_saved import save_tiny
 

@@ -20,7 +20,7 @@ from duollm.machine import describe_machine
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.routers.policies import pattern, spread_layers
+from duollm.routes.patterns import pattern, spread_layers
 from duollm.routes.sampling import draw_route_ids
 from duollm.routes.space import RouteSpace
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.predictor import SHUFFLED, all_big_states, make_predictors
 from duollm.ceiling.routes import CeilingPolicy, choose, exact_routes, margins, predicted_margins
 from duollm.config import CeilingConfig, EvaluateConfig
-from duollm.evaluate.ceiling import evaluate_ceiling
+from duollm.measure.comparison import compared_windows
 from duollm.models.branch import Branch
 from duollm.routes.space import RouteSpace
 from tiny import tiny_model
@@ -41,7 +42,8 @@ def predictors(model):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, model, predictors, data):
     run = tmp_path_factory.mktemp("run")
-    evaluate_ceiling(model, predictors, [1, 2], BRANCHES, data, TEXT, 0, run)
+    texts, validation_WT = compared_windows(data, TEXT, 0), validation_windows(data, TEXT.windows_per_document, 0)
+    evaluate_ceiling(model, predictors, [1, 2], BRANCHES, validation_WT, texts, run)
     table = pq.read_table(run / "ceiling" / "owls.parquet")
     return run, table, json.loads(table.schema.metadata[b"duollm"])
 

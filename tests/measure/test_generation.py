@@ -5,8 +5,8 @@ import torch
 from transformers import GenerationConfig
 
 from duollm.data.tokenizer import train_tokenizer
-from duollm.evaluate import generation
-from duollm.evaluate.generation import generate_traced
+from duollm.measure import generation
+from duollm.measure.generation import generate_traced
 from duollm.models.branch import Branch
 from duollm.routers.policies import RandomShare
 from tiny import random_ids, tiny_model

@@ -4,13 +4,13 @@ import torch
 
 from duollm.data.packed import Windows
 from duollm.errors import UserError
-from duollm.evaluate.losses import policy_losses
-from duollm.evaluate.sweep import Routed, relative_flops, route_digits, score, sweep_policies
 from duollm.flops import sequence_flops
+from duollm.measure.executor import policy_losses
+from duollm.measure.scoring import Routed, relative_flops, score, sweep_policies
 from duollm.models.branch import Branch
 from duollm.routers.linear import LinearRouter
 from duollm.routers.policies import parse_policy
-from tiny import random_ids, random_routes, tiny_model
+from tiny import random_ids, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,3 @@ def test_what_a_router_computes_counts(model, windows):
     all_big = sequence_flops(model.config, 3, 9) / 9
     assert routed.big_share == 0
     assert routed.relative_flops - free.relative_flops == pytest.approx(router.flops_per_token() / all_big)
-
-
-def test_route_digits_are_read_layer_by_layer():
-    routes_NL = random_routes().flatten(0, 1)
-    assert route_digits(routes_NL).tolist() == ["".join(map(str, route)) for route in routes_NL.tolist()]
