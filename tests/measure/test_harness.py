@@ -13,8 +13,7 @@ from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError
 from duollm.measure import harness
 from duollm.measure.executor import policy_losses, route_digits
-from duollm.measure.harness import RoutedLM, run_tasks
-from duollm.measure.make_tasks import TASKS_FOLDER
+from duollm.measure.harness import TASKS_FOLDER, RoutedLM, run_tasks
 from duollm.routers.policies import parse_policy
 from tiny_saved import save_tiny
 

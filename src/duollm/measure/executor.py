@@ -24,18 +24,19 @@ def policy_losses(
     policy: Policy | None = None,
     routes: Tensor | None = None,
     batch_size: int = 16,
+    attention_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the model as it would run in use: one forward per batch, each token on the branch chosen for it.
 
     Args:
-        token_ids_WT: token ids [W, T], no padding.
-        policy, routes: as in `DuoForCausalLM.forward`; routes [L] or [W, T, L].
+        token_ids_WT: token ids [W, T]; losses of padding mean nothing.
+        policy, routes, attention_mask: as in `DuoForCausalLM.forward`; routes [L] or [W, T, L].
 
     Returns:
         nll [W, T - 1] in nats, and the routes [W, T - 1, L] of the tokens that made the predictions.
     """
     losses, taken = [], []
-    for batch_BT, logits_BTV, routes_BTL in forwards(model, token_ids_WT, policy, routes, batch_size):
+    for batch_BT, logits_BTV, routes_BTL in forwards(model, token_ids_WT, policy, routes, batch_size, attention_mask):
         losses.append(cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="none"))
         taken.append(routes_BTL)
     return torch.cat(losses).view(len(token_ids_WT), -1), torch.cat(taken)
@@ -48,12 +49,14 @@ def forwards(
     policy: Policy | None = None,
     routes: Tensor | None = None,
     batch_size: int = 16,
+    attention_mask: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield each batch of windows with its predictions: ids [B, T], logits [B, T - 1, V] in float32, routes taken."""
     for start in range(0, len(token_ids_WT), batch_size):
-        batch_BT = token_ids_WT[start : start + batch_size]
-        given = routes if routes is None or routes.ndim == 1 else routes[start : start + batch_size]
-        output = model(input_ids=batch_BT, policy=policy, routes=given, use_cache=False)
+        windows = slice(start, start + batch_size)
+        batch_BT, mask_BT = token_ids_WT[windows], None if attention_mask is None else attention_mask[windows]
+        given = routes if routes is None or routes.ndim == 1 else routes[windows]
+        output = model(input_ids=batch_BT, attention_mask=mask_BT, policy=policy, routes=given, use_cache=False)
         yield batch_BT, output.logits[:, :-1].float(), output.routes[:, :-1]
 
 

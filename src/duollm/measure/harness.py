@@ -18,7 +18,6 @@ from torch import Tensor
 from duollm.data.tokenizer import for_prompts
 from duollm.errors import UserError, did_you_mean
 from duollm.measure.executor import route_digits
-from duollm.measure.make_tasks import TASKS_FOLDER
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.outputs import DuoCausalLMOutput
 from duollm.models.policy import Policy
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What a task may call the length of its answers; lm-eval takes the first that is given."""
 
+TASKS_FOLDER = Path(__file__).parent / "tasks"
+"""The shipped tasks; `tools/make_tasks.py` in the source repository makes their items."""
 _FEWSHOT_SEED = 1234
 """Draws the examples in the context; lm-eval's default."""
 

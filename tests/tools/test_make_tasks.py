@@ -6,7 +6,7 @@ import pytest
 from duollm.config import DataConfig
 from duollm.data.corpora import read_domain
 from duollm.data.splits import distinct, split_documents
-from duollm.measure.make_tasks import CHOICES, ITEMS, TASKS_FOLDER, WORDS, as_json_lines, main, make_items
+from make_tasks import CHOICES, ITEMS, TASKS_FOLDER, WORDS, as_json_lines, main, make_items
 
 
 def items_of(domain):

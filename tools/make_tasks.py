@@ -1,6 +1,6 @@
 """Make the shipped lm-eval tasks: choose the true continuation of a held-out text among four.
 
-    python -m duollm.measure.make_tasks [FOLDER]
+    python tools/make_tasks.py [FOLDER]
 
 writes prose.jsonl and code.jsonl into FOLDER (default: the shipped tasks' own). The documents are those of the test
 split as a recipe with default shares and seed divides the built-in domains, so a model trained by such a
@@ -19,6 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
+import duollm
 from duollm.config import DataConfig
 from duollm.data.corpora import read_domain
 from duollm.data.documents import Document
@@ -26,7 +27,7 @@ from duollm.data.splits import distinct, split_documents
 from duollm.errors import UserError
 from duollm.files import write_text
 
-TASKS_FOLDER = Path(__file__).parent / "tasks"
+TASKS_FOLDER = Path(duollm.__file__).parent / "measure" / "tasks"
 ITEMS, CHOICES = 150, 4
 WORDS = {"prose": (64, 20), "code": (40, 12)}
 """Of each domain, words of the context and of each continuation; a word is what white space separates."""
