@@ -11,6 +11,13 @@ def test_columns_are_all_keys_in_order_and_cells_are_short(capsys):
     assert any("0.123 " in line and "None" not in line for line in lines)
 
 
+def test_square_brackets_and_colons_are_data(capsys):
+    print_table("runs/[/b] :smile:", [{"[policy]": "router:[red]x[/]", "n": 1.0}])
+    shown = capsys.readouterr().out
+    for text in ("runs/[/b] :smile:", "[policy]", "router:[red]x[/]"):
+        assert text in shown
+
+
 def test_negative_numbers_keep_their_digits(capsys):
     print_table("", [{"gain": -0.01234}, {"gain": -4321.0}])
     shown = capsys.readouterr().out

@@ -13,9 +13,11 @@ def whole_number(lowest: int = 1, highest: int = LARGEST_COUNT) -> Callable[[str
         try:
             value = int(text)
         except ValueError:
-            value = None
-        if value is None or not lowest <= value <= highest:
-            raise ArgumentTypeError(f"a whole number from {lowest:,} to {highest:,} is needed, got {text[:50]!r}")
+            value = lowest - 1
+        if value < lowest:
+            raise ArgumentTypeError(f"takes a whole number from {lowest}, got {text[:50]!r}")
+        if value > highest:
+            raise ArgumentTypeError(f"takes a whole number up to {highest:,}, got {text[:50]!r}")
         return value
 
     return read
@@ -30,7 +32,7 @@ def number(lowest: float, highest: float) -> Callable[[str], float]:
         except ValueError:
             value = float("nan")
         if not lowest <= value <= highest:
-            raise ArgumentTypeError(f"a number from {lowest:g} to {highest:g} is needed, got {text[:50]!r}")
+            raise ArgumentTypeError(f"takes a number from {lowest:g} to {highest:g}, got {text[:50]!r}")
         return value
 
     return read

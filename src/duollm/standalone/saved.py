@@ -3,6 +3,7 @@
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -100,7 +101,7 @@ class Saved:
         """
         given = Path(name.removeprefix("router:"))
         folders = [given] if self.run is None else [given, self.run / "routers" / given]
-        router = next((folder for folder in folders if (folder / "router.json").is_file()), None)
+        router = next((folder for folder in folders if isfile(folder / "router.json")), None)
         if router is None:
             return Routed(name, self.model, parse_policy(name, self.model))
         together = router / "model"

@@ -47,11 +47,11 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
         rows += [{"policy": name, **row, "big_share": big_share.get(row["task"])} for row in _rows(results)]
         for task, of_task in results["samples"].items():
             samples.setdefault(task, []).extend({"policy": name, **sample} for sample in of_task)
+    if options.out:
+        _write(Path(options.out), samples, {"provenance": provenance(command, 0), "notes": notes, "rows": rows})
     print_table(f"{options.saved}: tasks of lm-eval", _shown(rows))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    if options.out:
-        _write(Path(options.out), samples, {"provenance": provenance(command, 0), "notes": notes, "rows": rows})
 
 
 def _rows(results: dict[str, Any]) -> Iterator[Row]:
