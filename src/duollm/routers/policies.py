@@ -8,8 +8,10 @@ Shape letters: B batch, T tokens, L layers, D hidden.
 from collections.abc import Callable, Sequence
 from os.path import isdir
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from duollm.errors import UserError, did_you_mean
 from duollm.models.branch import Branch
@@ -17,6 +19,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes, Policy
 from duollm.routers.registry import load_router
 from duollm.routes.patterns import pattern, spread_layers
+from duollm.routes.sampling import uniform_hash
 
 
 def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
@@ -37,6 +40,26 @@ def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
 def policy_forms() -> list[str]:
     """Return how each named policy is written, e.g. "random:SHARE[:SEED]"."""
     return [form for form, _ in POLICIES.values()]
+
+
+class RandomShare:
+    """Each (token, layer) is big with probability `share`, else small.
+
+    The draw is a hash of seed, position and layer: the same in a full forward, in cached decoding and in
+    any batch. So tokens at the same position of different texts take the same route.
+    """
+
+    def __init__(self, share: float, seed: int = 0) -> None:
+        self.share, self.seed = share, seed
+
+    def begin(self, position_ids_BT: Tensor) -> Tensor:
+        """Return the positions; they are handed from layer to layer as the memory."""
+        return position_ids_BT
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, integers [B, T]."""
+        big_BT = uniform_hash(self.seed, memory, layer_idx) < self.share
+        return torch.where(big_BT, int(Branch.BIG), int(Branch.SMALL)).expand(states_BTD.shape[:2]), memory
 
 
 Maker = Callable[[str, DuoForCausalLM], Policy]
