@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.predictor import SHUFFLED, all_big_states, make_predictors
-from duollm.ceiling.routes import CeilingPolicy, choose, exact_routes, margins, predicted_margins
+from duollm.ceiling.routes import exact_routes, margins, predicted_margins
 from duollm.config import CeilingConfig, EvaluateConfig
 from duollm.measure.comparison import compared_windows
 from duollm.models.branch import Branch
@@ -93,11 +93,3 @@ def test_margins_do_not_depend_on_the_batch(model, predictors):
     single = predicted_margins(model, predictors, [1], RouteSpace(3), ids_WT[18:19])
     for ours, theirs in zip(single["l0", 1], whole["l0", 1], strict=True):
         torch.testing.assert_close(ours, theirs[18:19], atol=1e-4, rtol=1e-4)
-
-
-def test_the_depth_is_chosen_on_validation_text_and_never_the_control():
-    losses = {"l0": 3.0, "l5": 2.9, SHUFFLED: 2.0}
-    policies = [CeilingPolicy(name, 5, "exact", 4, None, loss) for name, loss in losses.items()]
-    policies += [CeilingPolicy(name, 5, "average", 4, 0.1, -loss) for name, loss in losses.items()]
-    chosen = [(policy.predictor, policy.spend) for policy in choose(policies) if policy.chosen]
-    assert chosen == [("l5", "exact"), ("l0", "average")]
