@@ -6,7 +6,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from duollm.models import fused
-from duollm.oracle.ffn import add_ffn
 from tiny import random_ids, random_routes, tiny_model
 
 FFNS = {
@@ -110,7 +109,7 @@ def test_what_others_put_on_a_part_has_its_effect(make_ffn, touch):
         plain = ffn.of_some(states)
         touch(ffn)
         torch.testing.assert_close(ffn.of_some(states), 2 * plain)
-        torch.testing.assert_close(add_ffn(ffn, states, torch.ones(4, 16)), 1 + 2 * plain)
+        torch.testing.assert_close(ffn.added_to(torch.ones(4, 16), states), 1 + 2 * plain)
 
 
 def on_every_linear(module, inputs, output):

@@ -273,6 +273,14 @@ def test_bad_input_is_refused(tokens, space, message):
         search_oracle(tiny_model(), tokens, space)
 
 
+def test_dropout_is_refused():
+    model = tiny_model()
+    model.config.attention_dropout = 0.1
+    search_oracle(model, tiny_tokens(1, 3), RouteSpace(3))
+    with pytest.raises(ValueError, match=r"without dropout; call model.eval\(\) first"):
+        search_oracle(model.train(), tiny_tokens(1, 3), RouteSpace(3))
+
+
 def test_a_table_of_committed_losses_is_refused():
     with pytest.raises(ValueError, match="use search_oracle"):
         loss_table(tiny_model(), tiny_tokens(), RouteSpace(3), "committed")

@@ -42,6 +42,12 @@ class FFN(nn.Module):
         """As `forward` for a part of the tokens: fused products, which are faster there but round differently."""
         return fused_ffn(self, states_ND) if can_fuse(self, states_ND) else self(states_ND)
 
+    def added_to(self, residual: Tensor, states: Tensor) -> Tensor:
+        """Return residual + forward(states), both [..., D]: fused products, which are faster but round differently."""
+        if can_fuse(self, states) and type(residual) is Tensor and residual.dtype == states.dtype:
+            return fused_ffn(self, states, residual)
+        return residual + self(states)
+
 
 _FORWARD = FFN.forward
 

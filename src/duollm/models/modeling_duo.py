@@ -69,12 +69,15 @@ class DuoMLP(nn.Module):
         self.small = DuoFFN(config, config.small_intermediate_size)
         self.big = DuoFFN(config, config.intermediate_size)
 
+    def ffn(self, branch: Branch) -> DuoFFN:
+        """The FFN of a branch that has one."""
+        return self.small if branch == Branch.SMALL else self.big
+
     def branch(self, branch: Branch, states: Tensor, some: bool = False) -> Tensor:
         """Send states [..., D] through one branch: those of all tokens, or of some of them."""
         if branch == Branch.SKIP:
             return torch.zeros_like(states)
-        ffn = self.small if branch == Branch.SMALL else self.big
-        return ffn.of_some(states) if some else ffn(states)
+        return self.ffn(branch).of_some(states) if some else self.ffn(branch)(states)
 
     def forward(self, states_BTD: Tensor, choice: Choice) -> Tensor:
         """Send each token through its branch; soft choices mix the branches by their weights."""
@@ -119,16 +122,31 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         states_BTD = self.input_layernorm(hidden_BTD)
         if self.skip_scope == "layer":
             choice, memory = policy(self.layer_idx, states_BTD, memory)
-        attended_BTD, _ = self.self_attn(states_BTD, **attention)
+        output_BTD, _ = self.self_attn(states_BTD, **attention)
         if self.skip_scope == "layer" and not (isinstance(choice, Branch) and choice != Branch.SKIP):
-            attended_BTD = attended_BTD * (1 - choice_weights(choice, attended_BTD)[..., Branch.SKIP, None])
-        hidden_BTD = hidden_BTD + (self.dropout(attended_BTD) if self.training else attended_BTD)
-        states_BTD = self.post_attention_layernorm(hidden_BTD)
+            output_BTD = output_BTD * (1 - choice_weights(choice, output_BTD)[..., Branch.SKIP, None])
+        hidden_BTD, states_BTD = self.attended(hidden_BTD, output_BTD)
         if self.skip_scope == "ffn":
             choice, memory = policy(self.layer_idx, states_BTD, memory)
         executed = choice_weights(choice, states_BTD) if execution == "reference" else choice
-        output_BTD = self.mlp(states_BTD, executed)
-        return hidden_BTD + (self.dropout(output_BTD) if self.training else output_BTD), choice, memory
+        return self.branch(executed, hidden_BTD, states_BTD), choice, memory
+
+    def attended(self, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """End the first half: add the attention's output; return the hidden states and the same normalised."""
+        hidden = hidden + (self.dropout(output) if self.training else output)
+        return hidden, self.post_attention_layernorm(hidden)
+
+    def branch(self, choice: Choice, hidden: Tensor, states: Tensor, fused: bool = False) -> Tensor:
+        """Do the second half: add what the chosen branches make of the normalised states.
+
+        Args:
+            hidden, states: what `attended` returned.
+            fused: where all tokens take one branch, add its output within its last product; inference only.
+        """
+        if fused and isinstance(choice, Branch):
+            return hidden if choice == Branch.SKIP else self.mlp.ffn(choice).added_to(hidden, states)
+        output = self.mlp(states, choice)
+        return hidden + (self.dropout(output) if self.training else output)
 
 
 class DuoPreTrainedModel(PreTrainedModel):

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from duollm.models.modeling_duo import DuoForCausalLM
 
-_BLOCK_BYTES = 8 * 2**20  # logits computed at a time: stays inside the processor's cache
+_BLOCK_BYTES = 8 * 2**20  # logits that are computed at a time; they stay inside the processor's cache
 
 
 def log_normaliser(model: DuoForCausalLM, hidden_MD: Tensor) -> Tensor:

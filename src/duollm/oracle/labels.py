@@ -1,4 +1,4 @@
-"""Losses of training tokens under many routes: what routers are taught by.
+"""Losses of training tokens under many routes, from which routers are taught.
 
 Shape letters: W windows, T tokens, N = T - 1 predictions of a window, R routes, L layers, S kinds of loss,
 B windows at a time, D hidden, V vocabulary.
@@ -24,27 +24,27 @@ from duollm.oracle.search import loss_tables
 from duollm.routes.space import RouteSpace, parse_branches
 
 LABELS = Path("labels", "losses.safetensors")
-"""Where a run folder keeps them."""
+"""Where a run folder keeps the labels."""
 
 LARGEST_LABELLED = 2**14
-"""Up to so many routes, tokens are labelled with the losses of all; else with those of a drawn pool."""
+"""The largest space whose tokens are labelled with the losses of all routes. Above it, a pool of routes is drawn."""
 
 _ROUTES_OF_A_BUDGET = 32
 _MEAN_ROUTES = 32
 _POOL_LOGITS = 2**24
-"""Of so many logits at a time windows are made when a pool is run; the tree is wide enough with one window."""
+"""When labelling with a pool, batch windows up to this many logits. The tree search fills the GEMMs with one window."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Losses of windows of training text under routes, each less the token's mean over the routes.
+    """Losses of windows of training text under routes. From each loss the token's mean over the routes is subtracted.
 
     Attributes:
-        space: of the route ids.
+        space: the route space of the ids.
         token_ids_WT: the windows.
-        route_ids_R: ascending; all routes of the space, or a pool of them.
+        route_ids_R: all routes of the space, or a pool of them, ascending.
         losses_SWNR: float16, nats. `TEXT`: the nll of the token that follows in the text. `EXPECTED`: its
-            expectation when the token is drawn from the mean prediction of random routes, which knows no luck.
+            expectation when the token is drawn from the mean prediction of random routes, without luck.
     """
 
     space: RouteSpace
@@ -53,7 +53,7 @@ class Labels:
     losses_SWNR: Tensor
 
     def with_big(self, fewest: int, most: int) -> Tensor:
-        """Indices, ascending, of the routes with `fewest` to `most` big layers.
+        """Return the indices, ascending, of the routes with `fewest` to `most` big layers.
 
         Raises:
             UserError: there is none.
@@ -65,9 +65,12 @@ class Labels:
         return indices
 
     def losses(self, indices: Tensor, text_weight: float) -> Tensor:
-        """Losses of some routes, less their mean, float32 [W, N, R]: so much of TEXT, the rest EXPECTED.
+        """Return losses of some routes, less their mean, float32 [W, N, R]: a mixture of TEXT and EXPECTED.
 
-        A route's mean over all tokens is always that of TEXT: it hardly depends on luck, and favours no prediction.
+        The mean of a route over all tokens always comes from TEXT: it hardly depends on luck.
+
+        Args:
+            text_weight: the weight of TEXT; EXPECTED has the rest.
         """
         text_WNR, expected_WNR = self.losses_SWNR[..., indices].float()
         mixed_WNR = text_weight * text_WNR + (1 - text_weight) * expected_WNR
@@ -91,9 +94,9 @@ def label_windows(
     """Run routes on all tokens of the windows.
 
     All routes of the space are searched in context "reference": only the token's own route varies, as it will when
-    every token decides for itself. The tokens before it take random routes, in each window big with a probability
-    of its own, so that no route of the table is tried in company that it never meets. A pool is run route by
-    route over whole windows (context "shared"), which takes no search.
+    every token decides for itself. The tokens before it take random routes, and each window has its own probability
+    of a big layer, so that every route meets company of every kind. A pool is run route by route over whole
+    windows (context "shared"), which takes no search.
 
     Args:
         route_ids_R: the pool, ascending; None: all routes.
@@ -120,9 +123,9 @@ def label_windows(
 
 
 def routes_to_label(space: RouteSpace, big_layers: list[int], number: int | None, seed: int) -> Tensor | None:
-    """The pool: up to `number` random routes for every budget and its neighbours; None: all routes of the space.
+    """Return the pool: up to `number` random routes for every budget and its neighbours; None: all routes of the space.
 
-    Without a number it is all routes if there are at most `LARGEST_LABELLED`, else 32 per budget.
+    Without a number, the pool is all routes if there are at most `LARGEST_LABELLED`, else 32 per budget.
     """
     if number is None and space.size <= LARGEST_LABELLED:
         return None
@@ -157,14 +160,14 @@ def load_labels(path: Path) -> Labels:
 
 
 def _wanted(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace, generator: torch.Generator) -> Tensor:
-    """The head's embeddings of the tokens that follow, and their means under the mean prediction, [2, B * N, D]."""
+    """The head's embeddings of the next tokens, and their means under the mean prediction, [2, B * N, D]."""
     weight_VD = model.lm_head.weight
     expected_BND = mean_prediction(model, ids_BT[:, :-1], space, generator) @ weight_VD
     return torch.stack([weight_VD[ids_BT[:, 1:].flatten()], expected_BND.flatten(0, 1)])
 
 
 def _random_routes(space: RouteSpace, tokens: int, generator: torch.Generator) -> Tensor:
-    """A route for each token, [T, L]; every branch has a probability of this window's own."""
+    """A route for each token, [T, L]. Every window has its own probabilities of the branches."""
     shares_C = torch.rand(space.base, generator=generator, device=generator.device)
     digits = torch.multinomial(shares_C, tokens * space.num_layers, replacement=True, generator=generator)
     branches_C = torch.tensor(space.branches, device=generator.device)
@@ -183,7 +186,7 @@ def _pool_table(model: DuoForCausalLM, ids_BT: Tensor, wanted_SND: Tensor, route
 
 
 def mean_prediction(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace, generator: torch.Generator) -> Tensor:
-    """The mean of the predictions of random routes, each taken by all tokens: probabilities [B, T, V]."""
+    """Return the mean of the predictions of random routes, each taken by all tokens: probabilities [B, T, V]."""
     route_ids = torch.randint(space.size, (_MEAN_ROUTES,), generator=generator, device=generator.device)
     total_BTV = torch.zeros(*ids_BT.shape, model.config.vocab_size, device=ids_BT.device)
     for route in space.decode(route_ids):

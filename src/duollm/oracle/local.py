@@ -94,7 +94,7 @@ class Local(Method):
             draws = _DRAWS if self.start is None else 1
             trial.try_routes(draw_within(budget, trial.cells, (draws, trial.groups), generator))
             if self.start is not None:
-                climb.start(self._start_of[budget][trial.rows_N])
+                climb.try_wanted(self._start_of[budget][trial.rows_N].clamp(min=0)[None], most=len(trial.rows_N))
             climb.search(self.steps)
 
 
@@ -115,21 +115,20 @@ class _Climb:
     def __post_init__(self) -> None:
         self.seen = [self.trial.rows_N.new_empty(0)] * self.trial.groups
 
-    def start(self, ids_N: Tensor) -> None:
-        """Try the routes to start from."""
-        ids_1N = ids_N.clamp(min=0)[None]
-        self.trial.try_routes(ids_1N if self.trial.together == 1 else self._most_wanted(ids_1N, len(ids_N)))
+    def try_wanted(self, wanted_AN: Tensor, most: int) -> bool:
+        """Try what the tokens want, or together the `most` wanted routes; return whether there was any."""
+        ids_PG = wanted_AN if self.trial.together == 1 else self._most_wanted(wanted_AN, most)
+        if len(ids_PG):
+            self.trial.try_routes(ids_PG)
+        return bool(len(ids_PG))
 
     def search(self, steps: int) -> None:
         """Step until nothing is left to try, or nothing helped."""
         trial = self.trial
         nll_N, ids_N = trial.found(self.budget)
         for _ in range(steps):
-            wanted_AN = ids_N + moves(ids_N, self.budget, trial.cells)
-            ids_PG = wanted_AN if trial.together == 1 else self._most_wanted(wanted_AN, self.width)
-            if not len(ids_PG):
+            if not self.try_wanted(ids_N + moves(ids_N, self.budget, trial.cells), self.width):
                 return
-            trial.try_routes(ids_PG)
             before_N = nll_N
             nll_N, ids_N = trial.found(self.budget)
             if trial.together == 1 and not (nll_N < before_N)[trial.counted_N].any():

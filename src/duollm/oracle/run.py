@@ -32,7 +32,7 @@ from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse
 
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16
-"""Up to so many routes, the exact search leaves the losses of every pattern; else some are drawn."""
+"""The largest space in which the exact search keeps the losses of every pattern. Above it, patterns are drawn."""
 
 REDUCTIONS: list[Callable[[OracleConfig], Reduction | None]] = [
     lambda config: DrawnLabels(config.resampled_labels) if config.resampled_labels else None,

@@ -36,10 +36,9 @@ class Exact(Method):
     every_route = True
 
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
-        """Show every leaf of the tree to the reductions."""
-        cells = trial.cells
-        wanted_Q = cells.wanted(budgets, trial.positions)
-        for leaves in _walk(trial.batch, cells, wanted_Q, trial.max_rows, trial.hidden_ND, trial.attend):
+        """Enter every leaf of the tree."""
+        wanted_Q = trial.cells.wanted(budgets, trial.positions)
+        for leaves in _walk(trial.batch, trial.cells, wanted_Q, trial.max_rows, trial.hidden_ND, trial.attend):
             trial.enter(leaves.ids_PG, leaves.spent_PG2, leaves.hidden_PND)
 
 
@@ -170,7 +169,12 @@ class _Search:
         trial = Trial(self.batch, self.cells, rows_N, positions, attend, together, max_rows, bound, self.reductions)
         self.method(trial, budgets, self.generator)
         frontier = Frontier(budgets, self.cells, padding_BT[:, here], positions.start)
-        columns = {name: column for each in self.reductions for name, column in each.columns(frontier).items()}
+        columns: dict[str, Tensor] = {}
+        for each in self.reductions:
+            kept = each.columns(frontier)
+            if twice := sorted(kept.keys() & columns.keys()):
+                raise ValueError(f"two reductions keep a column {twice[0]!r}; search twice, or rename one")
+            columns |= kept
         wanted = self.cells.wanted(budgets, positions).tolist()
         routes = sum(count for count, is_wanted in zip(self.cells.routes, wanted, strict=True) if is_wanted)
         return OracleResult(budgets, columns, min(1.0, trial.evaluated / (routes * len(rows_N))))
@@ -246,7 +250,7 @@ def loss_tables(
     attention_mask: Tensor | None = None,
     memory_bytes: int = 2**30,
 ) -> Tensor:
-    """As `loss_table`, for several labels of each token, or distributions of labels: float32 [S, B, T - 1, R].
+    """Return loss tables for several labels of each token, or distributions of labels: float32 [S, B, T - 1, R].
 
     Args:
         wanted_SND: S times for each of the N = B * (T - 1) predictions the head's embedding of the label, or
@@ -281,10 +285,10 @@ def executed_nll(
     route_ids_BT: Tensor,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """The nll [B, T - 1] of one forward pass in which every token takes its picked route.
+    """Return the nll [B, T - 1] of one forward pass in which every token takes its picked route.
 
-    In context "committed" it equals the search's own losses; elsewhere the picks come from different
-    passes, and the difference is what they promise too much.
+    In context "committed" this equals the losses of the search. Elsewhere the picks come from different
+    passes, and the difference says how much they promise too much.
     """
     routes_BTL = Batch(model, input_ids, attention_mask).as_routes(space, route_ids_BT)
     logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask, routes=routes_BTL, use_cache=False).logits
@@ -324,6 +328,8 @@ def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, co
         raise ValueError(
             f"token ids must be in 0 .. {config.vocab_size - 1}, got {input_ids.min()} .. {input_ids.max()}"
         )
+    if model.training and (config.hidden_dropout or config.attention_dropout):
+        raise ValueError("a search needs a model without dropout; call model.eval() first")
     longest = _longest(config, context)
     if longest is not None and input_ids.shape[1] - 1 > longest:
         raise ValueError(

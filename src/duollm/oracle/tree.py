@@ -18,7 +18,6 @@ from torch import Tensor
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
 from duollm.oracle.contexts import Attend
-from duollm.oracle.ffn import add_ffn
 from duollm.routes.space import RouteSpace
 
 
@@ -27,23 +26,16 @@ def decoder_layers(model: DuoModel) -> list[DuoDecoderLayer]:
     return cast(list[DuoDecoderLayer], list(model.layers))
 
 
-def attended(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
-    """The first half of a layer: hidden states after attention, and the same normalised for the FFN."""
-    attended_PND = entered_PND + attend(layer, layer.input_layernorm(entered_PND))
-    return attended_PND, layer.post_attention_layernorm(attended_PND)
-
-
 def branch_out(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend, branches: Sequence[Branch]) -> Tensor:
     """Send hidden states through a layer once per branch, [P, C, N, D]."""
-    attended_PND, states_PND = attended(layer, entered_PND, attend)
+    attended_PND, states_PND = layer.attended(entered_PND, attend(layer, layer.input_layernorm(entered_PND)))
     prefixes, tokens, width = entered_PND.shape
     children_PCND = attended_PND.new_empty(prefixes, len(branches), tokens, width)
     for digit, branch in enumerate(branches):
-        if branch == Branch.SKIP:
-            children_PCND[:, digit] = entered_PND if layer.skip_scope == "layer" else attended_PND
-        else:
-            ffn = layer.mlp.small if branch == Branch.SMALL else layer.mlp.big
-            children_PCND[:, digit] = add_ffn(ffn, states_PND, attended_PND)
+        bypassed = branch == Branch.SKIP and layer.skip_scope == "layer"
+        children_PCND[:, digit] = (
+            entered_PND if bypassed else layer.branch(branch, attended_PND, states_PND, fused=True)
+        )
     return children_PCND
 
 

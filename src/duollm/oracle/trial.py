@@ -20,7 +20,7 @@ from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Attend, Batch
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.reductions import Entered, Leaves, Reduction
-from duollm.oracle.tree import attended, decoder_layers
+from duollm.oracle.tree import decoder_layers
 
 # The bound and the exact loss are rounded differently; a leaf this close to the best is evaluated too.
 _ROUNDING = 1e-4
@@ -81,8 +81,8 @@ class Trial:
         hidden_PND = self.hidden_ND.expand(len(ids_PG), -1, -1)
         yield hidden_PND
         for layer, choice_PN in zip(decoder_layers(self.model.model), routes_PNL.unbind(-1), strict=True):
-            attended_PND, states_PND = attended(layer, hidden_PND, self.attend)
-            output_PND = attended_PND + layer.mlp(states_PND, choice_PN)
+            attention_PND = self.attend(layer, layer.input_layernorm(hidden_PND))
+            output_PND = layer.branch(choice_PN, *layer.attended(hidden_PND, attention_PND))
             if layer.skip_scope == "layer":
                 output_PND = output_PND.where((choice_PN != Branch.SKIP)[..., None], hidden_PND)
             hidden_PND = output_PND
@@ -101,14 +101,12 @@ class Trial:
         ids_PN, cell_PN = self.spread(ids_PG), self.spread(self.cells.index(*spent_PG2.unbind(-1)))
         final_PND = self.model.model.norm(hidden_PND)
         leaves = Leaves(self.rows_N, ids_PN, cell_PN, final_PND)
-        bound_PN = torch.full(final_PND.shape[:2], -torch.inf, device=final_PND.device)
-        if self.bound is not None:
+        if self.bound is None:
+            bound_PN = torch.full(final_PND.shape[:2], -torch.inf, device=final_PND.device)
+        else:
             bound_PN = self.bound(final_PND) - _ROUNDING
         lower = [each.lower(leaves, bound_PN) for each in self._kept]
         left_PN = torch.ones_like(bound_PN, dtype=torch.bool)
-        if self.bound is None:
-            self._enter(leaves, left_PN)
-            return
         # First the most promising leaf of each cell, which lowers the bar; then all that still pass it.
         for choose in (_most_promising, _still_possible):
             chosen_PN = torch.zeros_like(left_PN)
