@@ -1,9 +1,10 @@
+from itertools import product
+
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from dense import VARIANTS
-from duollm import DuoForCausalLM
-from duollm.config import ModelConfig
+from duollm import DuoConfig, DuoForCausalLM
 from duollm.flops import (
     count_parameters,
     head_flops,
@@ -33,11 +34,11 @@ def toy(**changes):
         intermediate_size=INNER,
         small_intermediate_size=SMALL_INNER,
     )
-    return ModelConfig(**(sizes | changes))
+    return DuoConfig(**(sizes | changes))
 
 
 def paper():
-    return ModelConfig(
+    return DuoConfig(
         vocab_size=32_000,
         hidden_size=2560,
         num_hidden_layers=12,
@@ -132,6 +133,30 @@ def test_twelve_layers_share_as_the_design_says():
     assert (naive.attention, naive.small, naive.big) == (49_152, 24_576, 24_576)
 
 
+@pytest.mark.parametrize("skip_scope", ["ffn", "layer"])
+def test_searches_with_skip_match_counting_routes_and_prefixes(skip_scope):
+    model, length, branches = toy(skip_scope=skip_scope), 5, (SKIP, SMALL, BIG)
+    routes = list(product(branches, repeat=LAYERS))
+    naive = naive_search(model, length, branches)
+    assert naive.flops == sum(sequence_flops(model, route, length) for route in routes)
+    assert naive.small == sum(route.count(SMALL) for route in routes)
+    # The tree evaluates attention once for all branches of a prefix: skipping the FFN adds nothing.
+    with_skip = shared_search(model, length, branches)
+    assert (with_skip.attention, with_skip.head) == (sum(3**depth for depth in range(LAYERS)), len(routes))
+    per_prefix = length * 2 * 3 * HIDDEN * (INNER + SMALL_INNER)
+    attention = sum(layer_flops(toy(num_hidden_layers=1), context).skip for context in range(1, length + 1))
+    assert with_skip.flops == with_skip.attention * (attention + per_prefix) + len(routes) * length * head_flops(model)
+
+
+def test_a_beam_is_a_tree_that_grows_no_wider():
+    model, tree = toy(), shared_search(toy(), 5)
+    beam = shared_search(model, 5, width=3)
+    assert (beam.attention, beam.head) == (1 + 2 + 3 + 3, 2 * 3)
+    per_prefix = (tree.flops - tree.head * 5 * head_flops(model)) // tree.attention
+    assert beam.flops == beam.attention * per_prefix + beam.head * 5 * head_flops(model)
+    assert shared_search(model, 5, width=8) == tree
+
+
 def test_route_bytes_of_the_all_big_route_leave_out_the_small_ffns():
     parts = count_parameters(paper())
     row = 2560
@@ -147,11 +172,6 @@ def test_more_big_layers_read_more_bytes_by_one_ffn_difference():
 def test_a_route_that_does_not_fit_is_refused(route):
     with pytest.raises(ValueError, match=f"{LAYERS} layers"):
         token_flops(toy(), route, 1)
-
-
-def test_an_unknown_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="vocab_size"):
-        count_parameters(toy(vocab_size=None))
 
 
 class TestDenseFamilies:

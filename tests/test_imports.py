@@ -14,8 +14,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part may import those before it, and those of its own rank that do not import it.
 RANKS = [
-    {"errors", "files", "options", "strict_yaml", "config", "flops", "machine", "plan", "ridge"},
+    {"errors", "files", "options", "strict_yaml", "config", "machine", "ridge"},
     {"models"},
+    {"flops", "plan"},
     {"routes"},
     {"oracle", "data"},
     {"convert"},
@@ -35,9 +36,7 @@ NO_TORCH = {
     "options",
     "strict_yaml",
     "config",
-    "flops",
     "machine",
-    "plan",
     "analysis",
     "report",
     "stages",

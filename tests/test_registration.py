@@ -20,7 +20,8 @@ LOAD = """
 import sys, torch
 print(type(transformers.AutoConfig.from_pretrained(sys.argv[1])).__name__)
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], attn_implementation="eager")
-print(type(model).__name__, model(torch.arange(5)[None]).logits.double().sum().item())
+base = transformers.AutoModel.from_pretrained(sys.argv[1], attn_implementation="eager")
+print(type(base).__name__, type(model).__name__, model(torch.arange(5)[None]).logits.double().sum().item())
 """
 
 
@@ -36,7 +37,7 @@ def test_a_fresh_process_loads_a_saved_duo(saved, imports):
     code = [sys.executable, "-c", imports + LOAD, str(saved)]
     run = subprocess.run(code, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-1000:]
-    config, model, total = run.stdout.split()
-    assert (config, model) == ("DuoConfig", "DuoForCausalLM")
+    *classes, total = run.stdout.split()
+    assert classes == ["DuoConfig", "DuoModel", "DuoForCausalLM"]
     expected = tiny_model()(torch.arange(5)[None]).logits.double().sum().item()
     assert float(total) == pytest.approx(expected, abs=1e-4)

@@ -416,7 +416,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        key, message = _explain(error)
+        key, message = explain(error)
         overridden = [name for name in overrides if f"{key}.".startswith(f"{name}.")]
         place = f"--{overridden[0]}" if overridden else ": ".join(filter(None, (str(path or ""), key)))
         raise UserError(f"{place}: {message}" if place else message) from None
@@ -477,7 +477,7 @@ def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     values[keys[-1]] = value
 
 
-def _explain(error: ValidationError) -> tuple[str, str]:
+def explain(error: ValidationError) -> tuple[str, str]:
     """Return the key and one line for the first problem of a ValidationError."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]

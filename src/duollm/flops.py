@@ -1,39 +1,16 @@
-"""Parameters, FLOPs and bytes of the duo model, counted in plain integers.
+"""Parameters, FLOPs and bytes of a duo model, counted from its configuration.
 
 A matrix product [m, k] x [k, n] counts 2mkn FLOPs; element-wise work (norms, softmax, rotary, biases) is
 not counted. Attention is causal: a token attends to itself and to those before it, up to its layer's window.
 """
-# ruff: noqa: D102
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple
 
+from duollm.models.configuration_duo import DuoConfig
 
-class ModelSizes(Protocol):
-    """What is counted: `duollm.config.ModelConfig`, `DuoConfig`, or anything with these numbers.
-
-    Where a model also has `DuoConfig`'s fields on heads, norms, positions, biases, windows and the kind of
-    FFN, they count too; else those of a plain Llama are assumed.
-    """
-
-    @property
-    def vocab_size(self) -> int | None: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def num_hidden_layers(self) -> int: ...
-    @property
-    def num_attention_heads(self) -> int: ...
-    @property
-    def num_key_value_heads(self) -> int | None: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
-    def small_intermediate_size(self) -> int: ...
-    @property
-    def skip_scope(self) -> str: ...
-    @property
-    def tie_word_embeddings(self) -> bool: ...
+Route = Sequence[int] | int
+"""A branch value for every layer, or a number of big layers, the others small."""
 
 
 class Parameters(NamedTuple):
@@ -61,7 +38,7 @@ class ByBranch(NamedTuple):
 
 
 class SearchCost(NamedTuple):
-    """Work of trying every small/big route of one sequence: times each part is evaluated, and FLOPs."""
+    """Work of a search for one sequence: times each part is evaluated, and FLOPs."""
 
     attention: int
     small: int
@@ -70,92 +47,85 @@ class SearchCost(NamedTuple):
     flops: int
 
 
-def count_parameters(model: ModelSizes) -> Parameters:
+def count_parameters(config: DuoConfig) -> Parameters:
     """Count the parameters of the whole model by part."""
-    layers, hidden = model.num_hidden_layers, model.hidden_size
-    embedding = _vocab_size(model) * hidden
-    ffn, biases = ffn_parameters(model), _ffn_biases(model)
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    entries, ffn, biases = layer_parameters(config), ffn_parameters(config), _ffn_biases(config)
+    positions = config.max_position_embeddings + 2 if config.positions == "learned" else 0  # two more, as in OPT
+    norms = (2 * layers + 1) * hidden * (2 if config.norm == "layer" else 1)
     return Parameters(
-        embedding=embedding + _position_table(model),
-        attention=layers * (_query_and_output(model) + _key_and_value(model) + _attention_biases(model)),
+        embedding=(config.vocab_size + positions) * hidden,
+        attention=layers * (entries.big - ffn.big + _attention_biases(config)),
         big=layers * (ffn.big + biases.big),
         small=layers * (ffn.small + biases.small),
-        norms=(2 * layers + 1) * hidden * (2 if _option(model, "norm", "rms") == "layer" else 1)
-        + (2 * layers * _head_size(model) if _option(model, "qk_norm", False) else 0),
-        head=0 if model.tie_word_embeddings else embedding,
+        norms=norms + (2 * layers * config.attention_shape[2] if config.qk_norm else 0),
+        head=0 if config.tie_word_embeddings else config.vocab_size * hidden,
     )
 
 
-def ffn_parameters(model: ModelSizes) -> ByBranch:
+def ffn_parameters(config: DuoConfig) -> ByBranch:
     """Count the matrix entries of one layer's FFN by branch: gate (if it is gated), up and down."""
-    per_neuron = (3 if _option(model, "gated_ffn", True) else 2) * model.hidden_size
-    return ByBranch(0, per_neuron * model.small_intermediate_size, per_neuron * model.intermediate_size)
+    per_neuron = (3 if config.gated_ffn else 2) * config.hidden_size
+    return ByBranch(0, per_neuron * config.small_intermediate_size, per_neuron * config.intermediate_size)
 
 
-def layer_parameters(model: ModelSizes) -> ByBranch:
+def layer_parameters(config: DuoConfig) -> ByBranch:
     """Count the matrix entries of one layer that a token meets by branch, attention included.
 
     A layer skipped with `skip_scope="layer"` still computes the token's keys and values.
     """
-    attention = _query_and_output(model) + _key_and_value(model)
-    ffn = ffn_parameters(model)
-    skip = _key_and_value(model) if model.skip_scope == "layer" else attention
+    queries, keys_and_values = _attention_widths(config)
+    attention, ffn = config.hidden_size * (2 * queries + keys_and_values), ffn_parameters(config)
+    skip = config.hidden_size * keys_and_values if config.skip_scope == "layer" else attention
     return ByBranch(skip, attention + ffn.small, attention + ffn.big)
 
 
-def layer_flops(model: ModelSizes, context_length: int) -> ByBranch:
+def layer_flops(config: DuoConfig, context_length: int) -> ByBranch:
     """Count the forward FLOPs of one layer for one token by branch, attention included.
 
     `context_length` is the number of positions that the token attends to, itself included: those in the
     layer's window if it has one.
     """
-    queries_times_keys = weights_times_values = 2 * model.num_attention_heads * _head_size(model) * context_length
-    scores = queries_times_keys + weights_times_values
-    skip, small, big = (2 * entries for entries in layer_parameters(model))
-    return ByBranch(skip if model.skip_scope == "layer" else skip + scores, small + scores, big + scores)
+    scores = 2 * 2 * _attention_widths(config)[0] * context_length  # queries times keys, weights times values
+    skip, small, big = (2 * entries for entries in layer_parameters(config))
+    return ByBranch(skip if config.skip_scope == "layer" else skip + scores, small + scores, big + scores)
 
 
-def head_flops(model: ModelSizes) -> int:
+def head_flops(config: DuoConfig) -> int:
     """Count the forward FLOPs of the output head for one token."""
-    return 2 * model.hidden_size * _vocab_size(model)
+    return 2 * config.hidden_size * config.vocab_size
 
 
-def token_flops(model: ModelSizes, route: Sequence[int] | int, context_length: int) -> int:
+def token_flops(config: DuoConfig, route: Route, context_length: int) -> int:
     """Count the forward FLOPs of one token under a route, without the output head (`head_flops`).
-
-    `route` is a branch value for every layer, or a number of big layers, the others small.
 
     Raises:
         ValueError: the route does not fit the model's number of layers.
     """
-    seen = (context_length if window is None else min(window, context_length) for window in _windows(model))
-    route = _as_route(model, route)
-    return sum(layer_flops(model, length)[branch] for branch, length in zip(route, seen, strict=True))
+    seen = (min(window or context_length, context_length) for window in config.windows)
+    route = _as_route(config, route)
+    return sum(layer_flops(config, length)[branch] for branch, length in zip(route, seen, strict=True))
 
 
-def sequence_flops(model: ModelSizes, route: Sequence[int] | int, sequence_length: int) -> int:
+def sequence_flops(config: DuoConfig, route: Route, sequence_length: int) -> int:
     """Count the forward FLOPs of a causal sequence whose tokens all take one route, output head included."""
-    layers, route = _flops_over_sequence(model, sequence_length), _as_route(model, route)
-    in_layers = sum(layer[branch] for branch, layer in zip(route, layers, strict=True))
-    return in_layers + sequence_length * head_flops(model)
+    pairs = zip(_as_route(config, route), _flops_over_sequence(config, sequence_length), strict=True)
+    return sum(layer[branch] for branch, layer in pairs) + sequence_length * head_flops(config)
 
 
-def mean_token_flops(model: ModelSizes, branch_shares: Sequence[float], sequence_length: int) -> float:
+def mean_token_flops(config: DuoConfig, branch_shares: Sequence[float], sequence_length: int) -> float:
     """Count a token's mean forward FLOPs in a causal sequence, output head included.
 
     `branch_shares` are the shares of tokens that take (skip, small, big) at every layer.
     """
-    layers = _flops_over_sequence(model, sequence_length)
+    layers = _flops_over_sequence(config, sequence_length)
     in_layers = sum(share * flops for layer in layers for share, flops in zip(branch_shares, layer, strict=True))
-    return in_layers / sequence_length + head_flops(model)
+    return in_layers / sequence_length + head_flops(config)
 
 
-def training_flops(model: ModelSizes, branch_shares: Sequence[float], sequence_length: int, tokens: int) -> int:
-    """Count the FLOPs of training on `tokens` tokens: the forward, and twice that for the gradients.
-
-    `branch_shares` are the shares of tokens that take (skip, small, big) at every layer.
-    """
-    return round(3 * mean_token_flops(model, branch_shares, sequence_length) * tokens)
+def training_flops(config: DuoConfig, branch_shares: Sequence[float], sequence_length: int, tokens: int) -> int:
+    """Count the FLOPs of training on `tokens` tokens: the forward, and twice that for the gradients."""
+    return round(3 * mean_token_flops(config, branch_shares, sequence_length) * tokens)
 
 
 def training_steps(tokens: int, batch_size: int, sequence_length: int) -> int:
@@ -163,112 +133,79 @@ def training_steps(tokens: int, batch_size: int, sequence_length: int) -> int:
     return max(1, round(tokens / (batch_size * sequence_length)))
 
 
-def route_bytes(model: ModelSizes, route: Sequence[int] | int, bytes_per_parameter: int) -> int:
+def route_bytes(config: DuoConfig, route: Route, bytes_per_parameter: int) -> int:
     """Count the bytes of weights that one token's forward pass reads under a route.
 
     One row of the embedding (and of learned positions), all norms and biases of the route, and the whole
     output head, tied or not.
     """
-    entries, biases = layer_parameters(model), _ffn_biases(model)
-    layers = sum(entries[branch] + biases[branch] + _attention_biases(model) for branch in _as_route(model, route))
-    rows = model.hidden_size * (2 if _position_table(model) else 1)
-    head = model.hidden_size * _vocab_size(model)
-    return bytes_per_parameter * (rows + layers + count_parameters(model).norms + head)
+    entries, biases = layer_parameters(config), _ffn_biases(config)
+    layers = sum(entries[branch] + biases[branch] + _attention_biases(config) for branch in _as_route(config, route))
+    rows = config.hidden_size * (2 if config.positions == "learned" else 1)
+    head = config.hidden_size * config.vocab_size
+    return bytes_per_parameter * (rows + layers + count_parameters(config).norms + head)
 
 
-def naive_search(model: ModelSizes, sequence_length: int) -> SearchCost:
-    """Count the search of every small/big route of a sequence with one forward pass per route."""
-    layers, routes = model.num_hidden_layers, 2**model.num_hidden_layers
-    both = sum(layer.small + layer.big for layer in _flops_over_sequence(model, sequence_length))
-    ffns = layers * routes // 2
-    heads = routes * sequence_length * head_flops(model)
-    return SearchCost(layers * routes, ffns, ffns, routes, routes // 2 * both + heads)
+def naive_search(config: DuoConfig, sequence_length: int, branches: Sequence[int] = (1, 2)) -> SearchCost:
+    """Count the search of every route of a sequence with one forward pass per route."""
+    layers, routes = config.num_hidden_layers, len(branches) ** config.num_hidden_layers
+    every_branch = sum(layer[branch] for layer in _flops_over_sequence(config, sequence_length) for branch in branches)
+    ffns = dict.fromkeys(branches, layers * routes // len(branches))
+    flops = routes // len(branches) * every_branch + routes * sequence_length * head_flops(config)
+    return SearchCost(layers * routes, ffns.get(1, 0), ffns.get(2, 0), routes, flops)
 
 
-def shared_search(model: ModelSizes, sequence_length: int) -> SearchCost:
-    """Count the same search with every prefix of a route evaluated once: 2^l prefixes enter layer l."""
-    routes = 2**model.num_hidden_layers
-    prefixes = routes - 1
-    small_ffn = 2 * sequence_length * ffn_parameters(model).small
-    layers = enumerate(_flops_over_sequence(model, sequence_length))
-    attention_and_both_ffns = sum(2**depth * (layer.big + small_ffn) for depth, layer in layers)
-    heads = routes * sequence_length * head_flops(model)
-    return SearchCost(prefixes, prefixes, prefixes, routes, attention_and_both_ffns + heads)
+def shared_search(
+    config: DuoConfig, sequence_length: int, branches: Sequence[int] = (1, 2), width: int | None = None
+) -> SearchCost:
+    """Count the same search with every prefix of a route evaluated once.
+
+    As many prefixes enter a layer as there are routes through the layers before, or, in a beam, at most `width`.
+    """
+    entering = [len(branches) ** depth for depth in range(config.num_hidden_layers)]
+    entering = [min(prefixes, width or prefixes) for prefixes in entering]
+    ffn, layers = ffn_parameters(config), _flops_over_sequence(config, sequence_length)
+    other_ffns = 2 * sequence_length * (sum(ffn[branch] for branch in branches) - ffn.big)
+    in_layers = sum(number * (layer.big + other_ffns) for number, layer in zip(entering, layers, strict=True))
+    routes, ffns = len(branches) * entering[-1], dict.fromkeys(branches, sum(entering))
+    flops = in_layers + routes * sequence_length * head_flops(config)
+    return SearchCost(sum(entering), ffns.get(1, 0), ffns.get(2, 0), routes, flops)
 
 
-def _flops_over_sequence(model: ModelSizes, sequence_length: int) -> list[ByBranch]:
+def _flops_over_sequence(config: DuoConfig, sequence_length: int) -> list[ByBranch]:
     """Sum `layer_flops` over a sequence's tokens, for each layer."""
-    alone, with_one = layer_flops(model, 0), layer_flops(model, 1)
-
-    def layer(window: int | None) -> ByBranch:
+    alone, with_one = layer_flops(config, 0), layer_flops(config, 1)
+    sums = []
+    for window in config.windows:
         full = min(window or sequence_length, sequence_length)  # from there on a token sees as many positions
         seen = full * (full + 1) // 2 + (sequence_length - full) * full
         pairs = zip(alone, with_one, strict=True)
-        return ByBranch(*(sequence_length * fixed + seen * (one - fixed) for fixed, one in pairs))
+        sums.append(ByBranch(*(sequence_length * fixed + seen * (one - fixed) for fixed, one in pairs)))
+    return sums
 
-    return [layer(window) for window in _windows(model)]
 
-
-def _as_route(model: ModelSizes, route: Sequence[int] | int) -> Sequence[int]:
-    layers = model.num_hidden_layers
-    if isinstance(route, int):
-        if not 0 <= route <= layers:
-            raise ValueError(f"a model of {layers} layers has 0 .. {layers} big layers, got {route}")
+def _as_route(config: DuoConfig, route: Route) -> Sequence[int]:
+    layers = config.num_hidden_layers
+    if isinstance(route, int) and 0 <= route <= layers:
         return [2] * route + [1] * (layers - route)
-    if len(route) != layers:
-        raise ValueError(f"a route of this model has {layers} layers, got {len(route)}")
+    if isinstance(route, int) or len(route) != layers:
+        raise ValueError(f"a model of {layers} layers needs a branch for each or 0 .. {layers} big layers, got {route}")
     return route
 
 
-def _query_and_output(model: ModelSizes) -> int:
-    return 2 * model.hidden_size * model.num_attention_heads * _head_size(model)
+def _attention_widths(config: DuoConfig) -> tuple[int, int]:
+    """Numbers that make up a token's queries, and its keys and values together."""
+    heads, key_value_heads, width = config.attention_shape
+    return heads * width, 2 * key_value_heads * width
 
 
-def _key_and_value(model: ModelSizes) -> int:
-    heads = model.num_key_value_heads or model.num_attention_heads
-    return 2 * model.hidden_size * heads * _head_size(model)
+def _attention_biases(config: DuoConfig) -> int:
+    on_inputs = sum(_attention_widths(config)) if config.attention_bias or config.qkv_bias else 0
+    return on_inputs + (config.hidden_size if config.attention_bias else 0)
 
 
-def _head_size(model: ModelSizes) -> int:
-    """Width of one attention head; converted checkpoints may set it apart from hidden_size / heads."""
-    return int(_option(model, "head_dim", None) or model.hidden_size // model.num_attention_heads)
-
-
-def _attention_biases(model: ModelSizes) -> int:
-    on_output: bool = _option(model, "attention_bias", False)
-    if not (on_output or _option(model, "qkv_bias", False)):
-        return 0
-    heads = model.num_attention_heads + 2 * (model.num_key_value_heads or model.num_attention_heads)
-    return heads * _head_size(model) + (model.hidden_size if on_output else 0)
-
-
-def _ffn_biases(model: ModelSizes) -> ByBranch:
-    if not _option(model, "mlp_bias", False):
+def _ffn_biases(config: DuoConfig) -> ByBranch:
+    if not config.mlp_bias:
         return ByBranch(0, 0, 0)
-    per_neuron, hidden = 2 if _option(model, "gated_ffn", True) else 1, model.hidden_size
-    small, big = model.small_intermediate_size, model.intermediate_size
-    return ByBranch(0, per_neuron * small + hidden, per_neuron * big + hidden)
-
-
-def _position_table(model: ModelSizes) -> int:
-    """Entries of a table of learned positions; two more than positions, as in OPT."""
-    if _option(model, "positions", "rotary") != "learned":
-        return 0
-    return (int(_option(model, "max_position_embeddings", 0)) + 2) * model.hidden_size
-
-
-def _windows(model: ModelSizes) -> Sequence[int | None]:
-    """Per layer to how many positions a token attends at most; None: all."""
-    unlimited = [None] * model.num_hidden_layers
-    return cast(Sequence[int | None], _option(model, "windows", unlimited))
-
-
-def _option(model: ModelSizes, name: str, default: Any) -> Any:
-    """A field that only `DuoConfig` has; the default is Llama's."""
-    return getattr(model, name, default)
-
-
-def _vocab_size(model: ModelSizes) -> int:
-    if model.vocab_size is None:
-        raise ValueError("vocab_size is not known yet; set it before counting")
-    return model.vocab_size
+    per_neuron, widths = 2 if config.gated_ffn else 1, (config.small_intermediate_size, config.intermediate_size)
+    return ByBranch(0, *(per_neuron * width + config.hidden_size for width in widths))

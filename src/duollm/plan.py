@@ -1,125 +1,85 @@
 """What a recipe will take: parameters, FLOPs, memory, steps, routes; without building the model."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from duollm.config import ModelConfig, Recipe
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from duollm.config import Recipe
 from duollm.errors import UserError
-from duollm.flops import (
-    Parameters,
-    SearchCost,
-    count_parameters,
-    naive_search,
-    sequence_flops,
-    shared_search,
-    training_flops,
-    training_steps,
-)
+from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
+from duollm.models.families import duo_config
 
-Row = tuple[str, int, str, str]  # name, number, unit, remark
-
-FLOAT32 = 4
-BFLOAT16 = 2
+FLOAT32, BFLOAT16 = 4, 2  # bytes
+BEAM_WIDTH = 64  # that of the beam search unless it is told another
 
 
-class TrainingMemory(NamedTuple):
-    """Bytes on one device while training: master weights stay float32 whatever the precision."""
+class Row(NamedTuple):
+    """One number of a plan."""
 
-    weights: int
-    gradients: int
-    moments: int
-    """AdamW's two moments."""
-    activations: int
-    """Kept for the backward pass; an estimate: fused attention, every layer kept."""
-    logits: int
-    """Logits in the compute precision, their float32 log-probabilities, and the gradient of those."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(self)
+    table: str
+    label: str
+    value: int
+    unit: str = ""
+    remark: str = ""
 
 
-@dataclass(frozen=True)
-class Training:
-    """Stage 1 in numbers."""
-
-    steps: int
-    flops: int
-    memory: TrainingMemory
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe in numbers.
-
-    `token_flops` are forward FLOPs per token, mean over a sequence, output head included, by route.
-    `training` is None when the recipe names a trained model. `windows` is how many sequences the
-    oracle searches at most, over all domains; the costs are for all of them.
-    """
-
-    recipe: Recipe
-    parameters: Parameters
-    token_flops: dict[str, int]
-    training: Training | None
-    router_steps: int
-    windows: int
-    naive: SearchCost
-    shared: SearchCost
-
-
-def plan(recipe: Recipe) -> Plan:
-    """Count what `recipe` will take.
+def plan(recipe: Recipe) -> list[Row]:
+    """Count what `recipe` will take, table by table.
 
     Raises:
-        UserError: the vocabulary size cannot be known without loading a tokenizer, or the recipe's
-            model folder is not a duo model.
+        UserError: the configuration of the recipe's model is not there, or is no duo's and of no known family.
     """
-    model = _sizes(recipe)
-    length = recipe.data.sequence_length
-    layers = model.num_hidden_layers
+    config, length = planned_config(recipe), recipe.data.sequence_length
+    parts, layers = count_parameters(config), config.num_hidden_layers
+    rows = [Row("parameters", name, each, "", f"{each / parts.total:.1%}") for name, each in parts._asdict().items()]
+    rows += [Row("parameters", "total", parts.total)]
     budgets = {"all small": 0, f"{layers // 2} of {layers} big": layers // 2, "all big": layers}
-    windows = len(recipe.data.domains) * recipe.oracle.documents * recipe.oracle.windows_per_document
-    return Plan(
-        recipe=recipe,
-        parameters=count_parameters(model),
-        token_flops={name: sequence_flops(model, big, length) // length for name, big in budgets.items()},
-        training=None if recipe.model.path or not recipe.pretrain.tokens else _training(recipe, model),
-        router_steps=training_steps(recipe.router.tokens, recipe.router.batch_size, length),
-        windows=windows,
-        naive=_times(naive_search(model, length), windows),
-        shared=_times(shared_search(model, length), windows),
-    )
+    flops = {name: sequence_flops(config, big, length) // length for name, big in budgets.items()}
+    table = f"forward per token, mean over {length} tokens"
+    rows += [
+        Row(table, name, each, "FLOP", f"{each / flops['all big']:.2f} of all big") for name, each in flops.items()
+    ]
+    if not recipe.model.path and recipe.pretrain.tokens:
+        rows += [*_training(recipe, config), *_training_memory(recipe, config)]
+    return [*rows, *_oracle(recipe, config), *_routers(recipe)]
 
 
-def training_memory(recipe: Recipe, model: ModelConfig) -> TrainingMemory:
-    """Estimate the bytes that stage 1 needs on one device, without sharding.
+def planned_config(recipe: Recipe) -> DuoConfig:
+    """Return the configuration of the recipe's model: a saved duo's, a dense checkpoint's, or of the sizes given.
 
-    Precision "auto" counts as float32, the larger.
+    Nothing is downloaded: a dense checkpoint on the hub has the sizes that the recipe gives.
     """
-    compute = BFLOAT16 if recipe.pretrain.precision == "bf16" else FLOAT32
-    parameters = count_parameters(model)
-    tokens = recipe.pretrain.batch_size // recipe.pretrain.accumulate * recipe.data.sequence_length
-    per_layer = _activation_bytes_per_layer(model, recipe.pretrain.branch_shares, compute)
-    return TrainingMemory(
-        weights=FLOAT32 * parameters.total,
-        gradients=FLOAT32 * parameters.total,
-        moments=2 * FLOAT32 * parameters.total,
-        activations=tokens * model.num_hidden_layers * per_layer,
-        logits=tokens * parameters.embedding // model.hidden_size * (compute + 2 * FLOAT32),
-    )
+    model, data = recipe.model, recipe.data
+    folder = model.path or (model.dense if model.dense and Path(model.dense).is_dir() else None)
+    given = f"model.{'path' if model.path else 'dense'}: {folder}" if folder else "model"
+    vocab_size = model.vocab_size or (None if data.tokenizer or model.dense else data.vocab_size)
+    if folder and not Path(folder, "config.json").is_file():
+        raise UserError(f"{given} holds no readable config.json; give a model folder")
+    if not (folder or vocab_size):
+        raise UserError(f"plan loads nothing: add --model.vocab_size N, that of {data.tokenizer or model.dense}")
+    try:
+        if model.path:
+            return DuoConfig.from_json_file(Path(model.path, "config.json"))
+        if folder:
+            return duo_config(AutoConfig.from_pretrained(folder), model.small_intermediate_size, model.skip_scope)
+        return DuoConfig(**model.model_dump(exclude={"path", "dense"}) | {"vocab_size": vocab_size})
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise UserError(f"{given}: {' '.join(str(error).split())}") from None
 
 
-def render(planned: Plan) -> str:
-    """Lay the plan out as a table for people."""
+def render(rows: Sequence[Row]) -> str:
+    """Lay the plan out as tables for people."""
     lines = []
-    for heading, rows in _tables(planned):
-        lines += ["", heading]
-        lines += [f"  {name:<22}{si(number, unit):>14}   {remark}".rstrip() for name, number, unit, remark in rows]
+    for table, of_table in groupby(rows, lambda row: row.table):
+        lines += ["", table]
+        lines += [f"  {row.label:<22}{si(row.value, row.unit):>14}   {row.remark}".rstrip() for row in of_table]
     return "\n".join(lines[1:])
 
 
@@ -134,150 +94,66 @@ def si(number: int, unit: str = "") -> str:
     return f"{digits} {prefixes[0]}{unit}"
 
 
-def _tables(planned: Plan) -> Iterator[tuple[str, list[Row]]]:
-    recipe = planned.recipe
-    parts = planned.parameters
-    yield (
-        f"{recipe.name}: parameters",
-        [
-            *((name, number, "", f"{number / parts.total:.1%}") for name, number in parts._asdict().items()),
-            ("total", parts.total, "", ""),
-        ],
-    )
-    yield (
-        f"forward per token, mean over {recipe.data.sequence_length} tokens",
-        [
-            (name, flops, "FLOP", f"{flops / planned.token_flops['all big']:.2f} of all big")
-            for name, flops in planned.token_flops.items()
-        ],
-    )
-    if planned.training:
-        yield from _training_tables(recipe, planned.training)
-    yield _oracle_table(planned)
-    kinds, budgets = recipe.router.kinds, recipe.router.big_layers
-    for_all = si(recipe.router.tokens_for_all)
-    each = f"for one budget, of {recipe.router.batch_size} sequences; {for_all} tokens, once, for all budgets"
-    yield (
-        "routers",
-        [
-            ("routers", len(kinds) * len(budgets), "", f"{', '.join(kinds)} at budgets {budgets}"),
-            ("steps", planned.router_steps, "", each),
-        ],
-    )
+def _training(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
+    pretrain, length = recipe.pretrain, recipe.data.sequence_length
+    of_each = f"of {pretrain.batch_size} sequences, {si(pretrain.batch_size * length)} tokens"
+    flops = training_flops(config, pretrain.branch_shares, length, pretrain.tokens)
+    yield Row("training", "tokens", pretrain.tokens)
+    yield Row("training", "steps", training_steps(pretrain.tokens, pretrain.batch_size, length), "", of_each)
+    yield Row("training", "compute", flops, "FLOP", "three times the forward pass")
 
 
-def _training_tables(recipe: Recipe, training: Training) -> Iterator[tuple[str, list[Row]]]:
-    pretrain = recipe.pretrain
-    step_tokens = pretrain.batch_size * recipe.data.sequence_length
-    yield (
-        "training",
-        [
-            ("tokens", pretrain.tokens, "", ""),
-            ("steps", training.steps, "", f"of {pretrain.batch_size} sequences, {si(step_tokens)} tokens"),
-            ("compute", training.flops, "FLOP", "three times the forward pass"),
-        ],
-    )
-    micro_batch = pretrain.batch_size // pretrain.accumulate
+def _training_memory(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
+    """Bytes on one device; master weights stay float32 whatever the precision, and "auto" counts as the larger."""
+    pretrain, weights = recipe.pretrain, FLOAT32 * count_parameters(config).total
+    compute = BFLOAT16 if pretrain.precision == "bf16" else FLOAT32
     precision = "fp32 (auto: the larger)" if pretrain.precision == "auto" else pretrain.precision
-    remarks = {
-        "activations": f"estimate: {micro_batch} sequences in {precision}, fused attention",
-        "logits": f"{micro_batch} sequences",
-    }
-    yield (
-        "training memory on one device, not sharded",
-        [
-            *((name, number, "B", remarks.get(name, "")) for name, number in training.memory._asdict().items()),
-            ("total", training.memory.total, "B", ""),
-        ],
-    )
+    sequences = pretrain.batch_size // pretrain.accumulate
+    tokens = sequences * recipe.data.sequence_length
+    layers = config.num_hidden_layers * _activation_bytes(config, pretrain.branch_shares, compute)
+    # Logits in the compute precision, their float32 log-probabilities, and the gradient of those.
+    logits = config.vocab_size * (compute + 2 * FLOAT32)
+    sizes = {"weights": weights, "gradients": weights, "moments": 2 * weights}
+    sizes |= {"activations": tokens * layers, "logits": tokens * logits}
+    remarks = {"activations": f"estimate: {sequences} sequences in {precision}, fused attention"}
+    remarks |= {"moments": "AdamW's two", "logits": f"{sequences} sequences"}
+    for name, size in [*sizes.items(), ("total", sum(sizes.values()))]:
+        yield Row("training memory on one device, not sharded", name, size, "B", remarks.get(name, ""))
 
 
-def _oracle_table(planned: Plan) -> tuple[str, list[Row]]:
-    naive, shared, windows = planned.naive, planned.shared, planned.windows
-    sharing = Decimal(naive.flops) / shared.flops
-    tokens = windows * planned.recipe.data.sequence_length
-    search = planned.recipe.oracle.search
-    other = "" if search == "exact" else f" ({search} tries a part of them)"
-    return (
-        f"oracle, every small/big route{other}",
-        [
-            ("routes", naive.head // windows, "", "per token"),
-            ("tokens", tokens, "", f"in {windows:,} windows"),
-            ("layers, shared prefixes", shared.attention // windows, "", "evaluations of a layer per token"),
-            ("layers, route by route", naive.attention // windows, "", "evaluations of a layer per token"),
-            ("compute, shared prefixes", shared.flops, "FLOP", f"{sharing:.1f} times less"),
-            ("compute, route by route", naive.flops, "FLOP", ""),
-        ],
-    )
-
-
-def _training(recipe: Recipe, model: ModelConfig) -> Training:
-    settings, length = recipe.pretrain, recipe.data.sequence_length
-    return Training(
-        steps=training_steps(settings.tokens, settings.batch_size, length),
-        flops=training_flops(model, settings.branch_shares, length, settings.tokens),
-        memory=training_memory(recipe, model),
-    )
-
-
-def _times(cost: SearchCost, windows: int) -> SearchCost:
-    return SearchCost(*(number * windows for number in cost))
-
-
-def _activation_bytes_per_layer(model: ModelConfig, shares: tuple[float, float, float], compute: int) -> int:
+def _activation_bytes(config: DuoConfig, shares: tuple[float, float, float], compute: int) -> int:
     """Bytes per token that autograd keeps for one layer's backward pass."""
-    hidden = model.hidden_size
-    keys_and_values = 2 * model.num_key_value_heads * hidden // model.num_attention_heads
-    norms = 2 * (2 * FLOAT32 + compute) * hidden  # input and normalised in float32, output
-    attention = compute * (2 * hidden + keys_and_values)  # queries, keys, values, mixed values
-    inner = round(shares[1] * model.small_intermediate_size + shares[2] * model.intermediate_size)
-    ffn = compute * (hidden + 4 * inner)  # input; gate, its activation, up, their product
-    return norms + attention + ffn
+    hidden, (heads, key_value_heads, width) = config.hidden_size, config.attention_shape
+    norm = (1 if config.norm == "layer" else 2) * FLOAT32 + compute  # input, normalised if RMS, in float32; output
+    attention = compute * 2 * (heads + key_value_heads) * width  # queries, keys, values, mixed values
+    head_norms = norm * (heads + key_value_heads) * width if config.qk_norm else 0
+    inner = round(shares[1] * config.small_intermediate_size + shares[2] * config.intermediate_size)
+    ffn = compute * (hidden + (4 if config.gated_ffn else 2) * inner)  # input; gate, its activation, up, their product
+    return 2 * norm * hidden + attention + head_norms + ffn
 
 
-def _sizes(recipe: Recipe) -> ModelConfig:
-    """Return the model's sizes with the vocabulary filled in."""
-    model, data = recipe.model, recipe.data
-    if model.path:
-        return _sizes_of_folder(Path(model.path))
-    if model.dense:
-        return _sizes_of_dense(model, Path(model.dense))
-    if model.vocab_size is None and data.tokenizer is not None:
-        raise UserError(
-            f"plan does not load tokenizers: add --model.vocab_size N, the vocabulary size of {data.tokenizer}"
-        )
-    return model.model_copy(update={"vocab_size": model.vocab_size or data.vocab_size})
+def _oracle(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
+    oracle, length = recipe.oracle, recipe.data.sequence_length
+    windows = len(recipe.data.domains) * oracle.documents * oracle.windows_per_document
+    branches = [Branch[branch.upper()] for branch in oracle.branches]
+    naive = naive_search(config, length, branches)
+    table = f"oracle, {oracle.search} search of the routes of {'/'.join(oracle.branches)}, in one context"
+    yield Row(table, "routes", naive.head, "", "per token")
+    yield Row(table, "tokens", windows * length, "", f"in {windows:,} windows")
+    if oracle.search in ("exact", "beam"):
+        width = BEAM_WIDTH if oracle.search == "beam" else None
+        search, how = shared_search(config, length, branches, width), f"beam of {width}" if width else "shared prefixes"
+        less = f"{Decimal(naive.flops) / search.flops:.2g} times less"
+        yield Row(table, f"layers, {how}", search.attention, "", "evaluations of a layer per token")
+        yield Row(table, f"compute, {how}", windows * search.flops, "FLOP", less)
+    yield Row(table, "layers, route by route", naive.attention, "", "evaluations of a layer per token")
+    yield Row(table, "compute, route by route", windows * naive.flops, "FLOP")
 
 
-def _sizes_of_dense(model: ModelConfig, folder: Path) -> ModelConfig:
-    """The checkpoint's sizes if it is a folder; plan asks no hub, so for an id those of the recipe."""
-    if not folder.is_dir():
-        if model.vocab_size is None:
-            raise UserError(f"plan does not download {folder}: give its folder, or its sizes under model")
-        return model
-    saved = _read_config(folder, "model.dense")
-    sizes = {name: saved[name] for name in ModelConfig.model_fields if saved.get(name) is not None}
-    return ModelConfig(
-        **{
-            "intermediate_size": saved.get("ffn_dim"),  # OPT's name of it
-            "num_key_value_heads": saved["num_attention_heads"],
-            **sizes,
-            "small_intermediate_size": model.small_intermediate_size,
-            "skip_scope": model.skip_scope,
-        }
-    )
-
-
-def _read_config(folder: Path, key: str) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{key}: {folder} holds no readable config.json; give a model folder") from None
-    return saved
-
-
-def _sizes_of_folder(folder: Path) -> ModelConfig:
-    saved = _read_config(folder, "model.path")
-    if saved.get("model_type") != "duo":
-        raise UserError(f"model.path: {folder} is a {saved.get('model_type')!r} model, not 'duo'; convert it first")
-    return ModelConfig(**{name: saved[name] for name in ModelConfig.model_fields if name in saved})
+def _routers(recipe: Recipe) -> Iterator[Row]:
+    router = recipe.router
+    trained = f"{', '.join(router.kinds)} at budgets {router.big_layers}"
+    yield Row("routers", "routers", len(router.kinds) * len(router.big_layers), "", trained)
+    steps = training_steps(router.tokens, router.batch_size, recipe.data.sequence_length)
+    for_all = f"{si(router.tokens_for_all)} tokens, once, for all budgets"
+    yield Row("routers", "steps", steps, "", f"for one budget, of {router.batch_size} sequences; {for_all}")

@@ -33,6 +33,7 @@ from duollm.routers.registry import check_kinds, router_class, settings_of
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
+from duollm.training.loop import Context
 from duollm.training.pretrain import pretrain
 from duollm.training.world import World, join_world
 
@@ -215,7 +216,7 @@ class Study:
     def _pretrain(self) -> None:
         recipe = self.recipe
         converted = self.run / "converted" if recipe.model.dense else None
-        pretrain(recipe.model, recipe.pretrain, self._data, recipe.seed, self.world, self.run, converted)
+        pretrain(self._context, recipe.model, recipe.pretrain, converted)
 
     def _check_given_model(self) -> None:
         self._check_fits(self._load_model().config, "model.path", str(self._model_folder))
@@ -269,14 +270,13 @@ class Study:
         self.world.wait()
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
-        recipe = self.recipe
-        model, windows = self._load_model(), recipe.compared_text.windows_per_document
-        train_router(model, recipe.router, kind, big_layers, self._data, windows, recipe.seed, self.world, self.run)
+        recipe, model = self.recipe, self._load_model()
+        train_router(self._context, model, recipe.router, kind, big_layers, recipe.compared_text.windows_per_document)
 
     def _measure_ceiling(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data
         branches = parse_branches(recipe.oracle.branches)
-        predictors = train_ceiling(model, recipe.ceiling, branches, data, recipe.seed, self.world, self.run)
+        predictors = train_ceiling(self._context, model, recipe.ceiling, branches)
         if self.world.first:
             big_layers, text = recipe.router.big_layers, self._compared_text
             evaluate_ceiling(model, predictors, big_layers, branches, data, text, recipe.seed, self.run)
@@ -299,6 +299,10 @@ class Study:
             if self.recipe.model.path is None and card.exists():
                 add_results(card, results)
         self.world.wait()
+
+    @property
+    def _context(self) -> Context:
+        return Context(self.run, self._data, self.recipe.seed, self.world)
 
     @property
     def _data(self) -> PackedData:

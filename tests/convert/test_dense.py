@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from duollm.config import ConvertConfig, DataConfig
 from duollm.convert.dense import convert, open_dense
-from duollm.convert.saving import Story, load_model
+from duollm.convert.saving import History, load_model
 from duollm.data.packing import prepare_data
 from duollm.errors import UserError
 from tiny import random_ids
@@ -49,12 +49,12 @@ def test_all_big_is_the_dense_model_and_small_is_something_else(dense, converted
     assert not torch.allclose(duo(ids, routes=[1, 1, 1]).logits, theirs, atol=0.1)
 
 
-def test_the_folder_is_whole_and_tells_its_story(dense, converted):
+def test_the_folder_is_whole_and_tells_its_history(dense, converted):
     folder = converted()
     text = "the cat sat on a mat"
     assert AutoTokenizer.from_pretrained(folder)(text) == AutoTokenizer.from_pretrained(dense)(text)
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 0
-    first, second = Story.read(folder).steps
+    first, second = History.read(folder).steps
     assert first == "Converted from the dense checkpoint tiny-llama, whose FFNs are the big ones"
     assert "trained to imitate them" in second
     assert "640 tokens" in second

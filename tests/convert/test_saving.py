@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
 
-from duollm.convert.saving import Story, load_model, save_model
+from duollm.convert.saving import History, load_model, save_model
 from duollm.errors import UserError
 from duollm.models.modeling_duo import DuoForCausalLM
 from tiny import tiny_model
@@ -53,11 +53,11 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saved(data, tmp_path_factory):
-    story = Story(base_model="Owl-1B", license="apache-2.0").then("Distilled").then("Trained a little", data)
+    history = History(base_model="Owl-1B", license="apache-2.0").then("Distilled").then("Trained a little", data)
     model = tiny_model(vocab_size=data.vocab_size, skip_scope="layer")
     folder = tmp_path_factory.mktemp("saved") / "model"
-    save_model(model, data.tokenizer, folder, story)
-    return folder, story
+    save_model(model, data.tokenizer, folder, history)
+    return folder, history
 
 
 def test_the_card_says_what_was_done_on_what(saved, data):
@@ -74,26 +74,26 @@ def test_the_card_says_what_was_done_on_what(saved, data):
     assert "leaves out the layer's attention" in card.text
 
 
-def test_a_story_goes_on_from_a_saved_model(saved):
-    folder, story = saved
-    assert Story.read(folder) == story
-    assert Story.read(folder).then("More").steps == (*story.steps, "More")
+def test_a_history_goes_on_from_a_saved_model(saved):
+    folder, history = saved
+    assert History.read(folder) == history
+    assert History.read(folder).then("More").steps == (*history.steps, "More")
 
 
 @pytest.mark.parametrize(
     ("card", "told"),
     [
-        (None, Story()),
-        ("# no header", Story()),
-        ("---\nlicense: mit\n---\n# somebody's", Story(license="mit")),
-        ("---\n[: broken\n---\n", Story()),
+        (None, History()),
+        ("# no header", History()),
+        ("---\nlicense: mit\n---\n# somebody's", History(license="mit")),
+        ("---\n[: broken\n---\n", History()),
     ],
     ids=["no card", "no header", "somebody's", "broken"],
 )
 def test_other_cards_tell_what_they_can(tmp_path, card, told):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
-    assert Story.read(tmp_path) == told
+    assert History.read(tmp_path) == told
 
 
 def test_generation_knows_the_tokenizers_special_tokens(saved, data):

@@ -127,8 +127,8 @@ def test_samples_are_the_same_for_any_number_of_windows_at_a_time(monkeypatch):
     with sample_ffns(model, SAMPLE_WT, "fp32") as whole:
         monkeypatch.setattr("duollm.convert.small_ffn._BATCH_TOKENS", 50)
         with sample_ffns(model, SAMPLE_WT, "fp32") as in_parts:
-            torch.testing.assert_close(in_parts.states_LND, whole.states_LND, rtol=0.01, atol=0.01)
-            torch.testing.assert_close(in_parts.weights_LN, whole.weights_LN)
+            torch.testing.assert_close(in_parts[0], whole[0], rtol=0.01, atol=0.01)
+            torch.testing.assert_close(in_parts[1], whole[1])
 
 
 @pytest.mark.parametrize(("windows", "inner"), [(1, 6), (4, 25)], ids=["one-window", "wider-than-big"])

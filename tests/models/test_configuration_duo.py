@@ -1,9 +1,12 @@
 import json
+import re
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from torch import nn
 
 from duollm.models.configuration_duo import DuoConfig
+from tiny import tiny_model
 
 
 def test_heads_default_to_full_attention_of_equal_width():
@@ -24,14 +27,65 @@ def test_a_saved_configuration_loads_equal(tmp_path):
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("num_layers", "num_layers"),
+        ("num_layers", "did you mean 'num_hidden_layers'"),
         ("small_intermediate", "did you mean 'small_intermediate_size'"),
-        ("xyz", "allowed"),
+        ("rms_norm_epsilon", "did you mean 'rms_norm_eps'"),
+        ("n_head", "allowed: attention_bias, "),
+        ("partial_rotary_factor", "allowed: attention_bias, "),
     ],
 )
-def test_unknown_keys_are_refused(key, expected):
+def test_keys_that_would_change_what_is_computed_are_refused(key, expected):
     with pytest.raises(ValueError, match=expected):
         DuoConfig(**{key: 4})
+
+
+OTHERS = {
+    "tokenizer_class": "GPT2Tokenizer",
+    "unsloth_version": "2025.1",
+    "max_length": 20,
+    "torchscript": False,
+    "decoder_start_token_id": 3,
+    "batch_norm_eps": 1.0,
+    "is_causal": False,
+    "n_layer": None,
+    "step": 7,
+    "quantization_config": {"quant_method": "torchao", "quant_type": "int8"},
+}
+
+
+def test_keys_that_tools_write_pass_and_are_written_back(tmp_path):
+    file = tmp_path / "config.json"
+    DuoConfig(num_hidden_layers=2).save_pretrained(tmp_path)
+    file.write_text(json.dumps(json.loads(file.read_text()) | OTHERS))
+    config = DuoConfig.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    assert OTHERS.items() <= json.loads(file.read_text()).items()
+    assert DuoConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_an_attribute_set_on_a_configuration_is_saved_and_loads(tmp_path):
+    config = DuoConfig()
+    config.my_note = {"by": "me"}
+    config.save_pretrained(tmp_path)
+    assert DuoConfig.from_pretrained(tmp_path).my_note == {"by": "me"}
+
+
+def test_fewer_layers_are_the_first_and_more_are_refused(tmp_path):
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    DuoConfig(num_hidden_layers=3, layer_types=kinds, sliding_window=4).save_pretrained(tmp_path)
+    assert DuoConfig.from_pretrained(tmp_path, num_hidden_layers=2).layer_types == kinds[:2]
+    with pytest.raises(ValueError, match="layer_types must be 4 times one of"):
+        DuoConfig.from_pretrained(tmp_path, num_hidden_layers=4)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"qk_norm": True}, {"gated_ffn": False}], ids=str)
+def test_the_plans_name_every_part_that_is_split(sizes):
+    model = tiny_model(**sizes)
+    assert model.supports_tp_plan
+    parts = {re.sub(r"\.\d+\.", ".*.", name) for name, _ in model.named_modules()}
+    linear = {re.sub(r"\.\d+\.", ".*.", name) for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    assert linear <= model.tp_plan.keys() <= parts
+    assert model.pp_plan.keys() == {"lm_head", "model.embed_tokens", "model.layers", "model.norm"}
 
 
 @pytest.mark.parametrize(

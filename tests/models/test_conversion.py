@@ -219,6 +219,89 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"this is a llama model, not a duo; make one with .*from_dense"):
             DuoForCausalLM.from_pretrained(tmp_path)
 
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 5\n", "Git LFS pointer.*git lfs pull"),
+            (b"", "no whole safetensors file"),
+            (b"<!doctype html><html></html>", "no whole safetensors file"),
+            (None, "no whole safetensors file"),
+        ],
+        ids=["pointer", "empty", "html", "half"],
+    )
+    def test_damaged_weights(self, content, expected, tmp_path):
+        saved(tmp_path)
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
+        with pytest.raises(ValueError, match=f"model.safetensors.*{expected}"):
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+
+    @pytest.mark.parametrize(
+        "index",
+        ["{}", "[]", "{", "[" * 10_000, '{"weight_map": []}', '{"weight_map": {"a": "b"}}', '{"metadata": {}}'],
+        ids=lambda text: text[:20],
+    )
+    def test_a_damaged_index(self, index, tmp_path):
+        saved(tmp_path, max_shard_size="4KB")
+        (tmp_path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(ValueError, match=r"index.json is damaged: it must hold a weight_map"):
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+
+    def test_a_missing_shard(self, tmp_path):
+        saved(tmp_path, max_shard_size="4KB")
+        max(tmp_path.glob("model-*.safetensors")).unlink()
+        with pytest.raises(ValueError, match=r"which model.safetensors.index.json names, is missing"):
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_no_numbers(self, value, tmp_path):
+        model = saved(tmp_path)
+        weights = model.state_dict() | {"model.norm.weight": torch.full((16,), value)}
+        save_file({name: weight.clone() for name, weight in weights.items()}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=r"norm.weight holds NaN or infinity"):
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"rms_norm_eps": 1}, "rms_norm_eps.*correct it there"),
+            ({"rms_norm_eps": -1.0}, "rms_norm_eps must not be below 0"),
+            ({"num_attention_heads": 3}, "not a multiple of the number of attention heads|must divide"),
+            ({"num_attention_heads": 0}, "not allowed|at least 1"),
+            ({"hidden_act": "nonsense"}, "hidden_act 'nonsense' is not known; known are gelu"),
+            ({"hidden_act": None}, "hidden_act"),
+            ({"rope_scaling": {"type": "linear"}}, "factor"),
+            ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor"),
+            ({"rope_scaling": {"rope_type": "nonsense"}}, "'nonsense' is not supported"),
+            ({"rope_scaling": "linear"}, "rope_parameters"),
+            ({"rope_theta": -1, "rope_parameters": None}, "rope_theta .* above 0, got -1"),
+            ({"hidden_size": "16"}, "hidden_size"),
+            ({"hidden_size": None}, "without hidden_size"),
+            ({"vocab_size": 10**20}, "vocab_size must be from 1 to"),
+            ({"max_position_embeddings": 0}, "max_position_embeddings must be from 1"),
+            ({"attention_dropout": 7.0}, "attention_dropout"),
+            ({"pad_token_id": 10**6}, "pad_token_id 1000000 is not a token"),
+            ({"dtype": "nonsense"}, "nonsense"),
+            ({"quantization_config": 3}, "not allowed"),
+            ({"model_type": ["llama"]}, "is not supported; supported are llama"),
+        ],
+        ids=str,
+    )
+    def test_values_with_which_there_is_no_model(self, changes, expected, tmp_path):
+        saved(tmp_path)
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        with pytest.raises(ValueError, match=expected) as caught:
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["[]", "3", "null", "{", "", "[" * 10_000, '{"model_type": "llama"}'])
+    def test_a_configuration_that_is_none(self, text, tmp_path):
+        saved(tmp_path)
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"has a config.json (without|that cannot be read).*fetch it again"):
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+
     def test_a_folder_that_is_not_there(self, tmp_path):
         with pytest.raises(ValueError, match=r"nowhere is no folder with a config\.json"):
             DuoForCausalLM.from_dense(tmp_path / "nowhere", small_intermediate_size=6)
@@ -290,3 +373,11 @@ def test_smollm2():
         assert_equal_logits(duo, dense, input_ids=ids)
         assert_equal_logits(duo, dense, input_ids=ids, attention_mask=left_padded(ids))
         assert_equal_logits(duo, duo.to_dense(), input_ids=ids)
+
+
+def test_a_model_that_is_not_causal_stays_so(tmp_path):
+    dense = dense_model(VARIANTS["llama"])
+    dense.config.is_causal = False
+    duo, ids = DuoForCausalLM.from_dense(dense, small_intermediate_size=6), random_ids()
+    assert_equal_logits(duo, dense, input_ids=ids, use_cache=False)
+    assert duo.to_dense().config.is_causal is False

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 from transformers.generation.streamers import BaseStreamer
 
 from duollm.models.branch import Branch
@@ -15,6 +16,7 @@ from tiny import random_ids, tiny_model
 
 NEW = 6
 ROUTE = torch.tensor([Branch.SMALL, Branch.SKIP, Branch.BIG])
+KINDS = ["full_attention", "sliding_attention", "full_attention"]
 SETTINGS = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
 
 
@@ -192,3 +194,89 @@ def test_routes_of_single_tokens_are_refused_because_they_end_with_the_prompt():
     model, ids = tiny_model(), random_ids()
     with pytest.raises(ValueError, match=r"routes of shape \[L\].*give a policy"):
         model.generate(ids, routes=ROUTE.expand(2, 9, 3), **SETTINGS)
+
+
+def decode(model: DuoForCausalLM, ids: Tensor, **settings: object) -> Tensor:
+    return model.generate(ids, **SETTINGS, **settings)
+
+
+# Those that need a GPU or another package are left out, and so is what a version has under two names.
+CACHES = [name for name in ALL_CACHE_IMPLEMENTATIONS if "offloaded" not in name and name != "quantized"]
+
+
+@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("sizes", [{}, {"sliding_window": 4}, {"layer_types": KINDS, "sliding_window": 4}], ids=str)
+def test_every_cache_gives_the_same_text(choose, name, sizes):
+    model, ids = tiny_model(skip_scope="layer", attention="sdpa", **sizes), random_ids()
+    longer, mask = padded(ids, 3)
+    chosen = choose(model)
+    plain = decode(model, longer, attention_mask=mask, use_cache=False, **chosen)
+    assert torch.equal(decode(model, longer, attention_mask=mask, cache_implementation=name, **chosen), plain)
+
+
+def test_a_static_cache_is_compiled_only_for_one_branch_per_layer(monkeypatch):
+    model, ids, calls = tiny_model(attention="sdpa"), random_ids(), []
+    compile_config = CompileConfig(backend="eager", fullgraph=True)
+    compile_config._compile_all_devices = True
+    settings = {"cache_implementation": "static", "compile_config": compile_config}
+    plain, routed = decode(model, ids), decode(model, ids, routes=ROUTE)
+    compiled = model.get_compiled_call
+    monkeypatch.setattr(model, "get_compiled_call", lambda config: calls.append(config) or compiled(config))
+    assert torch.equal(decode(model, ids, routes=ROUTE, **settings), routed)
+    assert calls == []
+    assert torch.equal(decode(model, ids, **settings), plain)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("drafts", ["assistant", "early exit", "prompt lookup"])
+def test_drafts_change_nothing(model, choose, drafts):
+    ids, chosen = random_ids(batch=1), choose(model)
+    assistant = tiny_model(seed=3, num_hidden_layers=2, attention="sdpa")
+    assistant.attach(lambda layer, states, memory: (Branch.SMALL, None))
+    how = {
+        "assistant": {"assistant_model": assistant},
+        "early exit": {"assistant_early_exit": 2},
+        "prompt lookup": {"prompt_lookup_num_tokens": 2, "eos_token_id": 30},
+    }[drafts]
+    plain = {"eos_token_id": 30} if drafts == "prompt lookup" else {}
+    assert torch.equal(decode(model, ids, **how, **chosen), decode(model, ids, **plain, **chosen))
+    assert model.config.num_hidden_layers == 3
+
+
+def test_an_assistant_keeps_its_own_policy():
+    model, ids, taken = tiny_model(attention="sdpa"), random_ids(batch=1), []
+    assistant = tiny_model(seed=3, num_hidden_layers=2, attention="sdpa")
+    assistant.register_forward_hook(lambda module, inputs, output: taken.append(output.routes.unique().tolist()))
+    decode(model, ids, assistant_model=assistant, policy=FixedRoutes(ROUTE))
+    assert {tuple(each) for each in taken} == {(int(Branch.BIG),)}
+
+
+def test_fewer_layers_are_the_first_ones(model, tmp_path):
+    ids, route = random_ids(), ROUTE[:2]
+    cut = tiny_model(skip_scope=model.config.skip_scope, num_hidden_layers=2)
+    cut.load_state_dict({name: weight for name, weight in model.state_dict().items() if ".layers.2." not in name})
+    model.save_pretrained(tmp_path)
+    loaded = DuoForCausalLM.from_pretrained(tmp_path, num_hidden_layers=2)
+    model.config.num_hidden_layers = 2
+    for each in (model, loaded):
+        torch.testing.assert_close(each(ids, routes=route).logits, cut(ids, routes=route).logits, atol=1e-5, rtol=1e-5)
+    loaded.save_pretrained(tmp_path / "cut")
+    assert DuoForCausalLM.from_pretrained(tmp_path / "cut").config.layer_types == ["full_attention"] * 2
+
+
+def test_embeddings_may_begin_a_text(model, choose):
+    ids, chosen = random_ids(), choose(model)
+    made = model.generate(inputs_embeds=model.model.embed_tokens(ids), **chosen, **SETTINGS)
+    assert torch.equal(made, decode(model, ids, **chosen)[:, 9:])
+
+
+@pytest.mark.parametrize("sizes", [{}, {"layer_types": KINDS, "sliding_window": 4}], ids=str)
+def test_continuous_batching_gives_the_same_texts(sizes):
+    model, ids = tiny_model(skip_scope="layer", attention="sdpa", **sizes), random_ids()
+    model.attach(RandomShare(0.5))
+    prompts = [ids[0].tolist(), ids[1, :5].tolist()]
+    expected = [decode(model, torch.tensor([prompt]))[0, len(prompt) :].tolist() for prompt in prompts]
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=-1)
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=64)
+    made = model.generate_batch(prompts, generation_config=config, continuous_batching_config=small, progress_bar=False)
+    assert [output.generated_tokens for output in made.values()] == expected

@@ -32,7 +32,7 @@ def test_weights_have_the_names_of_llama(tmp_path):
 
 LOAD = """
 import json, torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 report = {}
 for folder in ("mine", "edited"):
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, attn_implementation="eager")
@@ -40,6 +40,7 @@ for folder in ("mine", "edited"):
     if folder == "mine":
         ids = torch.arange(18).view(2, 9)
         routes = (ids[..., None] + torch.arange(3)) % 3
+        report["base"] = type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__
         report["config"] = type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__module__
         report["logits"] = model(ids, routes=routes).logits.tolist()
         report["generated"] = model.generate(ids, routes=torch.tensor([1, 0, 2]), max_new_tokens=4).tolist()
@@ -73,6 +74,7 @@ def test_without_duollm_a_saved_model_generates_the_same(sent):
 
 def test_each_folder_is_loaded_with_its_own_code(sent):
     assert sent["config"].startswith("transformers_modules.mine.")
+    assert sent["base"] == "DuoModel"
     assert sent["mine"].startswith("The duo language model")
     assert sent["edited"].startswith("An edited model")
 

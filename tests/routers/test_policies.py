@@ -117,4 +117,4 @@ def test_mistakes_are_explained(model, text, complaint):
 
 
 def test_forms_begin_with_their_names():
-    assert all(known.form.split(":")[0] == name for name, known in POLICIES.items())
+    assert all(form.split(":")[0] == name for name, (form, _) in POLICIES.items())

@@ -9,6 +9,7 @@ from duollm.data.packing import prepare_data
 from duollm.models.branch import Branch
 from duollm.routers.registry import load_router
 from duollm.routers.train import router_name, train_router, trainings
+from duollm.training.loop import Context
 from tiny import tiny_model
 from tiny_corpus import write_corpus
 from tiny_training import ALONE
@@ -26,7 +27,7 @@ def data(tmp_path_factory):
 
 def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
     model = tiny_model(vocab_size=data.vocab_size)
-    train_router(model, CONFIG, "linear", [1], data, 1, seed=0, world=ALONE, run=tmp_path)
+    train_router(Context(tmp_path, data, 0, ALONE), model, CONFIG, "linear", [1], 1)
     router, facts = load_router(tmp_path / "routers" / "linear_k1", model.config)
     assert {key: facts[key] for key in ("kind", "branches", "big_layers")} == {
         "kind": "linear",
@@ -47,7 +48,7 @@ def test_a_trained_router_is_calibrated_and_loadable(tmp_path, data):
 
 def test_one_training_may_serve_every_budget(tmp_path, data):
     model = tiny_model(vocab_size=data.vocab_size)
-    train_router(model, CONFIG, "gains", [1, 2], data, 1, seed=0, world=ALONE, run=tmp_path)
+    train_router(Context(tmp_path, data, 0, ALONE), model, CONFIG, "gains", [1, 2], 1)
     (one, first), (two, second) = (load_router(tmp_path / "routers" / f"gains_k{k}", model.config) for k in (1, 2))
     assert one.weight_LCD.equal(two.weight_LCD)
     assert first["calibrated_share"] < second["calibrated_share"]
@@ -60,7 +61,7 @@ def test_a_model_trained_with_its_router_is_saved_beside_it(tmp_path, data):
     config = CONFIG.model_copy(update={"train_backbone": True, "learning_rate": 1e-3})
     model = tiny_model(vocab_size=data.vocab_size)
     before = model.model.embed_tokens.weight.detach().clone()
-    train_router(model, config, "linear", [1], data, 1, seed=0, world=ALONE, run=tmp_path)
+    train_router(Context(tmp_path, data, 0, ALONE), model, config, "linear", [1], 1)
     together = load_model(tmp_path / "routers" / "linear_k1" / "model")
     assert together.model.embed_tokens.weight.equal(model.model.embed_tokens.weight)
     assert not together.model.embed_tokens.weight.equal(before)
@@ -82,6 +83,6 @@ def test_what_a_training_draws_depends_on_its_seed_alone(tmp_path, data, kind):
         torch.manual_seed(noise)
         model, run = tiny_model(vocab_size=data.vocab_size), tmp_path / str(noise)
         torch.manual_seed(noise)
-        train_router(model, CONFIG, kind, [1], data, 1, seed=0, world=ALONE, run=run)
+        train_router(Context(run, data, 0, ALONE), model, CONFIG, kind, [1], 1)
         found.append(load_router(run / "routers" / f"{kind}_k1", model.config)[0].state_dict())
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

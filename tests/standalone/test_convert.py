@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from duollm import cli
@@ -88,6 +89,48 @@ def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(command, folder
     assert code == 2
     assert re.search(r"grown: knows 300 tokens, its tokenizer has 30\d; resize", output.err)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("model.safetensors", b"<html>", "no whole safetensors file"),
+        ("config.json", b"[]", "has a config.json that cannot be read"),
+        ("config.json", b"version https://git-lfs.github.com/spec/v1\n", "has a config.json that cannot be read"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("tokenizer.json", b"[]", "tokenizer damaged: "),
+        ("tokenizer_config.json", b"[" * 10_000, "tokenizer damaged: "),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_in_a_line(command, folder, name, content, complaint):
+    shutil.copytree(folder / "dense", folder / "damaged", dirs_exist_ok=True)
+    (folder / "damaged" / name).write_bytes(content)
+    code, output, out = command(dense="damaged")
+    assert code == 2
+    assert complaint in output.err
+    assert output.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_ffns_that_overflow_are_refused(command, folder):
+    shutil.copytree(folder / "dense", folder / "hot")
+    weights = load_file(folder / "hot" / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] *= 1e30
+    weights["model.layers.1.mlp.down_proj.weight"] *= 1e30
+    save_file(weights, folder / "hot" / "model.safetensors", {"format": "pt"})
+    code, output, out = command(dense="hot")
+    assert code == 2
+    assert "NaN or infinity on this text" in output.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("domains", ["owls,", ",owls", "", "owls,,code"])
+def test_a_domain_without_a_name_is_refused(command, domains):
+    code, output, _ = command("--domains", domains)
+    assert code == 2
+    assert "--domains: " in output.err
+    assert "empty" in output.err
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(command):

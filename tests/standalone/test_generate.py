@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from duollm import cli
 from duollm.config import Recipe, save_recipe
-from duollm.convert.saving import Story, save_model
+from duollm.convert.saving import History, save_model
 from duollm.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 from duollm.flops import head_flops, token_flops
 from duollm.routers.policies import RandomShare
@@ -44,7 +44,7 @@ def model(tokenizer):
 @pytest.fixture(scope="module")
 def folder(model, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "model"
-    save_model(model, tokenizer, folder, Story())
+    save_model(model, tokenizer, folder, History())
     return folder
 
 
@@ -141,7 +141,7 @@ def test_a_router_trained_with_its_model_runs_on_that_model(shown, run, tokenize
     other = tiny_model(seed=1, vocab_size=len(tokenizer), max_position_embeddings=32)
     other.generation_config.eos_token_id = 10**6
     other.save_pretrained(run / "routers" / "linear_k0" / "model")
-    save_model(other, tokenizer, run / "other", Story())
+    save_model(other, tokenizer, run / "other", History())
     text = shown(run, PROMPT, *FLAGS, "--policy", "linear_k0").partition("\n\nlinear_k0:")[0]
     assert shown(run / "other", PROMPT, *FLAGS, "--policy", "all-small").startswith(f"{text}\n\nall-small")
 

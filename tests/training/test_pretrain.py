@@ -5,11 +5,12 @@ import torch
 from transformers import AutoTokenizer
 
 from duollm.config import ModelConfig, PretrainConfig
-from duollm.convert.saving import Story, load_model, save_model
+from duollm.convert.saving import History, load_model, save_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.training.loop import Context
 from duollm.training.pretrain import duo_config, pretrain, random_routing_loss
 from duollm.training.world import World
 from tiny import random_ids, tiny_model
@@ -26,7 +27,7 @@ def data(tmp_path_factory):
 
 def test_pretraining_learns_and_leaves_a_model_with_its_tokenizer(tmp_path, data):
     config = PretrainConfig(tokens=16 * 8 * 40, batch_size=8, precision="fp32", log_every=1, checkpoint_every=5)
-    pretrain(SIZES, config, data, seed=0, world=ALONE, run=tmp_path)
+    pretrain(Context(tmp_path, data, 0, ALONE), SIZES, config)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 40
     assert losses[-1] < losses[0] - 1
@@ -74,7 +75,7 @@ class TestFromAConvertedModel:
     @pytest.fixture
     def converted(self, tmp_path, data):
         folder = tmp_path / "converted"
-        save_model(tiny_model(vocab_size=data.vocab_size), data.tokenizer, folder, Story(("Converted",)))
+        save_model(tiny_model(vocab_size=data.vocab_size), data.tokenizer, folder, History(("Converted",)))
         return folder
 
     @pytest.fixture
@@ -86,7 +87,7 @@ class TestFromAConvertedModel:
                 **{"tokens": 16 * 8 * 6, "batch_size": 8, "precision": "fp32", "checkpoint_every": 2, **settings}
             )
             before = load_model(converted).state_dict()
-            pretrain(SIZES, config, data, 0, ALONE, tmp_path / run, converted)
+            pretrain(Context(tmp_path / run, data, 0, ALONE), SIZES, config, converted)
             assert all(torch.equal(value, before[name]) for name, value in load_model(converted).state_dict().items())
             return before, load_model(tmp_path / run / "model").state_dict()
 
@@ -124,10 +125,10 @@ class TestFromAConvertedModel:
     def test_no_tokens_means_no_training(self, tmp_path, trained):
         before, after = trained(tokens=0)
         assert all(torch.equal(after[name], value) for name, value in before.items())
-        assert Story.read(tmp_path / "run" / "model").steps == ("Converted",)
+        assert History.read(tmp_path / "run" / "model").steps == ("Converted",)
 
     def test_the_card_goes_on(self, tmp_path, trained):
         trained(freeze="big")
-        first, second = Story.read(tmp_path / "run" / "model").steps
+        first, second = History.read(tmp_path / "run" / "model").steps
         assert first == "Converted"
         assert second.startswith("Trained, only the small FFNs, on 768 tokens")

@@ -4,7 +4,6 @@ Shape letters: B batch, T tokens, N = B * (T - 1), L layers, C branches to choos
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,26 +12,19 @@ from torch import Tensor, nn
 from duollm.ceiling.predictor import SHUFFLED, GainPredictor, all_big_states, make_predictors
 from duollm.ceiling.routes import margins, priced_routes
 from duollm.config import CeilingConfig
-from duollm.data.packed import PackedData
 from duollm.flops import token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.marginal import GAIN_SCALE, RandomGates, centred, explored_share, marginal_gains
 from duollm.routes.sampling import derived_seed
-from duollm.training.loop import LossFn, Trainer
+from duollm.training.loop import Context, LossFn, Trainer
 from duollm.training.optimizer import TrainingPlan
 from duollm.training.pretrain import prepare_for_training
 from duollm.training.world import World
 
 
 def train_ceiling(
-    model: DuoForCausalLM,
-    config: CeilingConfig,
-    branches: Sequence[Branch],
-    data: PackedData,
-    seed: int,
-    world: World,
-    run: Path,
+    context: Context, model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch]
 ) -> nn.ModuleDict:
     """Fit a predictor of gains for every depth and the shuffled control, on training documents.
 
@@ -42,19 +34,14 @@ def train_ceiling(
     Raises:
         UserError: a depth that the model does not have.
     """
+    world, seed, length = context.world, context.seed, context.data.sequence_length
     predictors = make_predictors(model, config, branches, seed).to(world.device)
     model.requires_grad_(False)
     prepare_for_training(model, compile_blocks=False)
     model.eval()  # no dropout: the states are those that routers meet
-    plan = TrainingPlan.of(config, config.tokens, data.sequence_length)
-    trainer = Trainer(
-        "ceiling",
-        plan,
-        lambda step: data.train_batch(step, config.batch_size, seed + 2),
-        world,
-        run,
-        3 * token_flops(model.config, model.config.num_hidden_layers, data.sequence_length // 2),
-    )
+    plan = TrainingPlan.of(config, config.tokens, length)
+    flops_per_token = 3 * token_flops(model.config, model.config.num_hidden_layers, length // 2)
+    trainer = Trainer.of("ceiling", plan, context, seed + 2, flops_per_token)
     trainer.train(predictors, ceiling_loss(model, predictors, branches, plan.steps, seed, world))
     return predictors.eval()
 

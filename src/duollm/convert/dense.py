@@ -1,17 +1,18 @@
 """Stage 0: a dense checkpoint becomes a duo whose small FFNs are set from its big ones."""
 
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from duollm.config import ConvertConfig
-from duollm.convert.saving import Story, save_model
+from duollm.convert.saving import History, save_model
 from duollm.convert.small_ffn import initialise_small_ffns
 from duollm.data.packed import PackedData
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
+from duollm.models.conversion import read_dense_config
 from duollm.models.families import duo_config
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routes.sampling import derived_seed
@@ -43,7 +44,7 @@ def open_dense(
     torch.manual_seed(seed)
     try:
         if small_intermediate_size is None:
-            config = duo_config(AutoConfig.from_pretrained(dense), 1, skip_scope)
+            config = duo_config(read_dense_config(dense), 1, skip_scope)
             small_intermediate_size = max(1, config.intermediate_size // 16)
         model = DuoForCausalLM.from_dense(
             dense, small_intermediate_size=small_intermediate_size, skip_scope=skip_scope, dtype=dtype
@@ -87,17 +88,19 @@ def convert(
             )
         sample_WT = torch.from_numpy(data.train_batch(0, windows, derived_seed(seed, windows)))
         explained = initialise_small_ffns(model, config.small_init, sample_WT, seed, config.steps, progress)
-    save_model(model, tokenizer, folder, _story(dense, config, data, explained))
+        if not all(map(isfinite, explained)):
+            raise UserError(f"{dense}: its FFNs give NaN or infinity on this text; it cannot be converted")
+    save_model(model, tokenizer, folder, _history(dense, config, data, explained))
 
 
-def _story(dense: str, config: ConvertConfig, data: PackedData | None, explained: list[float]) -> Story:
+def _history(dense: str, config: ConvertConfig, data: PackedData | None, explained: list[float]) -> History:
     """Where the model comes from; of a folder on this machine only its name is told."""
     local = Path(dense)
-    known = Story.read(local) if local.is_dir() else Story(base_model=dense)
-    story = Story(base_model=known.base_model, license=known.license)
+    known = History.read(local) if local.is_dir() else History(base_model=dense)
+    history = History(base_model=known.base_model, license=known.license)
     name = local.resolve().name if local.is_dir() else dense
-    story = story.then(f"Converted from the dense checkpoint {name}, whose FFNs are the big ones")
+    history = history.then(f"Converted from the dense checkpoint {name}, whose FFNs are the big ones")
     if data is None or not explained:
-        return story.then(_SMALL[config.small_init])
+        return history.then(_SMALL[config.small_init])
     mean = f"explaining {sum(explained) / len(explained):.0%} of the variance of their outputs,"
-    return story.then(f"{_SMALL[config.small_init]} {mean} on {config.sample_tokens:,} tokens", data)
+    return history.then(f"{_SMALL[config.small_init]} {mean} on {config.sample_tokens:,} tokens", data)

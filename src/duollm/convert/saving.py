@@ -58,7 +58,7 @@ _SKIP = {
 
 
 @dataclass(frozen=True)
-class Story:
+class History:
     """How a model came about, for its card.
 
     Attributes:
@@ -71,13 +71,13 @@ class Story:
     base_model: str | None = None
     license: str | None = None
 
-    def then(self, step: str, data: PackedData | None = None) -> "Story":
-        """Return the story with one more step, which used the training split of `data`."""
+    def then(self, step: str, data: PackedData | None = None) -> "History":
+        """Return the history with one more step, which used the training split of `data`."""
         return replace(self, steps=(*self.steps, f"{step} on {_training_text(data)}" if data else step))
 
     @classmethod
-    def read(cls, folder: Path) -> "Story":
-        """Return the story that the card in a model folder tells, as far as it tells one."""
+    def read(cls, folder: Path) -> "History":
+        """Return the history that the card in a model folder tells, as far as it tells one."""
         if not (folder / CARD).is_file():
             return cls()
         try:
@@ -88,15 +88,15 @@ class Story:
         return cls(tuple(ours.get("steps", ())), header.get("base_model"), header.get("license"))
 
 
-def save_model(model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerBase", folder: Path, story: Story) -> None:
-    """Write all that `from_pretrained` of transformers' auto classes needs, and a card that tells `story`."""
+def save_model(model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerBase", folder: Path, history: History) -> None:
+    """Write all that `from_pretrained` of transformers' auto classes needs, and a card that tells `history`."""
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(model.generation_config, token) is None:
             setattr(model.generation_config, token, getattr(tokenizer, token))
     with replacing(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_text(temporary / CARD, _card(model, story))
+        write_text(temporary / CARD, _card(model, history))
 
 
 def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> DuoForCausalLM:
@@ -133,24 +133,24 @@ def silence_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def _card(model: DuoForCausalLM, story: Story) -> str:
+def _card(model: DuoForCausalLM, history: History) -> str:
     config, parameters = model.config, sum(each.numel() for each in model.parameters())
     header = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["duo-llm", "adaptive-computation"],
-        base_model=story.base_model,
-        license=story.license,
-        duollm={"steps": list(story.steps)},
+        base_model=history.base_model,
+        license=history.license,
+        duollm={"steps": list(history.steps)},
     )
-    layers = config.num_hidden_layers
+    layers, of = config.num_hidden_layers, f"{history.base_model}, " if history.base_model else ""
     text = _TEXT.format(
-        title=f"Duo model of {f'{story.base_model}, ' if story.base_model else ''}{parameters / 1e6:,.1f} M parameters",
+        title=f"Duo model of {of}{parameters / 1e6:,.1f} M parameters",
         layers=layers,
         big=config.intermediate_size,
         small=config.small_intermediate_size,
         skip=_SKIP[config.skip_scope],
-        steps="\n".join(f"{number}. {step}." for number, step in enumerate(story.steps, 1)) or "Not recorded.",
+        steps="\n".join(f"{number}. {step}." for number, step in enumerate(history.steps, 1)) or "Not recorded.",
         route=f"[1] * {layers - layers // 2} + [2] * {layers // 2}",
     )
     return f"---\n{header.to_yaml()}\n---\n{text}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,6 @@ _HELD_OUT_SHARE = 0.125
 _STEP_TOKENS, _LEARNING_RATE = 1024, 0.03
 _PART = 2048  # tokens whose inner states are held at once
 _RIDGE = 1e-3  # of the mean squared activation
-_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def initialise_small_ffns(
     fitted = sample_WT.numel() - held_out
     explained: list[float] = []
     progress(f"running {sample_WT.numel():,} tokens of sample text through the model")
-    with sample_ffns(model, sample_WT, precision) as samples:
+    with sample_ffns(model, sample_WT, precision) as (states_LND, weights_LN):
         start = time.perf_counter()
-        for layer, states_ND, weights_N in zip(model.model.layers, samples.states_LND, samples.weights_LN, strict=True):
+        for layer, states_ND, weights_N in zip(model.model.layers, states_LND, weights_LN, strict=True):
             examples, energies_F = _examples(layer.mlp.big, states_ND, weights_N, precision)
             small = deepcopy(layer.mlp.small).float()
             cut_out(small, layer.mlp.big, energies_F, examples.rows(slice(fitted)))
@@ -109,7 +109,11 @@ def initialise_small_ffns(
                 distil(small, examples.rows(slice(fitted)), steps, generator, precision)
             layer.mlp.small.load_state_dict(small.state_dict())
             explained.append(explained_variance(small, examples.rows(slice(fitted, None))))
-            progress(_report(explained, config.num_hidden_layers, time.perf_counter() - start))
+            left = (time.perf_counter() - start) / len(explained) * (config.num_hidden_layers - len(explained))
+            progress(
+                f"small FFN of layer {len(explained)}/{config.num_hidden_layers}: explains {explained[-1]:.0%} of the "
+                f"variance of the big one's output  ETA {int(left // 60)}:{int(left % 60):02d}"
+            )
     return explained
 
 
@@ -196,69 +200,44 @@ def _neurons(ffn: DuoFFN, states_ND: Tensor) -> Tensor:
     return ffn.act_fn(up_NF) if ffn.gate_proj is None else ffn.act_fn(ffn.gate_proj(states_ND)) * up_NF
 
 
-def _report(explained: list[float], layers: int, seconds: float) -> str:
-    left = seconds / len(explained) * (layers - len(explained))
-    return (
-        f"small FFN of layer {len(explained)}/{layers}: explains {explained[-1]:.0%} of the variance of the big "
-        f"one's output  ETA {int(left // 60)}:{int(left % 60):02d}"
-    )
-
-
-@dataclass(frozen=True)
-class FFNSamples:
-    """Inputs of all FFNs, and how much an error of their outputs matters.
-
-    Attributes:
-        states_LND: what enters each FFN, bfloat16.
-        weights_LN: 1 / mean square of the residual stream once the big FFN's output is added. The next
-            layer normalises that stream, so an error counts relative to its size; without the weights the
-            few tokens whose stream is a hundred times as large would decide alone.
-    """
-
-    states_LND: Tensor
-    weights_LN: Tensor
-
-
 @contextmanager
-def sample_ffns(model: DuoForCausalLM, sample_WT: Tensor, precision: Precision) -> Iterator[FFNSamples]:
+def sample_ffns(model: DuoForCausalLM, sample_WT: Tensor, precision: Precision) -> Iterator[tuple[Tensor, Tensor]]:
     """Run token ids [W, T] through the model, all big, and yield what its FFNs saw.
 
     The inputs are in a file, 2 * L * N * D bytes, that is mapped into memory and goes with the context.
+
+    Yields:
+        what enters each FFN, bfloat16 [L, N, D]; and weights [L, N], by how much an error of its output matters:
+        1 / mean square of the residual stream once the big FFN's output is added. The next layer normalises that
+        stream, so an error counts relative to its size; without the weights the few tokens whose stream is a hundred
+        times as large would decide alone.
     """
-    shape = model.config.num_hidden_layers, sample_WT.numel(), model.config.hidden_size
+    layers, tokens, hidden = model.config.num_hidden_layers, sample_WT.numel(), model.config.hidden_size
     with tempfile.TemporaryDirectory(prefix="duollm-") as folder:
-        size = shape[0] * shape[1] * shape[2]
-        flat = torch.from_file(str(Path(folder, "states")), shared=True, size=size, dtype=torch.bfloat16)
-        samples = FFNSamples(flat.view(shape), torch.empty(shape[:2]))
-        start = 0
+        file, size = str(Path(folder, "states")), layers * tokens * hidden
+        states_LND = torch.from_file(file, shared=True, size=size, dtype=torch.bfloat16).view(layers, tokens, hidden)
+        weights_LN, start = torch.empty(layers, tokens), 0
         for batch_BT in sample_WT.split(max(1, _BATCH_TOKENS // sample_WT.shape[1])):
-            end = start + batch_BT.numel()
-            _run(model, batch_BT, precision, samples.states_LND[:, start:end], samples.weights_LN[:, start:end])
-            start = end
-        yield samples
+            here = slice(start, start + batch_BT.numel())
+            _run(model, batch_BT, precision, states_LND[:, here], weights_LN[:, here])
+            start = here.stop
+        yield states_LND, weights_LN
 
 
 @torch.inference_mode()
 def _run(model: DuoForCausalLM, batch_BT: Tensor, precision: Precision, states_LND: Tensor, weights_LN: Tensor) -> None:
     """Forward one batch and write what the FFNs saw."""
+
+    def note_states(states_ND: Tensor, mlp: nn.Module, given: Any) -> None:
+        states_ND.copy_(given[0].flatten(0, 1))
+
+    def note_weights(weights_N: Tensor, layer: nn.Module, given: Any, returned: Any) -> None:
+        stream_ND = returned[0].flatten(0, 1).float()
+        weights_N.copy_(1 / stream_ND.square().mean(-1).clamp(min=torch.finfo(torch.float32).tiny))
+
     device = model.device
     with ExitStack() as hooks, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for layer, states_ND, weights_N in zip(model.model.layers, states_LND, weights_LN, strict=True):
-            hooks.enter_context(layer.mlp.register_forward_pre_hook(_note_states(states_ND)))
-            hooks.enter_context(layer.register_forward_hook(_note_weights(weights_N)))
+            hooks.enter_context(layer.mlp.register_forward_pre_hook(partial(note_states, states_ND)))
+            hooks.enter_context(layer.register_forward_hook(partial(note_weights, weights_N)))
         model.model(input_ids=batch_BT.to(device), use_cache=False)
-
-
-def _note_states(states_ND: Tensor) -> Callable[[nn.Module, Any], None]:
-    def note(mlp: nn.Module, given: Any) -> None:
-        states_ND.copy_(given[0].flatten(0, 1))
-
-    return note
-
-
-def _note_weights(weights_N: Tensor) -> Callable[[nn.Module, Any, Any], None]:
-    def note(layer: nn.Module, given: Any, returned: Any) -> None:
-        stream_ND = returned[0].flatten(0, 1).float()
-        weights_N.copy_(1 / stream_ND.square().mean(-1).clamp(min=_TINY))
-
-    return note

@@ -121,6 +121,12 @@ class DuoConfig(PreTrainedConfig):
         self._check_sizes(width_given)
         self._check_positions()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Let fields given to `from_pretrained` be checked together with the saved ones."""
+        given = {key: kwargs.pop(key) for key in cls.__annotations__ if key in kwargs}
+        return super().from_dict(config_dict | given, **kwargs)
+
     def _refuse_foreign(self, kwargs: dict[str, Any]) -> None:
         """transformers sets unknown keys silently; a misspelt size must not pass, nor another model's switch."""
         fields, model_type = DuoConfig.__annotations__, kwargs.get("model_type", self.model_type)

@@ -1,13 +1,16 @@
 """Dense checkpoints in, dense checkpoints out: a duo whose big FFNs are the FFNs of a dense model."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -16,6 +19,9 @@ from .branch import Branch
 from .configuration_duo import DuoConfig
 from .families import dense_config, duo_config, duo_name, family_of
 from .modeling_duo import DuoForCausalLM
+
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+"""Without these transformers would build a model of billions of parameters."""
 
 
 def from_dense(
@@ -28,7 +34,7 @@ def from_dense(
 ) -> DuoForCausalLM:
     """See `DuoForCausalLM.from_dense`."""
     model = dense if isinstance(dense, PreTrainedModel) else None
-    config = _read_config(cast(Any, dense), **options) if model is None else model.config
+    config = read_dense_config(cast(Any, dense), **options) if model is None else model.config
     source: dict[str, Any]
     if model is None:
         source = {"pretrained_model_name_or_path": dense, "dtype": dtype or "auto"}
@@ -56,20 +62,69 @@ def to_dense(duo: DuoForCausalLM, routes: str | int | Sequence[int] | Tensor = "
     return cast(PreTrainedModel, dense)
 
 
-def _read_config(folder_or_id: str | os.PathLike[str], **options: Any) -> PreTrainedConfig:
-    """The dense model's configuration; never runs code that comes with it."""
+def read_dense_config(folder_or_id: str | os.PathLike[str], **options: Any) -> PreTrainedConfig:
+    """Read the configuration of a dense model; code that comes with it is never run.
+
+    Raises:
+        ValueError: there is none, it is damaged, or it is of a family that is not supported.
+    """
     try:
         given, _ = PreTrainedConfig.get_config_dict(folder_or_id, **options)
-    except OSError as error:
-        raise ValueError(
-            f"{folder_or_id} is no folder with a config.json, nor a model on the hub that can be reached"
-        ) from error
+    except Exception as error:  # transformers raises whatever damaged files lead it to
+        if isinstance(error, OSError) and not Path(folder_or_id, "config.json").is_file():
+            fault = "is no folder with a config.json, nor a model on the hub that can be reached"
+        else:
+            fault = f"has a config.json that cannot be read ({_in_a_line(error)}); fetch it again"
+        raise ValueError(f"{folder_or_id} {fault}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{folder_or_id} has a config.json that cannot be read (it is no mapping); fetch it again")
     family_of(given.get("model_type"))
-    return CONFIG_MAPPING[given["model_type"]].from_dict(given)
+    missing = [name for name in _SIZES if given.get(name) is None]
+    if missing:
+        raise ValueError(f"{folder_or_id} has a config.json without {', '.join(missing)}; fetch it again")
+    try:
+        config = CONFIG_MAPPING[given["model_type"]].from_dict(given)
+        config.to_dict()
+    except Exception as error:
+        fault = f"holds a value that is not allowed ({_in_a_line(error)}); correct it there"
+        raise ValueError(f"config.json of {folder_or_id} {fault}") from error
+    return config
+
+
+def _check_weights(folder: Path) -> None:
+    """Find damaged or missing files of a local checkpoint; transformers would raise whatever they lead it to."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    files = [single]
+    if not single.is_file() and index.is_file():
+        try:
+            content = json.loads(index.read_text(encoding="utf-8"))
+            files = sorted({folder / name for name in content["weight_map"].values()})
+            content["metadata"]["total_size"]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{index} is damaged: it must hold a weight_map and metadata with total_size; fetch it again"
+            ) from error
+    for file in files if single.is_file() or index.is_file() else []:
+        if not file.is_file():
+            raise ValueError(f"{file}, which {index.name} names, is missing; fetch it")
+        with file.open("rb") as opened:
+            if opened.read(23) == b"version https://git-lfs":
+                raise ValueError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in that folder")
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no whole safetensors file ({error}); fetch it again") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _load(cls: type[DuoForCausalLM], dense: PreTrainedConfig, config: DuoConfig, **source: Any) -> DuoForCausalLM:
     """Load dense weights under the duo's names; small FFNs get their random start."""
+    if source["pretrained_model_name_or_path"] is not None:
+        _check_weights(Path(source["pretrained_model_name_or_path"], source.get("subfolder") or ""))
     renamed = {re.escape(dense_part): duo_part for dense_part, duo_part in family_of(dense.model_type).weights.items()}
     try:
         with _quiet():
@@ -87,6 +142,7 @@ def _load(cls: type[DuoForCausalLM], dense: PreTrainedConfig, config: DuoConfig,
             "opened: load the model with transformers and pass that"
         ) from error
     _check_complete(loading)
+    _check_finite(model)
     del model._weight_conversions  # else save_pretrained would write the dense model's names
     return cast(DuoForCausalLM, model)
 
@@ -103,6 +159,13 @@ def _check_complete(loading: dict[str, Any]) -> None:
     ):
         if names:
             raise ValueError(f"the checkpoint {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    """A single NaN spoils every output; a sum in float32 finds it in one reading of the weights."""
+    for name, weight in model.named_parameters():
+        if not weight.is_meta and not weight.detach().sum(dtype=torch.float32).isfinite():
+            raise ValueError(f"the checkpoint's {name} holds NaN or infinity; fetch or train it again")
 
 
 def _only_branch(routes: str | int | Sequence[int] | Tensor, num_layers: int) -> Branch:

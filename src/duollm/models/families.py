@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .branch import Branch
 from .configuration_duo import DuoConfig
@@ -89,6 +91,8 @@ FAMILIES: dict[str, Family] = {
 }
 """Supported families by the `model_type` of their configuration."""
 
+_LARGEST_SIZE = 10**9
+
 # Keys that say nothing about what the model computes.
 _WITHOUT_EFFECT = (
     {"pretraining_tp", "transformers.js_config", "is_llama_config", "prefix", "task_specific_params"}
@@ -106,7 +110,7 @@ def family_of(model_type: str | None) -> Family:
     """
     if model_type == DuoConfig.model_type:
         raise ValueError("this is a duo already; load it with DuoForCausalLM.from_pretrained")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
@@ -127,7 +131,33 @@ def duo_config(dense: PreTrainedConfig, small_intermediate_size: int, skip_scope
     for dropout in found.keys() & {"attention_dropout", "hidden_dropout"}:
         found[dropout] = float(found[dropout] or 0)  # integers and None there
     found |= {"small_intermediate_size": small_intermediate_size, "skip_scope": skip_scope}
-    return DuoConfig(**found, dense_family=dense.model_type)
+    _check_values(found)
+    try:
+        return DuoConfig(**found, dense_family=dense.model_type)
+    except (StrictDataclassError, KeyError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_values(found: Mapping[str, Any]) -> None:
+    """Refuse values with which no model can be built, or only one that computes NaN."""
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"):
+        if not 1 <= found[name] <= _LARGEST_SIZE:
+            raise ValueError(f"{name} must be from 1 to {_LARGEST_SIZE:,}, got {found[name]}")
+    if found["hidden_act"] not in ACT2FN:
+        raise ValueError(f"hidden_act {found['hidden_act']!r} is not known; known are {', '.join(sorted(ACT2FN))}")
+    if not found.get("rms_norm_eps", 0.0) >= 0:
+        raise ValueError(f"rms_norm_eps must not be below 0, got {found['rms_norm_eps']}")
+    for dropout in ("attention_dropout", "hidden_dropout"):
+        if not 0 <= found.get(dropout, 0.0) < 1:
+            raise ValueError(f"{dropout} must be at least 0 and below 1, got {found[dropout]}")
+    padding, vocabulary = found["pad_token_id"], found["vocab_size"]
+    if padding is not None and not -vocabulary <= padding < vocabulary:
+        raise ValueError(f"pad_token_id {padding} is not a token; there are {vocabulary}")
+    rope = found.get("rope_parameters") or {}
+    for name in ("rope_theta", "factor", "original_max_position_embeddings"):
+        value = rope.get(name, 1)
+        if value is not None and not (isinstance(value, int | float) and value > 0):
+            raise ValueError(f"{name} of the rotary embedding must be a number above 0, got {value!r}")
 
 
 def _check_without_effect(dense: PreTrainedConfig, family: Family, key: str, value: Any) -> None:

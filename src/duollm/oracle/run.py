@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from duollm.config import OracleConfig
+from duollm.config import ModelConfig, OracleConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.errors import UserError
-from duollm.flops import ModelSizes
+from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
@@ -230,7 +230,7 @@ class OracleRun:
         return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
 
 
-def check_settings(config: OracleConfig, sizes: ModelSizes, sequence_length: int) -> None:
+def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequence_length: int) -> None:
     """Refuse what cannot be searched, before anything is.
 
     Raises:

@@ -21,28 +21,44 @@ from duollm.routers.marginal import GAIN_SCALE, RouterGates, centred
 from duollm.training.loop import LossFn
 
 
-class GainsRouter(LinearRouter):
-    """A linear map per layer, fitted to marginal gains."""
+class GainRegression(Router):
+    """A router whose scores are the gains of its branches; one training serves every budget."""
 
     settings = ()
     every_budget = True
     joint = False
 
     def loss_fn(self, training: RouterTraining) -> LossFn:
-        """Return the squared error of the predicted gains."""
-        return gains_loss(self, training)
+        """Return the squared error of predicted gains, along routes that the router itself would take (`RouterGates`).
+
+        The gain of a branch counts from the mean over the router's branches: only differences decide.
+        """
+        model, steps = training.model, training.trainer.plan.steps
+        generator = torch.Generator(model.device)
+
+        def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+            generator.manual_seed(training.seed_of(step, part))
+            gates = RouterGates(self, batch_BT, generator)
+            gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
+            gain_LBTC = gain_LBTC * GAIN_SCALE
+            predicted_LBTC = torch.stack(gates.scores_LBTC)[:, :, :-1]
+            loss = (centred(predicted_LBTC) - centred(gain_LBTC)).square().sum(-1).mean()
+            return loss, {"nll": nll, "gain_variance": gain_LBTC.var().item()}
+
+        return loss_fn
 
 
-class DeepGainsRouter(Router):
+class GainsRouter(GainRegression, LinearRouter):
+    """A linear map per layer, fitted to marginal gains."""
+
+
+class DeepGainsRouter(GainRegression):
     """As `GainsRouter`, with a bottleneck beside the linear map: D -> R -> C per layer, GELU.
 
     One product with `weight_LED` gives the linear map's scores and the bottleneck's input: where one token is
     decoded at a time, what a decision costs is how many operations it takes, whatever their size.
     """
 
-    settings = ()
-    every_budget = True
-    joint = False
     rank = 16
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
@@ -64,27 +80,3 @@ class DeepGainsRouter(Router):
     def flops_per_token(self) -> int:
         """Count the products with the two maps."""
         return 2 * (self.weight_LED.numel() + self.up_LCR.numel())
-
-    def loss_fn(self, training: RouterTraining) -> LossFn:
-        """Return the squared error of the predicted gains."""
-        return gains_loss(self, training)
-
-
-def gains_loss(router: Router, training: RouterTraining) -> LossFn:
-    """Squared error of predicted marginal gains, along routes that the router itself would take (`RouterGates`).
-
-    The gain of a branch counts from the mean over the router's branches: only differences decide.
-    """
-    model, steps = training.model, training.trainer.plan.steps
-    generator = torch.Generator(model.device)
-
-    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
-        generator.manual_seed(training.seed_of(step, part))
-        gates = RouterGates(router, batch_BT, generator)
-        gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
-        gain_LBTC = gain_LBTC * GAIN_SCALE
-        predicted_LBTC = torch.stack(gates.scores_LBTC)[:, :, :-1]
-        loss = (centred(predicted_LBTC) - centred(gain_LBTC)).square().sum(-1).mean()
-        return loss, {"nll": nll, "gain_variance": gain_LBTC.var().item()}
-
-    return loss_fn

@@ -1,13 +1,13 @@
 """Policies by name: what `--policy` takes on the command line.
 
-To add one, write a maker that turns its argument and the model into a policy and enter it in `POLICIES`.
+To add one, write a function that turns its argument and the model into a policy and enter it in `POLICIES`.
 
 Shape letters: B batch, T tokens, L layers, D hidden.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +27,29 @@ def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
         UserError: unknown name, or an argument that is not allowed for this model.
     """
     name, _, argument = text.partition(":")
-    if name in POLICIES:
-        return POLICIES[name].make(argument, model)
-    if Path(text).is_dir():
-        return _router(text, model)
-    raise UserError(f"unknown policy {text!r}; {did_you_mean(name, policy_forms())}, or a router's folder")
+    if name not in POLICIES and Path(text).is_dir():
+        name, argument = "router", text
+    if name not in POLICIES:
+        raise UserError(f"unknown policy {text!r}; {did_you_mean(name, policy_forms())}, or a router's folder")
+    _, make = POLICIES[name]
+    return make(argument, model)
 
 
 def policy_forms() -> list[str]:
-    """How each named policy is written, e.g. "random:SHARE[:SEED]"."""
-    return [known.form for known in POLICIES.values()]
+    """Return how each named policy is written, e.g. "random:SHARE[:SEED]"."""
+    return [form for form, _ in POLICIES.values()]
+
+
+def spread_layers(big: int, num_layers: int) -> list[int]:
+    """Return `big` of `num_layers` layers, evenly spaced."""
+    return [(2 * index + 1) * num_layers // (2 * big) for index in range(big)]
+
+
+def pattern(big_layers: Sequence[int], num_layers: int) -> Tensor:
+    """Return the route that is big in these layers and small elsewhere, [L]."""
+    route_L = torch.full((num_layers,), int(Branch.SMALL))
+    route_L[list(big_layers)] = int(Branch.BIG)
+    return route_L
 
 
 class RandomShare:
@@ -50,7 +63,7 @@ class RandomShare:
         self.share, self.seed = share, seed
 
     def begin(self, position_ids_BT: Tensor) -> Tensor:
-        """Keep the positions; they are handed from layer to layer as the memory."""
+        """Return the positions; they are handed from layer to layer as the memory."""
         return position_ids_BT
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
@@ -59,19 +72,10 @@ class RandomShare:
         return torch.where(big_BT, int(Branch.BIG), int(Branch.SMALL)).expand(states_BTD.shape[:2]), memory
 
 
-def spread_layers(big: int, num_layers: int) -> list[int]:
-    """`big` of `num_layers` layers, evenly spaced."""
-    return [(2 * index + 1) * num_layers // (2 * big) for index in range(big)]
+Maker = Callable[[str, DuoForCausalLM], Policy]
 
 
-def pattern(big_layers: Sequence[int], num_layers: int) -> Tensor:
-    """The route that is big in these layers and small elsewhere, [L]."""
-    route_L = torch.full((num_layers,), int(Branch.SMALL))
-    route_L[list(big_layers)] = int(Branch.BIG)
-    return route_L
-
-
-def _uniform(branch: Branch) -> "Maker":
+def _uniform(branch: Branch) -> Maker:
     def make(argument: str, model: DuoForCausalLM) -> Policy:
         if argument:
             raise UserError(f"policy all-{branch.name.lower()} takes no argument, got {argument!r}")
@@ -93,9 +97,7 @@ def _random(argument: str, model: DuoForCausalLM) -> Policy:
     return policy
 
 
-def _big_at(name: str, layers: Callable[[int, int], list[int]]) -> "Maker":
-    """A maker of fixed patterns: big in `layers(k, L)`, small elsewhere."""
-
+def _big_at(name: str, layers: Callable[[int, int], Sequence[int]]) -> Maker:
     def make(argument: str, model: DuoForCausalLM) -> Policy:
         num_layers = model.config.num_hidden_layers
         if not (argument.isdecimal() and len(argument) < 10 and int(argument) <= num_layers):
@@ -116,29 +118,18 @@ def _routes(argument: str, model: DuoForCausalLM) -> Policy:
 
 
 def _router(argument: str, model: DuoForCausalLM) -> Policy:
-    router, _ = load_router(Path(argument), model.config)
-    return router.to(model.device)
+    return load_router(Path(argument), model.config)[0].to(model.device)
 
 
-Maker = Callable[[str, DuoForCausalLM], Policy]
-
-
-class Named(NamedTuple):
-    """How a policy is written, and what makes it from the text after its name's colon."""
-
-    form: str
-    make: Maker
-
-
-POLICIES = {
-    "all-big": Named("all-big", _uniform(Branch.BIG)),
-    "all-small": Named("all-small", _uniform(Branch.SMALL)),
-    "all-skip": Named("all-skip", _uniform(Branch.SKIP)),
-    "random": Named("random:SHARE[:SEED]", _random),
-    "spread": Named("spread:LAYERS", _big_at("spread", spread_layers)),
-    "first": Named("first:LAYERS", _big_at("first", lambda big, num_layers: list(range(big)))),
-    "last": Named("last:LAYERS", _big_at("last", lambda big, num_layers: list(range(num_layers - big, num_layers)))),
-    "routes": Named("routes:DIGITS", _routes),
-    "router": Named("router:FOLDER", _router),
+POLICIES: dict[str, tuple[str, Maker]] = {
+    "all-big": ("all-big", _uniform(Branch.BIG)),
+    "all-small": ("all-small", _uniform(Branch.SMALL)),
+    "all-skip": ("all-skip", _uniform(Branch.SKIP)),
+    "random": ("random:SHARE[:SEED]", _random),
+    "spread": ("spread:LAYERS", _big_at("spread", spread_layers)),
+    "first": ("first:LAYERS", _big_at("first", lambda big, num_layers: range(big))),
+    "last": ("last:LAYERS", _big_at("last", lambda big, num_layers: range(num_layers - big, num_layers))),
+    "routes": ("routes:DIGITS", _routes),
+    "router": ("router:FOLDER", _router),
 }
-"""Every policy that has a name."""
+"""Every policy that has a name: how it is written, and what makes it from the text after its name's colon."""

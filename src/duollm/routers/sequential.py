@@ -20,7 +20,7 @@ from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.ridge import ridge
 from duollm.routers.base import RouterTraining, branch_costs
-from duollm.routers.linear import LinearRouter
+from duollm.routers.gains import GainsRouter
 from duollm.routers.marginal import GAIN_SCALE, RouterGates, centred
 from duollm.training.world import World
 
@@ -31,7 +31,7 @@ _FITS = 16
 """The router is fitted so many times, evenly over the training; in between it decides by the last fit."""
 
 
-class SequentialRouter(LinearRouter):
+class SequentialRouter(GainsRouter):
     """Marginal gains predicted from the state, the choices of earlier layers and the budget that is left.
 
     A big layer is worth less the more of them follow, which a router that sees one layer's state cannot know.
@@ -42,9 +42,6 @@ class SequentialRouter(LinearRouter):
     one serves all; in use the budget is `big_layers`.
     """
 
-    settings = ()
-    every_budget = True
-    joint = False
     random_features = 64  # 1 % of a forward's FLOPs at width 512; more gain more
     big_layers: Tensor
     step_L3K: Tensor

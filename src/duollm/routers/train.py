@@ -4,22 +4,19 @@ Shape letters: B batch, T tokens, W windows.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from duollm.config import RouterConfig
-from duollm.data.packed import PackedData
 from duollm.flops import token_flops
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, load_labels
 from duollm.routers.base import RouterTraining
 from duollm.routers.calibration import calibrate, calibrate_exact
 from duollm.routers.registry import make_router, router_class, save_router
-from duollm.training.loop import Trainer
+from duollm.training.loop import Context, Trainer
 from duollm.training.optimizer import TrainingPlan
-from duollm.training.world import World
 
 _CALIBRATION_SEQUENCES = (16, 96)
 _CALIBRATION_SHARE = 0.25
@@ -44,19 +41,16 @@ def trainings(config: RouterConfig) -> list[tuple[str, str, list[int]]]:
 
 
 def train_router(
+    context: Context,
     model: DuoForCausalLM,
     config: RouterConfig,
     kind: str,
     big_layers: Sequence[int],
-    data: PackedData,
     windows_per_document: int,
-    seed: int,
-    world: World,
-    run: Path,
 ) -> None:
     """Train one router and write it to `run/routers/<name>` for each of the budgets, calibrated on validation text.
 
-    The model stays as it is, unless the recipe asks to train it too; then its new weights are written
+    The model stays as it is, unless `config` asks to train it too; then its new weights are written
     beside the router, in `model/`.
 
     Args:
@@ -66,23 +60,19 @@ def train_router(
     Raises:
         UserError: unknown kind of router.
     """
-    batches = _calibration_batches(data, config, windows_per_document, world)  # first: the text may be too short
+    data, world, seed = context.data, context.world, context.seed
+    batches = _calibration_batches(context, config, windows_per_document)  # first: the text may be too short
     torch.manual_seed(seed)  # the same first weights in every process and after every interruption
     router = make_router(kind, model.config, list(config.branches)).to(world.device)
     router.set_budget(big_layers[0])
     name = kind if router.every_budget else router_name(kind, big_layers[0])
-    tokens = config.tokens_for_all if router.every_budget else config.tokens
-    trainer = Trainer(
-        name,
-        TrainingPlan.of(config, tokens, data.sequence_length),
-        lambda step: data.train_batch(step, config.batch_size, seed + 1),
-        world,
-        run,
-        # Forward through both branches, and back to the hidden states but not the frozen weights: 2x forward.
-        2 * token_flops(model.config, router.num_layers, data.sequence_length // 2),
-    )
     budget = None if router.every_budget else big_layers[0] / router.num_layers
-    labels = load_labels(run / LABELS) if router.needs_labels else None
+    tokens = config.tokens_for_all if router.every_budget else config.tokens
+    # Forward through both branches, and back to the hidden states but not the frozen weights: 2x forward.
+    flops_per_token = 2 * token_flops(model.config, router.num_layers, data.sequence_length // 2)
+    plan = TrainingPlan.of(config, tokens, data.sequence_length)
+    trainer = Trainer.of(name, plan, context, seed + 1, flops_per_token)
+    labels = load_labels(context.run / LABELS) if router.needs_labels else None
     router.fit(RouterTraining(model, config, trainer, budget, seed, labels))
     model.eval()
     for big in big_layers:
@@ -99,17 +89,15 @@ def train_router(
                 "price": router.price.item(),
             }
             together = model if config.train_backbone else None
-            save_router(router, run / "routers" / router_name(kind, big), facts, together)
+            save_router(router, context.run / "routers" / router_name(kind, big), facts, together)
     if world.first:
         trainer.checkpoint.unlink(missing_ok=True)
     world.wait()
 
 
-def _calibration_batches(
-    data: PackedData, config: RouterConfig, windows_per_document: int, world: World
-) -> list[Tensor]:
+def _calibration_batches(context: Context, config: RouterConfig, windows_per_document: int) -> list[Tensor]:
     """Validation text, the same for every router and of the same kind as the text of the evaluation."""
-    fewest, most = _CALIBRATION_SEQUENCES
+    data, (fewest, most) = context.data, _CALIBRATION_SEQUENCES
     sequences = min(most, max(fewest, round(_CALIBRATION_SHARE * config.tokens / data.sequence_length)))
     token_ids_WT = torch.from_numpy(data.balanced_sample("validation", sequences, windows_per_document, seed=0))
-    return list(token_ids_WT.to(world.device).chunk(-(-len(token_ids_WT) // _CALIBRATION_BATCH)))
+    return list(token_ids_WT.to(context.world.device).chunk(-(-len(token_ids_WT) // _CALIBRATION_BATCH)))

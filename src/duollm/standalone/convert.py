@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import torch
 from pydantic import ValidationError
 
-from duollm.config import ConvertConfig, DataConfig
+from duollm.config import ConvertConfig, DataConfig, explain
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import silence_transformers
 from duollm.data.packing import prepare_data
@@ -55,9 +55,8 @@ def _settings(options: Namespace) -> tuple[ConvertConfig, DataConfig]:
         domains, length = options.domains.split(","), options.sequence_length
         return config, DataConfig(domains=domains, tokenizer=options.dense, sequence_length=length)
     except ValidationError as error:
-        first = error.errors()[0]
-        flag = f"--{str((first['loc'] or ('domains',))[0]).replace('_', '-')}"
-        raise UserError(f"{flag}: {first['msg']}, got {first['input']!r}") from None
+        key, fault = explain(error)
+        raise UserError(f"--{key.partition('.')[0].replace('_', '-') or 'domains'}: {fault}") from None
 
 
 def _sizes(model: DuoForCausalLM) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.files import fingerprint
 from duollm.machine import matmul_peak
@@ -31,6 +33,16 @@ must depend on its arguments alone, so that a resumed training repeats an uninte
 
 class NonFiniteLossError(UserError):
     """The loss or its gradient is not a number any more; the weights are those of the step before."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the trainings of a study have in common: its run folder, text, seed and processes."""
+
+    run: Path
+    data: PackedData
+    seed: int
+    world: World
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,12 @@ class Trainer:
     run: Path
     flops_per_token: float
 
+    @classmethod
+    def of(cls, name: str, plan: TrainingPlan, context: Context, seed: int, flops_per_token: float) -> "Trainer":
+        """Train on the study's training split, in an order that `seed` decides."""
+        batch_at = partial(context.data.train_batch, batch_size=plan.batch_size, seed=seed)
+        return cls(name, plan, batch_at, context.world, context.run, flops_per_token)
+
     def train(self, module: nn.Module, loss_fn: LossFn) -> None:
         """Lower `loss_fn` by AdamW on the trainable parameters of `module`; the loss function runs the module.
 
@@ -68,7 +86,12 @@ class Trainer:
             self.world.average_gradients(trainable)
             norm = nn.utils.clip_grad_norm_(trainable, self.plan.gradient_clip).item()
             if not (math.isfinite(measured["loss"]) and math.isfinite(norm)):
-                raise NonFiniteLossError(self._non_finite(step, measured["loss"], norm))
+                known = self.checkpoint.exists()
+                good = f"the last good checkpoint is {self.checkpoint}" if known else "there is no checkpoint yet"
+                raise NonFiniteLossError(
+                    f"{self.name}: loss {measured['loss']} with gradient norm {norm} at step {step + 1}; the step was "
+                    f"not taken; {good}. Lower the learning rate, or use precision fp32."
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             return measured | {"gradient_norm": norm, "learning_rate": learning_rate}
@@ -131,14 +154,6 @@ class Trainer:
             for key, value in ({"loss": self.world.average(loss)} | details).items():
                 totals[key] = totals.get(key, 0.0) + value / parts
         return totals
-
-    def _non_finite(self, step: int, loss: float, norm: float) -> str:
-        known = self.checkpoint.exists()
-        good = f"the last good checkpoint is {self.checkpoint}" if known else "there is no checkpoint yet"
-        return (
-            f"{self.name}: loss {loss} with gradient norm {norm} at step {step + 1}; the step was not taken; {good}. "
-            "Lower the learning rate, or use precision fp32."
-        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from duollm.config import ModelConfig, PretrainConfig
-from duollm.convert.saving import Story, load_model, save_model
+from duollm.convert.saving import History, load_model, save_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.flops import training_flops
@@ -17,55 +17,44 @@ from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routes.sampling import RandomSplit, derived_seed
-from duollm.training.loop import LossFn, Trainer
+from duollm.training.loop import Context, LossFn, Trainer
 from duollm.training.optimizer import TrainingPlan
 from duollm.training.world import World
 
 
 def pretrain(
-    model_config: ModelConfig,
-    config: PretrainConfig,
-    data: PackedData,
-    seed: int,
-    world: World,
-    run: Path,
-    converted: Path | None = None,
+    context: Context, model_config: ModelConfig, config: PretrainConfig, converted: Path | None = None
 ) -> None:
     """Train a duo and write `run/model`, a Hugging Face folder with the tokenizer.
 
     It starts from scratch, with the sizes of `model_config`, or from the duo in the folder `converted`.
     """
-    torch.manual_seed(seed)
+    data, world = context.data, context.world
+    torch.manual_seed(context.seed)
     model = load_model(converted) if converted else DuoForCausalLM(duo_config(model_config, data))
-    story = Story.read(converted) if converted else Story()
+    history = History.read(converted) if converted else History()
     nn.Module.to(model, world.device)  # transformers wraps its own so that mypy does not see a method
     if config.tokens:
-        _train(model, config, data, seed, world, run)
-        story = story.then(_training_step(config, converted is None), data)
+        _train(context, model, config)
+        history = history.then(_training_step(config, converted is None), data)
     if world.first:
-        save_model(model, data.tokenizer, run / "model", story)
-        (run / "resume" / "pretrain.pt").unlink(missing_ok=True)
+        save_model(model, data.tokenizer, context.run / "model", history)
+        (context.run / "resume" / "pretrain.pt").unlink(missing_ok=True)
     world.wait()
 
 
-def _train(model: DuoForCausalLM, config: PretrainConfig, data: PackedData, seed: int, world: World, run: Path) -> None:
+def _train(context: Context, model: DuoForCausalLM, config: PretrainConfig) -> None:
     prepare_for_training(model, config.compile)
-    length = data.sequence_length
+    length = context.data.sequence_length
     flops = training_flops(model.config, config.branch_shares, length, length)
     if config.freeze == "big":
         model.requires_grad_(False)
         for layer in model.model.layers:
             layer.mlp.small.requires_grad_(True)
         flops = flops * 2 // 3  # forward, and back to the states but not to the weights
-    trainer = Trainer(
-        "pretrain",
-        TrainingPlan.of(config, config.tokens, length),
-        lambda step: data.train_batch(step, config.batch_size, seed),
-        world,
-        run,
-        flops / length,
-    )
-    trainer.train(model, random_routing_loss(model, config.branch_shares, seed, world))
+    plan = TrainingPlan.of(config, config.tokens, length)
+    trainer = Trainer.of("pretrain", plan, context, context.seed, flops / length)
+    trainer.train(model, random_routing_loss(model, config.branch_shares, context.seed, context.world))
 
 
 def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:

@@ -52,17 +52,13 @@ class Progress:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record | speed) + "\n")
         values = "  ".join(f"{key} {value:{_FORMAT.get(key, '.4f')}}" for key, value in measured.items())
-        self._print(
+        line = (
             f"{self.name}  step {finished}/{self.plan.steps}  {values}  {rate:,.0f} tokens/s  "
             f"{flops / 1e9:,.0f} GFLOP/s ({flops / self.peak:.0%} of matmul peak)  "
-            f"ETA {int(left // 60)}:{int(left % 60):02d}",
-            last=finished == self.plan.steps,
+            f"ETA {int(left // 60)}:{int(left % 60):02d}"
         )
-
-    def _print(self, line: str, last: bool) -> None:
-        """One line that rewrites itself on a terminal, a line each in a log file."""
-        if sys.stdout.isatty():
-            print(f"\r\x1b[K{line}", end="\n" if last else "", flush=True)
+        if sys.stdout.isatty():  # one line that rewrites itself
+            print(f"\r\x1b[K{line}", end="\n" if finished == self.plan.steps else "", flush=True)
         else:
             print(line, flush=True)
 
