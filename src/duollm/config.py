@@ -12,7 +12,6 @@ from duollm.files import write_text
 
 LARGEST_SEED = 2**32 - 1
 _LARGEST_NUMBER = 10**15
-_SPELLINGS = {"yes": True, "on": True, "no": False, "off": False}
 
 
 class Section(BaseModel):
@@ -32,7 +31,7 @@ class Section(BaseModel):
         if int in (kind, *get_args(kind)) and isinstance(value, float) and value.is_integer():
             return int(value)
         if kind is bool and isinstance(value, str):
-            return _SPELLINGS.get(value.lower(), value)
+            return strict_yaml.SPELLINGS.get(value.lower(), value)
         return value
 
     @field_validator("*")
@@ -161,20 +160,12 @@ class PretrainConfig(Section):
     """big: only the small FFNs are trained, for a converted dense model."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: autocast; auto: bf16 where a short measurement finds it faster."""
-    compile: bool | Literal["auto"] = "auto"
+    compile: strict_yaml.AutoOrBool = "auto"
     """torch.compile the model (needs a C++ compiler, does without if it fails); auto: if the run is long enough."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Optimiser steps between checkpoints."""
     log_every: int = Field(default=10, ge=1)
     """Optimiser steps between lines of metrics.jsonl."""
-
-    @field_validator("compile", mode="before")
-    @classmethod
-    def _auto_true_or_false(cls, value: Any) -> Any:
-        value = _SPELLINGS.get(value.lower(), value) if isinstance(value, str) else value
-        if not isinstance(value, bool) and value != "auto":
-            raise ValueError(f"must be auto, true or false, got {value}")
-        return value
 
     @model_validator(mode="after")
     def _shares_and_steps(self) -> "PretrainConfig":
