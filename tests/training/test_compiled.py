@@ -62,4 +62,4 @@ def test_short_trainings_are_not_worth_it():
     device = torch.device("cpu")
     assert not pays(1e12, device)[0]
     assert pays(1e16, device)[0]
-    assert "40 s" in pays(1e12, device)[1]
+    assert "30 s" in pays(1e12, device)[1]

@@ -13,7 +13,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.training.loop import LossFn
 from duollm.training.next_token import Scorer, nll_and_gradient
 
-_SECONDS, _SAVED = 40, 0.25
+_SECONDS, _SAVED = 30, 0.25
 """What compiling takes, and the share of the training that it saves (docs/LOG.md)."""
 _RATES = {"cpu": 50e9, "cuda": 2e13}
 """FLOP/s of training without it, per thread on CPUs. Assumed: measured ones would differ when a run continues."""
