@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_json_is_the_rows_of_the_results(compared, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert {row["big_layers"] for row in rows} == {0, 3, 6}
     first = {key: value for key, value in rows[0].items() if key != "run"}
-    assert first in results["comparison"]
+    assert first in [asdict(row) for row in results.comparison]
     assert {row["domain"] for row in rows} == {"pooled"}
 
 
@@ -72,7 +73,7 @@ def test_budgets_are_numbers():
 
 def test_results_of_an_older_version(tmp_path):
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(UserError, match="older version; run `duollm report`"):
+    with pytest.raises(UserError, match=r"not the results of this version of duollm .* run `duollm report`"):
         print_comparison([tmp_path], None, None, "table")
 
 

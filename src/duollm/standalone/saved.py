@@ -15,7 +15,7 @@ from duollm.config import DataConfig
 from duollm.convert.saving import load_model, silence_transformers
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError, in_a_line
-from duollm.evaluate.sweep import Routed, sweep_policies
+from duollm.measure.scoring import Routed, sweep_policies
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.policies import parse_policy
 

@@ -13,8 +13,8 @@ import torch
 from duollm.errors import UserError
 from duollm.files import write_json, write_text
 from duollm.machine import provenance
-from duollm.report.terminal import Cell, print_table
 from duollm.standalone.saved import Saved, policies_of
+from duollm.terminal import Cell, print_table
 
 Row = dict[str, Any]
 
@@ -24,7 +24,7 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
     for name in ("lm_eval", "datasets", "huggingface_hub"):  # they say much that is no concern of ours
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        from duollm.evaluate.harness import RoutedLM, run_tasks
+        from duollm.measure.harness import RoutedLM, run_tasks
     except ModuleNotFoundError as error:
         raise UserError(f"--tasks needs {error.name}, which is not installed: pip install 'duollm[eval]'") from None
     saved = Saved.at(Path(options.saved))
