@@ -21,12 +21,6 @@ _PLAIN: dict[type, Any] = {plain: plain.forward for plain in (nn.Linear, nn.SiLU
 
 _RECORDER = "transformers.utils.output_capturing"
 _LINEAR = nn.functional.linear
-_GLOBAL_HOOKS = (  # the dicts themselves: torch before 2.9 has no function that looks at them
-    module._global_forward_pre_hooks,
-    module._global_forward_hooks,
-    module._global_backward_pre_hooks,
-    module._global_backward_hooks,
-)
 _WORTHWHILE = 1 << 22  # multiplications, below which starting a fused product costs more than it saves
 
 
@@ -136,7 +130,7 @@ def _nobody_watches() -> bool:
     """Whether operations are called as they are: by no mode, no transform and no patched function."""
     modes = [mode for mode in _get_current_function_mode_stack() if type(mode) is not DeviceContext]
     return (
-        not any(_GLOBAL_HOOKS)
+        not module._has_any_global_hook()
         and not modes
         and not _get_current_dispatch_mode_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
