@@ -12,7 +12,7 @@ from loading import TEXT, load
 from torch import Tensor
 
 from duollm import Branch
-from duollm.evaluate.losses import policy_losses
+from duollm.measure.executor import policy_losses
 
 
 class BigWhere:

@@ -11,7 +11,7 @@ from loading import TEXT, load
 from torch import Tensor
 
 from duollm import Branch, DuoForCausalLM, RouteSpace, search_oracle
-from duollm.evaluate.losses import policy_losses
+from duollm.measure.executor import policy_losses
 
 LETTER = {Branch.SKIP: "-", Branch.SMALL: "s", Branch.BIG: "B"}
 

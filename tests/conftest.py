@@ -29,7 +29,7 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Truth], dict[str, Any]]:
     """An analysed run folder with several routers, its truth and its results; read only."""
-    from duollm.analysis.results import analyse
+    from duollm.analysis.analyse import analyse
 
     run = tmp_path_factory.mktemp("runs") / "compared"
     truths = write_run(run, Plan(more_routers=True, documents=8))

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from duollm.models.branch import Branch
+from duollm.records.files import write_result
 from duollm.routes.space import RouteSpace
 
 RANDOM_ROUTES = 100
+FLOPS = ("flops_per_token", "router_flops_per_token")
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,12 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
         "big_layers": list(range(plan.num_layers + 1)),
         "sequence_length": plan.tokens_per_document + 1,
         "random_routes": RANDOM_ROUTES,
+        "search": "exact",
+        "counted_share": plan.counted_share,
         "version": "0.1.0",
     }
     counted_T = np.ones(tokens, dtype=bool)
     if plan.counted_share < 1:
-        facts["counted_share"] = plan.counted_share
         counted_T = _sample(document_T, plan.counted_share, generator)
     oracle = _oracle_columns(truth, plan, generator)
     if plan.measures:
@@ -121,7 +124,13 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
 def write_router(run: Path, domain: str, columns: dict[str, pa.Array], facts: dict[str, Any]) -> None:
     """Write what a router did on one domain."""
     path, share = run / "evaluate" / facts["router"] / f"{domain}.parquet", facts["big_layers"] / facts["num_layers"]
-    write_parquet(path, columns, {**facts, "budget": share, "calibrated_share": share})
+    usual = {
+        "spend": "average",
+        "branch_costs": [0.0, 0.0, 1.0],
+        "flops_per_token": None,
+        "router_flops_per_token": None,
+    }
+    write_parquet(path, columns, usual | facts | {"budget": share, "calibrated_share": share})
 
 
 def _good_routes(space: RouteSpace, plan: Plan, nll_TR: NDArray[np.float64]) -> dict[tuple[int, str], Any]:
@@ -251,8 +260,10 @@ def _route_columns(truth: Truth, domain: str, counted_T: NDArray[np.bool_]) -> d
 def write_parquet(path: Path, columns: dict[str, pa.Array], facts: dict[str, Any] | None) -> None:
     """Write columns, with `facts` as duollm's metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    pq.write_table(table.replace_schema_metadata({"duollm": json.dumps(facts)}) if facts else table, path)
+    if facts:
+        write_result(path, columns, facts)
+    else:
+        pq.write_table(pa.table(columns), path)
 
 
 def _float32(values: NDArray[np.float64]) -> pa.Array:

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -140,6 +141,17 @@ def test_plan_prints_the_numbers(capsys):
         (["study", "quick", "again"], "got 'again'"),
         (["study", "quik"], "did you mean 'quick'?"),
         (["bench", "everything"], "'train'"),
+        (["bench", "forward", "--seconds", "nan"], "takes a number from 0.01 to 3600, got 'nan'"),
+        (["study", "--model.path", ""], "--model.path: an empty value was given"),
+        (["study", "--data.tokenizer="], "--data.tokenizer: an empty value was given"),
+        (["study", "--out", ""], "--out: an empty value was given"),
+        (["study", ""], "RECIPE: an empty value was given"),
+        (["compare", ""], "RUN: an empty value was given"),
+        (["study", "--seed", "99999999999999999999"], "--seed: "),
+        (["study", "--out", "x" * 300], "File name too long"),
+        (["study", "x" * 300], "File name too long"),
+        (["study", "--name", "a\nb", "--out", "\udcff"], r"b'\xff' is not UTF-8"),
+        (["study", "no\nsuch"], "no such: no such recipe"),
     ],
 )
 def test_mistakes_get_one_line_with_the_way_out(study, capsys, arguments, expected):
@@ -147,9 +159,11 @@ def test_mistakes_get_one_line_with_the_way_out(study, capsys, arguments, expect
     assert study == []
 
 
-def test_a_file_is_no_run_folder(study, capsys, tmp_path):
+@pytest.mark.parametrize("out", ["taken", "taken/run"])
+def test_a_file_is_no_run_folder(study, capsys, tmp_path, out):
     (tmp_path / "taken").write_text("mine")
-    assert "is a file" in refusal(capsys, "study", "--out", "taken")
+    assert "is a file" in refusal(capsys, "study", "--out", out)
+    assert study == []
 
 
 def test_somebody_elses_folder_is_not_written_to(study, capsys, tmp_path):
@@ -167,7 +181,18 @@ def test_empty_folders_and_run_folders_are_welcome(study, tmp_path, files):
     assert cli.main(["study", "--out", "run"]) == 0
 
 
-@pytest.mark.parametrize(("error", "code"), [(UserError("no such text"), 2), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("no such text"), 2),
+        (UserError("two\nlines"), 2),
+        (OSError(errno.ENOSPC, "No space left on device"), 2),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 2),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 2),
+        (MemoryError(), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
 def test_user_mistakes_and_interrupts_end_in_one_line(study, monkeypatch, capsys, error, code):
     def fail(*arguments):
         raise error
@@ -180,6 +205,43 @@ def test_user_mistakes_and_interrupts_end_in_one_line(study, monkeypatch, capsys
 def test_a_reader_that_leaves_early_is_no_error():
     command = f'{sys.executable} -c \'import sys, duollm.cli; sys.exit(duollm.cli.main(["study", "--help"]))\' | true'
     assert subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stderr == ""
+
+
+def shell(line, **environment):
+    """Run a line of bash in which $DUOLLM is the command; return its exit code and what it said on stderr."""
+    duollm = f"{sys.executable} -c 'import sys, duollm.cli; sys.exit(duollm.cli.main())'"
+    done = subprocess.run(
+        ["bash", "-c", line.replace("DUOLLM", duollm)], capture_output=True, env=os.environ | environment
+    )
+    return done.returncode, done.stderr.decode(), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("DUOLLM study --dry-run >&-", "standard output is closed; redirect it"),
+        ("DUOLLM study --dry-run >/dev/full", "No space left on device"),
+        ("DUOLLM study --help >/dev/full", "No space left on device"),
+        ("DUOLLM --version >/dev/full", "No space left on device"),
+    ],
+)
+def test_output_that_goes_nowhere_is_said_in_a_line(line, expected):
+    code, said, _ = shell(line)
+    assert code == 2
+    assert said.count("\n") == 1
+    assert expected in said
+
+
+def test_closed_streams_do_no_harm():
+    assert shell("DUOLLM study nope 2>&- <&-")[0] == 2
+    assert shell("DUOLLM study --dry-run 2>&- <&-")[0] == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_terminal_cannot_show_is_replaced(encoding):
+    code, said, shown = shell("DUOLLM study --dry-run --name 'Größe 東'", PYTHONIOENCODING=encoding, PYTHONUTF8="1")
+    assert (code, said) == (0, "")
+    assert "name: Größe 東".encode(encoding, "replace") in shown
 
 
 def test_our_own_mistakes_keep_their_traceback(study, monkeypatch):

@@ -1,9 +1,13 @@
+import errno
 import json
 import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from duollm.files import fingerprint, replacing, write_json, write_text
+from duollm.errors import UserError
+from duollm.files import check_folder, check_no_pointer, fingerprint, replacing, write_json, write_text
 
 
 def test_text_is_written_with_its_folders(tmp_path):
@@ -66,3 +70,72 @@ def test_fingerprints_follow_the_value_not_its_spelling():
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": (1, 2), "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
     assert fingerprint([1, 2]) != fingerprint([2, 1])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")],
+    ids=["ours", "a library's"],
+)
+def test_a_full_disk_is_a_line_that_names_the_file_and_leaves_nothing(tmp_path, error):
+    (tmp_path / "old").write_text("whole")
+    with pytest.raises(UserError, match=r"old cannot be written: No space left on device"), replacing(tmp_path / "old"):
+        raise error
+    assert (tmp_path / "old").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_file_in_place_of_a_folder_is_a_line_too(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "x" / "y", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="cannot be written"):
+            write_text(path, "text")
+
+
+def test_other_errors_pass_while_writing(tmp_path):
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "x"):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("name", ["new", "new/er", "."])
+def test_folders_that_can_be_made_are_welcome(tmp_path, name):
+    check_folder("--out", tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("file", "file is a file; give a folder"),
+        ("file/x/y", "file is a file; give a folder"),
+        ("dangling", "dangling is a file"),
+        ("loop/x", "loop"),
+        ("x" * 300, "File name too long"),
+        ("x" * 300 + "/y", "File name too long"),
+    ],
+)
+def test_what_is_in_the_way_of_a_folder_is_noticed_before_there_is_anything_to_write(tmp_path, name, expected):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match=f"--out .*{expected}"):
+        check_folder("--out", tmp_path / name)
+
+
+def test_a_disk_that_takes_nothing_is_noticed_too(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_: False)
+        with pytest.raises(UserError, match="may not be written to; give another folder"):
+            check_folder("--out", tmp_path / "new")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match="has no space left"):
+        check_folder("--out", tmp_path / "new")
+
+
+def test_git_lfs_pointers_are_refused_with_the_way_to_the_file(tmp_path):
+    (tmp_path / "pointer").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 5\n")
+    (tmp_path / "file").write_text("version 7")
+    with pytest.raises(UserError, match="git lfs pull"):
+        check_no_pointer(tmp_path / "pointer")
+    check_no_pointer(tmp_path / "file")
+    check_no_pointer(tmp_path / "absent")

@@ -14,34 +14,26 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part may import those before it, and those of its own rank that do not import it.
 RANKS = [
-    {"errors", "files", "options", "strict_yaml", "config", "machine", "ridge"},
+    {"errors", "files", "options", "strict_yaml", "config", "machine", "ridge", "terminal"},
     {"models"},
     {"flops", "plan"},
     {"routes"},
-    {"oracle", "data"},
+    {"records"},
+    {"data"},
+    {"measure"},
+    {"oracle"},
     {"convert"},
     {"training"},
     {"routers"},
     {"ceiling"},
-    {"evaluate"},
     {"analysis"},
     {"report"},
     {"stages", "study", "bench", "standalone"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-NO_TORCH = {
-    "errors",
-    "files",
-    "options",
-    "strict_yaml",
-    "config",
-    "machine",
-    "analysis",
-    "report",
-    "stages",
-    "cli",
-}
+NO_TORCH = {"errors", "files", "options", "strict_yaml", "config", "machine", "terminal"}
+NO_TORCH |= {"records", "analysis", "report", "stages", "cli"}
 HEAVY = {"torch", "transformers"}
 HOME_FOLDER = re.compile(r"/(?:home|Users|root)/[A-Za-z0-9_.-]+")
 
@@ -91,7 +83,7 @@ def name_of(path):
 
 
 def test_every_part_has_a_rank():
-    parts = {part_of(path) for path in SOURCES} - {"__init__", "_registration", "_peft"}
+    parts = {part_of(path) for path in SOURCES} - {"__init__", "_registration"}
     assert parts <= set(RANK)
 
 
@@ -112,8 +104,8 @@ def test_light_parts_load_without_torch(path):
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("path", modules_of({"analysis", "report"}), ids=name_of)
-def test_analysis_and_report_never_import_torch(path):
+@pytest.mark.parametrize("path", modules_of({"records", "analysis", "report"}), ids=name_of)
+def test_records_analysis_and_report_never_import_torch(path):
     assert not {name.split(".")[0] for name in imports(path)} & HEAVY
 
 

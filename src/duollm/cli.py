@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from duollm.errors import UserError, did_you_mean, system_fault
-from duollm.options import names, number, whole_number
+from duollm.options import names, number, whole_number, whole_numbers
 
 if TYPE_CHECKING:
     from duollm.config import Recipe
@@ -39,12 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _prepare_output()
-        _check_encoding(given)
+        given = [_as_utf8(argument) for argument in given]
         _dispatch(given)
         sys.stdout.flush()
     except UserError as error:
-        print(f"duollm: error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except KeyboardInterrupt:
         print("duollm: interrupted", file=sys.stderr)
         return 130
@@ -56,9 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if fault is None:
             raise
         _discard_output()
-        print(f"duollm: error: {' '.join(fault.split())}", file=sys.stderr)
-        return 2
+        return _refuse(fault)
     return 0
+
+
+def _refuse(fault: str) -> int:
+    print(f"duollm: error: {' '.join(fault.splitlines())}", file=sys.stderr)
+    return 2
 
 
 def _prepare_output() -> None:
@@ -80,13 +83,13 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _check_encoding(given: Sequence[str]) -> None:
-    for argument in given:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            shown = os.fsencode(argument)
-            raise UserError(f"{shown!r} is not UTF-8; write it in UTF-8, and rename a file of that name") from None
+def _as_utf8(argument: str) -> str:
+    """The argument as text: Python keeps bytes that its locale does not know as lone surrogates."""
+    given = os.fsencode(argument) if any("\udc80" <= character <= "\udcff" for character in argument) else b""
+    try:
+        return given.decode() or argument
+    except UnicodeDecodeError:
+        raise UserError(f"{given!r} is not UTF-8; write it in UTF-8, and rename a file of that name") from None
 
 
 def _dispatch(given: list[str]) -> None:
@@ -150,6 +153,10 @@ class _Parser(argparse.ArgumentParser):
                 f"{name}: an empty value was given (an unset shell variable?); give a value, or leave it out"
             )
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse says nothing of a help that could not be printed."""
+        print(message, end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self._see_help()}")
 
@@ -186,7 +193,9 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", nargs="?", metavar="RECIPE", default=DEFAULT_RECIPE, help="a YAML file (default: %(default)s)"
     )
-    whole = parser.add_argument_group("recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4], text.")
+    whole = parser.add_argument_group(
+        "recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4]; text is taken as it is written."
+    )
     for name, field in Recipe.model_fields.items():
         inner_fields = getattr(field.annotation, "model_fields", None)
         if inner_fields is None:
@@ -299,7 +308,7 @@ def _convert(options: argparse.Namespace, command: list[str]) -> None:
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a finished run folder; only its results.json is read")
-    add("--budget", metavar="K,K", help="numbers of big layers (default: all that the run's routers have)")
+    add("--budget", type=whole_numbers, metavar="K,K", help="numbers of big layers (default: all of the run's routers)")
     add("--domain", metavar="NAME", help="one domain's text (default: all pooled)")
     form = parser.add_mutually_exclusive_group()
     for name in ("markdown", "json"):
@@ -308,9 +317,9 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace, command: list[str]) -> None:
-    from duollm.report.compare import parse_budgets, print_comparison
+    from duollm.report.compare import print_comparison
 
-    print_comparison([Path(run) for run in options.runs], parse_budgets(options.budget), options.domain, options.form)
+    print_comparison([Path(run) for run in options.runs], options.budget, options.domain, options.form)
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:

@@ -61,7 +61,7 @@ def system_fault(error: BaseException) -> str | None:
     number = _error_number(error)
     if number not in _HINTS:
         return None
-    name = getattr(error, "filename", None)
+    name = None if _HINTS[number] == _SPACE else getattr(error, "filename", None)
     return f"{f'{name}: ' if isinstance(name, str) else ''}{os.strerror(number)}; {_HINTS[number]}"
 
 

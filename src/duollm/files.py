@@ -60,7 +60,7 @@ def check_folder(option: str, folder: Path) -> None:
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{option} {folder}: {place} may not be written to; give another folder")
         if not shutil.disk_usage(place).free:
-            raise UserError(f"{option} {folder}: the disk is full; free some space, or give another folder")
+            raise UserError(f"{option} {folder}: {place} has no space left; free some, or give another folder")
         return
 
 

@@ -13,9 +13,11 @@ def whole_number(lowest: int = 1, highest: int = LARGEST_COUNT) -> Callable[[str
         try:
             value = int(text)
         except ValueError:
-            value = None
-        if value is None or not lowest <= value <= highest:
-            raise ArgumentTypeError(f"a whole number from {lowest:,} to {highest:,} is needed, got {text[:50]!r}")
+            value = lowest - 1
+        if value < lowest:
+            raise ArgumentTypeError(f"takes a whole number from {lowest}, got {text[:50]!r}")
+        if value > highest:
+            raise ArgumentTypeError(f"takes a whole number up to {highest:,}, got {text[:50]!r}")
         return value
 
     return read
@@ -30,7 +32,7 @@ def number(lowest: float, highest: float) -> Callable[[str], float]:
         except ValueError:
             value = float("nan")
         if not lowest <= value <= highest:
-            raise ArgumentTypeError(f"a number from {lowest:g} to {highest:g} is needed, got {text[:50]!r}")
+            raise ArgumentTypeError(f"takes a number from {lowest:g} to {highest:g}, got {text[:50]!r}")
         return value
 
     return read
@@ -46,3 +48,15 @@ def names(text: str) -> str:
     if not all(found):
         raise ArgumentTypeError(f"{text!r} holds an empty name; write names with a comma between two, such as a,b")
     return ",".join(found)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Read whole numbers with commas between, perhaps in square brackets.
+
+    Raises:
+        ArgumentTypeError: something else is between the commas.
+    """
+    try:
+        return [int(part) for part in text.strip("[]").split(",")]
+    except ValueError:
+        raise ArgumentTypeError(f"takes whole numbers with commas between, such as 4,6; got {text[:50]!r}") from None

@@ -9,19 +9,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from duollm.analysis.results import analyse
+from duollm.analysis.analyse import analyse
+from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.training import train_ceiling
-from duollm.config import DataConfig, EvaluateConfig, Recipe, save_recipe
+from duollm.config import DataConfig, Recipe, save_recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
-from duollm.data.packed import PackedData
+from duollm.data.packed import PackedData, Windows
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
-from duollm.evaluate.ceiling import evaluate_ceiling
-from duollm.evaluate.patterns import evaluate_patterns
-from duollm.evaluate.routers import evaluate_routers
 from duollm.files import write_json
 from duollm.machine import peak_memory_bytes, provenance
+from duollm.measure.comparison import compare_patterns, compare_routers, compared_windows
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
@@ -29,7 +28,7 @@ from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
-from duollm.routers.registry import check_kinds, router_class, settings_of
+from duollm.routers.registry import check_kinds, router_class, settings_of, trained_routers
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
@@ -278,17 +277,18 @@ class Study:
         branches = parse_branches(recipe.oracle.branches)
         predictors = train_ceiling(self._context, model, recipe.ceiling, branches)
         if self.world.first:
-            big_layers, text = recipe.router.big_layers, self._compared_text
-            evaluate_ceiling(model, predictors, big_layers, branches, data, text, recipe.seed, self.run)
+            big_layers, texts = recipe.router.big_layers, self._compared_texts()
+            priced_on = validation_windows(data, recipe.compared_text.windows_per_document, recipe.seed)
+            evaluate_ceiling(model, predictors, big_layers, branches, priced_on, texts, self.run)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
         self.world.wait()
 
     def _evaluate(self) -> None:
         if self.world.first:
-            recipe, names = self.recipe, self._router_names()
-            spend, model, text = recipe.router.spend, self._load_model(), self._compared_text
-            evaluate_routers(model, names, spend, self._data, text, recipe.seed, self.run)
-            evaluate_patterns(model, self._data, text, recipe.seed, self.run)
+            model, texts = self._load_model(), self._compared_texts()
+            routers = trained_routers(self.run, self._router_names(), self.recipe.router.spend, model)
+            compare_routers(model, routers, texts, self.run)
+            compare_patterns(model, texts, self.run)
         self.world.wait()
 
     def _report(self) -> None:
@@ -308,12 +308,11 @@ class Study:
     def _data(self) -> PackedData:
         return PackedData.open(self.run / "data")
 
-    @property
-    def _compared_text(self) -> EvaluateConfig:
-        """The recipe's, with as many documents of every domain, for a router may spend more on one than on another."""
-        text, oracle = self.recipe.compared_text, self.recipe.oracle
-        documents = max(oracle.documents, self._data.documents_of_each("test", text.documents))
-        return text.model_copy(update={"documents": documents})
+    def _compared_texts(self) -> dict[str, Windows]:
+        """As many documents of every domain, for a router may spend more on one than on another."""
+        text, oracle, data = self.recipe.compared_text, self.recipe.oracle, self._data
+        documents = max(oracle.documents, data.documents_of_each("test", text.documents))
+        return compared_windows(data, text.model_copy(update={"documents": documents}), self.recipe.seed)
 
     @property
     def _model_folder(self) -> Path:

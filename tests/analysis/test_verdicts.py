@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from duollm.analysis.verdicts import Claim, Condition, condition
+from duollm.analysis.verdicts import Condition, condition, decide
 
 
 def _draws(low, high):
@@ -36,7 +36,7 @@ def test_between_is_judged_by_the_interval(low, high, verdict):
 def test_what_was_not_measured_is_undecided(draws_X):
     judged = condition("x", draws_X, above=0)
     assert judged.verdict == "undecided"
-    assert judged.as_dict()["estimate"] is None
+    assert judged.estimate is None
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,15 @@ def test_what_was_not_measured_is_undecided(draws_X):
     ],
 )
 def test_a_claim_is_as_good_as_its_worst_condition(verdicts, whole, decisive):
-    conditions = tuple(Condition(f"q{i}", "rule", None, verdict) for i, verdict in enumerate(verdicts))
-    written = Claim("C0", "prose", "...", "found", conditions).as_dict()
-    assert written["verdict"] == whole
-    assert written["quantity"] == f"q{decisive}"
-    assert len(written["conditions"]) == 2
+    conditions = [Condition(f"q{i}", "rule", None, verdict) for i, verdict in enumerate(verdicts)]
+    claim = decide("C0", "prose", "...", "found", *conditions)
+    assert claim.verdict == whole
+    assert claim.quantity == f"q{decisive}"
+    assert claim.conditions == conditions
 
 
 def test_a_claim_of_which_nothing_was_measured_says_so():
     unmeasured, measured = condition("x", None, below=0), condition("y", _draws(-3, -1), below=0)
     finding = "x lies not measured below 0."
-    assert Claim("C0", "text", "x is low", finding, (unmeasured,)).as_dict()["finding"] == "Not measured in this run."
-    assert Claim("C0", "text", "x is low", finding, (unmeasured, measured)).as_dict()["finding"] == finding
+    assert decide("C0", "text", "x is low", finding, unmeasured).finding == "Not measured in this run."
+    assert decide("C0", "text", "x is low", finding, unmeasured, measured).finding == finding

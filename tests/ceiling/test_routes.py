@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from duollm.ceiling.routes import exact_routes, margins, price_for, priced_routes
+from duollm.ceiling.predictor import SHUFFLED
+from duollm.ceiling.routes import CeilingPolicy, choose, exact_routes, margins, price_for, priced_routes
 from duollm.models.branch import Branch
 
 SKIP, SMALL, BIG = Branch
@@ -63,3 +64,11 @@ def test_priced_routes_spend_k_on_average(k):
 def test_a_price_gives_more_to_tokens_that_gain_more():
     routes_NL = priced_routes(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, 1))
     assert routes_NL.tolist() == [[1, 1, 0], [2, 2, 2], [0, 1, 1]]
+
+
+def test_the_depth_is_chosen_on_validation_text_and_never_the_control():
+    losses = {"l0": 3.0, "l5": 2.9, SHUFFLED: 2.0}
+    policies = [CeilingPolicy(name, 5, "exact", 4, None, loss) for name, loss in losses.items()]
+    policies += [CeilingPolicy(name, 5, "average", 4, 0.1, -loss) for name, loss in losses.items()]
+    chosen = [(policy.predictor, policy.spend) for policy in choose(policies) if policy.chosen]
+    assert chosen == [("l5", "exact"), ("l0", "average")]

@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -157,3 +159,54 @@ def test_every_domain_gives_as_many_documents_as_the_smallest(packed):
     fewest = test.groupby("domain").size().min()
     assert packed.documents_of_each("test", 999) == fewest > 1
     assert packed.documents_of_each("test", 1) == 1
+
+
+def damaged(folder, tmp_path, name, content):
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        PackedData.open(tmp_path / "copy").windows("test", "owls", 3, 1, seed=0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "test.npy", "documents.parquet"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>", b"[]", b"\xff" * 200, b"[" * 10_000, b"version https://git-lfs.github.com/spec/v1\n"],
+    ids=["empty", "html", "list", "binary", "deep", "pointer"],
+)
+def test_a_damaged_file_is_refused_in_a_line(packed, tmp_path, name, content):
+    message = damaged(packed.folder, tmp_path, name, content)
+    assert "remove that folder, and `duollm study` makes it anew" in message
+    assert "pickle" not in message
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "test.npy", "documents.parquet"])
+def test_a_half_file_is_refused_in_a_line(packed, tmp_path, name):
+    whole = (packed.folder / name).read_bytes()
+    assert "damaged (" in damaged(packed.folder, tmp_path, name, whole[: len(whole) // 2])
+
+
+def test_a_missing_file_is_named(packed, tmp_path):
+    assert "test.npy is missing" in damaged(packed.folder, tmp_path, "test.npy", None)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "sources", "splits", "fingerprint", "sequence_length"])
+def test_a_manifest_that_lacks_a_key_is_refused(packed, tmp_path, key):
+    manifest = {name: value for name, value in packed.manifest.items() if name != key}
+    content = json.dumps(manifest).encode()
+    assert f"'{key}' is missing" in damaged(packed.folder, tmp_path, "manifest.json", content)
+
+
+def test_files_that_do_not_fit_each_other_are_refused(packed, tmp_path):
+    manifest = json.loads(json.dumps(packed.manifest))
+    manifest["splits"]["test"]["owls"]["tokens"] += 1
+    message = damaged(packed.folder, tmp_path / "counts", "manifest.json", json.dumps(manifest).encode())
+    assert "test.npy does not hold the" in message
+    manifest = {**packed.manifest, "vocab_size": 260}
+    message = damaged(packed.folder, tmp_path / "vocabulary", "manifest.json", json.dumps(manifest).encode())
+    assert "of 260" in message

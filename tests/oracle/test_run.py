@@ -11,10 +11,10 @@ import torch
 from duollm import RouteSpace, loss_table
 from duollm.config import OracleConfig
 from duollm.errors import UserError
-from duollm.oracle.halves import first_half
 from duollm.oracle.reductions import BestSoFar
 from duollm.oracle.run import REDUCTIONS, OracleRun, search_facts
 from duollm.oracle.store import KINDS, OracleStore
+from duollm.records.halves import first_half
 from naive_oracle import forward_nll
 from tiny import tiny_model
 

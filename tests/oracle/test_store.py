@@ -73,7 +73,7 @@ def test_the_token_file_is_written_last(store, monkeypatch):
     store.write_shard("owls", 0, shard(0))
     tables = store.read_shards("owls", 1)
     written = []
-    monkeypatch.setattr(OracleStore, "_write", lambda self, path, table: written.append(path))
+    monkeypatch.setattr("duollm.oracle.store.write_result", lambda path, columns, facts: written.append(path))
     store.complete("owls", 1, tables)
     assert written[-1] == store.path("owls")
     assert set(written) == {store.path("owls", kind) for kind in KINDS}

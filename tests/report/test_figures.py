@@ -2,23 +2,27 @@
 
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
-from duollm.analysis.results import analyse, main_context_rows
-from duollm.analysis.tables import read_oracle, read_routers
-from duollm.report.curves import best_of_draws, nll_by_budget
+from duollm.analysis.analyse import analyse
+from duollm.analysis.results import BestOfRow, PolicyRow
+from duollm.records.bootstrap import Estimate
+from duollm.records.keys import Key
+from duollm.records.tokens import read_tokens
 from duollm.report.figures import draw_figures, shown_budget
-from duollm.report.layer_figures import share_over_depth, share_over_depth_and_position
+from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
+from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
 from duollm.report.style import policy_look, router_looks
+from picking import pick
 
 
 @pytest.fixture(scope="module")
 def analysed(synthetic, tmp_path_factory):
     run = tmp_path_factory.mktemp("figures") / "run"
     shutil.copytree(synthetic[0], run)
-    results = analyse(run, 100)
-    return run, results | {"nll": main_context_rows(results)}
+    return run, analyse(run, 100)
 
 
 def _line(axes, label):
@@ -29,34 +33,34 @@ def test_curves_hold_the_results(analysed):
     results = analysed[1]
     axes = nll_by_budget(results, ["code", "prose"], ["linear"]).axes[1]
     assert axes.get_title() == "prose"
-    rows = [row for row in results["nll"] if row["domain"] == "prose"]
+    rows = [row for row in results.main_nll if row.domain == "prose"]
     for policy, label in (
         ("oracle", "oracle"),
         ("executed-together", "oracle, executed together"),
         ("static", "static (best fixed pattern)"),
     ):
-        expected = {row["big_layers"]: row["nll"] for row in rows if row["policy"] == policy}
+        expected = {row.big_layers: row.nll.value for row in rows if row.policy == policy}
         line = _line(axes, label)
         assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == expected
 
 
 def test_routers_stand_where_they_spend(analysed):
     results = analysed[1]
-    spent = results | {"nll": [row | {"mean_big_layers": row["mean_big_layers"] * 0.5} for row in results["nll"]]}
-    [axes] = nll_by_budget(spent, ["code"], ["linear"]).axes
+    rows = [replace(row, mean_big_layers=row.mean_big_layers * 0.5) for row in results.nll]
+    [axes] = nll_by_budget(replace(results, nll=rows), ["code"], ["linear"]).axes
     assert list(_line(axes, "router (linear)").get_xdata()) == [0.5, 1.0, 1.5, 2.0, 2.5]
 
 
 def test_bands_are_paired_differences_put_where_all_big_stands(analysed):
     results = analysed[1]
     [axes] = nll_by_budget(results, ["pooled"], ["linear"]).axes
-    rows = [row for row in results["nll"] if row["domain"] == "pooled"]
-    big = next(row["nll"] for row in rows if row["policy"] == "all-big")
-    oracle = sorted((row for row in rows if row["policy"] == "oracle"), key=lambda row: row["big_layers"])
+    rows = [row for row in results.main_nll if row.domain == "pooled"]
+    big = pick(rows, policy="all-big").nll.value
     edge = {tuple(point) for point in axes.collections[3].get_paths()[0].vertices.round(9)}
-    for row in oracle:
-        assert (row["big_layers"], round(big + row["over_all_big_low"], 9)) in edge
-        assert (row["big_layers"], round(big + row["over_all_big_high"], 9)) in edge
+    for row in rows:
+        if row.policy == "oracle":
+            assert (row.big_layers, round(big + row.over_all_big.low, 9)) in edge
+            assert (row.big_layers, round(big + row.over_all_big.high, 9)) in edge
 
 
 def test_the_close_up_leaves_the_oracle_out(analysed):
@@ -65,20 +69,27 @@ def test_the_close_up_leaves_the_oracle_out(analysed):
     assert "oracle" not in close.get_legend_handles_labels()[1]
 
 
+def test_the_best_of_random_routes_is_drawn_beside_that_of_patterns(analysed):
+    results, label = analysed[1], "best of N random routes per token"
+    estimates = [Estimate(4.0 - n / 10, 3.0, 5.0) for n in range(4)]
+    row = BestOfRow("code", 2, 1000, [1, 10, 100, 1000], estimates, estimates)
+    code, _, close, _ = best_of_draws(replace(results, best_of_routes=[row]), 2, ["linear"]).axes
+    line = _line(code, label)
+    assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == [(1, 4.0), (10, 3.9), (100, 3.8)]
+    assert label not in close.get_legend_handles_labels()[1]
+    assert label not in best_of_draws(results, 2, ["linear"]).axes[0].get_legend_handles_labels()[1]
+
+
 def test_profiles_hold_the_shares(analysed):
     results = analysed[1]
     axes = share_over_depth(results, [2, 3, 4], ["linear"]).axes[1]
-    row = next(
-        row
-        for row in results["layer_use"]
-        if (row["domain"], row["policy"], row["big_layers"]) == ("code", "oracle", 3)
-    )
-    assert list(_line(axes, "oracle").get_ydata()) == row["share_by_layer"]
+    row = pick(results.layer_use, domain="code", policy="oracle", big_layers=3)
+    assert list(_line(axes, "oracle").get_ydata()) == [share.value for share in row.share_by_layer]
 
 
 def test_maps_say_what_was_not_measured(analysed):
     results = analysed[1]
-    partial = results | {"layer_use": [row for row in results["layer_use"] if row["policy"] != "linear-k3"]}
+    partial = replace(results, layer_use=[row for row in results.layer_use if row.policy != "linear-k3"])
     texts = [
         text.get_text()
         for axes in share_over_depth_and_position(partial, [2, 3], ["linear"]).axes
@@ -89,9 +100,8 @@ def test_maps_say_what_was_not_measured(analysed):
 
 def test_all_figures_twice_the_same(analysed, tmp_path):
     run, results = analysed
-    oracles = [read_oracle(run, domain) for domain in results["data"]]
-    routers = {oracle.domain: read_routers(run, oracle) for oracle in oracles}
-    once, again = (draw_figures(folder, results, oracles, routers) for folder in (tmp_path / "a", tmp_path / "b"))
+    domains = [read_tokens(run, domain)[0] for domain in results.domains]
+    once, again = (draw_figures(folder, results, domains) for folder in (tmp_path / "a", tmp_path / "b"))
     assert len(once) == 9
     for name, svg in once.items():
         assert svg.read_bytes() == again[name].read_bytes()
@@ -100,11 +110,15 @@ def test_all_figures_twice_the_same(analysed, tmp_path):
 
 
 def test_shown_budget_is_a_third_or_the_nearest_searched(analysed):
-    oracle = read_oracle(analysed[0], "prose")
-    assert shown_budget([oracle]) == 2
+    tokens, _ = read_tokens(analysed[0], "prose")
+    assert shown_budget([tokens]) == 2
     for k in (1, 2, 3):
-        del oracle.nll_oracle_T[k]
-    assert shown_budget([oracle]) == 0
+        del tokens.policies[Key("oracle", k, context="shared")]
+    assert shown_budget([tokens]) == 0
+
+
+def _routers(*kinds, spends=("average",)):
+    return [PolicyRow("prose", f"{kind}_k2", kind, spend, 2) for kind in kinds for spend in spends]
 
 
 def test_every_policy_looks_different():
@@ -117,19 +131,43 @@ def test_every_policy_looks_different():
         "best-of-100-patterns",
     ]
     looks = [policy_look(policy) for policy in policies]
-    looks += router_looks([{"kind": kind, "spend": "average"} for kind in ("linear", "mlp", None)]).values()
+    looks += router_looks(_routers("linear", "mlp")).values()
     assert len({look.colour for look in looks}) == 8
     assert policy_look("best-of-64-routes").label == "best of 64 random routes per token"
 
 
 def test_ways_of_spending_share_a_colour_and_stay_apart():
-    rows = [{"kind": kind, "spend": spend} for kind in ("gains", "linear") for spend in ("average", "exact")]
-    looks = router_looks(rows)
+    looks = router_looks(_routers("gains", "linear", spends=("average", "exact")))
     assert list(looks) == ["gains", "gains, exact", "linear", "linear, exact"]
     assert looks["gains"].colour == looks["gains, exact"].colour != looks["linear"].colour
     assert looks["gains, exact"].style["markerfacecolor"] == "white" != looks["gains"].style["markerfacecolor"]
 
 
 def test_ten_kinds_look_different():
-    looks = router_looks([{"kind": f"kind{i}", "spend": "average"} for i in range(10)])
+    looks = router_looks(_routers(*(f"kind{i}" for i in range(10))))
     assert len({(look.colour, look.marker) for look in looks.values()}) == 10
+
+
+def test_every_router_and_budget_is_a_point(compared):
+    axes = loss_by_cost(compared[2], "pooled").axes
+    assert len(axes) == 4
+    points = sum(len(line.get_xdata()) for container in axes[0].containers for line in [container.lines[0]])
+    assert points == 3 * 5
+    assert len(axes[2].lines) < len(axes[0].lines)
+
+
+def test_a_router_keeps_its_colour_where_another_has_no_costs(compared):
+    """Of linear routers no FLOPs are known here."""
+
+    def colours(axes):
+        return {one.get_label(): one.lines[0].get_color() for one in axes.containers}
+
+    time, flops = map(colours, loss_by_cost(compared[2], "pooled").axes[:2])
+    assert "router (linear)" in time.keys() - flops.keys()
+    assert flops.items() <= time.items()
+
+
+def test_agreement_is_drawn_at_the_ends_and_the_middle(compared):
+    figure = agreement_over_depth(compared[2], "code", ["gains"])
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+    assert titles == ["code, k = 1", "code, k = 3", "code, k = 5"]

@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 
-from duollm.analysis.numbers import estimate, nats, percent
-from duollm.analysis.results import analyse
+from duollm.analysis.analyse import analyse
 from duollm.errors import UserError
+from duollm.records.numbers import brackets, nats, percent, with_interval
+from duollm.report.gain_figures import noise_sentences
 from duollm.report.page import write_report
-from duollm.report.selection_noise import noise_sentences
+from picking import pick
 from synthetic_run import Plan, write_parquet, write_run
 
 
@@ -65,20 +66,24 @@ def test_tokens_are_escaped(page):
     assert " &amp; " in page[0]
 
 
+def _cell(estimate):
+    return f"{nats(estimate.value)}<small>{brackets(estimate)}</small>"
+
+
 def test_every_claim_and_every_loss_is_printed(page):
     html, results = page
-    for claim in results["claims"]:
-        for condition in claim["conditions"]:
-            assert estimate(condition, "estimate") in html
-        assert claim["statement"] in html.replace("&#39;", "'")
-    for row in results["nll"]:
-        if row["domain"] != "pooled" and "ramp" not in row["policy"]:
-            assert f"{nats(row['nll'])}<small>[{nats(row['low'])}, {nats(row['high'])}]</small>" in html
+    for claim in results.claims:
+        for condition in claim.conditions:
+            assert with_interval(condition.estimate) in html
+        assert claim.statement in html.replace("&#39;", "'")
+    for row in results.nll:
+        if row.domain != "pooled" and "ramp" not in row.policy:
+            assert _cell(row.nll) in html
 
 
 def test_verdicts_are_counted_on_the_pooled_domains(page):
     html, results = page
-    pooled = [claim["verdict"] for claim in results["claims"] if claim["domain"] == "pooled"]
+    pooled = [claim.verdict for claim in results.claims if claim.domain == "pooled"]
     wanted = ", ".join(
         f"{pooled.count(verdict)} {verdict}" for verdict in ("reproduced", "not reproduced", "undecided")
     )
@@ -88,8 +93,8 @@ def test_verdicts_are_counted_on_the_pooled_domains(page):
 def test_the_first_section_gives_a_finding_for_every_claim(page):
     html, results = page
     first = html[html.index('<section class="first"') : html.index("</section>")].replace("\xa0", " ")
-    for claim in results["claims"]:
-        assert (claim["finding"] in first) == (claim["domain"] == "pooled")
+    for claim in results.claims:
+        assert (claim.finding in first) == (claim.domain == "pooled")
 
 
 def test_a_sample_of_patterns_is_said(tmp_path, page):
@@ -127,13 +132,13 @@ def test_every_policy_is_compared_at_every_budget(page):
     assert section.count('type="radio"') == section.count('class="panel"') == 5
     assert section.count(" checked>") == 1
     assert re.search(r'id="budget-2" checked>', section)
-    for row in results["comparison"]:
-        if row["kind"]:
-            assert f"{nats(row['nll'])}<small>[{nats(row['low'])}, {nats(row['high'])}]</small>" in section
-            assert nats(row["gain_at_spent"], decimals=4) in section
-    for row in results["spend"]:
-        if row["domain"] == "pooled":
-            assert f"[{nats(row['exact_minus_average_low'], 4)}, {nats(row['exact_minus_average_high'], 4)}]" in section
+    for row in results.comparison:
+        if row.kind:
+            assert _cell(row.nll) in section
+            assert nats(row.gain_at_spent.value, decimals=4) in section
+    for row in results.spend:
+        if row.domain == "pooled":
+            assert brackets(row.exact_minus_average, lambda value: nats(value, 4)) in section
 
 
 def test_passages_show_where_the_best_router_differs(page):
@@ -165,10 +170,10 @@ def test_the_gap_is_given_at_what_was_spent_with_the_nominal_one_beside(tmp_path
     write_run(tmp_path, Plan(overspent_share=0.25))
     results = analyse(tmp_path, 100)
     html = write_report(tmp_path).read_text(encoding="utf-8")
-    row = next(row for row in results["gap_closed"] if (row["domain"], row["big_layers"]) == ("pooled", 2))
-    assert f"<b>{percent(row['closed_at_spent'])}</b>" in html
+    row = pick(results.gap_closed, domain="pooled", big_layers=2)
+    assert f"<b>{percent(row.closed_at_spent.value)}</b>" in html
     assert "at the 2.25 big layers spent" in html
-    assert f"{percent(row['closed'])} [{percent(row['low'])}, {percent(row['high'])}] at nominal k = 2" in html
+    assert f"{with_interval(row.closed, percent)} at nominal k = 2" in html
 
 
 def test_caveats_name_the_context(page):
@@ -194,12 +199,6 @@ def test_results_that_are_damaged(own_run):
     (own_run / "results.json").write_text(json.dumps({})[:1])
     with pytest.raises(UserError, match="not readable as JSON"):
         write_report(own_run)
-
-
-def test_numbers_are_printed_with_a_true_minus():
-    assert nats(-0.12345) == "\N{MINUS SIGN}0.123"
-    assert nats(None) == "\N{EN DASH}"
-    assert percent(-0.056) == "\N{MINUS SIGN}6%"
 
 
 def test_no_torch():

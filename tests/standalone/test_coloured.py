@@ -1,5 +1,5 @@
 import re
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 import torch
@@ -45,3 +45,13 @@ def test_a_strip_has_a_mark_per_layer():
     head, *lines = terminal.file.getvalue().splitlines()
     assert head == "routes, layer 0 first: · skip, ▪ small, █ big"
     assert lines == ["█▪·█ 2 big  ·the", "▪▪▪▪ 0 big  ↵"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_strip_has_digits_where_a_terminal_lacks_the_marks(encoding):
+    file = TextIOWrapper(BytesIO(), encoding, errors="replace", newline="\n")
+    print_routes(Console(file=file, width=20), [" é"], ROUTES[:1])
+    file.flush()
+    head, line = file.buffer.getvalue().decode(encoding).splitlines()
+    assert head == "routes, layer 0 first: 0 skip, 1 small, 2 big"
+    assert line.startswith("2102 2 big  ")

@@ -186,6 +186,19 @@ def test_a_chat_prompt_goes_through_the_template(shown, folder, model, tokenizer
         (["FOLDER", PROMPT, "--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
         (["FOLDER", PROMPT, "--num-beams", "0"], "--num-beams must be at least 1, got 0"),
         (["FOLDER", PROMPT, "--temperature", "0"], "--greedy takes the likeliest"),
+        (["FOLDER", PROMPT, "--temperature", "nan"], "must be from 0.001 to 1000, got nan"),
+        (["FOLDER", PROMPT, "--temperature", "1e-50"], "must be from 0.001 to 1000, got 1e-50"),
+        (["FOLDER", PROMPT, "--top-p", "nan"], "--top-p must be above 0"),
+        (["FOLDER", PROMPT, "--num-beams", "99999999999999999999"], "--num-beams must be at most"),
+        (["FOLDER", PROMPT, "--seed", "99999999999999999999"], "--seed: takes a whole number up to 4,294,967,295"),
+        (["FOLDER", PROMPT, "--seed", "-1"], "--seed: takes a whole number from 0"),
+        (["FOLDER", PROMPT, "--policy", "random:0.5:4294967296"], r"the seed must be in 0 \.\. 4294967295"),
+        (["FOLDER", PROMPT, "--policy", "spread:" + "9" * 5000], "give the number of big layers"),
+        (["FOLDER", PROMPT, "--policy", "x" * 300], "unknown policy"),
+        (["FOLDER", "caf\udce9"], r"b'caf\\xe9' is not UTF-8"),
+        (["x" * 300, PROMPT], "File name too long"),
+        (["", PROMPT], "MODEL: an empty value was given"),
+        (["FOLDER", PROMPT, "--policy", ""], "--policy: an empty value was given"),
         (["FOLDER", PROMPT, "--top-p", "1.5"], "--top-p must be above 0 and at most 1, got 1.5"),
         (["FOLDER", PROMPT, "--policy", "all-bog"], "did you mean 'all-big'"),
         (["FOLDER", PROMPT, "--policy", "router:nowhere"], "not a router folder"),
@@ -208,3 +221,28 @@ def test_a_router_for_another_model_is_refused(capsys, folder, model, tmp_path):
     save_router(make_router("linear", other.config, ["small", "big"]), tmp_path / "other", facts)
     assert cli.main(["generate", str(folder), PROMPT, "--policy", f"router:{tmp_path / 'other'}"]) == 2
     assert "model of other sizes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "stdin",
+    [
+        io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "utf-8"),
+        io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "ascii", errors="surrogateescape"),
+        None,
+    ],
+    ids=["strict", "C locale", "closed"],
+)
+def test_standard_input_that_is_no_text_is_refused_in_a_line(capsys, monkeypatch, folder, stdin):
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert cli.main(["generate", str(folder), "-"]) == 2
+    assert re.search(r"the prompt .*standard input,? .*is (not UTF-8|closed)", capsys.readouterr().err)
+
+
+def test_an_argument_in_the_bytes_of_utf8_is_read_whatever_the_locale(shown, folder):
+    """Python under a locale of ASCII hands on each byte of `é` as a lone surrogate."""
+    assert shown(folder, "the na\udcc3\udcafve owl", *FLAGS).startswith("the naïve owl")
+
+
+def test_square_brackets_in_a_name_are_data(shown, run):
+    (run / "routers" / "linear_k0").rename(run / "routers" / "[red]k0")
+    assert "\n[red]k0: 6 tokens" in shown(run, PROMPT, *FLAGS, "--policy", "[red]k0", "--no-compare")

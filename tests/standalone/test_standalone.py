@@ -1,6 +1,9 @@
 """What the command line of a standalone evaluation takes and leaves behind."""
 
+import errno
 import json
+import re
+import shutil
 from io import BytesIO
 from urllib.error import HTTPError, URLError
 
@@ -125,6 +128,58 @@ def test_tasks_write_samples_with_routes(evaluate, tmp_path):
     assert set(samples[2]["routes"][0]) == {"211"}
 
 
+@pytest.mark.parametrize("out", ["taken", "taken/x", "x" * 300])
+def test_a_place_where_nothing_can_be_written_is_noticed_before_the_work(evaluate, folder, monkeypatch, out):
+    monkeypatch.setattr("duollm.standalone.text.score", lambda *_: pytest.fail("something was run"))
+    (folder / "taken").write_text("mine")
+    code, output = evaluate("--model", "run", *SMALL, "--out", out)
+    assert code == 2
+    assert output.err.startswith("duollm: error: --out ")
+    assert output.err.count("\n") == 1
+    assert (folder / "taken").read_text() == "mine"
+
+
+def test_files_are_written_before_anything_is_printed(evaluate, monkeypatch, tmp_path):
+    def print_table(title, rows):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("duollm.standalone.text.print_table", print_table)
+    code, output = evaluate("--model", "run", *SMALL, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "No space left on device" in output.err
+    assert (tmp_path / "out" / "evaluation.json").is_file()
+
+
+def test_square_brackets_in_the_name_of_a_folder_are_data(evaluate, folder, tmp_path):
+    (tmp_path / "[").mkdir()
+    (tmp_path / "[" / "b]").symlink_to(folder / "run")
+    code, output = evaluate("--model", str(tmp_path / "[" / "b]"), *SMALL)
+    assert code == 0
+    assert "[/b]: windows of 16 tokens" in output.out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("manifest.json", b"{"),
+        ("manifest.json", b"{}"),
+        ("test.npy", b""),
+        ("test.npy", b"version https://git-lfs.github.com/spec/v1\n"),
+        ("documents.parquet", b""),
+        ("../config.yaml", b"seed: ["),
+        ("../config.yaml", b"seed: 1\nseed: 2\n"),
+        ("../config.yaml", b"\xff"),
+    ],
+)
+def test_damage_in_a_run_is_a_line_with_the_way_out(evaluate, folder, tmp_path, name, content):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "data" / name).write_bytes(content)
+    code, output = evaluate("--model", str(tmp_path / "run"), *SMALL)
+    assert code == 2
+    assert output.err.count("\n") == 1
+    assert re.search(r"damaged .* makes it anew|not the recipe of a run .* give the model's own folder", output.err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -142,6 +197,13 @@ def test_tasks_write_samples_with_routes(evaluate, tmp_path):
         (["--model", "model", "--documents", "0"], "--documents: takes a whole number from 1, got '0'"),
         (["--model", "model", "--batch-size", "many"], "--batch-size: takes a whole number from 1, got 'many'"),
         (["--model", "model", "--batch-size", "auto"], "--batch-size auto goes with --tasks"),
+        (["--model", "model", "--sequence-length", "1"], "--sequence-length: takes a whole number from 2"),
+        (["--model", "model", "--batch-size", "99999999999999999999"], "--batch-size: takes a whole number up to"),
+        (["--model", "model", "--domains", "owls,"], "--domains: 'owls,' holds an empty name"),
+        (["--model", "model", "--tasks", ""], "--tasks: '' holds an empty name"),
+        (["--model", "model", "--out", ""], "--out: an empty value was given"),
+        (["--model", ""], "--model: an empty value was given"),
+        (["--model", "model", "--domains", "x" * 300], "File name too long"),
         (["--model", "owls"], "neither a saved duo"),
         (["--model", "nowhere"], "neither a saved duo"),
         (["--model", "model", "--domains", "owls", "--policy", "all-bog"], "did you mean 'all-big'"),

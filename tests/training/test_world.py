@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from duollm.errors import UserError
 from duollm.training.world import World, join_world
 from ports import free_port
 from tiny import tiny_model
@@ -87,3 +88,24 @@ def test_shares_are_disjoint_and_complete():
     shares = [World(rank, 2, torch.device("cpu")).share(batch) for rank in range(2)]
     assert sorted(torch.cat(shares).tolist()) == batch.tolist()
     assert [len(share) for share in shares] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"WORLD_SIZE": "2"}, "sets WORLD_SIZE but not RANK, MASTER_ADDR, MASTER_PORT; .* torchrun"),
+        ({"RANK": "0"}, "sets RANK but not WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "but not MASTER_PORT"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK to 'first'; torchrun sets it to a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE to 'two'"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK to '-1'"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "RANK must be below WORLD_SIZE"),
+    ],
+)
+def test_half_of_what_torchrun_sets_is_refused_in_a_line(monkeypatch, environment, expected):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=expected):
+        join_world()

@@ -1,1 +1,1 @@
-"""Statistics of routing: arrays in, arrays out, no torch."""
+"""Quantities of a study: records in, results.json out. No torch."""

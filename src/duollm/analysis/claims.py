@@ -9,11 +9,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from duollm.analysis.equal_budget import nll_at
-from duollm.analysis.numbers import percent, whole, with_interval
-from duollm.analysis.policies import ALL_BIG, BEST_PATTERNS, EXACT, ORACLE, STATIC, Scores, ramp_oracle
-from duollm.analysis.statistics import Bootstrap, Floats, interval
-from duollm.analysis.verdicts import Claim, Condition, condition
+from duollm.analysis.verdicts import Claim, Condition, condition, decide
+from duollm.models.branch import Branch
+from duollm.records.bootstrap import Floats, interval
+from duollm.records.keys import ALL_BIG, BEST_PATTERNS, EXACT, ORACLE, STATIC, ramp_oracle
+from duollm.records.numbers import percent, whole, with_interval
+from duollm.records.records import BRANCHES, Draws, nll_at
 from duollm.routes.space import focus_budgets
 
 NEAR = 0.25
@@ -58,51 +59,48 @@ def studied_router(kinds: Iterable[str | None]) -> str | None:
     return PAPER_ROUTER if PAPER_ROUTER in trained else min(trained, default=None)
 
 
-def gather_evidence(scores: Scores, bootstrap: Bootstrap, oracle_share_XL: dict[int, Floats]) -> Evidence:
+def gather_evidence(draws: Draws) -> Evidence:
     """Draw what the claims need."""
-    scores = scores.in_main_context()
-    router = studied_router(row.kind for row in scores.rows)
-    nll_X, spent_X = {}, {}
-    for row, row_nll_X, row_spent_X in zip(
-        scores.rows, scores.nll_draws(bootstrap), scores.spent_draws(bootstrap), strict=True
-    ):
-        if row.spend == EXACT:
-            continue
-        nll_X[row.kind or row.policy, row.big_layers] = row_nll_X
-        if row.kind and row.kind == router and not scores.skips:
-            spent_X[row.big_layers] = row_spent_X
-    return Evidence(scores.domain, scores.num_layers, nll_X, oracle_share_XL, router, spent_X)
+    records = draws.records
+    main = [key for key in records.policies if key.context in (None, records.context) and key.spend != EXACT]
+    router = studied_router(key.kind for key in main)
+    studied = [key for key in main if router and key.kind == router and not records.skips]
+    oracles = [key for quantity, key in records.sums if quantity == BRANCHES and key.policy == ORACLE]
+    return Evidence(
+        records.domain,
+        records.num_layers,
+        {(key.kind or key.policy, key.big_layers): draws[key] for key in main},
+        {key.big_layers: draws.mean(BRANCHES, key)[:, :, Branch.BIG] for key in oracles},
+        router,
+        {key.big_layers: draws.spent(key) for key in studied},
+    )
 
 
 def decide_claims(evidence: Evidence) -> list[Claim]:
     """Decide C1 - C8 of the paper on one domain."""
-    decided = (_c1, _c2, _c3, _c4, _c5, _c6, _c7, _c8)
-    return [decide(evidence) for decide in decided]
+    low, _, high = focus_budgets(evidence.num_layers)
+    c6 = _slope_claim(evidence, "C6", low, "later", above=0)
+    c8 = _slope_claim(evidence, "C8", high, "earlier", below=0)
+    return [*(claim(evidence) for claim in (_c1, _c2, _c3, _c4, _c5)), c6, _c7(evidence), c8]
 
 
 def _c1(evidence: Evidence) -> Claim:
     """Near means: |router - best of 100| < 0.25 x (best of 100 - oracle), at a third of the layers."""
     k = focus_budgets(evidence.num_layers)[0]
-    below = condition(
-        f"nll: oracle - best of 100 patterns, at k = {k}",
-        evidence.difference((ORACLE, k), (BEST_PATTERNS, k)),
-        below=0,
-    )
+    difference_X = evidence.difference((ORACLE, k), (BEST_PATTERNS, k))
+    below = condition(f"nll: oracle - best of 100 patterns, at k = {k}", difference_X, below=0)
     bridged_X, where = _bridged_by_router(evidence, k)
-    way = condition(
-        f"share of the way from best of 100 patterns to oracle that the router goes, at {where}",
-        bridged_X,
-        above=-NEAR,
-        below=NEAR,
-    )
-    return Claim(
+    quantity = f"share of the way from best of 100 patterns to oracle that the router goes, at {where}"
+    way = condition(quantity, bridged_X, above=-NEAR, below=NEAR)
+    return decide(
         "C1",
         evidence.domain,
         "At one budget the oracle is far below the best of 100 random patterns; "
         "the learned router sits near the best of 100, far from the oracle",
         f"At k = {k} the oracle lies {with_interval(below.drop)} nats below the best of 100 patterns; "
         f"share of that way which the router goes at {where}: {with_interval(way.estimate, percent)}.",
-        (below, way),
+        below,
+        way,
     )
 
 
@@ -114,7 +112,7 @@ def _bridged_by_router(evidence: Evidence, k: int) -> tuple[Floats | None, str]:
     router_X, spent_X = evidence.nll(evidence.router, k), evidence.router_spent_X.get(k)
     best_X, oracle_X, where = evidence.nll(BEST_PATTERNS, k), evidence.nll(ORACLE, k), f"k = {k}"
     if spent_X is not None:
-        at_spent = [nll_at(evidence.nll_X, policy, spent_X) for policy in (BEST_PATTERNS, ORACLE)]
+        at_spent = [nll_at(evidence.nll, policy, spent_X) for policy in (BEST_PATTERNS, ORACLE)]
         if at_spent[0] is not None and at_spent[1] is not None:
             best_X, oracle_X = at_spent
             where = f"the {spent_X[0]:.2f} big layers it spends"
@@ -125,92 +123,69 @@ def _bridged_by_router(evidence: Evidence, k: int) -> tuple[Floats | None, str]:
 
 def _c2(evidence: Evidence) -> Claim:
     """Falls to the middle, rises from it, and the lowest budget lies in the middle third (half a layer of grace)."""
-    layers = evidence.num_layers
+    layers, budgets, lowest_X = evidence.num_layers, evidence.budgets(ORACLE), None
     middle = focus_budgets(layers)[1]
-    budgets = evidence.budgets(ORACLE)
-    lowest_X = None
     if {0, middle, layers} <= set(budgets):
         nll_XK = np.stack([evidence.nll_X[ORACLE, k] for k in budgets], axis=1)
         lowest_X = np.array(budgets, dtype=np.float64)[nll_XK.argmin(1)]
-    fall = condition(
-        f"nll: oracle at k = {middle} - at k = 0", evidence.difference((ORACLE, middle), (ORACLE, 0)), below=0
-    )
-    rise = condition(
-        f"nll: oracle at k = {layers} - at k = {middle}",
-        evidence.difference((ORACLE, layers), (ORACLE, middle)),
-        above=0,
-    )
-    lowest = condition(
-        "number of big layers at which the oracle's nll is lowest",
-        lowest_X,
-        above=layers / 3 - 0.5,
-        below=2 * layers / 3 + 0.5,
-    )
-    return Claim(
+    fall_X, rise_X = (evidence.difference((ORACLE, k), (ORACLE, j)) for j, k in ((0, middle), (middle, layers)))
+    fall = condition(f"nll: oracle at k = {middle} - at k = 0", fall_X, below=0)
+    rise = condition(f"nll: oracle at k = {layers} - at k = {middle}", rise_X, above=0)
+    quantity = "number of big layers at which the oracle's nll is lowest"
+    lowest = condition(quantity, lowest_X, above=layers / 3 - 0.5, below=2 * layers / 3 + 0.5)
+    return decide(
         "C2",
         evidence.domain,
         f"The oracle's loss falls until half of the layers are big (k = {middle}) and rises again to k = {layers}",
         f"From k = 0 to {middle} it falls by {with_interval(fall.drop)} nats, from {middle} to {layers} it rises by "
         f"{with_interval(rise.estimate)}; it is lowest at k = {with_interval(lowest.estimate, whole)}.",
-        (fall, rise, lowest),
+        fall,
+        rise,
+        lowest,
     )
 
 
 def _c3(evidence: Evidence) -> Claim:
     layers = evidence.num_layers
     below = condition("nll: oracle at k = 1 - all big", evidence.difference((ORACLE, 1), (ALL_BIG, layers)), below=0)
-    return Claim(
-        "C3",
-        evidence.domain,
-        f"The oracle with exactly 1 big layer beats big in all {layers} layers",
-        f"With 1 big layer the oracle lies {with_interval(below.drop)} nats below all big.",
-        (below,),
-    )
+    statement = f"The oracle with exactly 1 big layer beats big in all {layers} layers"
+    finding = f"With 1 big layer the oracle lies {with_interval(below.drop)} nats below all big."
+    return decide("C3", evidence.domain, statement, finding, below)
 
 
 def _c4(evidence: Evidence) -> Claim:
     """Steady: from least to most big layers the loss drops, and no single step rises beyond its interval."""
     conditions: list[Condition] = []
     findings = []
-    for name, policy in (("best fixed pattern", STATIC), ("router", evidence.router)):
+    for name, policy in (("best fixed pattern", STATIC), ("router", evidence.router or "")):
         budgets = evidence.budgets(policy)
         if len(budgets) < 2:
             conditions.append(condition(f"nll: {name} at most - at fewest big layers", None, below=0))
             findings.append(f"{name}: not measured at two budgets")
             continue
         first, last = budgets[0], budgets[-1]
-        fall = condition(
-            f"nll: {name} at k = {last} - at k = {first}",
-            evidence.difference((policy, last), (policy, first)),
-            below=0,
-        )
-        step = _no_step_rises(evidence, name, str(policy), budgets)
+        fall_X = evidence.difference((policy, last), (policy, first))
+        fall = condition(f"nll: {name} at k = {last} - at k = {first}", fall_X, below=0)
+        step = _no_step_rises(evidence, name, policy, budgets)
         conditions += [fall, step]
-        findings.append(
-            f"{name}: falls by {with_interval(fall.drop)} nats from k = {first} to {last}"
-            f"{', but not steadily' if step.verdict == 'not reproduced' else ''}"
-        )
+        steadily = ", but not steadily" if step.verdict == "not reproduced" else ""
+        findings.append(f"{name}: falls by {with_interval(fall.drop)} nats from k = {first} to {last}{steadily}")
     finding = "; ".join(findings)
-    return Claim(
-        "C4",
-        evidence.domain,
-        "The best fixed pattern and the learned router improve steadily with more big layers",
-        f"{finding[0].upper()}{finding[1:]}.",
-        tuple(conditions),
-    )
+    statement = "The best fixed pattern and the learned router improve steadily with more big layers"
+    return decide("C4", evidence.domain, statement, f"{finding[0].upper()}{finding[1:]}.", *conditions)
 
 
 def _no_step_rises(evidence: Evidence, name: str, policy: str, budgets: Sequence[int]) -> Condition:
     """Judge the step that rises most surely; its interval is widened for the number of steps (Bonferroni)."""
     steps = list(pairwise(budgets))
     level = 1 - 0.05 / len(steps)
-    rises = [interval(evidence.nll_X[policy, k] - evidence.nll_X[policy, j], level) for j, k in steps]
-    worst = max(range(len(steps)), key=lambda step: rises[step].low)
+    rises = [(interval(evidence.nll_X[policy, k] - evidence.nll_X[policy, j], level), j, k) for j, k in steps]
+    rise, j, k = max(rises, key=lambda each: each[0].low)
     return Condition(
-        f"nll: {name}, the step that rises most surely (k = {steps[worst][0]} to {steps[worst][1]})",
+        f"nll: {name}, the step that rises most surely (k = {j} to {k})",
         f"interval (corrected for {len(steps)} steps) not above 0",
-        rises[worst],
-        "not reproduced" if rises[worst].low > 0 else "reproduced",
+        rise,
+        "not reproduced" if rise.low > 0 else "reproduced",
     )
 
 
@@ -228,58 +203,38 @@ def _c5(evidence: Evidence) -> Claim:
         for first, last in ((most, least), (least, most))
     ]
     falling, rising = (with_interval(one.estimate) for one in conditions)
-    return Claim(
+    return decide(
         "C5",
         evidence.domain,
         f"A constant {k} big layers per token beats sliding from {most} to {least} or from {least} to {most} "
         "over the sequence",
         f"The oracle at constant k = {k} minus sliding, nats: from {most} to {least} {falling}, "
         f"from {least} to {most} {rising}.",
-        tuple(conditions),
+        *conditions,
     )
-
-
-def _c6(evidence: Evidence) -> Claim:
-    return _slope_claim(evidence, "C6", focus_budgets(evidence.num_layers)[0], "later", above=0)
 
 
 def _c7(evidence: Evidence) -> Claim:
-    k = focus_budgets(evidence.num_layers)[1]
+    k, layers = focus_budgets(evidence.num_layers)[1], evidence.num_layers
     share_XL = evidence.oracle_share_XL.get(k)
-    departure_X = None if share_XL is None else np.abs(share_XL - k / evidence.num_layers).max(1)
-    departure = condition(
-        f"largest departure of a layer's share of big from k / L, at k = {k}", departure_X, below=EVEN
-    )
-    return Claim(
-        "C7",
-        evidence.domain,
-        f"At k = {k} of {evidence.num_layers} the oracle's big layers are spread nearly evenly",
+    departure_X = None if share_XL is None else np.abs(share_XL - k / layers).max(1)
+    quantity = f"largest departure of a layer's share of big from k / L, at k = {k}"
+    departure = condition(quantity, departure_X, below=EVEN)
+    statement = f"At k = {k} of {layers} the oracle's big layers are spread nearly evenly"
+    finding = (
         f"The layer that departs most from an even share of big does so by {with_interval(departure.estimate)} "
-        f"(nearly even: below {EVEN:g}).",
-        (departure,),
+        f"(nearly even: below {EVEN:g})."
     )
-
-
-def _c8(evidence: Evidence) -> Claim:
-    return _slope_claim(evidence, "C8", focus_budgets(evidence.num_layers)[2], "earlier", below=0)
+    return decide("C7", evidence.domain, statement, finding, departure)
 
 
 def _slope_claim(evidence: Evidence, name: str, k: int, preferred: str, **allowed: float) -> Claim:
-    quantity = f"share of big, last layer - first layer on a fitted line, at k = {k}"
-    slope = condition(quantity, _slope_over_depth(evidence, k), **allowed)
-    return Claim(
-        name,
-        evidence.domain,
-        f"At k = {k} of {evidence.num_layers} the oracle makes {preferred} layers big more often",
-        f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}.",
-        (slope,),
-    )
-
-
-def _slope_over_depth(evidence: Evidence, k: int) -> Floats | None:
-    """Return the least-squares slope of the share of big over depth (0 first layer, 1 last), draws [X]."""
-    share_XL = evidence.oracle_share_XL.get(k)
-    if share_XL is None or evidence.num_layers < 2:
-        return None
-    depth_L = np.linspace(-0.5, 0.5, evidence.num_layers)
-    return np.asarray(share_XL @ depth_L / (depth_L @ depth_L))
+    """Judge the least-squares slope of the share of big over depth (0 first layer, 1 last)."""
+    slope_X, share_XL, layers = None, evidence.oracle_share_XL.get(k), evidence.num_layers
+    if share_XL is not None and layers > 1:
+        depth_L = np.linspace(-0.5, 0.5, layers)
+        slope_X = np.asarray(share_XL @ depth_L / (depth_L @ depth_L))
+    slope = condition(f"share of big, last layer - first layer on a fitted line, at k = {k}", slope_X, **allowed)
+    statement = f"At k = {k} of {layers} the oracle makes {preferred} layers big more often"
+    finding = f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}."
+    return decide(name, evidence.domain, statement, finding, slope)

@@ -22,7 +22,7 @@ def main(which: str, options: Namespace) -> None:
     from duollm.bench.search import bench_search
     from duollm.bench.training import bench_training
     from duollm.machine import describe_machine
-    from duollm.report.terminal import print_table
+    from duollm.terminal import print_table
 
     benches: dict[str, Callable[[float], list[Row]]] = {
         "train": bench_training,

@@ -15,9 +15,9 @@ from transformers import DynamicCache
 
 from duollm.bench import Row
 from duollm.bench.search import as_llama, trained_like
-from duollm.evaluate.timing import durations
 from duollm.flops import ffn_parameters, token_flops
 from duollm.machine import Precision
+from duollm.measure.timing import durations
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM

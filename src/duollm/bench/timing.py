@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from duollm.evaluate.timing import durations
+from duollm.measure.timing import durations
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:

@@ -115,6 +115,7 @@ class DuoConfig(PreTrainedConfig):
             self.layer_types = [kind] * self.num_hidden_layers
         self.layer_types = self.layer_types[: self.num_hidden_layers]
         super().__post_init__(**kwargs)
+        self.base_model_tp_plan = self._tp_plan()  # type: ignore[misc]  # not of the class: layers differ
         # transformers drops what belongs to generation, and would refuse to save it as an attribute.
         dropped = kwargs.keys() - self.__dict__.keys()
         self._of_generation = {key: kwargs[key] for key in dropped & GenerationConfig().to_dict().keys()}
@@ -148,9 +149,8 @@ class DuoConfig(PreTrainedConfig):
         found = super().to_dict()
         return found | found.pop("_of_generation", {})
 
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]  # depends on what the layers have
-        """How tensor parallelism splits the layers."""
+    def _tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits the layers; it may name only what they have."""
         ffn = [f"mlp.{size}" for size in ("small", "big")]
         split = {f"self_attn.{part}_proj": "colwise" for part in "qkv"}
         split |= {f"{each}.{part}_proj": "colwise" for each in ffn for part in ("gate", "up")[not self.gated_ffn :]}

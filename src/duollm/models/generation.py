@@ -5,6 +5,8 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
+from .decoding_check import check_cached_decoding
+
 _ROUTING = ("routes", "policy", "execution")
 
 
@@ -24,6 +26,12 @@ class DuoGenerationMixin(GenerationMixin):
         expand = cast(Any, super())._expand_inputs_for_generation
         input_ids, expanded = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         return input_ids, expanded | {"routes": routes}
+
+    def _prepare_cache_for_generation(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        """Trust a cache only under a version of transformers that decodes rightly with one."""
+        if generation_config.use_cache:
+            check_cached_decoding(self)
+        return cast(Any, super())._prepare_cache_for_generation(generation_config, *args, **kwargs)
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
         """Let the assistant draft with the policy attached to it: this model's may not fit, or be unknown there."""

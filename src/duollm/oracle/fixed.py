@@ -19,8 +19,8 @@ from duollm.data.packed import Windows
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
-from duollm.oracle.halves import best_on_other_half, first_half
 from duollm.oracle.reductions import LeafTable
+from duollm.records.halves import best_on_other_half, first_half
 from duollm.routes.sampling import draw_route_ids
 from duollm.routes.space import RouteSpace
 

@@ -23,10 +23,10 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import DrawnLabels
-from duollm.oracle.order import draw_sizes, expected_best
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
 from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
+from duollm.records.order import draw_sizes, expected_best
 from duollm.routes.sampling import derived_seed
 from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
 

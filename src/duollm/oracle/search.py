@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers.cache_utils import DynamicCache
 
+from duollm.measure.executor import policy_losses
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.fused import is_plain, is_watched
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -291,9 +291,8 @@ def executed_nll(
     passes, and the difference says how much they promise too much.
     """
     routes_BTL = Batch(model, input_ids, attention_mask).as_routes(space, route_ids_BT)
-    logits_BTV = model(input_ids=input_ids, attention_mask=attention_mask, routes=routes_BTL, use_cache=False).logits
-    nll_N = cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none")
-    return nll_N.view(route_ids_BT.shape).masked_fill(route_ids_BT < 0, torch.nan)
+    nll_BT, _ = policy_losses(model, input_ids, routes=routes_BTL, attention_mask=attention_mask)
+    return nll_BT.masked_fill(route_ids_BT < 0, torch.nan)
 
 
 def _walk(

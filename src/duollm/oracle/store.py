@@ -13,13 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from duollm.errors import UserError
-from duollm.files import replacing, write_json
+from duollm.files import write_json
+from duollm.records.files import KINDS, write_result
 
 Columns = dict[str, Any]
-
-KINDS = {"tokens": "", "routes": ".routes", "best_of": ".best_of"}
-"""A domain's files and how their names end: a row per predicted token; per document and route; per
-document, budget and number of random routes."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class OracleStore:
     def write_shard(self, domain: str, number: int, columns: dict[str, Columns]) -> None:
         """Write a shard's rows, by kind of file."""
         for kind, values in columns.items():
-            self._write(self._shard(domain, number, kind), pa.table(values))
+            write_result(self._shard(domain, number, kind), values, self.facts)
 
     def read_shards(self, domain: str, shards: int) -> dict[str, pa.Table]:
         """Read the rows of all shards in order, by kind of file."""
@@ -76,15 +73,10 @@ class OracleStore:
     def complete(self, domain: str, shards: int, tables: dict[str, pa.Table]) -> None:
         """Write a domain's files, the tokens last, for they say that it is complete; remove its shards."""
         for kind in reversed(KINDS):
-            self._write(self.path(domain, kind), tables[kind])
+            write_result(self.path(domain, kind), tables[kind], self.facts)
         for number in range(shards):
             for kind in KINDS:
                 self._shard(domain, number, kind).unlink()
-
-    def _write(self, path: Path, table: pa.Table) -> None:
-        """Write a table with the store's facts as metadata, atomically."""
-        with replacing(path) as temporary:
-            pq.write_table(table.replace_schema_metadata({"duollm": json.dumps(self.facts)}), temporary)
 
     def _shard(self, domain: str, number: int, kind: str) -> Path:
         return self.folder / "shards" / f"{domain}-{number:05d}{KINDS[kind]}.parquet"

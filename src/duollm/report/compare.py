@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from duollm.analysis.results import headline_domain, read_results
+from duollm.analysis.results import Results, read_results
 from duollm.errors import UserError, did_you_mean
-from duollm.report.comparison import as_markdown, as_text, columns_in_use, compared, comparison_lines
-from duollm.report.terminal import print_table
+from duollm.report.comparison import columns_in_use, compared, comparison_lines
+from duollm.terminal import print_table
 
 _LEGEND = (
     "nats per token with 95 % intervals over documents; gains at equal spending, paired; FLOPs and time per token "
@@ -27,15 +27,15 @@ def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain
     Raises:
         UserError: a folder without results, or a budget or domain that was not compared.
     """
-    found = {_unique_name(run, runs): _read(run) for run in runs}
+    found = {_unique_name(run, runs): read_results(run) for run in runs}
     chosen = {name: _domain(name, results, domain) for name, results in found.items()}
     wanted = _budgets(found, budgets)
     if form == "json":
         rows = [
-            {"run": name, **row}
+            {"run": name, **asdict(row)}
             for name, results in found.items()
-            for row in results["comparison"]
-            if row["domain"] == chosen[name] and row["big_layers"] in (0, *wanted, results["model"]["num_layers"])
+            for row in results.comparison
+            if row.domain == chosen[name] and row.big_layers in (0, *wanted, results.num_layers)
         ]
         print(json.dumps(rows, indent=2))
         return
@@ -43,68 +43,50 @@ def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain
         _print_budget(found, chosen, k, form)
     print(_LEGEND)
     for name, results in found.items():
-        tokens, compared_tokens = (
-            sum(size.get(key, 0) for size in results["data"].values()) for key in ("tokens", "compared_tokens")
-        )
-        if compared_tokens:
-            print(
-                f"{name}: gains of what sees no label on {compared_tokens:,} tokens, losses and oracles on {tokens:,}"
-            )
+        sizes = results.data.values()
+        if more := sum(size.compared_tokens or 0 for size in sizes):
+            tokens = sum(size.tokens for size in sizes)
+            print(f"{name}: gains of what sees no label on {more:,} tokens, losses and oracles on {tokens:,}")
 
 
-def parse_budgets(text: str | None) -> list[int] | None:
-    """Turn "4,6" into numbers; None stays None.
-
-    Raises:
-        UserError: `text` is something else.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.strip("[]").split(",")]
-    except ValueError:
-        raise UserError(f"--budget {text}: give numbers of big layers, such as 4,6") from None
-
-
-def _print_budget(found: dict[str, dict[str, Any]], chosen: dict[str, str], k: int, form: str) -> None:
-    lines = {
-        name: comparison_lines(results, chosen[name], k) for name, results in found.items() if k in compared(results)
-    }
-    columns = columns_in_use([line for each in lines.values() for line in each])
-    rows = []
-    for name, each in lines.items():
-        for line in each:
-            run = {"run": name} if len(found) > 1 else {}
-            rows.append({**run, "policy": line.name} | {column: as_text(line.cells[column]) for column in columns})
+def _print_budget(found: dict[str, Results], chosen: dict[str, str], k: int, form: str) -> None:
+    lines = [
+        (name, line)
+        for name, results in found.items()
+        if k in compared(results)
+        for line in comparison_lines(results, chosen[name], k)
+    ]
+    columns = columns_in_use([line for _, line in lines])
+    rows = [
+        ({"run": name} if len(found) > 1 else {})
+        | {"policy": line.name}
+        | {column: str(line.cells[column] or "") for column in columns}
+        for name, line in lines
+    ]
     texts = set(chosen.values())
     title = f"{k} big layers per token{f', {texts.pop()}' if len(texts) == 1 else ''}"
-    if form == "markdown":
-        print(f"### {title}\n\n{as_markdown(list(rows[0]), [list(row.values()) for row in rows])}\n")
-    else:
+    if form == "table":
         print_table(title, rows)
+        return
+    table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    print(f"### {title}\n")
+    print("\n".join(f"| {' | '.join(cells)} |" for cells in table) + "\n")
 
 
-def _read(run: Path) -> dict[str, Any]:
-    results = read_results(run)
-    if "comparison" not in results:
-        raise UserError(f"{run}: its results.json is of an older version; run `duollm report` on it again")
-    return results
-
-
-def _domain(name: str, results: dict[str, Any], domain: str | None) -> str:
+def _domain(name: str, results: Results, domain: str | None) -> str:
     if domain is None:
-        return headline_domain(results)
-    known = dict.fromkeys(row["domain"] for row in results["comparison"])
+        return results.headline
+    known = dict.fromkeys(row.domain for row in results.comparison)
     if domain not in known:
-        raise UserError(f"--domain {domain}: not in run {name}; {did_you_mean(domain, known)}")
+        raise UserError(f"domain {domain}: not in run {name}; {did_you_mean(domain, known)}")
     return domain
 
 
-def _budgets(found: dict[str, dict[str, Any]], budgets: Sequence[int] | None) -> list[int]:
+def _budgets(found: dict[str, Results], budgets: Sequence[int] | None) -> list[int]:
     known = sorted({k for results in found.values() for k in compared(results)})
     for k in budgets or ():
         if k not in known:
-            raise UserError(f"--budget {k}: was not compared; there are {', '.join(map(str, known)) or 'none'}")
+            raise UserError(f"{k} big layers were not compared; there are {', '.join(map(str, known)) or 'none'}")
     return sorted(set(budgets or known))
 
 

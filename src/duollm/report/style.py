@@ -1,6 +1,6 @@
 """How figures look: one colour and marker per policy, one way to save."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +8,16 @@ from typing import Any
 from warnings import catch_warnings, filterwarnings
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from duollm.analysis.claims import PAPER_ROUTER
-from duollm.analysis.policies import EXACT, variant
-from duollm.analysis.statistics import Estimate
+from duollm.analysis.results import PolicyRow
 from duollm.files import replacing
-
-Row = dict[str, Any]
+from duollm.records.bootstrap import Estimate
+from duollm.records.keys import ALL_BIG, ALL_SMALL, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC
 
 GREY = "#6b6b6b"
 DEPARTURE_COLOURS = "PuOr_r"
@@ -57,13 +58,13 @@ class Look:
 
 
 _POLICIES = {
-    "oracle": Look("oracle", "#0072B2", "o"),
-    "executed-together": Look("oracle, executed together", "#882255", "h"),
-    "static": Look("static (best fixed pattern)", "#009E73", "s"),
-    "random-patterns": Look("random patterns, mean", "#8c8c8c", "x"),
-    "ceiling": Look("predictable ceiling", "#332288", "_"),
-    "all-small": Look("all small", "#000000", "", ":"),
-    "all-big": Look("all big", "#000000", "", "--"),
+    ORACLE: Look("oracle", "#0072B2", "o"),
+    EXECUTED: Look("oracle, executed together", "#882255", "h"),
+    STATIC: Look("static (best fixed pattern)", "#009E73", "s"),
+    RANDOM: Look("random patterns, mean", "#8c8c8c", "x"),
+    CEILING: Look("predictable ceiling", "#332288", "_"),
+    ALL_SMALL: Look("all small", "#000000", "", ":"),
+    ALL_BIG: Look("all big", "#000000", "", "--"),
 }
 _BEST_ROUTES = Look("best of {drawn} random routes per token", "#56B4E9", "^")
 _BEST_PATTERNS = Look("best of {drawn} random patterns", "#B8860B", "d")
@@ -82,17 +83,15 @@ def policy_look(policy: str) -> Look:
     return Look(best.label.format(drawn=drawn), best.colour, best.marker, best.line)
 
 
-def router_looks(rows: list[Row]) -> dict[str, Look]:
+def router_looks(rows: Sequence[PolicyRow]) -> dict[str, Look]:
     """Return a look for every router in `rows`, by `variant`: one colour per kind, hollow where k is spent exactly."""
-    named = {row["kind"] for row in rows if row["kind"]}
-    kinds = sorted(named, key=lambda kind: (kind != PAPER_ROUTER, kind))
+    kinds = sorted({row.kind for row in rows if row.kind}, key=lambda kind: (kind != PAPER_ROUTER, kind))
     looks = {}
     for row in rows:
-        if row["kind"]:
-            colour, marker = _ROUTERS[kinds.index(row["kind"]) % len(_ROUTERS)]
-            exact = row["spend"] == EXACT
-            name = variant(row)
-            looks[name] = Look(f"router ({name})", colour, marker, "--" if exact else "-", hollow=exact)
+        if row.kind:
+            colour, marker = _ROUTERS[kinds.index(row.kind) % len(_ROUTERS)]
+            exact = row.spend == EXACT
+            looks[row.variant] = Look(f"router ({row.variant})", colour, marker, "--" if exact else "-", hollow=exact)
     return looks
 
 
@@ -110,19 +109,34 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
+def domain_panels(domains: Sequence[str], height: float, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with a panel for every domain, whole numbers from left to right."""
+    figure, [line] = panels(1, len(domains), 5.4, height)
+    for axes, domain in zip(line, domains, strict=True):
+        axes.set(title="all domains pooled" if domain == "pooled" else domain, xlabel=x, ylabel=y)
+        whole_numbers(axes)
+    return figure, dict(zip(domains, line, strict=True))
+
+
 def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
     """Put what `axes` labels under the whole figure."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
-def of_first_context(rows: list[Row]) -> list[Row]:
-    """Return the rows of the first context among them: the main one if it was measured."""
-    return [row for row in rows if row["context"] == rows[0]["context"]]
+def whole_numbers(axes: Axes) -> None:
+    """Mark whole numbers only on the horizontal axis."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def estimate(row: Row, quantity: str) -> Estimate:
-    """Return a quantity of a row of results.json with its interval."""
-    return Estimate(row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"])
+def draw_band(axes: Axes, at: Any, estimates: Sequence[Estimate], colour: str, alpha: float = 0.18) -> None:
+    """Draw intervals as a band."""
+    low, high = [one.low for one in estimates], [one.high for one in estimates]
+    axes.fill_between(at, low, high, color=colour, alpha=alpha, linewidth=0)
+
+
+def errors(estimates: Sequence[Estimate]) -> Any:
+    """Return how far the intervals reach below and above the values, [2, N]."""
+    return np.array([[one.value - one.low, one.high - one.value] for one in estimates]).T
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:

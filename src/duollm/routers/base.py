@@ -18,7 +18,7 @@ from duollm.flops import layer_parameters
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.models.policy import Choice, FixedRoutes, Policy
+from duollm.models.policy import Choice, FixedRoutes
 from duollm.oracle.labels import Labels
 from duollm.routes.sampling import derived_seed
 from duollm.training.loop import LossFn, Trainer
@@ -245,8 +245,3 @@ def branch_costs(config: DuoConfig) -> Tensor:
     if big == small:
         return torch.tensor([-1.0, 0.0, 1.0])
     return torch.tensor([(skip - small) / (big - small), 0.0, 1.0])
-
-
-def deciding_flops(policy: Policy) -> int:
-    """Return the FLOPs per token of what a policy computes to decide: a router's own; others look things up."""
-    return policy.flops_per_token() if isinstance(policy, Router) else 0

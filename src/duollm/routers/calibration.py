@@ -17,6 +17,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router, branch_costs
 
 _FIRST_STEP, _GROWTH = 1e-3, 4.0
+_MOST_RUNS = 40
 
 
 class ExactBudget(nn.Module):
@@ -65,7 +66,6 @@ def calibrate(
     batches: Sequence[Tensor],
     budget: float,
     tolerance: float = 0.002,
-    rounds: int = 40,
 ) -> float:
     """Set `router.price` so that its hard choices on `batches` spend `budget`.
 
@@ -74,7 +74,6 @@ def calibrate(
     Args:
         batches: token ids [B, T] each, from validation documents.
         budget: wanted mean cost per layer in the units of `branch_costs`: the share of big where nothing is skipped.
-        rounds: most runs over the batches.
 
     Returns:
         What is spent on `batches` at the price that came nearest.
@@ -82,8 +81,8 @@ def calibrate(
     router.eval()
     few = batches[: max(1, len(batches) // 4)]
     if len(few) < len(batches):
-        _nearest_price(model, router, few, budget, 4 * tolerance, rounds)
-    return _nearest_price(model, router, batches, budget, tolerance, rounds)
+        _nearest_price(model, router, few, budget, 4 * tolerance)
+    return _nearest_price(model, router, batches, budget, tolerance)
 
 
 @torch.inference_mode()
@@ -147,7 +146,7 @@ def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) 
 
 
 def _nearest_price(
-    model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], budget: float, tolerance: float, rounds: int
+    model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], budget: float, tolerance: float
 ) -> float:
     """Search from the router's price on, set the one that came nearest, and return what it spends."""
     tried: list[tuple[float, float]] = []
@@ -158,14 +157,14 @@ def _nearest_price(
         return tried[-1][0]
 
     start = router.price.item()
-    _find_root(excess, start, _FIRST_STEP + abs(start) / 16, tolerance, rounds)
+    _find_root(excess, start, _FIRST_STEP + abs(start) / 16, tolerance)
     nearest, price = min(tried, key=lambda each: abs(each[0]))
     router.price.fill_(price)
     return budget + nearest
 
 
-def _find_root(excess: Callable[[float], float], start: float, step: float, tolerance: float, rounds: int) -> None:
-    """Evaluate a falling function until it is within `tolerance` of 0, or `rounds` times.
+def _find_root(excess: Callable[[float], float], start: float, step: float, tolerance: float) -> None:
+    """Evaluate a falling function until it is within `tolerance` of 0, or `_MOST_RUNS` times.
 
     First ever longer steps away from `start` until the sign changes, then alternately the secant and the middle of the
     bracket: jumps of the function, where many tokens share a score, stall the secant alone.
@@ -173,7 +172,7 @@ def _find_root(excess: Callable[[float], float], start: float, step: float, tole
     price, here = start, excess(start)
     step = step if here > 0 else -step
     left, right = (price, here), (price, here)
-    for round_ in range(rounds - 1):
+    for round_ in range(_MOST_RUNS - 1):
         if abs(here) <= tolerance:
             return
         if left[1] * right[1] > 0 or left == right:

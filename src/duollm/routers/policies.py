@@ -6,6 +6,7 @@ Shape letters: B batch, T tokens, L layers, D hidden.
 """
 
 from collections.abc import Callable, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes, Policy
 from duollm.routers.registry import load_router
+from duollm.routes.patterns import pattern, spread_layers
 from duollm.routes.sampling import uniform_hash
 
 
@@ -27,7 +29,7 @@ def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
         UserError: unknown name, or an argument that is not allowed for this model.
     """
     name, _, argument = text.partition(":")
-    if name not in POLICIES and Path(text).is_dir():
+    if name not in POLICIES and isdir(text):
         name, argument = "router", text
     if name not in POLICIES:
         raise UserError(f"unknown policy {text!r}; {did_you_mean(name, policy_forms())}, or a router's folder")
@@ -38,18 +40,6 @@ def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
 def policy_forms() -> list[str]:
     """Return how each named policy is written, e.g. "random:SHARE[:SEED]"."""
     return [form for form, _ in POLICIES.values()]
-
-
-def spread_layers(big: int, num_layers: int) -> list[int]:
-    """Return `big` of `num_layers` layers, evenly spaced."""
-    return [(2 * index + 1) * num_layers // (2 * big) for index in range(big)]
-
-
-def pattern(big_layers: Sequence[int], num_layers: int) -> Tensor:
-    """Return the route that is big in these layers and small elsewhere, [L]."""
-    route_L = torch.full((num_layers,), int(Branch.SMALL))
-    route_L[list(big_layers)] = int(Branch.BIG)
-    return route_L
 
 
 class RandomShare:

@@ -4,18 +4,23 @@ To add a kind, write a file like `routers/linear.py` and enter its class in `ROU
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from duollm.config import RouterConfig
+from duollm.convert.saving import load_model
 from duollm.errors import UserError, did_you_mean, in_a_line
 from duollm.files import replacing, write_json
+from duollm.measure.comparison import TrainedRouter
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routers.base import Router
+from duollm.routers.base import Router, branch_costs
+from duollm.routers.calibration import ExactBudget
 from duollm.routers.codebook import CodebookRouter
 from duollm.routers.distilled import DistilledRouter
 from duollm.routers.early_exit import EarlyExitRouter
@@ -24,7 +29,7 @@ from duollm.routers.linear import GumbelRouter, LinearRouter
 from duollm.routers.mixture_of_depths import MixtureOfDepthsRouter
 from duollm.routers.random import RandomRouter
 from duollm.routers.sequential import SequentialRouter
-from duollm.routes.space import parse_branches
+from duollm.routes.space import RouteSpace, parse_branches
 
 ROUTERS: dict[str, type[Router]] = {
     "linear": LinearRouter,
@@ -117,3 +122,23 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
     except RuntimeError:
         raise UserError(f"{folder}: was trained for a model of other sizes; train one for this model") from None
     return router.eval(), facts
+
+
+def trained_routers(
+    run: Path, names: Sequence[str], spend: Sequence[str], model: DuoForCausalLM
+) -> Iterator[TrainedRouter]:
+    """Load the routers of a run one by one, each with every way of spending; the exact one's name ends in `_exact`.
+
+    Routers that were trained together with the model come with their own.
+    """
+    for name in names:
+        router, facts = load_router(run / "routers" / name, model.config)
+        router.to(model.device)
+        together = run / "routers" / name / "model"
+        backbone = load_model(together) if together.exists() else model
+        nn.Module.to(backbone, model.device)
+        branches = tuple(sorted({*router.branches, *RouteSpace(1).branches}))
+        for way in spend:
+            policy = ExactBudget(router, facts["big_layers"]) if way == "exact" else router
+            known = facts | {"spend": way, "branch_costs": branch_costs(model.config).tolist()}
+            yield TrainedRouter(f"{name}_exact" if way == "exact" else name, backbone, policy, branches, known)

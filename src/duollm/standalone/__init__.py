@@ -46,7 +46,7 @@ def add_options(parser: ArgumentParser) -> None:
     )
     add("--documents", type=whole_number(), default=40, metavar="N", help="documents per domain (default: %(default)s)")
     add("--windows", type=whole_number(), default=4, metavar="N", help="windows per document (default: %(default)s)")
-    add("--sequence-length", type=whole_number(), metavar="T", help="tokens per window (default: the run's, else 128)")
+    add("--sequence-length", type=whole_number(2), metavar="T", help="tokens per window (default: the run's, else 128)")
     add = parser.add_argument_group("tasks of lm-eval in place of losses", "Need the extra `eval`.").add_argument
     add(
         "--tasks", type=names, metavar="LIST", help="duollm_prose_continuation, duollm_code_continuation, arc_easy, ..."

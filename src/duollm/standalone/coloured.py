@@ -8,7 +8,7 @@ from rich.style import Style
 from torch import Tensor
 
 from duollm.models.branch import Branch
-from duollm.report.text import one_line
+from duollm.report.passages import one_line
 
 _SHADES = [Style(color=colour) for colour in ("#3b7dd8", "#3f9fa0", "#7f9a3c", "#cf8a2b", "#d1495b")]
 _MARKS = {Branch.SKIP: "·", Branch.SMALL: "▪", Branch.BIG: "█"}

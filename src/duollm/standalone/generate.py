@@ -14,13 +14,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from duollm.data.tokenizer import for_prompts
 from duollm.errors import UserError
-from duollm.evaluate.generation import Generated, generate_traced
 from duollm.flops import head_flops, token_flops
+from duollm.measure.executor import deciding_flops
+from duollm.measure.generation import Generated, generate_traced
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
 from duollm.options import LARGEST_COUNT
-from duollm.routers.base import deciding_flops
 from duollm.routers.policies import parse_policy
 from duollm.standalone.coloured import print_legend, print_piece, print_routes
 from duollm.standalone.saved import Saved

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ from duollm.config import DataConfig
 from duollm.convert.saving import load_model, silence_transformers
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError, in_a_line
-from duollm.evaluate.sweep import Routed, sweep_policies
+from duollm.measure.scoring import Routed, sweep_policies
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.policies import parse_policy
 
@@ -100,7 +101,7 @@ class Saved:
         """
         given = Path(name.removeprefix("router:"))
         folders = [given] if self.run is None else [given, self.run / "routers" / given]
-        router = next((folder for folder in folders if (folder / "router.json").is_file()), None)
+        router = next((folder for folder in folders if isfile(folder / "router.json")), None)
         if router is None:
             return Routed(name, self.model, parse_policy(name, self.model))
         together = router / "model"

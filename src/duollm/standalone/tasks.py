@@ -13,8 +13,8 @@ import torch
 from duollm.errors import UserError
 from duollm.files import write_json, write_text
 from duollm.machine import provenance
-from duollm.report.terminal import Cell, print_table
 from duollm.standalone.saved import Saved, policies_of
+from duollm.terminal import Cell, print_table
 
 Row = dict[str, Any]
 
@@ -24,7 +24,7 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
     for name in ("lm_eval", "datasets", "huggingface_hub"):  # they say much that is no concern of ours
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        from duollm.evaluate.harness import RoutedLM, run_tasks
+        from duollm.measure.harness import RoutedLM, run_tasks
     except ModuleNotFoundError as error:
         raise UserError(f"--tasks needs {error.name}, which is not installed: pip install 'duollm[eval]'") from None
     saved = Saved.at(Path(options.saved))
@@ -47,11 +47,11 @@ def evaluate_tasks(options: Namespace, command: list[str]) -> None:
         rows += [{"policy": name, **row, "big_share": big_share.get(row["task"])} for row in _rows(results)]
         for task, of_task in results["samples"].items():
             samples.setdefault(task, []).extend({"policy": name, **sample} for sample in of_task)
+    if options.out:
+        _write(Path(options.out), samples, {"provenance": provenance(command, 0), "notes": notes, "rows": rows})
     print_table(f"{options.saved}: tasks of lm-eval", _shown(rows))
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    if options.out:
-        _write(Path(options.out), samples, {"provenance": provenance(command, 0), "notes": notes, "rows": rows})
 
 
 def _rows(results: dict[str, Any]) -> Iterator[Row]:

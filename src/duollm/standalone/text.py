@@ -16,16 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from duollm.analysis.documents import mean_draws
-from duollm.analysis.statistics import interval
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data
 from duollm.data.tokenizer import check_vocabulary
-from duollm.evaluate.sweep import Scored, score
 from duollm.files import replacing, write_json
 from duollm.machine import provenance
-from duollm.report.terminal import Cell, print_table
+from duollm.measure.scoring import Scored, score
+from duollm.records.bootstrap import interval, mean_draws
 from duollm.standalone.saved import Saved, policies_of
+from duollm.terminal import Cell, print_table
 
 Row = dict[str, Any]
 

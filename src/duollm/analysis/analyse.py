@@ -1,0 +1,116 @@
+"""The analysis of a run: its records are drawn once, and every list of results.json is made of the draws."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duollm.analysis.claims import decide_claims, gather_evidence
+from duollm.analysis.comparison import comparison_rows
+from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows
+from duollm.analysis.layers import agreement_rows, difficulty_rows, layer_use_rows, position_edges
+from duollm.analysis.losses import best_of_pattern_rows, best_of_route_rows, gap_rows, nll_rows, spend_rows
+from duollm.analysis.results import Results, Size, write_results
+from duollm.errors import UserError
+from duollm.records.model import describe_model, read_json
+from duollm.records.patterns import PatternSums, read_compared_patterns, read_patterns
+from duollm.records.records import Draws, Records, pool, records_of_compared_text, records_of_oracle_text
+from duollm.records.timing import read_timing
+from duollm.records.tokens import Tokens, list_domains, read_tokens
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """What was measured on one domain.
+
+    Attributes:
+        compared: records of policies that see no label, on the text of the comparison.
+        predictors: the ceiling's, as its file describes them.
+    """
+
+    tokens: Tokens
+    patterns: PatternSums
+    records: Records
+    compared: Records
+    predictors: list[dict[str, Any]]
+
+    @property
+    def size(self) -> Size:
+        """How much text that is; a run in which only the oracle's text was run on has no other."""
+        size = Size(len(self.tokens.documents), len(self.tokens.document_T), int(self.patterns.counted_D.sum()))
+        if self.compared is self.records:
+            return size
+        compared_D = self.compared.tokens_D
+        return Size(size.documents, size.tokens, size.pattern_tokens, len(compared_D), int(compared_D.sum()))
+
+
+def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
+    """Analyse a run folder, write its results.json and return what was written.
+
+    Args:
+        run: the run folder; see docs/formats.md.
+        bootstrap_samples: resamples of documents behind every interval.
+        seed: seed of the resamples and of the halves that static is chosen and scored on.
+
+    Raises:
+        UserError: a file is missing, foreign, or does not fit the others.
+    """
+    domains = [_read_domain(run, name, seed) for name in list_domains(run)]
+    _check_one_space(domains)
+    first, timing = domains[0], read_timing(run)
+    edges = position_edges(np.concatenate([one.tokens.position_T for one in domains]))
+    records, compared = [one.records for one in domains], [one.compared for one in domains]
+    if len(domains) > 1:
+        records, compared = [*records, pool(records)], [*compared, pool(compared)]
+    draws = [Draws(one, bootstrap_samples, seed) for one in records]
+    more = [Draws(one, bootstrap_samples, seed) for one in compared]
+    single = list(zip(domains, draws, strict=False))  # without the pooled one
+    results = Results(
+        provenance=read_json(run / "provenance.json"),
+        model=describe_model(run, first.tokens),
+        data={one.tokens.domain: one.size for one in domains},
+        context=first.tokens.context,
+        bootstrap={"samples": bootstrap_samples, "seed": seed, "level": 0.95},
+        nll=[row for each in draws for row in nll_rows(each)],
+        gap_closed=[row for each in draws for row in gap_rows(each)],
+        comparison=[row for pair in zip(draws, more, strict=True) for row in comparison_rows(*pair, timing)],
+        spend=[row for each in more for row in spend_rows(each)],
+        agreement=[row for each in draws for row in agreement_rows(each)],
+        timing=timing.facts if timing else None,
+        selection_noise=[row for each in draws for row in noise_rows(each)],
+        ceiling=[row for each in more for row in ceiling_rows(each, first.predictors)],
+        decomposition=[row for each in draws for row in decomposition_rows(each)],
+        best_of_patterns=[
+            row for one, each in single for row in best_of_pattern_rows(one.tokens, one.patterns, each.bootstrap, seed)
+        ],
+        best_of_routes=[
+            row for one, each in single for row in best_of_route_rows(run, one.tokens, one.patterns, each.bootstrap)
+        ],
+        layer_use=[row for one, each in single for row in layer_use_rows(each, one.tokens, edges)],
+        difficulty=[row for one, each in single for row in difficulty_rows(one.tokens, each.bootstrap)],
+        claims=[claim for each in draws for claim in decide_claims(gather_evidence(each))],
+    )
+    write_results(run, results)
+    return results
+
+
+def _read_domain(run: Path, name: str, seed: int) -> _Domain:
+    tokens, files = read_tokens(run, name)
+    patterns, more_patterns = read_patterns(run, tokens), read_compared_patterns(run, name)
+    records = compared = records_of_oracle_text(tokens, patterns, seed)
+    if more_patterns:
+        compared = records_of_compared_text(tokens, files, more_patterns, seed)
+    predictors = [facts for one in files for facts in one.file.facts.get("policies", [])]
+    return _Domain(tokens, patterns, records, compared, predictors)
+
+
+def _check_one_space(domains: Sequence[_Domain]) -> None:
+    first = domains[0].tokens
+    for tokens in (domain.tokens for domain in domains[1:]):
+        if tokens.space != first.space or tokens.context != first.context:
+            raise UserError(
+                f"{tokens.file.path}: its model or context is not that of {first.file.path}; "
+                f"delete the folder {first.file.path.parent} and run `duollm oracle` again"
+            )

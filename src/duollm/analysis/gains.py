@@ -1,0 +1,88 @@
+"""What the oracle's gain over static is made of: what can be predicted, selection noise, the rest.
+
+Selection noise: the oracle picks the best of thousands of routes with the label in hand. The same search with a label
+y' drawn from the model's own all-big prediction shows what such a peek buys when nothing but chance is peeked at; a
+second draw y'' shows what the routes picked with y' are worth to another label.
+
+Shape letters: X draws of the bootstrap.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow
+from duollm.records import keys
+from duollm.records.bootstrap import interval
+from duollm.records.keys import Key
+from duollm.records.records import NLL, Draws
+
+
+def _drawn(draws: Draws) -> Iterator[Key]:
+    """Yield the searches for a drawn label that can be compared with static.
+
+    With no or all layers big there is one route only, so nothing is picked and the budget is left out.
+    """
+    searched = [key for quantity, key in draws.records.sums if quantity == NLL and key.policy == keys.DRAWN_ORACLE]
+    for key in searched:
+        if 0 < key.big_layers < draws.records.num_layers and Key(keys.DRAWN_STATIC, key.big_layers) in draws:
+            yield key
+
+
+def noise_rows(draws: Draws) -> Iterator[NoiseRow]:
+    """Yield, in every context and at every budget for which labels were drawn, the gains over static."""
+    for drawn in _drawn(draws):
+        k, context = drawn.big_layers, drawn.context
+        expected_X = draws[Key(keys.DRAWN_STATIC, k)]
+        gain_X = draws[Key(keys.STATIC, k)] - draws[Key(keys.ORACLE, k, context=context)]
+        yield NoiseRow(
+            draws.records.domain,
+            str(context),
+            k,
+            gain=interval(gain_X),
+            gain_drawn=interval(expected_X - draws[drawn]),
+            second_draw=interval(expected_X - draws[drawn._replace(policy=keys.DRAWN_SECOND)]),
+            gain_beyond_drawn=interval(gain_X - expected_X + draws[drawn]),
+        )
+
+
+def decomposition_rows(draws: Draws) -> Iterator[DecompositionRow]:
+    """Yield the parts of the oracle's gain in every context and at every budget where all were measured.
+
+    All of them spend exactly k big layers on every token.
+    """
+    for drawn in _drawn(draws):
+        k, context = drawn.big_layers, drawn.context
+        ceiling, control = (Key(keys.ceiling_policy(keys.EXACT, shuffled), k) for shuffled in (False, True))
+        if ceiling not in draws or control not in draws:
+            continue
+        static_X = draws[Key(keys.STATIC, k)]
+        total_X = static_X - draws[Key(keys.ORACLE, k, context=context)]
+        predictable_X, noise_X = static_X - draws[ceiling], draws[Key(keys.DRAWN_STATIC, k)] - draws[drawn]
+        yield DecompositionRow(
+            draws.records.domain,
+            str(context),
+            k,
+            total=interval(total_X),
+            predictable=interval(predictable_X),
+            noise=interval(noise_X),
+            rest=interval(total_X - predictable_X - noise_X),
+            shuffled=interval(static_X - draws[control]),
+        )
+
+
+def ceiling_rows(compared: Draws, predictors: Sequence[dict[str, Any]]) -> Iterator[CeilingRow]:
+    """Yield what every predictor gains over static at the big layers that it spent, on the text of the comparison."""
+    for facts in predictors:
+        key = Key(keys.predictor_policy(facts["predictor"], facts["spend"]), facts["big_layers"])
+        at_spent_X = compared.nll_at(keys.STATIC, compared.spent(key))
+        if at_spent_X is not None:
+            yield CeilingRow(
+                compared.records.domain,
+                facts["depth"],
+                facts["predictor"] == keys.SHUFFLED,
+                facts["chosen"],
+                facts["spend"],
+                facts["big_layers"],
+                float(compared.spent(key)[0]),
+                interval(at_spent_X - compared[key]),
+            )

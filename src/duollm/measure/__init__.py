@@ -1,0 +1,1 @@
+"""What policies cost: losses, routes, FLOPs and time of text under any policy."""

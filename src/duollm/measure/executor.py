@@ -1,0 +1,90 @@
+"""The executor: text under a policy, or under given routes, as the model would run in use.
+
+Shape letters: W windows, B windows per forward, T tokens, L layers, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import Policy
+from duollm.routes.space import RouteSpace
+
+
+def policy_losses(
+    model: DuoForCausalLM,
+    token_ids_WT: Tensor,
+    policy: Policy | None = None,
+    routes: Tensor | None = None,
+    batch_size: int = 16,
+    attention_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the model as it would run in use: one forward per batch, each token on the branch chosen for it.
+
+    Args:
+        token_ids_WT: token ids [W, T]; losses of padding mean nothing.
+        policy, routes, attention_mask: as in `DuoForCausalLM.forward`; routes [L] or [W, T, L].
+
+    Returns:
+        nll [W, T - 1] in nats, and the routes [W, T - 1, L] of the tokens that made the predictions.
+    """
+    losses, taken = [], []
+    for batch_BT, logits_BTV, routes_BTL in forwards(model, token_ids_WT, policy, routes, batch_size, attention_mask):
+        losses.append(cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="none"))
+        taken.append(routes_BTL)
+    return torch.cat(losses).view(len(token_ids_WT), -1), torch.cat(taken)
+
+
+@torch.inference_mode()
+def forwards(
+    model: DuoForCausalLM,
+    token_ids_WT: Tensor,
+    policy: Policy | None = None,
+    routes: Tensor | None = None,
+    batch_size: int = 16,
+    attention_mask: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield each batch of windows with its predictions: ids [B, T], logits [B, T - 1, V] in float32, routes taken."""
+    for start in range(0, len(token_ids_WT), batch_size):
+        windows = slice(start, start + batch_size)
+        batch_BT, mask_BT = token_ids_WT[windows], None if attention_mask is None else attention_mask[windows]
+        given = routes if routes is None or routes.ndim == 1 else routes[windows]
+        output = model(input_ids=batch_BT, attention_mask=mask_BT, policy=policy, routes=given, use_cache=False)
+        yield batch_BT, output.logits[:, :-1].float(), output.routes[:, :-1]
+
+
+def token_columns(nll_WT: Tensor, routes_WTL: Tensor, space: RouteSpace, ending: str = "") -> dict[str, NDArray[Any]]:
+    """Return the columns of what a policy lost and took, a row per predicted token (docs/formats.md).
+
+    Args:
+        ending: what tells the policy's columns from those of others in one file.
+    """
+    return {
+        f"nll{ending}": nll_WT.flatten().cpu().numpy(),
+        f"route{ending}": space.encode(routes_WTL).flatten().cpu().numpy(),
+    }
+
+
+def route_digits(routes: Tensor) -> NDArray[np.str_]:
+    """Return routes [N, L] as N strings of L digits, which the policy `routes:DIGITS` takes."""
+    digits_NL = np.ascontiguousarray(routes.cpu().numpy().astype(np.uint8) + ord("0"))
+    return digits_NL.view(f"S{digits_NL.shape[1]}").reshape(-1).astype(np.str_)
+
+
+def branch_shares(routes: Tensor) -> tuple[float, float, float]:
+    """Return the shares of skip, small and big in routes of any shape."""
+    skip, small, big = (torch.bincount(routes.flatten(), minlength=len(Branch)) / routes.numel()).tolist()
+    return skip, small, big
+
+
+def deciding_flops(policy: Policy) -> int:
+    """Return the FLOPs per token of what a policy computes to decide: a router's own; others look things up."""
+    own = getattr(policy, "flops_per_token", None)
+    return 0 if own is None else int(own())

@@ -1,0 +1,1 @@
+"""What was measured: files in, sums per document out, and their bootstrap. No torch."""

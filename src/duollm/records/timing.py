@@ -1,0 +1,53 @@
+"""How long forwards took, as the evaluation measured it (evaluate/timing.json; see docs/formats.md)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duollm.errors import UserError
+from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, RANDOM, STATIC, Key
+
+_PATTERN, _ROUTES = "pattern", "routes"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times relative to all big, and the FLOPs of both ends."""
+
+    facts: dict[str, Any]
+    """How it was measured."""
+    rows: dict[tuple[str, int], dict[str, Any]]
+    """By policy and number of big layers."""
+
+    def row(self, key: Key) -> dict[str, Any]:
+        """Return the timing of a policy. Policies that were not timed borrow the timing of an equivalent workload."""
+        if key.policy == ALL_BIG:
+            return {"relative_time": 1.0}
+        if key.kind or key.policy == ALL_SMALL:
+            return self.rows.get((key.policy, key.big_layers), {})
+        one_for_all = key.policy in (STATIC, BEST_PATTERNS, RANDOM)
+        return self.rows.get((_PATTERN if one_for_all else _ROUTES, key.big_layers), {})
+
+    def flops_per_token(self, big_share: float) -> float:
+        """Return the mean forward FLOPs of a token when a share of its layers is big and the others are small."""
+        small, big = self.facts["all_small_flops_per_token"], self.facts["all_big_flops_per_token"]
+        return float(small + big_share * (big - small))
+
+
+def read_timing(run: Path) -> Timing | None:
+    """Read evaluate/timing.json; None if nothing was evaluated.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run / "evaluate" / "timing.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        rows = {(row["policy"], row["big_layers"]): row for row in facts.pop("policies")}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        again = f"delete the folder {path.parent} and run `duollm evaluate` again"
+        raise UserError(f"{path}: not a file of times ({error}); {again}") from None
+    return Timing(facts, rows)

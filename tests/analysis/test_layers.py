@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+from duollm.analysis.layers import difficulty, hard_without_gain, position_edges, share_by_position
+from duollm.records.bootstrap import Bootstrap, interval
+from duollm.records.tokens import read_tokens
+from picking import pick
+
+
+class TestLayerUse:
+    def test_shares_equal_the_truth(self, compared):
+        _, truths, results = compared
+        is_big_TL = truths["prose"].space.decode(truths["prose"].router_route_T[2]) == 2
+        row = pick(results.layer_use, domain="prose", policy="linear-k2")
+        np.testing.assert_allclose([share.value for share in row.share_by_layer], is_big_TL.mean(0))
+        assert np.shape(row.share_by_layer_and_position) == (6, 8)
+        assert {row.policy for row in results.layer_use if not row.kind} == {"oracle"}
+
+    def test_shares_by_position_equal_a_plain_loop(self):
+        routes_TL, position_T = np.random.default_rng(0).integers(0, 3, (40, 3)), np.tile(np.arange(1, 11), 4)
+        share_LP = share_by_position(routes_TL, position_T, np.array([1, 4, 11]))
+        for p, inside_T in enumerate([position_T < 4, position_T >= 4]):
+            np.testing.assert_allclose(share_LP[:, p], (routes_TL[inside_T] == 2).mean(0))
+
+    def test_edges_cover_every_position_once(self):
+        edges = position_edges(np.arange(1, 128))
+        assert (len(edges), edges[0], edges[-1]) == (9, 1, 128)
+        assert np.diff(edges).min() >= 15
+
+    def test_short_windows_have_a_bin_per_position(self):
+        assert position_edges(np.array([1, 2, 3, 1])).tolist() == [1, 2, 3, 4]
+
+
+class TestAgreement:
+    def test_it_equals_the_truth_and_lies_above_chance_where_it_was_planted(self, compared):
+        _, truths, results = compared
+        truth, row = truths["prose"], pick(results.agreement, domain="prose", policy="gains_k3_exact")
+        ids = truth.space.ids_with(big=3)
+        picked_TL = truth.space.decode(ids[truth.nll_TR[:, ids].argmin(1)])
+        taken_TL = truth.space.decode(truth.good_route_T[3, "exact"])
+        same_L = [share.value for share in row.share_by_layer]
+        np.testing.assert_allclose(same_L, (picked_TL == taken_TL).mean(0))
+        picked_L, taken_L = (picked_TL == 2).mean(0), (taken_TL == 2).mean(0)
+        chance_L = picked_L * taken_L + (1 - picked_L) * (1 - taken_L)
+        np.testing.assert_allclose(row.share_if_independent_by_layer, chance_L)
+        assert row.share == pytest.approx((picked_TL == taken_TL).mean())
+        assert row.over_independent.value == pytest.approx(row.share - row.share_if_independent)
+        assert row.over_independent.low > 0.15
+        random = pick(results.agreement, domain="pooled", policy="linear-k3").over_independent
+        assert random.low < 0 < random.high < 0.05
+
+    def test_pooled_counts_all_tokens(self, compared):
+        _, truths, results = compared
+        shares = {
+            row.domain: [share.value for share in row.share_by_layer]
+            for row in results.agreement
+            if row.policy == "gains_k2"
+        }
+        np.testing.assert_allclose(shares["pooled"], np.mean([shares[domain] for domain in truths], axis=0))
+
+
+class TestDifficulty:
+    def _share(self, nll_T, gain_T):
+        document_T = np.repeat(np.arange(20), len(nll_T) // 20)
+        return interval(hard_without_gain(nll_T, gain_T, document_T, Bootstrap([20], 200, 0)))
+
+    def test_the_share_equals_counting(self):
+        generator = np.random.default_rng(0)
+        nll_T, gain_T = generator.gamma(2, 1, 2000), generator.gamma(1, 1, 2000)
+        hardest = np.argsort(nll_T)[-500:]
+        share = self._share(nll_T, gain_T)
+        assert share.value == pytest.approx((gain_T[hardest] < np.median(gain_T)).mean())
+        assert share.low < share.value < share.high
+        assert share.low < 0.5 < share.high
+
+    def test_the_share_is_zero_where_difficulty_is_the_loss_itself(self):
+        nll_T = np.random.default_rng(0).gamma(2, 1, 2000)
+        assert self._share(nll_T, 0.3 * nll_T).value == 0
+
+    def test_difficulty_is_what_the_oracle_removes(self, compared):
+        run, truths, results = compared
+        truth, (tokens, _) = truths["prose"], read_tokens(run, "prose")
+        nll_small_T, gain_T = difficulty(tokens, 3)
+        np.testing.assert_array_equal(nll_small_T, truth.nll_TR[:, 0])
+        best_T = truth.nll_TR[:, truth.space.ids_with(big=3)].min(1)
+        np.testing.assert_array_equal(gain_T, truth.nll_TR[:, 0] - best_T)
+        row = pick(results.difficulty, domain="prose", big_layers=3)
+        assert row.median_gain == pytest.approx(np.median(gain_T))
+        assert [row.big_layers for row in results.difficulty if row.domain == "prose"] == [1, 2, 3, 4, 5]

@@ -1,0 +1,184 @@
+import json
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from duollm.errors import UserError
+from duollm.models.branch import Branch
+from duollm.records.halves import first_half
+from duollm.records.order import chance_of_best
+from duollm.records.patterns import (
+    best_of,
+    read_best_routes,
+    read_compared_patterns,
+    read_patterns,
+    static,
+    whole_document_sums,
+)
+from duollm.records.tokens import read_oracle
+from synthetic_run import Plan, write_parquet, write_run
+
+
+@pytest.mark.parametrize("drawn", [1, 2, 3, 6, 7])
+def test_chance_of_best_equals_counting_all_draws(drawn):
+    draws = list(combinations(range(7), drawn))
+    counted = [sum(min(draw) == rank for draw in draws) / len(draws) for rank in range(7)]
+    np.testing.assert_allclose(chance_of_best(7, drawn), counted, atol=1e-12)
+
+
+def test_chance_of_best_of_a_single_pattern():
+    assert chance_of_best(1, 1).tolist() == [1.0]
+
+
+def test_halves_split_evenly_by_the_seed():
+    halves = [first_half(10, seed) for seed in (0, 0, 1)]
+    assert halves[0].sum() == 5
+    assert np.array_equal(halves[0], halves[1])
+    assert not np.array_equal(halves[0], halves[2])
+
+
+def test_halves_need_two_documents():
+    with pytest.raises(UserError, match="at least 2 per domain, got 1"):
+        first_half(1, 0)
+
+
+def test_best_of_equals_a_plain_loop_over_all_draws():
+    nll_DR = np.random.default_rng(0).normal(10, 1, (6, 5))
+    in_first_D = first_half(6, 0)
+    expected_D = np.zeros(6)
+    draws = list(combinations(range(5), 3))
+    for document in range(6):
+        choosing = in_first_D != in_first_D[document]
+        for draw in draws:
+            chosen = min(draw, key=lambda route: nll_DR[choosing, route].sum())
+            expected_D[document] += nll_DR[document, chosen] / len(draws)
+    np.testing.assert_allclose(best_of(nll_DR, [3], in_first_D)[0], expected_D)
+
+
+def test_best_of_one_is_the_mean_and_best_of_all_is_static():
+    nll_DR = np.random.default_rng(0).normal(10, 1, (8, 20))
+    in_first_D = first_half(8, 0)
+    one, everything, beyond = best_of(nll_DR, [1, 20, 100], in_first_D)
+    np.testing.assert_allclose(one, nll_DR.mean(1))
+    np.testing.assert_allclose(everything, static(nll_DR, in_first_D))
+    np.testing.assert_allclose(beyond, everything)
+
+
+def test_static_on_pure_noise_gains_nothing():
+    nll_DR = np.random.default_rng(0).normal(0, 1, (400, 300))
+    totals_D = static(nll_DR, first_half(400, 0))
+    assert nll_DR.mean(0).min() < -0.1
+    assert abs(totals_D.mean()) < 0.1
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A domain whose patterns were run on a quarter of the tokens, with its truth."""
+    run = tmp_path_factory.mktemp("sampled")
+    truth = write_run(run, Plan(counted_share=0.25, tokens_per_document=40, noise=0.05))["prose"]
+    oracle = read_oracle(run, "prose")
+    return oracle, read_patterns(run, oracle), truth
+
+
+def _errors(estimate_DR, truth):
+    """Absolute errors in nats per token, over all documents, of every route."""
+    return np.abs(estimate_DR.sum(0) - truth.nll_TR.sum(0)) / len(truth.nll_TR)
+
+
+def test_all_small_and_all_big_are_exact_on_a_sample(sampled):
+    oracle, patterns, truth = sampled
+    assert patterns.counted_D.tolist() == [10] * 12
+    assert _errors(whole_document_sums(oracle, patterns), truth)[[0, -1]] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_sample_is_extended_better_than_by_scaling(sampled):
+    oracle, patterns, truth = sampled
+    extended, scaled = whole_document_sums(oracle, patterns), patterns.nll_DR * 4
+    assert _errors(extended, truth).mean() < 0.5 * _errors(scaled, truth).mean()
+
+
+def test_extension_is_unbiased(sampled):
+    """Over many random samples the mean estimate is the sum over all tokens."""
+    oracle, patterns, truth = sampled
+    generator, draws = np.random.default_rng(0), []
+    for _ in range(300):
+        chosen = [generator.choice(np.flatnonzero(truth.document_T == d), 10, replace=False) for d in range(12)]
+        sums_DR = np.stack([truth.nll_TR[tokens].sum(0) for tokens in chosen])
+        drawn = replace(patterns, nll_DR=sums_DR, counted_D=np.full(12, 10))
+        draws.append(whole_document_sums(oracle, drawn).sum(0))
+    standard_error_R = np.std(draws, axis=0) / np.sqrt(len(draws))
+    assert (np.abs(np.mean(draws, axis=0) - truth.nll_TR.sum(0)) <= 4.5 * standard_error_R + 1e-9).all()
+
+
+def test_nothing_is_estimated_where_all_tokens_are_counted(synthetic):
+    oracle = read_oracle(synthetic[0], "prose")
+    patterns = read_patterns(synthetic[0], oracle)
+    assert whole_document_sums(oracle, patterns) is patterns.nll_DR
+
+
+def _rewrite(path, change, **facts):
+    table = change(pq.read_table(path))
+    known = json.loads(table.schema.metadata[b"duollm"]) | facts
+    write_parquet(path, {name: table.column(name) for name in table.column_names}, known)
+
+
+def test_patterns_on_fewer_tokens_must_say_so(own_run):
+    path, oracle = own_run / "oracle" / "prose.routes.parquet", read_oracle(own_run, "prose")
+    fewer = pa.array(np.full(12 * 64, 19), pa.int32())
+    _rewrite(path, lambda table: table.set_column(3, "tokens", fewer))
+    with pytest.raises(UserError, match="token counts are not those of"):
+        read_patterns(own_run, oracle)
+    _rewrite(path, lambda table: table, counted_share=0.95)
+    assert read_patterns(own_run, oracle).counted_D.tolist() == [19] * 12
+
+
+def test_patterns_follow_the_oracles_documents_whatever_their_order(own_run, synthetic):
+    path = own_run / "oracle" / "prose.routes.parquet"
+    shuffled = np.random.default_rng(0).permutation(pq.read_metadata(path).num_rows)
+    _rewrite(path, lambda table: table.take(shuffled))
+    truth = synthetic[1]["prose"]
+    patterns = read_patterns(own_run, read_oracle(own_run, "prose"))
+    expected_DR = np.stack([truth.nll_TR[truth.document_T == d].sum(0) for d in range(12)])
+    np.testing.assert_allclose(patterns.nll_DR, expected_DR)
+    assert patterns.counted_D.tolist() == [20] * 12
+    for branch, route in ((Branch.SMALL, 0), (Branch.BIG, 63)):
+        np.testing.assert_allclose(patterns.uniform(branch), expected_DR[:, route])
+    assert patterns.uniform(Branch.SKIP) is None
+    assert {k: nll_DR.shape[1] for k, nll_DR in patterns.by_budget()} == {0: 1, 1: 6, 2: 15, 3: 20, 4: 15, 5: 6, 6: 1}
+
+
+def test_incomplete_patterns(own_run):
+    _rewrite(own_run / "oracle" / "prose.routes.parquet", lambda table: table.slice(5))
+    with pytest.raises(UserError, match="lack some routes"):
+        read_patterns(own_run, read_oracle(own_run, "prose"))
+
+
+def test_patterns_of_other_documents(own_run):
+    oracle = read_oracle(own_run, "prose")
+    code = own_run / "oracle" / "code.routes.parquet"
+    code.rename(own_run / "oracle" / "prose.routes.parquet")
+    with pytest.raises(UserError, match="documents are not those of"):
+        read_patterns(own_run, oracle)
+
+
+def test_there_may_be_no_more_text_than_the_oracles(synthetic):
+    assert read_compared_patterns(synthetic[0], "prose") is None
+    assert read_best_routes(synthetic[0], read_oracle(synthetic[0], "prose")) == {}
+
+
+def test_the_best_of_random_routes_is_read_by_budget_size_and_document(own_run):
+    oracle = read_oracle(own_run, "prose")
+    names = [oracle.documents[1], oracle.documents[0]]
+    rows = [(name, k, size) for name in names for k in (2, 3) for size in (1, 5)]
+    columns = dict(zip(("document", "big_layers", "drawn"), map(list, zip(*rows, strict=True)), strict=True))
+    sums = [float(10 * k + size + (name == names[0])) for name, k, size in rows]
+    write_parquet(own_run / "oracle" / "prose.best_of.parquet", {**columns, "nll_sum": sums}, {"num_layers": 6})
+    found = read_best_routes(own_run, oracle)
+    assert list(found) == [2, 3]
+    sizes, nll_ND = found[3]
+    assert sizes == [1, 5]
+    assert nll_ND[:, :2].tolist() == [[31, 32], [35, 36]]

@@ -1,0 +1,25 @@
+from duollm.terminal import print_table
+
+
+def test_columns_are_all_keys_in_order_and_cells_are_short(capsys):
+    print_table("a title", [{"name": "one", "speed": 12345.678}, {"name": "two", "share": 0.123456, "count": None}])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "a title"
+    [head] = [line for line in lines if "name" in line]
+    assert head.index("name") < head.index("speed") < head.index("share") < head.index("count")
+    assert any("12,346" in line for line in lines)
+    assert any("0.123 " in line and "None" not in line for line in lines)
+
+
+def test_square_brackets_and_colons_are_data(capsys):
+    print_table("runs/[/b] :smile:", [{"[policy]": "router:[red]x[/]", "n": 1.0}])
+    shown = capsys.readouterr().out
+    for text in ("runs/[/b] :smile:", "[policy]", "router:[red]x[/]"):
+        assert text in shown
+
+
+def test_negative_numbers_keep_their_digits(capsys):
+    print_table("", [{"gain": -0.01234}, {"gain": -4321.0}])
+    shown = capsys.readouterr().out
+    assert "-0.0123" in shown
+    assert "-4,321" in shown
