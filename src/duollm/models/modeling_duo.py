@@ -123,17 +123,15 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         if self.skip_scope == "layer":
             states_BTD = self.input_layernorm(hidden_BTD)
             choice, memory = policy(self.layer_idx, states_BTD, memory)
-            hidden_BTD, states_BTD = self.attend(hidden_BTD, states_BTD, choice, **attention)
+            hidden_BTD, states_BTD = self.attend(hidden_BTD, choice, states_BTD, **attention)
         else:
-            hidden_BTD, states_BTD = self.attend(hidden_BTD, **attention)
+            hidden_BTD, states_BTD = self.attend(hidden_BTD, Branch.BIG, **attention)
             choice, memory = policy(self.layer_idx, states_BTD, memory)
         executed = choice_weights(choice, states_BTD) if execution == "reference" else choice
         return self.branch(executed, hidden_BTD, states_BTD), choice, memory
 
-    def attend(
-        self, hidden: Tensor, states: Tensor | None = None, choice: Choice = Branch.BIG, **attention: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Do the first half: attention, of which tokens whose choice is to skip the layer get nothing."""
+    def attend(self, hidden: Tensor, choice: Choice, states: Any = None, **attention: Any) -> tuple[Tensor, Tensor]:
+        """Do the first half: attention, of which tokens that skip the layer get nothing."""
         output, _ = self.self_attn(self.input_layernorm(hidden) if states is None else states, **attention)
         if not isinstance(choice, Branch) or choice == Branch.SKIP:
             output = output * (1 - choice_weights(choice, output)[..., Branch.SKIP, None])
