@@ -28,7 +28,8 @@ RANKS = [
     {"ceiling"},
     {"analysis"},
     {"report"},
-    {"stages", "study", "bench", "standalone"},
+    {"saved"},
+    {"stages", "study", "bench"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
