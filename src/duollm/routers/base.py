@@ -49,7 +49,7 @@ class RouterTraining:
     def prepare_model(self) -> None:
         """Make the model ready for training a router on it: frozen unless it is trained too."""
         self.model.requires_grad_(self.config.train_backbone)
-        prepare_for_training(self.model, compile_blocks=False)
+        prepare_for_training(self.model)
 
     def seed_of(self, step: int, part: int = 0) -> int:
         """Return the seed of what a part of a step draws; every process draws for texts of its own."""
