@@ -63,7 +63,7 @@ def planned_config(recipe: Recipe) -> DuoConfig:
     if folder and not Path(folder, "config.json").is_file():
         raise UserError(f"{given} holds no readable config.json; give a model folder")
     if not (folder or vocab_size):
-        raise UserError(f"plan loads nothing: add --model.vocab_size N, that of {data.tokenizer or model.dense}")
+        raise UserError(f"model.vocab_size: a plan loads nothing; give that of {data.tokenizer or model.dense}")
     try:
         if model.path:
             return DuoConfig.from_json_file(Path(model.path, "config.json"))

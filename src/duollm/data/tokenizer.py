@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
 
     if vocab_size < _SMALLEST_VOCABULARY:
         raise UserError(
-            f"data.vocab_size must be at least {_SMALLEST_VOCABULARY} "
+            f"vocab_size must be at least {_SMALLEST_VOCABULARY} "
             f"(256 bytes and the end-of-text token), got {vocab_size}"
         )
     bpe = Tokenizer(models.BPE())
