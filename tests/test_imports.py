@@ -19,7 +19,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     {"errors", "files", "options", "strict_yaml", "config", "machine", "ridge", "terminal"},
     {"models"},
-    {"flops", "plan"},
+    {"flops"},
     {"routes"},
     {"records"},
     {"data"},
@@ -32,7 +32,7 @@ RANKS = [
     {"analysis"},
     {"report"},
     {"saved"},
-    {"stages", "study", "bench"},
+    {"stages", "study", "plan", "bench"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}

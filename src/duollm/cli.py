@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "recipes/quick.yaml"
 
-_SEED = whole_number(0, 2**32 - 1)
-
 _POLICY_HELP = "all-big (default), all-small, random:0.25, spread:6, routes:2211..., a run's router, router:FOLDER, ..."
 
 
@@ -185,6 +183,8 @@ def _plan(options: argparse.Namespace, command: list[str]) -> None:
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.config import LARGEST_SEED
+
     add = parser.add_argument
     add("dense", metavar="DENSE", help="a dense checkpoint: a folder with safetensors, or a hub id")
     add("--out", metavar="FOLDER", required=True, help="folder for the duo; it must be new or empty")
@@ -203,7 +203,7 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     types = ["auto", "float32", "bfloat16", "float16"]
     add("--dtype", choices=types, default="auto", help="dtype of the saved weights (default: that of the checkpoint)")
     seed = "random seed for text, random weights and batches (default: %(default)s)"
-    add("--seed", type=_SEED, default=0, metavar="N", help=seed)
+    add("--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help=seed)
 
 
 def _convert(options: argparse.Namespace, command: list[str]) -> None:
@@ -305,6 +305,8 @@ def _score(options: argparse.Namespace, command: list[str]) -> None:
 
 
 def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.config import LARGEST_SEED
+
     add = parser.add_argument
     add("model", metavar="MODEL", help="a saved duo, or a run folder")
     add("prompt", metavar="PROMPT", help="the text to continue; -: read it from standard input")
@@ -318,7 +320,13 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
     beams = "number of beams of a beam search, which shows its text only at the end (default: no beam search)"
     add("--num-beams", type=whole_number(), default=1, metavar="N", help=beams)
-    add("--seed", type=_SEED, default=0, metavar="N", help="random seed for sampling (default: %(default)s)")
+    add(
+        "--seed",
+        type=whole_number(0, LARGEST_SEED),
+        default=0,
+        metavar="N",
+        help="random seed for sampling (default: %(default)s)",
+    )
     add("--chat", action="store_true", help="apply the tokenizer's chat template to the prompt, as a user's turn")
     add("--show-routes", action="store_true", help="print the route of each token, a mark per layer")
     add("--no-compare", dest="compare", action="store_false", help="do not measure the speed of all big")

@@ -11,6 +11,7 @@ from duollm.errors import UserError, did_you_mean
 from duollm.files import write_text
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_CODEBOOK = 32  # routes
 _LARGEST_NUMBER = 10**15
 
 
@@ -261,7 +262,7 @@ class RouterConfig(Section):
     """distilled: nats by which a route must be better to be e times as likely in the oracle's soft choice."""
     distilled_share: float = Field(default=0.5, ge=0, le=1)
     """distilled: share of the steps that imitate the oracle, before the fine-tuning."""
-    codebook_routes: int = Field(default=16, ge=2, le=32)
+    codebook_routes: int = Field(default=16, ge=2, le=LARGEST_CODEBOOK)
     """codebook: how many routes it may hold."""
     decide_at: int = Field(default=3, ge=0)
     """codebook: the layer whose states choose the route, 0 first; the layers before are the same for all tokens."""

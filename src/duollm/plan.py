@@ -15,9 +15,9 @@ from duollm.flops import count_parameters, naive_search, sequence_flops, shared_
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.families import duo_config
+from duollm.oracle.beam import Beam
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
-BEAM_WIDTH = 64  # that of the beam search unless it is told another
 
 
 class Row(NamedTuple):
@@ -141,7 +141,7 @@ def _oracle(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     yield Row(table, "routes", naive.head, "", "per token")
     yield Row(table, "tokens", windows * length, "", f"in {windows:,} windows")
     if oracle.search in ("exact", "beam"):
-        width = BEAM_WIDTH if oracle.search == "beam" else None
+        width = Beam.width if oracle.search == "beam" else None
         search, how = shared_search(config, length, branches, width), f"beam of {width}" if width else "shared prefixes"
         less = f"{Decimal(naive.flops) / search.flops:.2g} times less"
         yield Row(table, f"layers, {how}", search.attention, "", "evaluations of a layer per token")
