@@ -83,7 +83,7 @@ def name_of(path):
 
 
 def test_every_part_has_a_rank():
-    parts = {part_of(path) for path in SOURCES} - {"__init__", "_registration", "_peft"}
+    parts = {part_of(path) for path in SOURCES} - {"__init__", "_registration"}
     assert parts <= set(RANK)
 
 

@@ -2,7 +2,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from duollm.options import names, number, whole_number
+from duollm.options import names, number, whole_number, whole_numbers
 
 
 def test_values_in_range_are_read():
@@ -32,3 +32,9 @@ def test_other_values_are_refused_with_what_is_allowed(read, text, expected):
         read(text)
     assert expected in str(caught.value)
     assert len(str(caught.value)) < 150
+
+
+def test_whole_numbers_stand_with_commas_between():
+    assert whole_numbers("4,6") == whole_numbers("[4, 6]") == [4, 6]
+    with pytest.raises(ArgumentTypeError, match="such as 4,6; got 'four'"):
+        whole_numbers("four")

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from duollm.errors import UserError, did_you_mean, system_fault
-from duollm.options import names, number, whole_number
+from duollm.options import names, number, whole_number, whole_numbers
 
 if TYPE_CHECKING:
     from duollm.config import Recipe
@@ -309,7 +309,7 @@ def _convert(options: argparse.Namespace, command: list[str]) -> None:
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a finished run folder; only its results.json is read")
-    add("--budget", metavar="K,K", help="numbers of big layers (default: all that the run's routers have)")
+    add("--budget", type=whole_numbers, metavar="K,K", help="numbers of big layers (default: all of the run's routers)")
     add("--domain", metavar="NAME", help="one domain's text (default: all pooled)")
     form = parser.add_mutually_exclusive_group()
     for name in ("markdown", "json"):
@@ -318,9 +318,9 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace, command: list[str]) -> None:
-    from duollm.report.compare import parse_budgets, print_comparison
+    from duollm.report.compare import print_comparison
 
-    print_comparison([Path(run) for run in options.runs], parse_budgets(options.budget), options.domain, options.form)
+    print_comparison([Path(run) for run in options.runs], options.budget, options.domain, options.form)
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:

@@ -48,3 +48,15 @@ def names(text: str) -> str:
     if not all(found):
         raise ArgumentTypeError(f"{text!r} holds an empty name; write names with a comma between two, such as a,b")
     return ",".join(found)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Read whole numbers with commas between, perhaps in square brackets.
+
+    Raises:
+        ArgumentTypeError: something else is between the commas.
+    """
+    try:
+        return [int(part) for part in text.strip("[]").split(",")]
+    except ValueError:
+        raise ArgumentTypeError(f"takes whole numbers with commas between, such as 4,6; got {text[:50]!r}") from None

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from duollm.measure.timing import Contender, Stopwatch, durations, fixed_contenders
+from duollm.measure.timing import Timer, Workload, durations, fixed_workloads
 from duollm.models.branch import Branch
 from duollm.routers.linear import LinearRouter
 from tiny import random_ids, tiny_model
@@ -40,8 +40,8 @@ def test_rounds_go_on_until_the_time_is_up(clock):
     assert len(durations({"a": clock.run("a", 1.0), "b": clock.run("b", 3.0)}, seconds=9.0)["a"]) == 5
 
 
-def test_fixed_contenders_spend_their_budget():
-    all_small, *others = fixed_contenders(tiny_model(), [1, 2], (8, 9))
+def test_fixed_workloads_spend_their_budget():
+    all_small, *others = fixed_workloads(tiny_model(), [1, 2], (8, 9))
     assert (all_small.routes == Branch.SMALL).all()
     assert [one.facts["policy"] for one in others] == ["pattern", "routes"] * 2
     for one in others:
@@ -53,15 +53,15 @@ def test_fixed_contenders_spend_their_budget():
 @pytest.mark.parametrize(("seconds", "sequences"), [(0.1, 8), (0.5, 4), (60.0, 1)])
 def test_a_slow_model_is_timed_on_fewer_sequences(clock, monkeypatch, seconds, sequences):
     model, ids = tiny_model(), random_ids(batch=10)
-    monkeypatch.setattr(Stopwatch, "_forward", lambda *_, **__: clock.run("all big", seconds))
-    assert torch.equal(Stopwatch(model, ids).token_ids_BT, ids[:sequences])
+    monkeypatch.setattr(Timer, "_forward", lambda *_, **__: clock.run("all big", seconds))
+    assert torch.equal(Timer(model, ids).token_ids_BT, ids[:sequences])
 
 
 def test_a_router_is_timed_beside_all_big_and_its_own_routes(tmp_path, monkeypatch):
     model = tiny_model()
     router = LinearRouter(model.config, (Branch.SMALL, Branch.BIG)).eval()
     torch.nn.init.normal_(router.weight_LCD)
-    stopwatch = Stopwatch(model, random_ids(batch=3), rounds=2)
+    timer = Timer(model, random_ids(batch=3), rounds=2)
     times = {"all big": [4.0, 6.0], "policy": [2.0, 6.0], "routes given": [1.0, 4.5]}
     seen = []
 
@@ -70,9 +70,9 @@ def test_a_router_is_timed_beside_all_big_and_its_own_routes(tmp_path, monkeypat
         return {name: times[name] for name in runs}
 
     monkeypatch.setattr("duollm.measure.timing.durations", fake)
-    stopwatch.measure(Contender({"policy": "linear_k1", "big_layers": 1}, router))
-    stopwatch.measure(Contender({"policy": "all-small", "big_layers": 0}, routes=torch.ones(3, dtype=torch.long)))
-    stopwatch.write(tmp_path / "timing.json")
+    timer.measure(Workload({"policy": "linear_k1", "big_layers": 1}, router))
+    timer.measure(Workload({"policy": "all-small", "big_layers": 0}, routes=torch.ones(3, dtype=torch.long)))
+    timer.write(tmp_path / "timing.json")
     written = json.loads((tmp_path / "timing.json").read_text())
     assert seen[0]["routes given"] == pytest.approx(seen[0]["policy"])
     assert seen[0]["all big"] != pytest.approx(seen[0]["policy"])

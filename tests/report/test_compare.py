@@ -8,7 +8,7 @@ import pytest
 
 from duollm.cli import main
 from duollm.errors import UserError
-from duollm.report.compare import parse_budgets, print_comparison
+from duollm.report.compare import print_comparison
 
 
 def test_one_run_as_a_table(compared, capsys):
@@ -57,18 +57,12 @@ def test_runs_of_the_same_name_are_told_apart(compared, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("budgets", "domain", "message"),
-    [([6], None, "--budget 6: was not compared; there are 1, 2, 3, 4, 5"), (None, "pros", "did you mean 'prose'")],
+    [([6], None, "6 big layers were not compared; there are 1, 2, 3, 4, 5"), (None, "pros", "did you mean 'prose'")],
     ids=["budget", "domain"],
 )
 def test_what_was_not_compared(compared, budgets, domain, message):
     with pytest.raises(UserError, match=message):
         print_comparison([compared[0]], budgets, domain, "table")
-
-
-def test_budgets_are_numbers():
-    assert parse_budgets("4,6") == parse_budgets("[4, 6]") == [4, 6]
-    with pytest.raises(UserError, match="--budget four: give numbers"):
-        parse_budgets("four")
 
 
 def test_results_of_an_older_version(tmp_path):

@@ -16,7 +16,7 @@ from duollm.config import EvaluateConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.flops import mean_token_flops
 from duollm.measure.executor import branch_shares, deciding_flops, policy_losses, token_columns
-from duollm.measure.timing import Contender, Stopwatch, fixed_contenders
+from duollm.measure.timing import Timer, Workload, fixed_workloads
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
@@ -55,18 +55,18 @@ def compare_routers(
 ) -> None:
     """Write `run/evaluate/<name>/<domain>.parquet` for every router, and `timing.json`, with fixed patterns beside."""
     timed_BT = torch.cat([torch.from_numpy(windows.token_ids) for windows in texts.values()]).to(model.device)
-    stopwatch = Stopwatch(model, timed_BT)
+    timer = Timer(model, timed_BT)
     budgets: set[int] = set()
     for router in routers:
         for domain, windows in texts.items():
             columns, facts = _measured(router, windows)
             write_result(run / "evaluate" / router.name / f"{domain}.parquet", windows.columns() | columns, facts)
         named = {"policy": router.name} | {key: router.facts[key] for key in ("kind", "spend", "big_layers")}
-        stopwatch.measure(Contender(named, router.policy, model=router.model))
+        timer.measure(Workload(named, router.policy, model=router.model))
         budgets.add(router.facts["big_layers"])
-    for contender in fixed_contenders(model, sorted(budgets), stopwatch.token_ids_BT.shape):
-        stopwatch.measure(contender)
-    stopwatch.write(run / "evaluate" / "timing.json")
+    for workload in fixed_workloads(model, sorted(budgets), timer.token_ids_BT.shape):
+        timer.measure(workload)
+    timer.write(run / "evaluate" / "timing.json")
 
 
 def _measured(router: TrainedRouter, windows: Windows) -> tuple[dict[str, Any], dict[str, Any]]:

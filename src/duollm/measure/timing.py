@@ -1,4 +1,4 @@
-"""How long a forward takes under every policy, each measured in turns with all big in the same process.
+"""How long a forward takes under every policy. Each policy takes turns with all big in the same process.
 
 Shape letters: B sequences, T tokens, L layers.
 """
@@ -25,17 +25,17 @@ from duollm.routes.sampling import draw_route_ids
 from duollm.routes.space import RouteSpace
 
 _SEQUENCES, _SECONDS, _ROUNDS = 8, 0.25, 5
-"""A forward is of so many sequences, or of as many as all big takes so many seconds for, and repeated so often."""
+"""Time 5 rounds of at most 8 sequences; use fewer sequences if the all-big forward takes longer than 0.25 s."""
 _ALL_BIG, _POLICY, _GIVEN = "all big", "policy", "routes given"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Workload:
     """What is timed: a router's policy, or given routes ([L] or [B, T, L]).
 
     Attributes:
         facts: what the file says of it beside its times.
-        model: the model that it routes; by default the stopwatch's.
+        model: the model that it routes; by default the timer's.
     """
 
     facts: Mapping[str, Any]
@@ -45,8 +45,8 @@ class Contender:
 
 
 @dataclass
-class Stopwatch:
-    """Times of contenders on the same sequences, gathered one by one and then written to a file.
+class Timer:
+    """Times of workloads on the same sequences, gathered one by one and then written to a file.
 
     Args:
         model: in evaluation mode.
@@ -65,24 +65,24 @@ class Stopwatch:
         taken = durations({_ALL_BIG: self._all_big(self.model)})[_ALL_BIG][0]
         self.token_ids_BT = self.token_ids_BT[: max(1, int(_SEQUENCES * min(1.0, _SECONDS / taken)))]
 
-    def measure(self, contender: Contender) -> None:
-        """Time one contender: the medians over the rounds of its time relative to all big in the same round.
+    def measure(self, workload: Workload) -> None:
+        """Time one workload: the medians over the rounds of its time relative to all big in the same round.
 
         A router is also timed against its own choices given as routes, which shows what deciding costs.
         """
-        model = contender.model or self.model
+        model = workload.model or self.model
         runs = {
             _ALL_BIG: self._all_big(model),
-            _POLICY: self._forward(model, policy=contender.policy, routes=contender.routes),
+            _POLICY: self._forward(model, policy=workload.policy, routes=workload.routes),
         }
-        if contender.policy is not None:
+        if workload.policy is not None:
             with torch.inference_mode():
-                chosen_BTL = model(input_ids=self.token_ids_BT, policy=contender.policy, use_cache=False).routes
+                chosen_BTL = model(input_ids=self.token_ids_BT, policy=workload.policy, use_cache=False).routes
             runs[_GIVEN] = self._forward(model, routes=chosen_BTL)
         spent = durations(runs, rounds=self.rounds)
         ratios = _ratios(spent[_POLICY], spent[_ALL_BIG])
         low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios
-        self.rows.append({**contender.facts, "relative_time": median(ratios), "relative_time_quartiles": [low, high]})
+        self.rows.append({**workload.facts, "relative_time": median(ratios), "relative_time_quartiles": [low, high]})
         if _GIVEN in spent:
             self.rows[-1]["router_time_share"] = 1 - median(_ratios(spent[_GIVEN], spent[_POLICY]))
         self.all_big += spent[_ALL_BIG]
@@ -118,18 +118,18 @@ class Stopwatch:
         return run
 
 
-def fixed_contenders(model: DuoForCausalLM, big_layers: Sequence[int], shape_BT: Sequence[int]) -> Iterator[Contender]:
+def fixed_workloads(model: DuoForCausalLM, big_layers: Sequence[int], shape_BT: Sequence[int]) -> Iterator[Workload]:
     """Yield all small and, for every budget k, a pattern for all tokens and random routes of k big layers per token.
 
     The one costs what static costs, the other what an oracle's picks cost to execute.
     """
     space, generator = RouteSpace(model.config.num_hidden_layers), torch.Generator().manual_seed(0)
-    yield Contender({"policy": "all-small", "big_layers": 0}, routes=pattern([], space.num_layers))
+    yield Workload({"policy": "all-small", "big_layers": 0}, routes=pattern([], space.num_layers))
     for k in big_layers:
         spread_L = pattern(spread_layers(k, space.num_layers), space.num_layers)
-        yield Contender({"policy": "pattern", "big_layers": k}, routes=spread_L)
+        yield Workload({"policy": "pattern", "big_layers": k}, routes=spread_L)
         routes_BTL = space.decode(draw_route_ids(space, k, shape_BT, generator)).to(model.device)
-        yield Contender({"policy": "routes", "big_layers": k}, routes=routes_BTL)
+        yield Workload({"policy": "routes", "big_layers": k}, routes=routes_BTL)
 
 
 def durations(

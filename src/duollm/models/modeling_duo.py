@@ -1,8 +1,9 @@
-"""The duo language model, whole: a decoder in which each token takes a branch at each layer.
+"""The duo language model: a decoder in which each token takes a branch at each layer.
 
 Read it from the bottom up or the top down: `DuoForCausalLM` (head and loss) holds `DuoModel`
 (embedding, layers, final norm), which holds `DuoDecoderLayer` (attention, then the branch a policy
-chose: skip, small or big FFN).
+chose: skip, small or big FFN). Beside it stand the attention, the outputs, what `generate` needs, and
+what differs between versions of transformers (`compat.py`).
 
 Shape letters: B batch, T tokens, N = B * T, L layers, C branches (skip, small, big), D hidden,
 H heads, V vocabulary.

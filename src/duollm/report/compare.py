@@ -49,20 +49,6 @@ def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain
             print(f"{name}: gains of what sees no label on {more:,} tokens, losses and oracles on {tokens:,}")
 
 
-def parse_budgets(text: str | None) -> list[int] | None:
-    """Turn "4,6" into numbers; None stays None.
-
-    Raises:
-        UserError: `text` is something else.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.strip("[]").split(",")]
-    except ValueError:
-        raise UserError(f"--budget {text}: give numbers of big layers, such as 4,6") from None
-
-
 def _print_budget(found: dict[str, Results], chosen: dict[str, str], k: int, form: str) -> None:
     lines = [
         (name, line)
@@ -92,7 +78,7 @@ def _domain(name: str, results: Results, domain: str | None) -> str:
         return results.headline
     known = dict.fromkeys(row.domain for row in results.comparison)
     if domain not in known:
-        raise UserError(f"--domain {domain}: not in run {name}; {did_you_mean(domain, known)}")
+        raise UserError(f"domain {domain}: not in run {name}; {did_you_mean(domain, known)}")
     return domain
 
 
@@ -100,7 +86,7 @@ def _budgets(found: dict[str, Results], budgets: Sequence[int] | None) -> list[i
     known = sorted({k for results in found.values() for k in compared(results)})
     for k in budgets or ():
         if k not in known:
-            raise UserError(f"--budget {k}: was not compared; there are {', '.join(map(str, known)) or 'none'}")
+            raise UserError(f"{k} big layers were not compared; there are {', '.join(map(str, known)) or 'none'}")
     return sorted(set(budgets or known))
 
 
