@@ -53,7 +53,7 @@ class Dispatch:
 
     @classmethod
     def from_order(cls, counts: tuple[int, int, int], order_N: Tensor, given_N: Tensor | None = None) -> "Dispatch":
-        """Return a dispatch: of `order_N`, the first counts[0] tokens skip, the next counts[1] take small, the rest big."""
+        """Return a dispatch: the first counts[0] tokens of `order_N` skip, the next counts[1] go small, others big."""
         place_N = torch.empty_like(order_N)
         place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
         return cls(counts, order_N, place_N, given_N)
