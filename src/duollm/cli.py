@@ -268,10 +268,9 @@ def _check_run_folder(folder: Path) -> None:
 
 
 def _prepare_for_torch() -> None:
-    """Settings that count only before torch is imported: threads that sleep while they wait, memory that is kept."""
+    """Settings that count only before torch is imported. How OpenMP's threads wait is left alone (docs/LOG.md)."""
     from duollm.machine import keep_freed_memory
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     keep_freed_memory()
 
 

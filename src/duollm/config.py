@@ -12,7 +12,6 @@ from duollm.files import write_text
 
 LARGEST_SEED = 2**32 - 1
 _LARGEST_NUMBER = 10**15
-_SPELLINGS = {"yes": True, "on": True, "no": False, "off": False}
 
 
 class Section(BaseModel):
@@ -32,7 +31,7 @@ class Section(BaseModel):
         if int in (kind, *get_args(kind)) and isinstance(value, float) and value.is_integer():
             return int(value)
         if kind is bool and isinstance(value, str):
-            return _SPELLINGS.get(value.lower(), value)
+            return strict_yaml.SPELLINGS.get(value.lower(), value)
         return value
 
     @field_validator("*")
@@ -161,8 +160,8 @@ class PretrainConfig(Section):
     """big trains only the small FFNs of a converted dense model; nothing trains the whole model."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """fp32, bf16 (by autocast), or auto, which takes bf16 if a short measurement finds it faster."""
-    compile: bool = False
-    """Whether to use torch.compile. It takes about a minute at the start and needs a C++ compiler."""
+    compile: strict_yaml.AutoOrBool = "auto"
+    """Whether to use torch.compile, which needs a C++ compiler. auto uses it if the training is long enough to gain."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Optimiser steps between checkpoints."""
     log_every: int = Field(default=10, ge=1)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16"]
+Shape = tuple[int, int, int]
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
-_SHAPES = ((2048, 2048, 2048), (4096, 512, 512))  # (rows, inner, columns) of useful matrix products
+_SHAPES: tuple[Shape, ...] = ((2048, 2048, 2048), (4096, 512, 512))  # (rows, inner, columns) of useful matrix products
 
 
 def keep_freed_memory() -> bool:
@@ -33,10 +34,15 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 
 
+def matmul_peak(precision: Precision) -> float:
+    """Measure the best rate of matrix products, FLOP/s, on the GPU if there is one; once per process."""
+    return best_matmul(precision)[0]
+
+
 @cache
-def matmul_peak(precision: Precision, seconds: float = 0.5) -> float:
-    """Measure the best rate of matrix products, FLOP/s, on the GPU if there is one. It is measured once per process."""
-    return max(_matmul_rate(precision, shape, seconds / len(_SHAPES)) for shape in _SHAPES)
+def best_matmul(precision: Precision, seconds: float = 0.5) -> tuple[float, Shape]:
+    """Measure as `matmul_peak`; return the rate and the shape of the fastest product, (rows, inner, columns)."""
+    return max((_matmul_rate(precision, shape, seconds / len(_SHAPES)), shape) for shape in _SHAPES)
 
 
 @cache
@@ -50,7 +56,7 @@ def faster_precision() -> Precision:
     return "bf16" if bf16 > fp32 else "fp32"
 
 
-def _matmul_rate(precision: Precision, shape: tuple[int, int, int], seconds: float) -> float:
+def _matmul_rate(precision: Precision, shape: Shape, seconds: float) -> float:
     """Multiply for about `seconds` and return FLOP/s of the fastest product."""
     import torch
 

@@ -27,7 +27,6 @@ TURN = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch):
     monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="module")

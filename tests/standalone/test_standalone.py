@@ -36,7 +36,6 @@ def folder(tmp_path_factory):
 def evaluate(folder, monkeypatch, capsys):
     """Run the verb with short options; return its exit code and output."""
     monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     monkeypatch.chdir(folder)
 
     def run(*arguments):

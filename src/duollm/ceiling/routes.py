@@ -32,7 +32,7 @@ class CeilingPolicy:
         depth: the last layer whose states the predictor sees.
         spend: "average" (big where the gain exceeds `price`) or "exact" (the `big_layers` with the largest gains).
         price: price of big in the predictor's units; None with exact spending.
-        validation_nll: nats per token.
+        validation_nll: nats per token; None if it was not needed.
         chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
     """
 
@@ -41,7 +41,7 @@ class CeilingPolicy:
     spend: str
     big_layers: int
     price: float | None
-    validation_nll: float = float("inf")
+    validation_nll: float | None = None
     chosen: bool = False
 
     @property
@@ -61,7 +61,7 @@ def choose(policies: Sequence[CeilingPolicy]) -> list[CeilingPolicy]:
     """Mark, for every budget and way of spending it, the depth with the lowest loss on validation text."""
     lowest: dict[tuple[str, int], float] = {}
     for policy in policies:
-        if policy.predictor != SHUFFLED:
+        if policy.predictor != SHUFFLED and policy.validation_nll is not None:
             key = policy.spend, policy.big_layers
             lowest[key] = min(lowest.get(key, float("inf")), policy.validation_nll)
     return [

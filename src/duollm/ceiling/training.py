@@ -37,7 +37,7 @@ def train_ceiling(
     world, seed, length = context.world, context.seed, context.data.sequence_length
     predictors = make_predictors(model, config, branches, seed).to(world.device)
     model.requires_grad_(False)
-    prepare_for_training(model, compile_blocks=False)
+    prepare_for_training(model)
     model.eval()  # no dropout: the states are those that routers meet
     plan = TrainingPlan.of(config, config.tokens, length)
     flops_per_token = 3 * token_flops(model.config, model.config.num_hidden_layers, length // 2)

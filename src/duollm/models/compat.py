@@ -99,7 +99,7 @@ def make_mask(kind: str, config: Any, embedded_BTD: Tensor, cache: Any, **given:
 
 def refuse_unknown(owner: object, keywords: dict[str, Any], *receivers: Callable[..., Any]) -> None:
     """Raise a TypeError for keywords that neither transformers nor a function that receives them knows."""
-    unknown = keywords.keys() - _KNOWN
+    unknown = set(keywords) - _KNOWN  # of dict_keys torch 2.8 would not trace it
     if unknown:
         unknown -= {name for receiver in receivers for name in inspect.signature(receiver).parameters}
     if unknown:

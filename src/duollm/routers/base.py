@@ -49,7 +49,7 @@ class RouterTraining:
     def prepare_model(self) -> None:
         """Freeze the model, unless it is trained together with the router, and prepare it for training."""
         self.model.requires_grad_(self.config.train_backbone)
-        prepare_for_training(self.model, compile_blocks=False)
+        prepare_for_training(self.model)
 
     def seed_of(self, step: int, part: int = 0) -> int:
         """Return the random seed of one part of a step. Processes have different seeds, because their texts differ."""
