@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
@@ -272,6 +274,8 @@ def test_embeddings_may_begin_a_text(model, choose):
 
 @pytest.mark.parametrize("sizes", [{}, {"layer_types": KINDS, "sliding_window": 4}], ids=str)
 def test_continuous_batching_gives_the_same_texts(sizes):
+    if sizes and Version(transformers.__version__) < Version("5.16"):
+        pytest.skip("transformers' continuous batching forgot part of a sliding window, for every model")
     model, ids = tiny_model(skip_scope="layer", attention="sdpa", **sizes), random_ids()
     model.attach(RandomShare(0.5))
     prompts = [ids[0].tolist(), ids[1, :5].tolist()]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import SHUFFLED, GainPredictor
+from duollm.ceiling.predictor import GainPredictor
 from duollm.ceiling.routes import CeilingPolicy, choose, predicted_margins, price_for
 from duollm.data.packed import PackedData, Windows
 from duollm.files import replacing
@@ -20,6 +20,7 @@ from duollm.measure.executor import policy_losses, token_columns
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.records.files import write_result
+from duollm.records.keys import SHUFFLED
 from duollm.routes.space import RouteSpace, focus_budgets
 
 _VALIDATION_WINDOWS = 64
@@ -41,7 +42,7 @@ def evaluate_ceiling(
     nearest to a third of the layers, which is the one that the report shows by depth.
 
     Args:
-        validation_WT: windows that prices and the choice among depths come from.
+        validation_WT: windows on which prices are found and the depth is chosen.
         texts: of the comparison, by domain.
     """
     space = RouteSpace(model.config.num_hidden_layers, tuple(branches))
@@ -66,7 +67,7 @@ def evaluate_ceiling(
 
 
 def validation_windows(data: PackedData, windows_per_document: int, seed: int) -> Tensor:
-    """Return the windows that a ceiling is priced and chosen on, [W, T]."""
+    """Return the windows on which prices are found and the depth is chosen, [W, T]."""
     return torch.from_numpy(data.balanced_sample("validation", _VALIDATION_WINDOWS, windows_per_document, seed))
 
 

@@ -1,4 +1,4 @@
-"""The page: one offline HTML file that shows what a run found."""
+"""Writes the report: one HTML file that needs no network."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,11 +40,11 @@ def write_report(run: Path, shown_documents: int = 2, missing: Sequence[str] = (
 
     Args:
         run: a run folder that holds results.json.
-        shown_documents: documents per domain that are shown as coloured text.
-        missing: stages of the study that are still to come; the page says so.
+        shown_documents: number of documents per domain to show as coloured text.
+        missing: stages of the study that have not run yet; the page names them.
 
     Raises:
-        UserError: the run was not analysed, or a file is missing or foreign.
+        UserError: the run was not analysed, or a file is missing or not of this run.
     """
     results = read_results(run)
     domains = [read_tokens(run, domain)[0] for domain in results.domains]

@@ -1,4 +1,4 @@
-"""How figures look: one colour and marker per policy, one way to save."""
+"""The style of figures: colours and markers of policies, panels, and saving."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ class Look:
 
     @property
     def style(self) -> dict[str, Any]:
-        """How matplotlib draws it as a line with markers."""
+        """The keywords with which matplotlib draws it as a line with markers."""
         face = "white" if self.hollow else self.colour
         look = {"color": self.colour, "marker": self.marker, "markerfacecolor": face, "linestyle": self.line}
         return look | {"label": self.label}
@@ -88,7 +88,7 @@ def policy_look(policy: str) -> Look:
 
 
 def router_looks(rows: Sequence[PolicyRow]) -> dict[str, Look]:
-    """Return a look for every router in `rows`, by `variant`: one colour per kind, hollow where k is spent exactly."""
+    """Return a look for every router in `rows`, by `variant`: a colour per kind, hollow markers for exact spending."""
     kinds = sorted({row.kind for row in rows if row.kind}, key=lambda kind: (kind != PAPER_ROUTER, kind))
     looks = {}
     for row in rows:
@@ -123,7 +123,7 @@ def domain_panels(domains: Sequence[str], height: float, x: str, y: str) -> tupl
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """Put what `axes` labels under the whole figure."""
+    """Put the legend of `axes` under the whole figure."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 

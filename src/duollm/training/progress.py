@@ -1,4 +1,4 @@
-"""What a training says while it runs: its line of the study, and a JSON object per logged step."""
+"""Progress of a training: its line of the study, and a JSON object per logged step."""
 
 import json
 import time
@@ -16,11 +16,11 @@ class Progress:
     """Shows every step, and logs every `plan.log_every` steps.
 
     Args:
-        name: of the training, the first word of each line.
+        name: name of the training, the first word of its line.
         tokens_per_step, flops_per_token: to report tokens/s and FLOP/s (training: forward and backward).
         peak: measured matmul peak of this machine, FLOP/s.
         metrics: JSON Lines file to append to.
-        start: steps finished earlier; later records in `metrics` are from a lost continuation and go.
+        start: number of steps finished earlier. Later records in `metrics` are of a lost continuation and go.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Progress:
         show(name, start * tokens_per_step, plan.steps * tokens_per_step)
 
     def step(self, finished: int, measured: dict[str, float]) -> None:
-        """Note that `finished` steps are done, and what was measured in the last one."""
+        """Record that `finished` steps are done, and the values measured in the last one."""
         values = "  ".join(f"{key} {measured[key]:.3f}" for key in _SHOWN if key in measured)
         done, total = (steps * self.tokens_per_step for steps in (finished, self.plan.steps))
         if finished % self.plan.log_every == 0 or finished == self.plan.steps:
