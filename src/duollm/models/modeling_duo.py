@@ -27,11 +27,11 @@ from .attention import DuoAttention, Rotary, attention_function
 from .branch import Branch
 from .compat import (
     CACHE,
-    LOSS_KEYWORDS,
     checkpoint_nested,
     hidden_to_keep,
     make_mask,
     only_cache,
+    pop_loss_keywords,
     refuse_unknown,
     without_values,
 )
@@ -358,7 +358,7 @@ class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
             past_key_values, cache: keys and values of the tokens before; two names of one argument.
             labels: token ids [B, T], -100 to leave a position out; shifted inside, so the loss is
                 the mean nll (nats) of token t + 1 given tokens up to t.
-            logits_to_keep: compute only the last so many logits (0: all), or those at given positions [K] or
+            logits_to_keep: compute only the last so many logits (0: all), a slice, those at positions [K] or
                 [B, K], or under a mask [B, T], which returns logits [number of True, V].
             routes: integers [L] (all tokens alike) or [B, T, L], values of `Branch`.
             policy: says which branch each token takes at each layer.
@@ -376,8 +376,8 @@ class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
                 raise ValueError("give routes or a policy, not both")
             batch, tokens = _only_one(input_ids, inputs_embeds).shape[:2]
             policy = FixedRoutes(check_routes(routes, batch, tokens, self.config.num_hidden_layers))
-        refuse_unknown(self, kwargs, attention_function(self.config), self.loss_function)
-        for_loss = {name: kwargs.pop(name) for name in LOSS_KEYWORDS if name in kwargs}
+        for_loss = pop_loss_keywords(kwargs, self.loss_function)
+        refuse_unknown(self, kwargs, attention_function(self.config))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
