@@ -29,6 +29,7 @@ EXPECTED: dict[str, dict[str, str]] = {}
 # Modules that the mixins import and the source distribution lacks.
 _STUBS = {
     "__init__.py": "",
+    "distributed_testing_utils.py": "def __getattr__(name):\n    return lambda: 'cpu'\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "utils/test_configuration_utils.py": "config_common_kwargs = "

@@ -18,7 +18,6 @@ _MODELS = "transformers.models.auto.modeling_auto"
 _FILE_FOR = {
     "transformers.models.auto.configuration_auto": "duollm.models.configuration_duo",
     _MODELS: "duollm.models.modeling_duo",
-    "peft.utils.constants": "duollm._peft",
 }
 
 

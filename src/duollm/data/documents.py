@@ -29,7 +29,7 @@ _OBJECT_ON_A_LINE = re.compile(r'\{\s*".*\}\s*$')
 
 @dataclass(frozen=True)
 class Document:
-    """The unit that is never divided between splits."""
+    """One text. All of it goes into the same split."""
 
     domain: str
     name: str
@@ -38,11 +38,11 @@ class Document:
 
 
 def read_file(path: Path, domain: str, name: str) -> Iterator[Document]:
-    """Yield the documents of `path`; `name` is what the file is called in their names.
+    """Yield the documents of the file `path`. Their names begin with `name`.
 
     `.jsonl` and `.ndjson` hold a document per line (`name:line`), `.parquet`, `.arrow` and `.feather` one per
     row (`name:row`, from 1). A `.json` file may be JSON lines too, or a list of objects with a text
-    (`name:element`, from 1), or one such object. Anything else is one UTF-8 text. Each may be compressed
+    (`name:element`, from 1), or one such object. Any other file is one UTF-8 text. Each file may be compressed
     (`.gz`, `.bz2`, `.xz`, `.lzma`, `.zst`, `.lz4`, `.br`).
 
     Raises:

@@ -46,7 +46,7 @@ class HubCorpus:
             yield Document(self.name, f"{self.split}:{row}", text)
 
     def fingerprint(self) -> str:
-        """Return a fingerprint of the id alone: the hub is not asked."""
+        """Return a fingerprint of the id alone. The hub is not contacted."""
         return fingerprint([self.data_set, self.config, self.split, self.limit])
 
     def _rows(self) -> Iterable[dict[str, Any]]:

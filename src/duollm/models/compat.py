@@ -16,6 +16,8 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
+from .norm import compute_dtype
+
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__annotations__ else "past_key_values"
 """The name under which this version of transformers hands on the cache."""
 
@@ -94,12 +96,13 @@ def update_cache(
 
 def make_mask(kind: str, config: Any, embedded_BTD: Tensor, cache: Any, **given: Any) -> Any:
     """What layers of one kind may attend to, in the form that the attention function wants."""
-    return _MASKS[kind](config, inputs_embeds=embedded_BTD, **{CACHE: cache}, **given)
+    like_BTD = embedded_BTD.to(compute_dtype(embedded_BTD))  # a mask is added to scores of that type
+    return _MASKS[kind](config, inputs_embeds=like_BTD, **{CACHE: cache}, **given)
 
 
 def refuse_unknown(owner: object, keywords: dict[str, Any], *receivers: Callable[..., Any]) -> None:
     """Raise a TypeError for keywords that neither transformers nor a function that receives them knows."""
-    unknown = keywords.keys() - _KNOWN
+    unknown = set(keywords) - _KNOWN  # of dict_keys torch 2.8 would not trace it
     if unknown:
         unknown -= {name for receiver in receivers for name in inspect.signature(receiver).parameters}
     if unknown:

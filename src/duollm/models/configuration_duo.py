@@ -37,29 +37,31 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 @strict
 class DuoConfig(PreTrainedConfig):
-    """Names and meanings are those of `LlamaConfig`; the defaults make a Llama. New, or not Llama's:
+    """Configuration of a duo. Names and meanings are those of `LlamaConfig`, and the defaults make a Llama.
+
+    These attributes are new, or not those of a Llama:
 
     Attributes:
         intermediate_size: inner width of the big FFN.
         small_intermediate_size: inner width of the small FFN.
         skip_scope: what `Branch.SKIP` bypasses: "ffn" (attention still acts) or "layer" (the
             token's attention output is dropped too; its keys and values are still computed).
-        norm: "rms" (root mean square) or "layer" (mean and variance, with a bias); `rms_norm_eps` serves both.
+        norm: "rms" (root mean square) or "layer" (mean and variance, with a bias). Both use `rms_norm_eps`.
         positions: "rotary" or "learned" (a table of `max_position_embeddings` entries, added to the embeddings).
-        gated_ffn: whether the FFNs are down(act(gate(x)) * up(x)), or plain down(act(up(x))).
-        qkv_bias: biases on queries, keys and values alone; `attention_bias` has one on the output too.
+        gated_ffn: whether an FFN is down(act(gate(x)) * up(x)) or, if not, down(act(up(x))).
+        qkv_bias: whether queries, keys and values have biases; with `attention_bias` the output has one too.
         qk_norm: whether each head's queries and keys are normalised before rotation.
-        hidden_dropout: dropout of what attention and FFN add to the residual stream, in training.
-        sliding_window: how many positions, its own included, a token attends to in sliding layers.
+        hidden_dropout: dropout, in training, on what attention and FFN add to the residual stream.
+        sliding_window: number of positions, its own included, that a token attends to in sliding layers.
         layer_types: per layer "full_attention" or "sliding_attention"; default: all sliding if there is a
             window, else all full.
-        dense_family: the dense family that the model came from and can go back to (docs/checkpoints.md).
+        dense_family: the dense family that the model came from and can be turned into again (docs/checkpoints.md).
 
-    Other keys are kept and saved again, as tools write them, unless they look like a misspelt field or change
-    what other decoders compute. If `num_hidden_layers` is reduced, the first of the `layer_types` count.
+    Unknown keys, such as tools write, are kept and saved again. Keys that look like a misspelt field, or that change
+    what other decoders compute, are refused. If `num_hidden_layers` is reduced, the first of the `layer_types` count.
 
     Raises:
-        ValueError: a key would change what is computed, were it known; or sizes do not divide.
+        ValueError: an unknown key would change the computation, or sizes do not divide.
         huggingface_hub.errors.StrictDataclassFieldValidationError: a value has the wrong type.
     """
 

@@ -1,8 +1,9 @@
-"""The duo language model, whole: a decoder in which each token takes a branch at each layer.
+"""The duo language model: a decoder in which each token takes a branch at each layer.
 
 Read it from the bottom up or the top down: `DuoForCausalLM` (head and loss) holds `DuoModel`
 (embedding, layers, final norm), which holds `DuoDecoderLayer` (attention, then the branch a policy
-chose: skip, small or big FFN).
+chose: skip, small or big FFN). Beside it stand the attention, the outputs, what `generate` needs, and
+what differs between versions of transformers (`compat.py`).
 
 Shape letters: B batch, T tokens, N = B * T, L layers, C branches (skip, small, big), D hidden,
 H heads, V vocabulary.
@@ -119,20 +120,25 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         self, hidden_BTD: Tensor, memory: Any, policy: Policy, execution: str, **attention: Any
     ) -> tuple[Tensor, Choice, Any]:
         """Return the layer's output [B, T, D], what the policy chose and its memory."""
-        states_BTD = self.input_layernorm(hidden_BTD)
         if self.skip_scope == "layer":
+            states_BTD = self.input_layernorm(hidden_BTD)
             choice, memory = policy(self.layer_idx, states_BTD, memory)
-        output_BTD, _ = self.self_attn(states_BTD, **attention)
-        if self.skip_scope == "layer" and not (isinstance(choice, Branch) and choice != Branch.SKIP):
-            output_BTD = output_BTD * (1 - choice_weights(choice, output_BTD)[..., Branch.SKIP, None])
-        hidden_BTD, states_BTD = self.attended(hidden_BTD, output_BTD)
-        if self.skip_scope == "ffn":
+            hidden_BTD, states_BTD = self.attend(hidden_BTD, choice, states_BTD, **attention)
+        else:
+            hidden_BTD, states_BTD = self.attend(hidden_BTD, Branch.BIG, **attention)
             choice, memory = policy(self.layer_idx, states_BTD, memory)
         executed = choice_weights(choice, states_BTD) if execution == "reference" else choice
         return self.branch(executed, hidden_BTD, states_BTD), choice, memory
 
+    def attend(self, hidden: Tensor, choice: Choice, states: Any = None, **attention: Any) -> tuple[Tensor, Tensor]:
+        """Do the first half: attention, of which tokens that skip the layer get nothing."""
+        output, _ = self.self_attn(self.input_layernorm(hidden) if states is None else states, **attention)
+        if not isinstance(choice, Branch) or choice == Branch.SKIP:
+            output = output * (1 - choice_weights(choice, output)[..., Branch.SKIP, None])
+        return self.attended(hidden, output)
+
     def attended(self, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """End the first half: add the attention's output; return the hidden states and the same normalised."""
+        """End it: add the attention's output; return the hidden states and the same normalised."""
         hidden = hidden + (self.dropout(output) if self.training else output)
         return hidden, self.post_attention_layernorm(hidden)
 
