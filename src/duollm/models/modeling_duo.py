@@ -1,9 +1,7 @@
 """The duo language model: a decoder in which each token takes a branch at each layer.
 
-Read it from the bottom up or the top down: `DuoForCausalLM` (head and loss) holds `DuoModel`
-(embedding, layers, final norm), which holds `DuoDecoderLayer` (attention, then the branch a policy
-chose: skip, small or big FFN). Beside it stand the attention, the outputs, what `generate` needs, and
-what differs between versions of transformers (`compat.py`).
+`DuoForCausalLM` (head and loss) holds `DuoModel` (embedding, layers, final norm), which holds `DuoDecoderLayer`
+(attention, then the branch that a policy chose: skip, small or big FFN).
 
 Shape letters: B batch, T tokens, N = B * T, L layers, C branches (skip, small, big), D hidden,
 H heads, V vocabulary.
@@ -138,7 +136,7 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         return self.attended(hidden, output)
 
     def attended(self, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """End it: add the attention's output; return the hidden states and the same normalised."""
+        """End the first half: add the attention's output; return the hidden states and the same normalised."""
         hidden = hidden + (self.dropout(output) if self.training else output)
         return hidden, self.post_attention_layernorm(hidden)
 
