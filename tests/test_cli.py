@@ -2,7 +2,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from types import ModuleType
 
 import pytest
@@ -55,14 +54,16 @@ def test_help_is_light(arguments):
     assert not {"torch", "transformers", "matplotlib", "pyarrow", "numpy"} & set(modules)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"]])
-def test_help_takes_less_than_half_a_second(arguments):
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.3), (["study", "--help"], 0.5)])
+def test_help_takes_a_fraction_of_a_second(arguments, limit):
     def seconds():
-        start = time.perf_counter()
+        """Of the processor: what else this machine does makes the command wait, not work."""
+        before = os.times()
         python("import sys\nfrom duollm.cli import main\nmain(sys.argv[1:])", *arguments)
-        return time.perf_counter() - start
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    assert min(seconds() for _ in range(5)) < limit
 
 
 def test_the_overview_names_every_verb(capsys):
@@ -141,6 +142,7 @@ def test_plan_prints_the_numbers(capsys):
         (["study", "quick", "again"], "got 'again'"),
         (["study", "quik"], "did you mean 'quick'?"),
         (["bench", "everything"], "'train'"),
+        (["bench", "train", "--precision", "bf16"], "goes with 'bench forward' only, got 'bench train'"),
         (["bench", "forward", "--seconds", "nan"], "takes a number from 0.01 to 3600, got 'nan'"),
         (["study", "--model.path", ""], "--model.path: an empty value was given"),
         (["study", "--data.tokenizer="], "--data.tokenizer: an empty value was given"),
@@ -260,8 +262,8 @@ def test_how_threads_wait_is_left_alone(study, monkeypatch):
 def test_bench_passes_its_options_on(monkeypatch):
     asked = []
     module = ModuleType("duollm.bench")
-    module.main = lambda which, options: asked.append((which, options.seconds, options.json))
+    module.run_bench = lambda *arguments: asked.append(arguments)
     monkeypatch.setitem(sys.modules, "duollm.bench", module)
     monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
     assert cli.main(["bench", "oracle", "--seconds", "2", "--json"]) == 0
-    assert asked == [("oracle", 2.0, True)]
+    assert asked == [("oracle", 2.0, "fp32", True)]

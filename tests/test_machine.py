@@ -2,6 +2,8 @@ import json
 import platform
 import subprocess
 import sys
+from io import BytesIO
+from urllib.error import HTTPError, URLError
 
 import pytest
 
@@ -87,3 +89,23 @@ def test_the_commit_is_that_of_the_checkout_of_this_package_only(tmp_path, monke
     assert machine._commit() == git("rev-parse", "HEAD")
     (package / "machine.py").write_text("edited")
     assert machine._commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reached"),
+    [
+        (None, True),
+        (HTTPError("hub", 403, "refused", {}, None), True),
+        (URLError("no such host"), False),
+        (TimeoutError(), False),
+    ],
+    ids=["answers", "refuses", "no-host", "timeout"],
+)
+def test_whether_the_hub_answers(monkeypatch, answer, reached):
+    def urlopen(request, timeout):
+        if answer is not None:
+            raise answer
+        return BytesIO()
+
+    monkeypatch.setattr(machine, "urlopen", urlopen)
+    assert machine.hub_answers() == reached

@@ -11,6 +11,7 @@ from duollm.errors import UserError, did_you_mean
 from duollm.files import write_text
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_CODEBOOK = 32  # routes
 _LARGEST_NUMBER = 10**15
 
 
@@ -261,7 +262,7 @@ class RouterConfig(Section):
     """distilled: a route that is better by this many nats is e times as likely in the target to imitate."""
     distilled_share: float = Field(default=0.5, ge=0, le=1)
     """distilled: share of the steps that imitate the oracle. The others minimise the loss of the language model."""
-    codebook_routes: int = Field(default=16, ge=2, le=32)
+    codebook_routes: int = Field(default=16, ge=2, le=LARGEST_CODEBOOK)
     """codebook: largest number of routes to choose from."""
     decide_at: int = Field(default=3, ge=0)
     """codebook: layer whose states choose the route, counted from 0. Earlier layers are the same for all tokens."""

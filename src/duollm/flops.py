@@ -133,19 +133,6 @@ def training_steps(tokens: int, batch_size: int, sequence_length: int) -> int:
     return max(1, round(tokens / (batch_size * sequence_length)))
 
 
-def route_bytes(config: DuoConfig, route: Route, bytes_per_parameter: int) -> int:
-    """Count the bytes of weights that one token's forward pass reads under a route.
-
-    One row of the embedding (and of learned positions), all norms and biases of the route, and the whole
-    output head, tied or not.
-    """
-    entries, biases = layer_parameters(config), _ffn_biases(config)
-    layers = sum(entries[branch] + biases[branch] + _attention_biases(config) for branch in _as_route(config, route))
-    rows = config.hidden_size * (2 if config.positions == "learned" else 1)
-    head = config.hidden_size * config.vocab_size
-    return bytes_per_parameter * (rows + layers + count_parameters(config).norms + head)
-
-
 def naive_search(config: DuoConfig, sequence_length: int, branches: Sequence[int] = (1, 2)) -> SearchCost:
     """Count the search of every route of a sequence with one forward pass per route."""
     layers, routes = config.num_hidden_layers, len(branches) ** config.num_hidden_layers

@@ -11,6 +11,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 Precision = Literal["fp32", "bf16"]
 Shape = tuple[int, int, int]
@@ -112,6 +114,18 @@ def provenance(command: list[str], seed: int, **details: Any) -> dict[str, Any]:
         "machine": describe_machine(),
         **details,
     }
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached, with proxies as the environment sets them."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urlopen(Request(hub, method="HEAD"), timeout=5).close()
+    except HTTPError:  # an answer too
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _cpu_model() -> str:

@@ -15,9 +15,9 @@ from duollm.flops import count_parameters, naive_search, sequence_flops, shared_
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.families import duo_config
+from duollm.oracle.beam import Beam
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
-BEAM_WIDTH = 64  # that of the beam search unless it is told another
 
 
 class Row(NamedTuple):
@@ -63,7 +63,7 @@ def planned_config(recipe: Recipe) -> DuoConfig:
     if folder and not Path(folder, "config.json").is_file():
         raise UserError(f"{given} holds no readable config.json; give a model folder")
     if not (folder or vocab_size):
-        raise UserError(f"plan loads nothing: add --model.vocab_size N, that of {data.tokenizer or model.dense}")
+        raise UserError(f"model.vocab_size: a plan loads nothing; give that of {data.tokenizer or model.dense}")
     try:
         if model.path:
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
@@ -141,7 +141,7 @@ def _oracle(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     yield Row(table, "routes", naive.head, "", "per token")
     yield Row(table, "tokens", windows * length, "", f"in {windows:,} windows")
     if oracle.search in ("exact", "beam"):
-        width = BEAM_WIDTH if oracle.search == "beam" else None
+        width = Beam.width if oracle.search == "beam" else None
         search, how = shared_search(config, length, branches, width), f"beam of {width}" if width else "shared prefixes"
         less = f"{Decimal(naive.flops) / search.flops:.2g} times less"
         yield Row(table, f"layers, {how}", search.attention, "", "evaluations of a layer per token")

@@ -1,7 +1,8 @@
 """The whole study, stage by stage: what each stage does, depends on and leaves behind."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.training import train_ceiling
-from duollm.config import DataConfig, Recipe, save_recipe
+from duollm.config import DataConfig, ModelConfig, OracleConfig, Recipe, save_recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
 from duollm.data.packed import PackedData, Windows
@@ -48,9 +49,10 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
-    _check_routers(recipe)
+    with _names_section("router"):
+        check_kinds(recipe.router, recipe.data.sequence_length)
     if recipe.model.path is None and recipe.model.dense is None:
-        check_settings(recipe.oracle, recipe.model, recipe.data.sequence_length)
+        _check_oracle(recipe.oracle, recipe.model, recipe.data.sequence_length)
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
@@ -233,7 +235,7 @@ class Study:
                 f"data.sequence_length ({length}) must not exceed the {config.max_position_embeddings} positions "
                 f"that {given} knows"
             )
-        check_settings(self.recipe.oracle, config, length)
+        _check_oracle(self.recipe.oracle, config, length)
         self.recipe.ceiling.depths_in(config.num_hidden_layers)
         for big in self.recipe.router.big_layers:
             if big > config.num_hidden_layers:
@@ -324,11 +326,18 @@ class Study:
         return model
 
 
-def _check_routers(recipe: Recipe) -> None:
+def _check_oracle(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequence_length: int) -> None:
+    with _names_section("oracle"):
+        check_settings(config, sizes, sequence_length)
+
+
+@contextmanager
+def _names_section(section: str) -> Iterator[None]:
+    """Complete the name of the setting that a message of the library begins with."""
     try:
-        check_kinds(recipe.router, recipe.data.sequence_length)
+        yield
     except UserError as error:
-        raise UserError(f"router.{error}") from None
+        raise UserError(f"{section}.{error}") from None
 
 
 def _fingerprint_weights(folder: Path, key: str) -> str:

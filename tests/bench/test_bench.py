@@ -2,7 +2,6 @@
 
 import json
 import math
-from argparse import Namespace
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ import torch
 from duollm import bench
 from duollm.bench import search, training
 from duollm.bench.gpt import GPT
-from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from tiny import SIZES, tiny_model
@@ -50,7 +48,7 @@ def toy(monkeypatch):
 
 
 def rows_of(capsys, which):
-    bench.main(which, Namespace(seconds=0.01, json=True, precision=None))
+    bench.run_bench(which, 0.01, as_json=True)
     return json.loads(capsys.readouterr().out)["rows"]
 
 
@@ -105,7 +103,7 @@ def test_searches_are_compared_with_the_naive_loop_and_over_depth(toy, capsys):
 
 
 def test_a_table_is_printed_without_json(toy, capsys):
-    bench.main("train", Namespace(seconds=0.01, json=False, precision=None))
+    bench.run_bench("train", 0.01)
     shown = capsys.readouterr().out
     assert "ratio to Llama" in shown
     assert "matmul peak" in shown
@@ -120,8 +118,3 @@ def test_the_naive_loop_is_the_same_model():
     with torch.no_grad():
         expected = model(input_ids=ids, routes=torch.tensor(route)).logits
         torch.testing.assert_close(llama(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_precision_is_refused_where_it_would_be_ignored():
-    with pytest.raises(UserError, match="goes with 'bench forward' only, got 'bench train'"):
-        bench.main("train", Namespace(seconds=0.01, json=True, precision="bf16"))

@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
-from duollm.ceiling.predictor import SHUFFLED, all_big_states, make_predictors
+from duollm.ceiling.predictor import all_big_states, make_predictors
 from duollm.ceiling.routes import exact_routes, margins, predicted_margins
 from duollm.config import CeilingConfig, EvaluateConfig
 from duollm.measure.comparison import compared_windows
 from duollm.models.branch import Branch
+from duollm.records.keys import SHUFFLED
 from duollm.routes.space import RouteSpace
 from tiny import tiny_model
 from tiny_corpus import packed_corpus

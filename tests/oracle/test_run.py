@@ -219,7 +219,7 @@ def test_another_search_is_refused_in_one_line(finished, stage):
     ids=str,
 )
 def test_impossible_budgets_are_refused_before_anything_is_searched(stage, tmp_path, settings, message):
-    with pytest.raises(UserError, match=rf"^oracle: [^\n]*{message}[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^big_layers or more_budgets: [^\n]*{message}[^\n]*$"):
         stage(tmp_path / "oracle", **settings).run()
     assert not (tmp_path / "oracle").exists()
 

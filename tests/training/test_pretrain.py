@@ -44,7 +44,7 @@ def test_pretraining_learns_and_leaves_a_model_with_its_tokenizer(tmp_path, data
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(data):
-    with pytest.raises(UserError, match=rf"model\.vocab_size \(8\) is smaller .* \({data.vocab_size}\)"):
+    with pytest.raises(UserError, match=rf"the model's vocab_size \(8\) is smaller .* \({data.vocab_size}\)"):
         duo_config(SIZES.model_copy(update={"vocab_size": 8}), data)
 
 

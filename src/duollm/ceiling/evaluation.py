@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import SHUFFLED, GainPredictor
+from duollm.ceiling.predictor import GainPredictor
 from duollm.ceiling.routes import CeilingPolicy, choose, predicted_margins, price_for
 from duollm.data.packed import PackedData, Windows
 from duollm.files import replacing
@@ -20,6 +20,7 @@ from duollm.measure.executor import policy_losses, token_columns
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.records.files import write_result
+from duollm.records.keys import SHUFFLED
 from duollm.routes.space import RouteSpace, focus_budgets
 
 _VALIDATION_WINDOWS = 64

@@ -16,10 +16,8 @@ from duollm.config import CeilingConfig
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.records.keys import SHUFFLED
 from duollm.routers.base import Listener
-
-SHUFFLED = "shuffled"
-"""The name of the control: the deepest predictor, fitted to the gains of other tokens."""
 
 _TOLD = 5.0
 

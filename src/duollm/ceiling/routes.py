@@ -11,9 +11,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import SHUFFLED, GainPredictor, all_big_states
+from duollm.ceiling.predictor import GainPredictor, all_big_states
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.records.keys import SHUFFLED
 from duollm.routes.space import RouteSpace
 
 _TIE = 1e-4  # far below what a gain (nats x 100) can be told from, far above the rounding of float32

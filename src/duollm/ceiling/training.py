@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import SHUFFLED, GainPredictor, all_big_states, make_predictors
+from duollm.ceiling.predictor import GainPredictor, all_big_states, make_predictors
 from duollm.ceiling.routes import margins, priced_routes
 from duollm.config import CeilingConfig
 from duollm.flops import token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.records.keys import SHUFFLED
 from duollm.routers.marginal import GAIN_SCALE, RandomGates, centred, explored_share, marginal_gains
 from duollm.routes.sampling import derived_seed
 from duollm.training.loop import Context, LossFn, Trainer

@@ -151,7 +151,7 @@ class PackedData:
             longest = max(row["length"] for row in rows)
             raise UserError(
                 f"domain {domain!r} has no document of {length} tokens in the {split} split (the longest has "
-                f"{longest}); lower data.sequence_length or give longer documents"
+                f"{longest}); lower sequence_length or give longer documents"
             )
         drawn = np.random.default_rng(seed).permutation(len(eligible))[:documents]
         places = [
@@ -216,7 +216,7 @@ def chunks_per_epoch(tokens: int, sequence_length: int, split: str) -> int:
     if chunks < 1:
         raise UserError(
             f"the {split} split has {tokens} tokens; sequences of {sequence_length} need at least "
-            f"{2 * sequence_length - 1}: give more text or lower data.sequence_length"
+            f"{2 * sequence_length - 1}: give more text or lower sequence_length"
         )
     return chunks
 

@@ -90,7 +90,7 @@ def _find_corpora(domains: Sequence[str]) -> list[Corpus]:
     names = [corpus.name for corpus in corpora]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"data.domains: two domains are called {name!r}; rename one of the files or folders")
+            raise UserError(f"domains: two domains are called {name!r}; rename one of the files or folders")
     return corpora
 
 

@@ -46,7 +46,7 @@ def split_documents(
         )
     if len(documents) - validation - test < FEWEST_PER_SPLIT:
         raise UserError(
-            f"data.validation_share ({validation_share}) and data.test_share ({test_share}) leave fewer than "
+            f"validation_share ({validation_share}) and test_share ({test_share}) leave fewer than "
             f"{FEWEST_PER_SPLIT} of the {len(documents)} documents of {domain!r} for training; lower them"
         )
     shuffled = [documents[index] for index in order]

@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
 
     if vocab_size < _SMALLEST_VOCABULARY:
         raise UserError(
-            f"data.vocab_size must be at least {_SMALLEST_VOCABULARY} "
+            f"vocab_size must be at least {_SMALLEST_VOCABULARY} "
             f"(256 bytes and the end-of-text token), got {vocab_size}"
         )
     bpe = Tokenizer(models.BPE())
@@ -65,7 +65,7 @@ def load_tokenizer(path_or_id: str | Path) -> "PreTrainedTokenizerFast":
     try:
         check_no_pointer(Path(path_or_id, "tokenizer.json"))
         tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
-    except Exception as error:  # libraries raise whatever a damaged file leads them to
+    except Exception as error:  # what the tokenizers library raises for a damaged file is no subclass
         raise UserError(
             f"tokenizer {path_or_id}: neither a folder with tokenizer.json nor a hub id that can be loaded: "
             f"{in_a_line(error)}"

@@ -169,7 +169,7 @@ def run_tasks(
     except (ConnectionError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--tasks {','.join(tasks)}: the data set cannot be fetched ({reason}); lm-eval's own tasks need a "
+            f"tasks {','.join(tasks)}: the data set cannot be fetched ({reason}); lm-eval's own tasks need a "
             f"network, the shipped ones do not: {', '.join(_own_tasks([]))}"
         ) from None
     for task in loaded["tasks"].values():
@@ -191,7 +191,7 @@ def _task_manager(tasks: Sequence[str], folders: Sequence[Path]) -> TaskManager:
     """Know the shipped and local tasks, and lm-eval's own only if one is asked for: reading those takes long."""
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"--include-path {folder}: no such folder")
+            raise UserError(f"include_path {folder}: no such folder")
     paths = [str(TASKS_FOLDER), *map(str, folders)]
     manager = TaskManager(include_path=paths, include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):

@@ -320,4 +320,4 @@ def parse_budget(text: str, positions: int) -> Budget:
         return makers[kind](*numbers)
     except (KeyError, TypeError, ValueError):
         allowed = "`at-most 4`, `flops 0.5`, `average 4`, `ramp 6 2`"
-        raise UserError(f"oracle.more_budgets: cannot read {text!r}; budgets look like {allowed}") from None
+        raise UserError(f"cannot read budget {text!r}; budgets look like {allowed}") from None

@@ -61,7 +61,7 @@ class Labels:
         big_R = self.space.count_big(self.route_ids_R)
         indices = ((big_R >= fewest) & (big_R <= most)).nonzero()[:, 0]
         if not len(indices):
-            raise UserError(f"no route with {fewest} .. {most} big layers was labelled; add it to router.big_layers")
+            raise UserError(f"no route with {fewest} .. {most} big layers was labelled; add it to big_layers")
         return indices
 
     def losses(self, indices: Tensor, text_weight: float) -> Tensor:

@@ -234,26 +234,24 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
     """Refuse settings that cannot be searched, before the search.
 
     Raises:
-        UserError: there are too many routes to try all, or a budget is impossible.
+        UserError: there are too many routes to try all, or a budget is impossible; the message begins with a setting.
     """
     plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
     space = plan.space
     if config.search == "exact" and space.size > LARGEST_LISTED:
         raise UserError(
-            f"oracle.search: exact would try {space.base}^{space.num_layers} routes per token; "
+            f"search: exact would try {space.base}^{space.num_layers} routes per token; "
             "set it to beam, local or sampled"
         )
     extra = sorted(set(plan.big_layers("committed")) - set(plan.big_layers("shared")))
     if extra and "committed" in config.contexts:
-        raise UserError(f"oracle.committed_big_layers holds {extra[0]}, which oracle.big_layers lacks; add it there")
+        raise UserError(f"committed_big_layers holds {extra[0]}, which big_layers lacks; add it there")
     cells = Cells(space, sizes.small_intermediate_size, sizes.intermediate_size)
     try:
         for context in plan.contexts:
             cells.wanted(plan.budgets(context), range(sequence_length - 1))
-    except UserError:
-        raise
     except ValueError as error:
-        raise UserError(f"oracle: {error}") from None
+        raise UserError(f"big_layers or more_budgets: {error}") from None
 
 
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:

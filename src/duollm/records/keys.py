@@ -12,7 +12,7 @@ STATIC = "static"
 RANDOM = "random-patterns"
 CEILING = "ceiling"
 """The predictable ceiling: the best that a chooser without the label reached."""
-SHUFFLED = "shuffled"
+SHUFFLED = "shuffled"  # the control: the deepest predictor, fitted to the gains of other tokens
 """The control of the ceiling: a predictor that was fitted to the gains of other tokens."""
 
 PATTERNS_DRAWN = 100

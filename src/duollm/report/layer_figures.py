@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import ceil
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -95,7 +96,8 @@ def _find(results: Results, domain: str, policy: str, k: int) -> LayerUseRow | N
 def _draw_map(axes: Axes, row: LayerUseRow, even: float, scale: Normalize) -> None:
     share_LP = np.array(row.share_by_layer_and_position)
     layer_edges = np.arange(len(share_LP) + 1) - 0.5
-    axes.pcolormesh(row.position_edges, layer_edges, share_LP - even, norm=scale, cmap=style.DEPARTURE_COLOURS)
+    look: dict[str, Any] = {"norm": scale, "cmap": style.DEPARTURE_COLOURS, "rasterized": True}
+    axes.pcolormesh(row.position_edges, layer_edges, share_LP - even, **look)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(False)
 

@@ -66,7 +66,7 @@ def route_strips(strips: Sequence[tuple[str, Integers, list[str]]]) -> Figure:
 def _draw_strip(axes: Axes, title: str, routes_TL: Integers, words: list[str]) -> None:
     colours = ListedColormap([_BRANCH_COLOURS[branch] for branch in Branch])
     bounds = BoundaryNorm(np.arange(len(Branch) + 1) - 0.5, len(Branch))
-    axes.pcolormesh(routes_TL.T, cmap=colours, norm=bounds, edgecolors="white", linewidth=0.6)
+    axes.pcolormesh(routes_TL.T, cmap=colours, norm=bounds, edgecolors="white", linewidth=0.6, rasterized=True)
     axes.set_title(title)
     axes.set_ylabel("layer")
     axes.grid(False)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from duollm.config import RouterConfig
+from duollm.config import LARGEST_CODEBOOK, RouterConfig
 from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
@@ -21,9 +21,6 @@ from duollm.oracle.labels import Labels
 from duollm.ridge import ridge
 from duollm.routers.base import LABEL_SETTINGS, Listener, Router, RouterTraining, branch_costs
 from duollm.routes.space import RouteSpace
-
-MOST_ROUTES = 32
-"""Rows of a codebook."""
 
 _FOLDS = 4
 _PENALTIES = tuple(10.0**power for power in range(-3, 4))
@@ -38,7 +35,7 @@ class CodebookRouter(Router):
     route. The memory is the index of the route taken; before `decide_at` it is the exact number of big layers, or None.
 
     Attributes:
-        routes_RL: the codebook, `MOST_ROUTES` rows. A row with bias -inf is not in use.
+        routes_RL: the codebook, `LARGEST_CODEBOOK` rows. A row with bias -inf is not in use.
     """
 
     settings = (*LABEL_SETTINGS, "codebook_routes", "decide_at")
@@ -50,12 +47,12 @@ class CodebookRouter(Router):
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
         super().__init__(config, branches)
         space = RouteSpace(self.num_layers, self.branches)
-        spread_R = torch.linspace(0, 1, MOST_ROUTES, dtype=torch.float64) * (space.size - 1)
+        spread_R = torch.linspace(0, 1, LARGEST_CODEBOOK, dtype=torch.float64) * (space.size - 1)
         self.decide_at = 0
         self.register_buffer("routes_RL", space.decode(spread_R.long()))
         self.register_buffer("branch_cost_3", branch_costs(config), persistent=False)
-        self.weight_RD = nn.Parameter(torch.zeros(MOST_ROUTES, self.hidden_size))
-        self.bias_R = nn.Parameter(torch.zeros(MOST_ROUTES))
+        self.weight_RD = nn.Parameter(torch.zeros(LARGEST_CODEBOOK, self.hidden_size))
+        self.bias_R = nn.Parameter(torch.zeros(LARGEST_CODEBOOK))
 
     def get_extra_state(self) -> Tensor:
         """Return `decide_at`, to be saved with the weights."""

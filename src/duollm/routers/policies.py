@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from duollm.config import LARGEST_SEED
 from duollm.errors import UserError, did_you_mean
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -82,8 +83,8 @@ def _random(argument: str, model: DuoForCausalLM) -> Policy:
         raise UserError(f"policy random:{argument}: give a share and perhaps a seed, such as random:0.25:7") from None
     if not 0 <= policy.share <= 1:
         raise UserError(f"policy random:{argument}: the share must be in 0 .. 1")
-    if not 0 <= policy.seed < 2**32:
-        raise UserError(f"policy random:{argument}: the seed must be in 0 .. {2**32 - 1}")
+    if not 0 <= policy.seed <= LARGEST_SEED:
+        raise UserError(f"policy random:{argument}: the seed must be in 0 .. {LARGEST_SEED}")
     return policy
 
 

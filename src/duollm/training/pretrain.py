@@ -93,7 +93,7 @@ def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
     given["vocab_size"] = given["vocab_size"] or data.vocab_size
     if given["vocab_size"] < data.vocab_size:
         raise UserError(
-            f"model.vocab_size ({given['vocab_size']}) is smaller than the tokenizer's vocabulary "
+            f"the model's vocab_size ({given['vocab_size']}) is smaller than the tokenizer's vocabulary "
             f"({data.vocab_size}); leave it out or raise it"
         )
     try:
