@@ -20,7 +20,8 @@ from duollm.measure.executor import policy_losses, token_columns
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.records.files import write_result
-from duollm.routes.space import RouteSpace
+from duollm.records.keys import SHUFFLED
+from duollm.routes.space import RouteSpace, focus_budgets
 
 _VALIDATION_WINDOWS = 64
 """Few, for every policy is executed on them."""
@@ -37,12 +38,17 @@ def evaluate_ceiling(
 ) -> None:
     """Write `run/ceiling/` (docs/formats.md): the losses of predicted routes on the text of the comparison.
 
+    The chosen depths and the control are executed at every budget. The other depths are executed only at the budget
+    nearest to a third of the layers, which is the one that the report shows by depth.
+
     Args:
         validation_WT: windows that prices and the choice among depths come from.
         texts: of the comparison, by domain.
     """
     space = RouteSpace(model.config.num_hidden_layers, tuple(branches))
-    policies = choose(_on_validation(model, predictors, big_layers, space, validation_WT.to(model.device)))
+    scored = choose(_on_validation(model, predictors, big_layers, space, validation_WT.to(model.device)))
+    by_depth = min(sorted(big_layers), key=lambda k: abs(k - focus_budgets(space.num_layers)[0]))
+    policies = [each for each in scored if each.chosen or each.predictor == SHUFFLED or each.big_layers == by_depth]
     facts = {
         "num_layers": space.num_layers,
         "branches": [branch.name.lower() for branch in space.branches],
@@ -72,12 +78,14 @@ def _on_validation(
     space: RouteSpace,
     token_ids_WT: Tensor,
 ) -> list[CeilingPolicy]:
-    """Price and score every policy."""
+    """Price every policy, and score those that a depth is chosen from."""
     found = predicted_margins(model, predictors, big_layers, space, token_ids_WT)
     policies = []
     for (name, k), (margin_WTL, _) in found.items():
         for spend, price in (("average", price_for(margin_WTL, k)), ("exact", None)):
             policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
-            nll_WT, _ = policy_losses(model, token_ids_WT, routes=policy.routes(found))
-            policies.append(replace(policy, validation_nll=nll_WT.mean().item()))
+            if name != SHUFFLED:
+                nll_WT, _ = policy_losses(model, token_ids_WT, routes=policy.routes(found))
+                policy = replace(policy, validation_nll=nll_WT.mean().item())
+            policies.append(policy)
     return policies

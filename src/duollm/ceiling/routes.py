@@ -33,7 +33,7 @@ class CeilingPolicy:
         depth: the last layer whose states the predictor sees.
         spend: "average" (big where it gains more than `price`) or "exact" (the `big_layers` that gain most).
         price: in the predictor's units; None where the spending is exact.
-        validation_nll: nats per token.
+        validation_nll: nats per token; None where it was not needed.
         chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
     """
 
@@ -42,7 +42,7 @@ class CeilingPolicy:
     spend: str
     big_layers: int
     price: float | None
-    validation_nll: float = float("inf")
+    validation_nll: float | None = None
     chosen: bool = False
 
     @property
@@ -62,7 +62,7 @@ def choose(policies: Sequence[CeilingPolicy]) -> list[CeilingPolicy]:
     """Mark, for every budget and way of spending it, the depth with the lowest loss on validation text."""
     lowest: dict[tuple[str, int], float] = {}
     for policy in policies:
-        if policy.predictor != SHUFFLED:
+        if policy.predictor != SHUFFLED and policy.validation_nll is not None:
             key = policy.spend, policy.big_layers
             lowest[key] = min(lowest.get(key, float("inf")), policy.validation_nll)
     return [
