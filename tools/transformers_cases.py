@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 from transformers.models.auto import modeling_auto
+from transformers_tests import test_fsdp_mixin, test_tensor_parallel_mixin
 from transformers_tests.generation.test_utils import GenerationTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
@@ -93,7 +94,18 @@ class Tester:
         return self.get_config(), {"input_ids": ids, "attention_mask": torch.ones_like(ids).tril()}
 
 
-class Case(ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, PipelineTesterMixin):
+# Tests of several processes need a module that the source distribution lacks.
+test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = set()
+
+
+class Case(
+    ModelTesterMixin,
+    GenerationTesterMixin,
+    TrainingTesterMixin,
+    PipelineTesterMixin,
+    test_tensor_parallel_mixin.TensorParallelTesterMixin,
+    test_fsdp_mixin.FSDPTesterMixin,
+):
     """What the four classes have in common."""
 
     config_class: Any

@@ -1,4 +1,4 @@
-"""The machine a run happens on: what it is, how fast it multiplies, and how its memory is kept."""
+"""The machine of a run: its description, its matmul speed, and its memory settings."""
 
 import ctypes
 import os
@@ -24,7 +24,7 @@ _SHAPES: tuple[Shape, ...] = ((2048, 2048, 2048), (4096, 512, 512))  # (rows, in
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory instead of returning it to the system; True if it was told.
+    """Tell glibc to keep freed memory instead of returning it to the system. Return whether that worked.
 
     Training frees and takes the same large blocks at every step; faulting their pages in anew costs
     about a third of the time on CPUs. Does nothing where there is no glibc.
@@ -87,7 +87,7 @@ def peak_memory_bytes() -> int:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe hardware and software: what a reader needs to judge a timing. Memory is in bytes."""
+    """Describe hardware and software, so that a reader can judge a timing. Memory is in bytes."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -104,7 +104,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def provenance(command: list[str], seed: int, **details: Any) -> dict[str, Any]:
-    """Return where a run's numbers come from; `details` are added, for example the data's fingerprint."""
+    """Return where a run's numbers come from, with `details` added, such as the fingerprint of the data."""
     return {
         "version": version("duollm"),
         "commit": _commit(),

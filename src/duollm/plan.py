@@ -1,4 +1,4 @@
-"""What a recipe will take: parameters, FLOPs, memory, steps, routes; without building the model."""
+"""Plans a recipe without building the model: parameters, FLOPs, memory, steps, routes."""
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -31,10 +31,10 @@ class Row(NamedTuple):
 
 
 def plan(recipe: Recipe) -> list[Row]:
-    """Count what `recipe` will take, table by table.
+    """Count what `recipe` will take and return the rows, table by table.
 
     Raises:
-        UserError: the configuration of the recipe's model is not there, or is no duo's and of no known family.
+        UserError: the configuration of the recipe's model is missing, or is neither a duo's nor of a known family.
     """
     config, length = planned_config(recipe), recipe.data.sequence_length
     parts, layers = count_parameters(config), config.num_hidden_layers
@@ -52,9 +52,9 @@ def plan(recipe: Recipe) -> list[Row]:
 
 
 def planned_config(recipe: Recipe) -> DuoConfig:
-    """Return the configuration of the recipe's model: a saved duo's, a dense checkpoint's, or of the sizes given.
+    """Return the configuration of the recipe's model: of a saved duo, of a dense checkpoint, or with the given sizes.
 
-    Nothing is downloaded: a dense checkpoint on the hub has the sizes that the recipe gives.
+    Nothing is downloaded. For a dense checkpoint on the hub, the recipe must give the sizes.
     """
     model, data = recipe.model, recipe.data
     folder = model.path or (model.dense if model.dense and Path(model.dense).is_dir() else None)
@@ -75,7 +75,7 @@ def planned_config(recipe: Recipe) -> DuoConfig:
 
 
 def render(rows: Sequence[Row]) -> str:
-    """Lay the plan out as tables for people."""
+    """Return the plan as tables of text."""
     lines = []
     for table, of_table in groupby(rows, lambda row: row.table):
         lines += ["", table]

@@ -22,14 +22,14 @@ class Stage:
     """One step of a study.
 
     Attributes:
-        name: names the stage and its marker.
+        name: name of the stage and of its marker.
         run: does the work. It may find its own unfinished outputs, made with the same fingerprint,
             and continue from them.
-        settings: what the result depends on, JSON-serialisable.
+        settings: everything that the result depends on, JSON-serialisable.
         after: names of the stages whose results it reads.
-        outputs: files and folders it makes, relative to the run folder; no other stage's.
-        scratch: the same for what is there only while it is unfinished, such as checkpoints.
-        version: to be raised when the stage's code starts to give different results.
+        outputs: files and folders that the stage makes, relative to the run folder. No other stage makes them.
+        scratch: temporary files, such as checkpoints, that exist only while the stage runs.
+        version: number to raise when the stage's code starts to give different results.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Processes(Protocol):
 
     @property
     def first(self) -> bool:
-        """Whether this one writes the markers and speaks."""
+        """Whether this process writes the markers and prints."""
         ...
 
     def wait(self) -> None:
-        """Wait until all are here."""
+        """Wait until all processes are here."""
         ...
 
 
@@ -70,14 +70,14 @@ def run_stages(
     announce: Callable[[str], None] = print,
     processes: Processes | None = None,
 ) -> None:
-    """Bring the stage `until` (default: all stages) and what it builds on up to date, in order.
+    """Bring the stage `until` (default: all stages) and the stages it builds on up to date, in order.
 
-    A stage is skipped if its marker has its fingerprint and its outputs exist. Otherwise the markers
-    of all stages that build on it are removed, and it runs: on top of its own partial outputs if the
-    run that left them had the same fingerprint, else after removing them.
+    A stage is skipped if its marker has its fingerprint and its outputs exist. Otherwise the markers of all stages that
+    build on it are removed, and the stage runs. It continues on its own partial outputs if these have the same
+    fingerprint; else they are removed first.
 
     Raises:
-        ValueError: `until` is no stage, or a stage comes before one that it builds on.
+        ValueError: `until` is not a stage, or a stage comes before one that it builds on.
     """
     processes = processes or Alone()
     fingerprints = _fingerprints(stages)

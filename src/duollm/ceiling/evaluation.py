@@ -42,7 +42,7 @@ def evaluate_ceiling(
     nearest to a third of the layers, which is the one that the report shows by depth.
 
     Args:
-        validation_WT: windows that prices and the choice among depths come from.
+        validation_WT: windows on which prices are found and the depth is chosen.
         texts: of the comparison, by domain.
     """
     space = RouteSpace(model.config.num_hidden_layers, tuple(branches))
@@ -67,7 +67,7 @@ def evaluate_ceiling(
 
 
 def validation_windows(data: PackedData, windows_per_document: int, seed: int) -> Tensor:
-    """Return the windows that a ceiling is priced and chosen on, [W, T]."""
+    """Return the windows on which prices are found and the depth is chosen, [W, T]."""
     return torch.from_numpy(data.balanced_sample("validation", _VALIDATION_WINDOWS, windows_per_document, seed))
 
 

@@ -1,4 +1,4 @@
-"""From predicted gains to routes: layers in the order of what they gain, to a price or to an exact number.
+"""Turns predicted gains into routes: takes layers in the order of their gains, up to a price or an exact number.
 
 Shape letters: W windows, B windows per forward, T tokens, L layers, C branches to choose from. A dot stands for any
 leading dimensions.
@@ -29,11 +29,11 @@ class CeilingPolicy:
     """One way from predicted gains to routes.
 
     Attributes:
-        predictor: its name.
+        predictor: name of the predictor.
         depth: the last layer whose states the predictor sees.
-        spend: "average" (big where it gains more than `price`) or "exact" (the `big_layers` that gain most).
-        price: in the predictor's units; None where the spending is exact.
-        validation_nll: nats per token; None where it was not needed.
+        spend: "average" (big where the gain exceeds `price`) or "exact" (the `big_layers` with the largest gains).
+        price: price of big in the predictor's units; None with exact spending.
+        validation_nll: nats per token; None if it was not needed.
         chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
     """
 
@@ -47,7 +47,7 @@ class CeilingPolicy:
 
     @property
     def column(self) -> str:
-        """What the names of its columns end in."""
+        """The ending of the names of its columns."""
         return f"{self.spend}_{self.predictor}_k{self.big_layers}"
 
     def routes(self, found: Margins) -> Tensor:
@@ -82,7 +82,7 @@ def predicted_margins(
     space: RouteSpace,
     token_ids_WT: Tensor,
 ) -> Margins:
-    """Predict by how much big beats the other branches, at every budget."""
+    """Predict by how much big beats the other branches, for every budget."""
     parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     for batch_BT in token_ids_WT.split(_BATCH):
         states_BTF = all_big_states(model, batch_BT)
@@ -98,7 +98,7 @@ def predicted_margins(
 
 
 def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
-    """Make layers big one after another, the one that gains most first, and return what each gained in its turn.
+    """Make layers big one after another, the largest gain first, and return what each gained in its turn.
 
     A gain is the mean of those predicted with and without big at the layer itself (the slopes at both ends of the
     step). A turn that gains more than the one before counts as gaining as much, so taking layers down to any margin
@@ -128,13 +128,13 @@ def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> 
 
 
 def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:
-    """Make big the `big_layers` layers of every token that gain most by it; routes [., L]."""
+    """Return routes [., L] in which every token takes big in the `big_layers` layers with the largest gains."""
     most = margin.topk(big_layers, dim=-1).indices
     return otherwise.scatter(-1, most, int(Branch.BIG))
 
 
 def priced_routes(margin: Tensor, otherwise: Tensor, price: float | Tensor) -> Tensor:
-    """Make a layer big where that gains more than the price; routes [., L]."""
+    """Return routes [., L] in which a layer is big where its gain exceeds the price."""
     return torch.where(margin > price, int(Branch.BIG), otherwise)
 
 

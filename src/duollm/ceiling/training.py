@@ -57,9 +57,9 @@ def ceiling_loss(
 ) -> LossFn:
     """Squared error of the predicted gains (nats x 100), summed over the predictors.
 
-    Gains are measured along the routes that the deepest predictor would choose, some of
-    the choices being random. For the control the gains of a batch change places among its tokens, so it can learn only
-    what holds for all tokens.
+    Gains are measured along the routes that the deepest predictor would choose, with some of the choices replaced by
+    random ones. For the control, the gains of a batch are shuffled among its tokens, so it can learn only what holds
+    for all tokens.
     """
     generator = torch.Generator(model.device)
     deepest = [name for name in predictors if name != SHUFFLED][-1]

@@ -43,7 +43,7 @@ REDUCTIONS: list[Callable[[OracleConfig], Reduction | None]] = [
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a recipe's section `oracle` asks for on a model of so many layers and text of such windows."""
+    """What the section `oracle` of a recipe asks for, for a model of this depth and windows of this length."""
 
     config: OracleConfig
     num_layers: int
@@ -56,17 +56,17 @@ class SearchPlan:
 
     @property
     def contexts(self) -> list[str]:
-        """The contexts asked for; the exact search in context shared also serves the controls."""
+        """The contexts to search. The exact search in context shared is added, because it serves the controls."""
         always = ("shared",) if self.config.search == "exact" else ()
         return list(dict.fromkeys((*always, *self.config.contexts)))
 
     @property
     def tables_all(self) -> bool:
-        """Whether the search itself leaves the losses of all fixed patterns; else some are drawn."""
+        """Whether the search gives the losses of all fixed patterns. If not, some patterns are drawn."""
         return self.config.search == "exact" and self.space.size <= _LARGEST_TABLE
 
     def big_layers(self, context: str) -> list[int]:
-        """Numbers of big layers to search for; all small and all big always, to compare with."""
+        """Numbers of big layers to search for. Except in context committed, all small and all big are added."""
         config, layers = self.config, self.num_layers
         if context == "committed" and config.committed_big_layers is not None:
             return config.committed_big_layers
@@ -83,13 +83,13 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class OracleRun:
-    """A search of test windows, and where its results go.
+    """A search of test windows that writes to a store.
 
     Attributes:
-        rank, ranks: this process searches every `ranks`-th shard, from `rank`; the results do not
-            depend on how many there are.
+        rank, ranks: this process searches every `ranks`-th shard, starting at `rank`. The results do not depend on the
+            number of processes.
         wait: returns when all processes have called it.
-        report: is told progress, a line at a time.
+        report: is called with one line of progress at a time.
     """
 
     model: DuoForCausalLM
@@ -103,10 +103,10 @@ class OracleRun:
     report: Callable[[str], None] = print
 
     def run(self) -> None:
-        """Search all domains; finished shards and domains are not repeated.
+        """Search all domains. Finished shards and domains are not searched again.
 
         Raises:
-            UserError: the store holds something else, too many routes to try them all, or an impossible budget.
+            UserError: the store holds other results, there are too many routes to try all, or a budget is impossible.
         """
         check_settings(self.config, self.model.config, self.data.sequence_length)
         if self.rank == 0:
@@ -153,7 +153,7 @@ class OracleRun:
 
     @cached_property
     def pattern_R(self) -> NDArray[np.int64]:
-        """Ids of the fixed patterns that are compared, ascending: all routes, or as many as are drawn per budget."""
+        """Ids of the fixed patterns that are compared, ascending: all routes, or those drawn per budget."""
         if self.plan.tables_all:
             return np.arange(self.plan.space.size)
         return draw_patterns(self.plan.space, self.plan.big_layers("shared"), self.config.random_routes, self.seed)
@@ -231,10 +231,10 @@ class OracleRun:
 
 
 def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequence_length: int) -> None:
-    """Refuse what cannot be searched, before anything is.
+    """Refuse settings that cannot be searched, before the search.
 
     Raises:
-        UserError: too many routes to try them all, or an impossible budget; the message begins with a setting.
+        UserError: there are too many routes to try all, or a budget is impossible; the message begins with a setting.
     """
     plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
     space = plan.space
@@ -255,7 +255,7 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
 
 
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
-    """What a store's manifest says of the search, to go with the fingerprints of model and data."""
+    """Return what the manifest of a store says about the search, beside the fingerprints of model and data."""
     kept = ("contexts", "search", "more_budgets", "random_routes", "resampled_labels", "counted_share")
     return {
         "num_layers": num_layers,

@@ -13,7 +13,7 @@ _NAMED_CHARACTERS = 5
 
 
 def use_fonts_for_all_text(figures: Iterable[Figure]) -> None:
-    """Let the text of `figures` fall back on installed fonts; name in one line what no font can draw."""
+    """Let the text of `figures` fall back on installed fonts. Print one line about characters that no font can draw."""
     own = _drawn_by(findfont(FontProperties()))
     foreign = {text: _printable(text) - own for figure in figures for text in figure.findobj(Text)}
     missing = set().union(*foreign.values())

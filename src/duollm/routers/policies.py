@@ -24,7 +24,7 @@ from duollm.routes.sampling import uniform_hash
 
 
 def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
-    """Make the policy that `text` names, such as "all-big", "random:0.25" or the folder of a router.
+    """Return the policy that `text` names, such as "all-big", "random:0.25" or the folder of a router.
 
     Raises:
         UserError: unknown name, or an argument that is not allowed for this model.
@@ -46,15 +46,15 @@ def policy_forms() -> list[str]:
 class RandomShare:
     """Each (token, layer) is big with probability `share`, else small.
 
-    The draw is a hash of seed, position and layer: the same in a full forward, in cached decoding and in
-    any batch. So tokens at the same position of different texts take the same route.
+    The draw is a hash of seed, position and layer. It is the same in a full forward, in cached decoding and in any
+    batch, and tokens at the same position of different texts take the same route.
     """
 
     def __init__(self, share: float, seed: int = 0) -> None:
         self.share, self.seed = share, seed
 
     def begin(self, position_ids_BT: Tensor) -> Tensor:
-        """Return the positions; they are handed from layer to layer as the memory."""
+        """Return the positions, which pass from layer to layer as the memory."""
         return position_ids_BT
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
@@ -123,4 +123,4 @@ POLICIES: dict[str, tuple[str, Maker]] = {
     "routes": ("routes:DIGITS", _routes),
     "router": ("router:FOLDER", _router),
 }
-"""Every policy that has a name: how it is written, and what makes it from the text after its name's colon."""
+"""Every named policy: how it is written, and the function that makes it from the text after the colon."""

@@ -1,4 +1,4 @@
-"""What a training says while it runs: a line on the terminal, a JSON object per logged step."""
+"""Progress of a training: a line on the terminal and a JSON object per logged step."""
 
 import json
 import sys
@@ -15,11 +15,10 @@ class Progress:
     """Logs every `plan.log_every` steps.
 
     Args:
-        name: of the training, the first word of each line.
-        tokens_per_step, flops_per_token: to report tokens/s and FLOP/s (training: forward and backward).
-        peak: measured matmul peak of this machine, FLOP/s.
-        metrics: JSON Lines file to append to.
-        start: steps finished earlier; later records in `metrics` are from a lost continuation and go.
+        name: name of the training, the first word of each line. tokens_per_step, flops_per_token: to report tokens/s
+        and FLOP/s (training: forward and backward). peak: measured matmul peak of this machine, FLOP/s. metrics: JSON
+        Lines file to append to. start: number of steps finished earlier. Later records in `metrics` come from a lost
+        continuation and are removed.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Progress:
         _drop_records(metrics, name, start)
 
     def step(self, finished: int, measured: dict[str, float]) -> None:
-        """Note that `finished` steps are done, and what was measured in the last one."""
+        """Record that `finished` steps are done, and the values measured in the last one."""
         if finished % self.plan.log_every and finished != self.plan.steps:
             return
         now = time.perf_counter()
