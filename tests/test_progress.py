@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from duollm import progress
-from duollm.progress import say, show, working
+from duollm.progress import counted, say, show, working
 
 
 @pytest.fixture
@@ -33,9 +33,19 @@ def test_where_output_is_piped_a_line_comes_every_half_minute(clock, capsys):
             clock[0] += 1
             show("oracle prose", 2 * second, 400, note="loss [1]")
     assert capsys.readouterr().out.splitlines() == [
-        "oracle prose  14%  2.0 tokens/s  loss [1]  ETA 2:51",
-        "oracle prose  30%  2.0 tokens/s  loss [1]  ETA 2:21",
-        "oracle prose  44%  2.0 tokens/s  loss [1]  ETA 1:51",
+        "oracle prose  14%  2 tokens/s  loss [1]  ETA 2:51",
+        "oracle prose  30%  2 tokens/s  loss [1]  ETA 2:21",
+        "oracle prose  44%  2 tokens/s  loss [1]  ETA 1:51",
+    ]
+
+
+def test_items_are_counted_while_they_are_used(clock, capsys):
+    with working("evaluate"):
+        for _ in counted("abc", "routers", 3):
+            clock[0] += 31
+    assert capsys.readouterr().out.splitlines() == [
+        "routers  33%  0.0323 routers/s  ETA 1:02",
+        "routers  67%  0.0323 routers/s  ETA 0:31",
     ]
 
 
@@ -46,8 +56,8 @@ def test_a_new_piece_of_work_has_its_own_rate(clock, capsys):
                 clock[0] += 1
                 show(name, per_second * second, 200)
     first, second = capsys.readouterr().out.splitlines()
-    assert "1.0 tokens/s" in first
-    assert "5.0 tokens/s" in second
+    assert "1 tokens/s" in first
+    assert "5 tokens/s" in second
 
 
 def test_a_terminal_has_one_line_that_goes_in_the_end(terminal, clock):
@@ -59,7 +69,7 @@ def test_a_terminal_has_one_line_that_goes_in_the_end(terminal, clock):
     shown = terminal.getvalue()
     assert "oracle prose" in shown
     assert "50%" in shown
-    assert "1.0 tokens/s  loss 1.5" in shown
+    assert "1 tokens/s  loss 1.5" in shown
     assert "ETA 0:20" in shown
     assert shown.endswith("\x1b[?25h\x1b[1A\x1b[2K") or shown.rstrip().endswith("\x1b[2K"), "the line is erased"
 

@@ -1,11 +1,14 @@
 """What a study says while it works: on a terminal one line that is rewritten, elsewhere a line every half minute."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+
+T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -39,9 +42,9 @@ class _Line:
         now = time.perf_counter()
         # Since the start: rich's own rate needs three updates, and a search may have no more than that.
         if rate := (done - self.begun) / max(now - self.since, 1e-9):
-            left = int((total - done) / rate)
+            left = round((total - done) / rate)
             eta = f"ETA {left // 60}:{left % 60:02d}"
-            note = "  ".join(filter(None, (f"{rate:,.{0 if rate > 100 else 1}f} {unit}/s", note, eta)))
+            note = "  ".join(filter(None, (f"{rate:,.{'0f' if rate >= 100 else '3g'}} {unit}/s", note, eta)))
         self.progress.update(task.id, completed=done, note=note)
         if self.progress.disable and now - self.printed >= _SECONDS_BETWEEN_LINES:
             self.printed = now
@@ -67,6 +70,13 @@ def working(name: str) -> Iterator[None]:
 def show(name: str, done: float, total: float, unit: str = "tokens", note: str = "") -> None:
     """Show how far some work is, with its rate since the first call and the time left. Cheap enough for every step."""
     _line.update(name, done, total, unit, note)
+
+
+def counted(items: Iterable[T], name: str, total: int) -> Iterator[T]:
+    """Yield the items and show how many are done, whatever the caller does with each."""
+    for done, item in enumerate(items):
+        show(name, done, total, unit=name)
+        yield item
 
 
 def say(text: str) -> None:

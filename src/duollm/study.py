@@ -28,7 +28,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
 from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
-from duollm.progress import say, working
+from duollm.progress import counted, say, working
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.report.summary import print_summary
@@ -316,7 +316,8 @@ class Study:
     def _evaluate(self) -> None:
         if self.world.first:
             model, texts = self._load_model(), self._compared_texts()
-            routers = trained_routers(self.run, self._router_names(), self.recipe.router.spend, model)
+            names, spend = self._router_names(), self.recipe.router.spend
+            routers = counted(trained_routers(self.run, names, spend, model), "routers", len(names) * len(spend))
             compare_routers(model, routers, texts, self.run)
             compare_patterns(model, texts, self.run)
         self.world.wait()

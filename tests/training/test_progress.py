@@ -28,7 +28,7 @@ def test_rates_and_time_left(tmp_path, clock, capsys, monkeypatch):
     clock[0] += 1
     progress.step(7, {"loss": 1.5, "learning_rate": 0.1})
     shown = capsys.readouterr().out
-    assert shown == "tiny  70%  50.0 tokens/s  loss 1.500  20% of matmul peak  ETA 0:03\n"
+    assert shown == "tiny  70%  50 tokens/s  loss 1.500  20% of matmul peak  ETA 0:03\n"
     record = json.loads((tmp_path / "m.jsonl").read_text())
     expected = {"tokens_per_second": 50, "flops": 200, "peak_share": 0.2, "loss": 2.0, "learning_rate": 0.1}
     assert record == {"training": "tiny", "step": 6} | expected

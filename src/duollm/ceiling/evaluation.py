@@ -19,6 +19,7 @@ from duollm.files import replacing
 from duollm.measure.executor import policy_losses, token_columns
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.progress import show
 from duollm.records.files import write_result
 from duollm.records.keys import SHUFFLED
 from duollm.routes.space import RouteSpace, focus_budgets
@@ -60,7 +61,8 @@ def evaluate_ceiling(
         for domain, windows in texts.items():
             token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
             found, columns = predicted_margins(model, predictors, big_layers, space, token_ids_WT), windows.columns()
-            for policy in policies:
+            for number, policy in enumerate(policies):
+                show(f"ceiling on {domain}", number, len(policies), unit="policies")
                 measured = policy_losses(model, token_ids_WT, routes=policy.routes(found))
                 columns |= token_columns(*measured, space, f"_{policy.column}")
             write_result(folder / f"{domain}.parquet", columns, facts)
@@ -80,8 +82,9 @@ def _on_validation(
 ) -> list[CeilingPolicy]:
     """Price every policy, and score those that a depth is chosen from."""
     found = predicted_margins(model, predictors, big_layers, space, token_ids_WT)
-    policies = []
+    policies: list[CeilingPolicy] = []
     for (name, k), (margin_WTL, _) in found.items():
+        show("ceiling on validation text", len(policies), 2 * len(found), unit="policies")
         for spend, price in (("average", price_for(margin_WTL, k)), ("exact", None)):
             policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
             if name != SHUFFLED:

@@ -20,6 +20,7 @@ from duollm.measure.timing import Timer, Workload, fixed_workloads
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
+from duollm.progress import show
 from duollm.records.files import KINDS, ResultFile, write_result
 from duollm.routes.space import RouteSpace
 
@@ -101,8 +102,9 @@ def compare_patterns(model: DuoForCausalLM, texts: Mapping[str, Windows], run: P
     for domain, windows in texts.items():
         token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
         names, document_W = np.unique(windows.documents, return_inverse=True)
-        nll_RD = []
+        nll_RD: list[NDArray[Any]] = []
         for route_L in space.decode(torch.from_numpy(chosen_R)).to(model.device):
+            show(f"fixed patterns on {domain}", len(nll_RD), len(chosen_R), unit="patterns")
             nll_WT, _ = policy_losses(model, token_ids_WT, routes=route_L)
             nll_RD.append(np.bincount(document_W, nll_WT.double().sum(1).cpu().numpy()))
         columns = {

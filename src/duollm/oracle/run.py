@@ -89,7 +89,7 @@ class OracleRun:
         rank, ranks: this process searches every `ranks`-th shard, starting at `rank`. The results do not depend on the
             number of processes.
         wait: returns when all processes have called it.
-        report: called with the name of a search, the tokens done and the tokens in all.
+        report: is called with the name of a search, the tokens that it has done, and all of its tokens.
     """
 
     model: DuoForCausalLM

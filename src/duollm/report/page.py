@@ -41,7 +41,7 @@ def write_report(run: Path, shown_documents: int = 2, missing: Sequence[str] = (
     Args:
         run: a run folder that holds results.json.
         shown_documents: number of documents per domain to show as coloured text.
-        missing: stages of the study that are still to come; the page says so.
+        missing: stages of the study that have not run yet; the page names them.
 
     Raises:
         UserError: the run was not analysed, or a file is missing or not of this run.

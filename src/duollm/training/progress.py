@@ -1,4 +1,4 @@
-"""Progress of a training: its line on the terminal, and a JSON object per logged step."""
+"""Progress of a training: its line of the study, and a JSON object per logged step."""
 
 import json
 import time
@@ -16,10 +16,11 @@ class Progress:
     """Shows every step, and logs every `plan.log_every` steps.
 
     Args:
-        name: name of the training, the first word of each line. tokens_per_step, flops_per_token: to report tokens/s
-        and FLOP/s (training: forward and backward). peak: measured matmul peak of this machine, FLOP/s. metrics: JSON
-        Lines file to append to. start: number of steps finished earlier. Later records in `metrics` come from a lost
-        continuation and are removed.
+        name: name of the training, the first word of its line.
+        tokens_per_step, flops_per_token: to report tokens/s and FLOP/s (training: forward and backward).
+        peak: measured matmul peak of this machine, FLOP/s.
+        metrics: JSON Lines file to append to.
+        start: number of steps finished earlier. Later records in `metrics` are of a lost continuation and go.
     """
 
     def __init__(
