@@ -1,7 +1,8 @@
 """The whole study, stage by stage: what each stage does, depends on and leaves behind."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -27,8 +28,10 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
 from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
+from duollm.progress import say, working
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
+from duollm.report.summary import print_summary
 from duollm.routers.registry import check_kinds, router_class, settings_of, trained_routers
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
@@ -58,10 +61,17 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
     if world.first:
         save_recipe(recipe, run / "config.yaml")
         write_json(run / "provenance.json", provenance(command, recipe.seed))
-    announce: Callable[[str], None] = partial(print, flush=True) if world.first else lambda line: None
-    run_stages(study.stages(), run, until, announce, world)
+    announce = _announce if world.first else lambda line: None
+    run_stages(study.stages(), run, until, announce, world, partial(study.show_so_far, until))
+    if until == "report" and world.first:
+        print_summary(run, [stage.name for stage in study.stages()])
     made = run / "report.html" if until == "report" else run
     announce(f"{until} is up to date: {made} (at most {peak_memory_bytes() / 2**30:.1f} GiB of memory used)")
+
+
+def _announce(line: str) -> None:
+    if not (sys.stdout.isatty() and line.endswith(": starts")):  # a terminal has the stage's own line
+        print(line, flush=True)
 
 
 class Study:
@@ -112,8 +122,26 @@ class Study:
                 recipe.report.model_dump() | {"seed": recipe.seed},
                 after=("oracle", "evaluate", "ceiling"),
                 outputs=("results.json", "figures", "report.html"),
+                kept=("report.html",),
             ),
         ]
+
+    def show_so_far(self, until: str, ended: str, missing: list[str]) -> None:
+        """Write the page from what is measured so far, once the oracle has been; the last stage writes it in full.
+
+        Args:
+            until: the stage that the study runs up to.
+            ended: the stage that has just ended.
+            missing: the stages that are not up to date.
+        """
+        silent = {"train-router", "report"} | (set() if self.recipe.ceiling.enabled else {"ceiling"})
+        to_come = [name for name in missing if name not in silent]
+        is_next = until == "report" and not to_come
+        adds = ended in {"oracle", "ceiling", "evaluate"} - silent and "oracle" not in missing
+        if self.world.first and adds and not is_next:
+            with working("report"):
+                analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
+                write_report(self.run, self.recipe.report.shown_documents, to_come)
 
     def _model_stages(self) -> list[Stage]:
         """Train a duo, convert and train one, or take the one that the recipe names."""
@@ -194,7 +222,7 @@ class Study:
 
     def _prepare_data(self) -> None:
         if self.world.first:
-            prepare_data(self._data_config, self.recipe.seed, self.run / "data", progress=print)
+            prepare_data(self._data_config, self.recipe.seed, self.run / "data", progress=say)
         self.world.wait()
 
     @property
@@ -211,7 +239,7 @@ class Study:
             model = open_dense(dense, sizes.small_intermediate_size, sizes.skip_scope, recipe.seed, torch.float32)
             self._check_fits(model.config, "model.dense", dense)
             nn.Module.to(model, self.world.device)
-            convert(model, dense, recipe.convert, self._data, recipe.seed, self.run / "converted", progress=print)
+            convert(model, dense, recipe.convert, self._data, recipe.seed, self.run / "converted", progress=say)
         self.world.wait()
 
     def _pretrain(self) -> None:
@@ -265,7 +293,7 @@ class Study:
                 self._pool_of_labels(layers),
                 recipe.seed,
                 memory_bytes=int(recipe.oracle.memory_gib * 2**30),
-                report=print,
+                report=say,
             )
             save_labels(labels, self.run / LABELS)
         self.world.wait()

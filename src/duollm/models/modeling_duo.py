@@ -129,7 +129,7 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         return self.branch(executed, hidden_BTD, states_BTD), choice, memory
 
     def attend(self, hidden: Tensor, choice: Choice, states: Any = None, **attention: Any) -> tuple[Tensor, Tensor]:
-        """Do the first half: attention, of which tokens that skip the layer get nothing."""
+        """Do the first half, the attention. Tokens that skip the layer get nothing from it."""
         output, _ = self.self_attn(self.input_layernorm(hidden) if states is None else states, **attention)
         if not isinstance(choice, Branch) or choice == Branch.SKIP:
             output = output * (1 - choice_weights(choice, output)[..., Branch.SKIP, None])

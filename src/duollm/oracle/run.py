@@ -4,7 +4,6 @@ Shape letters: W windows, T tokens, N = T - 1 predictions of a window, M counted
 R patterns, K budgets.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
 from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
+from duollm.progress import show
 from duollm.records.order import draw_sizes, expected_best
 from duollm.routes.sampling import derived_seed
 from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
@@ -89,7 +89,7 @@ class OracleRun:
         rank, ranks: this process searches every `ranks`-th shard, starting at `rank`. The results do not depend on the
             number of processes.
         wait: returns when all processes have called it.
-        report: is called with one line of progress at a time.
+        report: called with the name of a search, the tokens done and the tokens in all.
     """
 
     model: DuoForCausalLM
@@ -100,7 +100,7 @@ class OracleRun:
     rank: int = 0
     ranks: int = 1
     wait: Callable[[], None] = lambda: None
-    report: Callable[[str], None] = print
+    report: Callable[[str, int, int], None] = show
 
     def run(self) -> None:
         """Search all domains. Finished shards and domains are not searched again.
@@ -123,14 +123,14 @@ class OracleRun:
         mine = range(self.rank, len(shards), self.ranks)
         missing = [number for number in mine if not self.store.has_shard(domain, number)]
         sizes = [shard.token_ids[:, 1:].size for shard in shards]
-        total, done, started = sum(sizes[number] for number in missing), 0, time.perf_counter()
+        total, done = sum(sizes[number] for number in missing), 0
+        if self.rank == 0:
+            self.report(f"oracle {domain}", 0, total)
         for number in missing:
             self.store.write_shard(domain, number, self._shard(shards[number], derived_seed(self.seed, number)))
             done += sizes[number]
-            rate = done / (time.perf_counter() - started)
-            minutes, seconds = divmod(int((total - done) / rate), 60)
-            progress = f"token {done:,}/{total:,}  {rate:,.1f} tokens/s  ETA {minutes}:{seconds:02d}"
-            self.report(f"oracle {domain}  {progress}")
+            if self.rank == 0:
+                self.report(f"oracle {domain}", done, total)
         self.wait()
         if self.rank == 0:
             self._complete(domain, windows, len(shards))

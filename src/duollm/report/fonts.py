@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from functools import cache
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
@@ -23,11 +24,16 @@ def use_fonts_for_all_text(figures: Iterable[Figure]) -> None:
         text.set_fontweight("normal")  # few such fonts have another
     if missing:
         named = " ".join(sorted(missing)[:_NAMED_CHARACTERS])
-        print(
+        _say_once(
             f"figures: no installed font can draw {len(missing)} of the characters, such as {named}, which become "
-            "boxes; install fonts that can, such as Noto Sans CJK and Noto Emoji",
-            file=sys.stderr,
+            "boxes; install fonts that can, such as Noto Sans CJK and Noto Emoji"
         )
+
+
+@cache
+def _say_once(line: str) -> None:
+    """A study draws its figures several times."""
+    print(line, file=sys.stderr)
 
 
 def _printable(text: Text) -> set[str]:

@@ -1,7 +1,7 @@
 """Writes the report: one HTML file that needs no network."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,12 +35,13 @@ _PLAIN = " /:=;,.()!*@$"
 """What stays as it is where an SVG stands in an attribute; written so it is a quarter smaller than in base64."""
 
 
-def write_report(run: Path, shown_documents: int = 2) -> Path:
+def write_report(run: Path, shown_documents: int = 2, missing: Sequence[str] = ()) -> Path:
     """Draw the figures of an analysed run and write its report.html; return the page's path.
 
     Args:
         run: a run folder that holds results.json.
         shown_documents: number of documents per domain to show as coloured text.
+        missing: stages of the study that are still to come; the page says so.
 
     Raises:
         UserError: the run was not analysed, or a file is missing or not of this run.
@@ -55,6 +56,7 @@ def write_report(run: Path, shown_documents: int = 2) -> Path:
     page = _template().render(
         name=run.resolve().name,
         results=results,
+        missing=missing,
         facts=list(_flatten(results.provenance)),
         layers=results.num_layers,
         context=results.context,
