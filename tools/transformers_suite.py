@@ -23,7 +23,10 @@ import pytest
 
 CLASSES = {"llama": "TestLlama", "duo": "TestDuo", "duo-mixed": "TestDuoMixed", "duo-layer": "TestDuoLayer"}
 
-EXPECTED: dict[str, dict[str, str]] = {}
+_DUO = {
+    "test_bc_cache_name_forward": "since 5.24 wants a warning for past_key_values; the duo takes both names without",
+}
+EXPECTED: dict[str, dict[str, str]] = {"duo": _DUO, "duo-mixed": _DUO, "duo-layer": _DUO}
 """Tests that pass on Llama and may fail on the duo: per class, test -> reason. docs/compatibility.md has the same."""
 
 # Modules that the mixins import and the source distribution lacks.
@@ -109,18 +112,8 @@ def run(home: Path, classes: list[str], only: str | None) -> dict[str, dict[str,
         "-k",
         f"({chosen})" + (f" and {only}" if only else ""),
     ]
-    quiet = [
-        "-q",
-        "--no-header",
-        "--no-summary",
-        "--tb=no",
-        "-W",
-        "ignore",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:randomly",
-    ]
+    # Not `-W ignore`: some tests count warnings.
+    quiet = ["-q", "--no-header", "--no-summary", "--tb=no", "--disable-warnings", "-p", "no:cacheprovider"]
     results = Results()
     pytest.main([*arguments, *quiet, "-c", os.devnull, "--rootdir", str(home)], plugins=[results])
     return results.outcomes

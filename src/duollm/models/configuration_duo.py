@@ -10,13 +10,16 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 # Keys by which other decoders compute what the duo does not, or by which they call what it has under another name.
 # fmt: off
 _FOREIGN = {
-    "activation_function", "alibi", "attention_chunk_size", "attention_multiplier", "attn_logit_softcapping",
-    "clip_qkv", "d_ff", "d_model", "do_layer_norm_before", "embedding_multiplier", "ffn_dim",
-    "final_logit_softcapping", "hidden_activation", "layerdrop", "logit_scale", "logits_scaling",
-    "max_window_layers", "moe_intermediate_size", "n_embd", "n_head", "n_inner", "n_layer", "n_layers",
-    "n_positions", "no_rope_layers", "num_experts", "num_experts_per_tok", "num_heads", "num_local_experts",
-    "parallel_attn", "partial_rotary_factor", "query_pre_attn_scalar", "residual_multiplier", "rotary_dim",
-    "rotary_pct", "use_parallel_residual", "use_qk_norm", "use_sliding_window", "word_embed_proj_dim",
+    "activation", "activation_function", "alibi", "attention_chunk_size", "attention_multiplier", "attn_config",
+    "attn_logit_softcapping", "clip_qkv", "d_ff", "d_model", "dim", "dim_model_base", "do_layer_norm_before",
+    "embedding_multiplier", "ffn_dim", "ffn_hidden_size", "final_logit_softcapping", "hidden_activation",
+    "kv_channels", "layer_norm_epsilon", "layerdrop", "logit_scale", "logits_scaling", "max_window_layers",
+    "moe_intermediate_size", "multi_query", "mup_width_multiplier", "n_embd", "n_embed", "n_head", "n_inner",
+    "n_kv_heads", "n_layer", "n_layers", "n_positions", "new_decoder_architecture", "no_rope_layers", "norm_eps",
+    "norm_epsilon", "num_experts", "num_experts_per_tok", "num_heads", "num_local_experts", "parallel_attn",
+    "partial_rotary_factor", "query_pre_attn_scalar", "residual_multiplier", "rotary_base", "rotary_dim",
+    "rotary_emb_base", "rotary_emb_fraction", "rotary_pct", "scale_depth", "scale_emb", "scale_embedding",
+    "use_bias", "use_parallel_residual", "use_qk_norm", "use_sliding_window", "window_size", "word_embed_proj_dim",
 }
 # fmt: on
 
@@ -138,8 +141,10 @@ class DuoConfig(PreTrainedConfig):
         for key, value in kwargs.items():
             if value is None or key.startswith("_") or hasattr(PreTrainedConfig, key):
                 continue
-            if key.endswith(("_token_id", "_eps", "_epsilon")) and not key.startswith("rms"):
+            if key.endswith(("_token", "_token_id")) or key.startswith("batch_norm"):
                 continue  # tokens and norms that the duo does not have, though their names are like its own
+            if value is False and key in _FOREIGN - {"do_layer_norm_before"} and self.sliding_window is None:
+                continue  # switched off, as it is here
             near = get_close_matches(key, fields, n=1, cutoff=0.7)
             if near or key in _FOREIGN:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(sorted(fields))}"

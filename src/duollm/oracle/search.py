@@ -158,7 +158,7 @@ class _Search:
         return range(self.batch.ids_BT.shape[1])
 
     def at(self, positions: range, budgets: list[Budget], attend: Attend, together: int = 1) -> OracleResult:
-        """Search the tokens at some positions, of which so many in a row try the same routes."""
+        """Search the tokens at some positions; `together` tokens in a row try the same routes."""
         here = slice(positions.start, positions.stop)
         padding_BT = self.batch.padding_BT
         rows_N = torch.arange(padding_BT.numel(), device=padding_BT.device).view_as(padding_BT)[:, here].flatten()
