@@ -198,6 +198,13 @@ def test_a_killed_search_continues_and_repeats_no_shard(finished, stage, tmp_pat
     assert files_of(folder) == files_of(finished)
 
 
+def test_patterns_are_those_of_the_budgets_that_are_searched(stage, tmp_path):
+    stage(tmp_path / "oracle", big_layers=[1], contexts=["shared"], committed_big_layers=None, more_budgets=[]).run()
+    routes = read(tmp_path / "oracle", kind="routes")
+    assert set(RouteSpace(3).count_big(routes["route"].to_numpy())) == {0, 1, 3}
+    assert routes["nll_sum"].notna().all()
+
+
 def test_a_finished_search_is_not_repeated(finished, stage):
     before = files_of(finished)
     stage(finished, report=stop_at(1)).run()

@@ -18,6 +18,7 @@ from torch import Tensor
 from duollm.config import ModelConfig, OracleConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.errors import UserError
+from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget
@@ -156,17 +157,27 @@ class OracleRun:
 
     @cached_property
     def pattern_R(self) -> NDArray[np.int64]:
-        """Ids of the fixed patterns that are compared, ascending: all routes, or those drawn per budget."""
+        """Ids of the fixed patterns to compare, ascending: all routes that are searched, or those drawn per budget."""
         if self.plan.tables_all:
-            return np.arange(self.plan.space.size)
+            return self._searched()
         return draw_patterns(self.plan.space, self.plan.big_layers("shared"), self.config.random_routes, self.seed)
+
+    def _searched(self) -> NDArray[np.int64]:
+        """Ids of the routes that some budget allows; the search leaves the others out."""
+        plan, sizes = self.plan, self.model.config
+        cells = Cells(plan.space, sizes.small_intermediate_size, sizes.intermediate_size)
+        wanted_Q = cells.wanted(plan.budgets("shared"), range(plan.sequence_length - 1))
+        routes_RL = plan.space.decode(torch.arange(plan.space.size))
+        small_R, big_R = ((routes_RL == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG))
+        return wanted_Q[cells.index(small_R, big_R)].nonzero()[:, 0].numpy()
 
     def _shard(self, windows: Windows, seed: int) -> dict[str, Columns]:
         """Search a shard in every context; return the columns of each of its files."""
         generator = torch.Generator(self.model.device).manual_seed(seed)
         counted_WN = self._counted(windows, generator)
-        tables = [LeafTable(counted_N, len(self.pattern_R)) for counted_N in counted_WN]
-        if not self.plan.tables_all:
+        if self.plan.tables_all:
+            tables = [LeafTable(counted_N, self.plan.space.size) for counted_N in counted_WN]
+        else:
             tables = pattern_tables(self.model, windows, counted_WN, self.plan.space.decode(self.pattern_R))
         tokens: Columns = {**windows.columns()}
         tokens["text"] = self.data.tokenizer.batch_decode(tokens["token_id"][:, None].tolist())
@@ -174,6 +185,8 @@ class OracleRun:
             found = self._search_context(context, windows, generator, tables)
             tokens |= self._token_columns(context, windows, found)
         nll_of = _by_document(windows.documents, tables)
+        if self.plan.tables_all:
+            nll_of = {document: nll_MR[:, self.pattern_R] for document, nll_MR in nll_of.items()}
         routes = _route_columns(nll_of, self.pattern_R)
         return {"tokens": tokens, "routes": routes, "best_of": self._best_of_columns(nll_of)}
 

@@ -26,8 +26,8 @@ def shown_budget(domains: Sequence[Tokens]) -> int:
     return min(sorted(everywhere), key=lambda k: abs(k - wanted))
 
 
-def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict[str, Path]:
-    """Write every figure to <run>/figures as SVG and PDF; return the SVGs by name.
+def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bool = True) -> dict[str, Path]:
+    """Write every figure to <run>/figures as SVG, and as PDF if `pdf`; return the SVGs by name.
 
     Figures of selection noise and of the predictable ceiling are left out if these were not measured.
     """
@@ -57,7 +57,7 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict
         if results.ceiling:
             figures["ceiling_by_depth"] = gain_by_depth(results, names, ceiling_budget(results, budget))
         use_fonts_for_all_text(figures.values())
-        return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
+        return {name: save(figure, run / "figures", name, pdf) for name, figure in figures.items()}
 
 
 def _strips(tokens: Tokens, k: int, shown: Sequence[str]) -> Iterator[tuple[str, Integers, list[str]]]:

@@ -52,7 +52,7 @@ def write_report(run: Path, shown_documents: int = 2, missing: Sequence[str] = (
     drawn = facts.fact("random_routes")
     differing = shown_routers(results.comparison, headline, most=2)[-1:]
     of_headline = [claim for claim in results.claims if claim.domain == headline]
-    figures = draw_figures(run, results, domains)
+    figures = draw_figures(run, results, domains, pdf=not missing)
     page = _template().render(
         name=run.resolve().name,
         results=results,
