@@ -2,14 +2,13 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from types import ModuleType
 
 import pytest
 import yaml
 
 from duollm import cli
-from duollm.config import Recipe
+from duollm.config import Recipe, find_recipe, load_recipe
 from duollm.errors import UserError
 
 STUDY_VERBS = {
@@ -30,7 +29,6 @@ def study(monkeypatch, tmp_path):
     module.run_study = lambda *arguments: calls.append(arguments)
     monkeypatch.setitem(sys.modules, "duollm.study", module)
     monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -56,14 +54,16 @@ def test_help_is_light(arguments):
     assert not {"torch", "transformers", "matplotlib", "pyarrow", "numpy"} & set(modules)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"]])
-def test_help_takes_less_than_half_a_second(arguments):
+@pytest.mark.parametrize(("arguments", "limit"), [(["--help"], 0.3), (["study", "--help"], 0.5)])
+def test_help_takes_a_fraction_of_a_second(arguments, limit):
     def seconds():
-        start = time.perf_counter()
+        """Of the processor: what else this machine does makes the command wait, not work."""
+        before = os.times()
         python("import sys\nfrom duollm.cli import main\nmain(sys.argv[1:])", *arguments)
-        return time.perf_counter() - start
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    assert min(seconds() for _ in range(5)) < limit
 
 
 def test_the_overview_names_every_verb(capsys):
@@ -87,7 +87,7 @@ def test_the_help_of_a_verb_describes_every_recipe_key(capsys):
 def test_verbs_run_the_study_up_to_their_stage(study, tmp_path, verb, until):
     assert cli.main([verb, "--out", str(tmp_path / "run")]) == 0
     [(recipe, run, command, asked)] = study
-    assert recipe == Recipe()
+    assert recipe == load_recipe(find_recipe(cli.DEFAULT_RECIPE))
     assert run == tmp_path / "run"
     assert command == ["duollm", verb, "--out", str(tmp_path / "run")]
     assert asked == until
@@ -116,7 +116,7 @@ def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(study, capsys, tm
     assert cli.main(["study", "--dry-run", "--pretrain.learning_rate", "3e-4"]) == 0
     shown = Recipe.model_validate(yaml.safe_load(capsys.readouterr().out))
     assert shown.pretrain.learning_rate == 3e-4
-    assert shown.oracle == Recipe().oracle
+    assert shown.oracle == load_recipe(find_recipe(cli.DEFAULT_RECIPE)).oracle
     assert study == []
     assert list(tmp_path.iterdir()) == []
 
@@ -142,6 +142,7 @@ def test_plan_prints_the_numbers(capsys):
         (["study", "quick", "again"], "got 'again'"),
         (["study", "quik"], "did you mean 'quick'?"),
         (["bench", "everything"], "'train'"),
+        (["bench", "train", "--precision", "bf16"], "goes with 'bench forward' only, got 'bench train'"),
         (["bench", "forward", "--seconds", "nan"], "takes a number from 0.01 to 3600, got 'nan'"),
         (["study", "--model.path", ""], "--model.path: an empty value was given"),
         (["study", "--data.tokenizer="], "--data.tokenizer: an empty value was given"),
@@ -251,20 +252,18 @@ def test_our_own_mistakes_keep_their_traceback(study, monkeypatch):
         cli.main(["study"])
 
 
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(study, monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+def test_how_threads_wait_is_left_alone(study, monkeypatch):
+    """Waiting passively costs a process that has its cores to itself a third of its speed."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     cli.main(["study"])
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    cli.main(["study"])
-    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_bench_passes_its_options_on(monkeypatch):
     asked = []
     module = ModuleType("duollm.bench")
-    module.main = lambda which, options: asked.append((which, options.seconds, options.json))
+    module.run_bench = lambda *arguments: asked.append(arguments)
     monkeypatch.setitem(sys.modules, "duollm.bench", module)
     monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
     assert cli.main(["bench", "oracle", "--seconds", "2", "--json"]) == 0
-    assert asked == [("oracle", 2.0, True)]
+    assert asked == [("oracle", 2.0, "fp32", True)]

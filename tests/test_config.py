@@ -61,6 +61,7 @@ def test_overrides_win_over_the_file(recipe_file):
         ("data.tokenizer", "'x y'", "x y"),
         ("data.domains", "[no, 'x #y']", ["no", "x #y"]),
         ("pretrain.compile", "yes", True),
+        ("pretrain.compile", "auto", "auto"),
     ],
 )
 def test_override_values_are_read_as_people_write_them(key, text, expected):
@@ -136,7 +137,9 @@ def test_lists_show_how_to_write_them():
         ({"pretrain.batch_size": "0x10"}, "write 16"),
         ({"pretrain.tokens": "true"}, "got true; if 1 is meant, write 1"),
         ({"pretrain.learning_rate": "true"}, "got true"),
-        ({"pretrain.compile": "1"}, "write true or false"),
+        ({"pretrain.compile": "1"}, "must be auto, true or false, got 1"),
+        ({"model.tie_word_embeddings": "1"}, "write true or false"),
+        ({"pretrain.compile": "often"}, "must be auto, true or false, got often"),
         ({"router.big_layers": "[2, true]"}, "got true"),
         ({"pretrain.betas": "[0.1, 010]"}, "write 10 or 8"),
         ({"pretrain.tokens": "5 # five"}, "'# five' follows the value"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from duollm import Branch, RouteSpace, loss_table, search_oracle
+from duollm import Branch, RouteSpace, cli, loss_table, search_oracle
 from duollm.config import Recipe
 from duollm.convert.saving import load_model
 from duollm.data.tokenizer import load_tokenizer
@@ -21,6 +21,9 @@ from tiny_saved import save_tiny
 from tiny_training import router_training
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+WORD = r"'[^']*'|\"[^\"]*\"|[^\s`|;'\"]+"
+COMMAND = re.compile(rf"(?:\./run|\bduollm|-m duollm\.cli) +([a-z][a-z-]*)((?: +(?:{WORD}))*)")
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -142,10 +145,34 @@ def test_evaluation_from_python(tmp_path):
     assert "acc,none" in names["results"]["results"]["duollm_prose_continuation"]
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_between_files_lead_somewhere(page):
     targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
     assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def commands(page):
+    """Find the verbs and words of commands in code: fenced, indented or between backquotes, comments left out."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    code = [block for language, block in fenced if not language]
+    code += re.findall(r"`[^`\n]+`", text) + re.findall(r"^ {4}.*$", text, re.MULTILINE)
+    lines = (line.partition("# ")[0] for block in code for line in block.splitlines())
+    return {match.groups() for line in lines for match in COMMAND.finditer(line) if match[1] not in ("tests", "python")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_verbs_and_flags_of_named_commands_exist(page, capsys):
+    for verb, words in commands(page):
+        assert verb in cli.VERBS
+        assert cli.main([verb, "--help"]) == 0
+        shown = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+        given = [word.partition("=")[0] for word in re.findall(rf"(?<= )(?:{WORD})", words)]
+        assert not {word for word in given if word.startswith("--")} - shown
+
+
+def test_the_pages_name_commands():
+    assert sum(len(commands(page)) for page in PAGES) > 40
 
 
 SECTIONS = re.split(r"^## ", (DOCS / "huggingface.md").read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -10,7 +10,6 @@ from duollm.flops import (
     head_flops,
     layer_flops,
     naive_search,
-    route_bytes,
     sequence_flops,
     shared_search,
     token_flops,
@@ -157,17 +156,6 @@ def test_a_beam_is_a_tree_that_grows_no_wider():
     assert shared_search(model, 5, width=8) == tree
 
 
-def test_route_bytes_of_the_all_big_route_leave_out_the_small_ffns():
-    parts = count_parameters(paper())
-    row = 2560
-    assert route_bytes(paper(), 12, 2) == 2 * (parts.total - parts.small + row)
-
-
-def test_more_big_layers_read_more_bytes_by_one_ffn_difference():
-    difference = 4 * 3 * HIDDEN * (INNER - SMALL_INNER)
-    assert route_bytes(toy(), 3, 4) - route_bytes(toy(), 2, 4) == difference
-
-
 @pytest.mark.parametrize("route", [[BIG] * (LAYERS - 1), LAYERS + 1, -1])
 def test_a_route_that_does_not_fit_is_refused(route):
     with pytest.raises(ValueError, match=f"{LAYERS} layers"):
@@ -186,14 +174,6 @@ class TestDenseFamilies:
         assert counted.small == sum(size for name, size in sizes.items() if ".mlp.small." in name)
         assert counted.attention == sum(size for name, size in sizes.items() if "_attn" in name and "norm" not in name)
         assert counted.norms == sum(size for name, size in sizes.items() if "norm" in name)
-
-    @pytest.mark.parametrize("variant", VARIANTS)
-    def test_bytes_of_a_route(self, variant):
-        model, route = DuoForCausalLM(duo_config(VARIANTS[variant], 6, "ffn")), [SMALL, SKIP, BIG]
-        others = {".0.mlp.big", ".1.mlp.big", ".1.mlp.small", ".2.mlp.small", "embed_", "lm_head"}
-        read = [each.numel() for name, each in model.named_parameters() if not any(part in name for part in others)]
-        rows = model.config.hidden_size * (2 if model.config.positions == "learned" else 1)
-        assert route_bytes(model.config, route, 4) == 4 * (sum(read) + rows + model.lm_head.weight.numel())
 
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_flops_of_a_token_that_is_decoded(self, variant):

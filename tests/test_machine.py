@@ -2,6 +2,8 @@ import json
 import platform
 import subprocess
 import sys
+from io import BytesIO
+from urllib.error import HTTPError, URLError
 
 import pytest
 
@@ -39,9 +41,10 @@ def test_other_platforms_are_left_alone(monkeypatch):
 
 
 def test_the_peak_is_measured_once_per_process():
-    first = machine.matmul_peak("fp32", seconds=0.02)
+    first, shape = machine.best_matmul("fp32", seconds=0.02)
     assert 1e8 < first < 1e16
-    assert machine.matmul_peak("fp32", seconds=0.02) == first
+    assert len(shape) == 3
+    assert machine.best_matmul("fp32", seconds=0.02) == (first, shape)
 
 
 @pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(2.0, 1.0, "fp32"), (1.0, 2.0, "bf16")])
@@ -86,3 +89,23 @@ def test_the_commit_is_that_of_the_checkout_of_this_package_only(tmp_path, monke
     assert machine._commit() == git("rev-parse", "HEAD")
     (package / "machine.py").write_text("edited")
     assert machine._commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reached"),
+    [
+        (None, True),
+        (HTTPError("hub", 403, "refused", {}, None), True),
+        (URLError("no such host"), False),
+        (TimeoutError(), False),
+    ],
+    ids=["answers", "refuses", "no-host", "timeout"],
+)
+def test_whether_the_hub_answers(monkeypatch, answer, reached):
+    def urlopen(request, timeout):
+        if answer is not None:
+            raise answer
+        return BytesIO()
+
+    monkeypatch.setattr(machine, "urlopen", urlopen)
+    assert machine.hub_answers() == reached

@@ -2,13 +2,16 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from duollm.options import names, number, whole_number, whole_numbers
+from duollm.options import Parser, listed, number, rows, whole_number
 
 
 def test_values_in_range_are_read():
     assert whole_number(0, 7)("7") == 7
     assert number(0.5, 2)("1.5") == 1.5
-    assert names(" prose, ./my code ") == "prose,./my code"
+    assert listed(str)(" prose, ./my code ") == ["prose", "./my code"]
+    assert listed(str)("[a],b") == ["[a]", "b"]
+    assert listed(whole_number(), brackets=True)("[4, 6]") == [4, 6]
+    assert (rows("auto"), rows("3")) == ("auto", 3)
 
 
 @pytest.mark.parametrize(
@@ -22,9 +25,10 @@ def test_values_in_range_are_read():
         (number(0.5, 2), "nan", "from 0.5 to 2, got 'nan'"),
         (number(0.5, 2), "inf", "from 0.5 to 2"),
         (number(0.5, 2), "x", "from 0.5 to 2"),
-        (names, "prose,", "'prose,' holds an empty name"),
-        (names, "", "holds an empty name"),
-        (names, "a, ,b", "holds an empty name"),
+        (listed(str), "prose,", "'prose,' holds an empty value"),
+        (listed(str), "", "holds an empty value"),
+        (listed(number(0, 1)), "0;1", "from 0 to 1, got '0;1'"),
+        (listed(str), "a, ,b", "holds an empty value"),
     ],
 )
 def test_other_values_are_refused_with_what_is_allowed(read, text, expected):
@@ -34,7 +38,20 @@ def test_other_values_are_refused_with_what_is_allowed(read, text, expected):
     assert len(str(caught.value)) < 150
 
 
-def test_whole_numbers_stand_with_commas_between():
-    assert whole_numbers("4,6") == whole_numbers("[4, 6]") == [4, 6]
-    with pytest.raises(ArgumentTypeError, match="such as 4,6; got 'four'"):
-        whole_numbers("four")
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ("max_new_tokens 31: no room", "--max-new-tokens 31: no room"),
+        ("sequence_length must be 2", "data.sequence_length must be 2"),
+        ("documents must be 2", "documents must be 2"),
+        ("model must be a folder", "model must be a folder"),
+        ("nothing of the kind", "nothing of the kind"),
+        ("data.tokens must be 2", "data.tokens must be 2"),
+    ],
+)
+def test_the_option_is_named_in_place_of_the_librarys_argument(message, named):
+    parser = Parser()
+    parser.add_argument("model")
+    for option in ("max-new-tokens", "data.sequence_length", "data.tokens", "oracle.documents", "evaluate.documents"):
+        parser.add_argument(f"--{option}")
+    assert parser.name_option(message) == named

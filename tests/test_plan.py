@@ -227,12 +227,12 @@ def test_sizes_that_make_no_model_are_one_line():
 @pytest.mark.parametrize("hub_id", ["owner/name"])
 def test_a_checkpoint_on_the_hub_has_the_recipes_sizes(hub_id):
     assert numbers(small(model__dense=hub_id), "parameters") == numbers(small(), "parameters")
-    with pytest.raises(UserError, match=f"add --model.vocab_size N, that of {hub_id}"):
+    with pytest.raises(UserError, match=f"model.vocab_size: a plan loads nothing; give that of {hub_id}"):
         plan(small(model__dense=hub_id, model__vocab_size="null"))
 
 
 def test_an_unknown_vocabulary_asks_for_its_size():
-    with pytest.raises(UserError, match=r"--model\.vocab_size"):
+    with pytest.raises(UserError, match=r"model\.vocab_size: .* give that of somewhere"):
         plan(small(model__vocab_size="null", data__tokenizer="somewhere"))
 
 

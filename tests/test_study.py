@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from duollm import cli
+from duollm.analysis.analyse import analyse
 from duollm.config import Recipe
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.files import write_text
 from duollm.records.halves import first_half
+from duollm.report.page import write_report
 from duollm.routers.registry import load_router
 from duollm.routes.space import RouteSpace
 from duollm.study import load_model, run_study
@@ -75,9 +77,9 @@ def run(finished, tmp_path):
 def again(values, capsys, monkeypatch):
     """Run with changed values, without drawing figures, and return the stages that were not skipped."""
 
-    def write_empty_report(run, shown_documents):
+    def write_empty_report(run, shown_documents, missing=()):
         (run / "figures").mkdir(exist_ok=True)
-        write_text(run / "report.html", "")
+        write_text(run / "report.html", f"missing: {', '.join(missing)}")
 
     monkeypatch.setattr("duollm.study.write_report", write_empty_report)
 
@@ -115,8 +117,9 @@ def test_the_stored_recipe_is_complete_and_gives_the_same_study(finished, run, c
     stored = yaml.safe_load((finished / "config.yaml").read_text())
     assert set(stored) == set(Recipe.model_fields)
     run_study(Recipe.model_validate(stored), run, ["duollm", "study"])
-    *stages, last = capsys.readouterr().out.splitlines()
-    assert stages == [f"{stage}: unchanged" for stage in STAGES]
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines[: len(STAGES)] == [f"{stage}: unchanged" for stage in STAGES]
+    assert f"duollm compare {run}" in "".join(lines[len(STAGES) :])
     assert last.startswith(f"report is up to date: {run / 'report.html'} (at most ")
 
 
@@ -197,9 +200,9 @@ def test_a_changed_setting_redoes_what_it_touches(run, again, changes, redone):
 
 def test_the_ceiling_is_scored_on_the_oracles_tokens_and_goes_when_it_is_switched_off(run, again):
     results = json.loads((run / "results.json").read_text())
-    assert {(row["depth"], row["big_layers"]) for row in results["ceiling"]} == {
-        (d, k) for d in range(3) for k in (1, 2)
-    }
+    measured = {(row["depth"], row["big_layers"]) for row in results["ceiling"]}
+    assert {(depth, 1) for depth in range(3)} < measured
+    assert {k for _, k in measured} == {1, 2}
     assert {row["domain"] for row in results["decomposition"]} == {"owls", "cats", "pooled"}
     assert again(run, ceiling={"enabled": False}) == ["ceiling", "report"]
     assert not (run / "ceiling").exists()
@@ -231,10 +234,32 @@ def test_until_stops_early_and_a_killed_study_continues(tmp_path, again, monkeyp
         with pytest.raises(KeyboardInterrupt):
             again(tmp_path / "run")
     weights = (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns
+    page = tmp_path / "run" / "report.html"
+    assert not page.exists()
     assert again(tmp_path / "run", until="oracle") == ["oracle"]
-    assert not (tmp_path / "run" / "report.html").exists()
-    assert again(tmp_path / "run") == STAGES[3:]
+    assert page.read_text() == "missing: ceiling, linear_k1, linear_k2, evaluate"
+    assert again(tmp_path / "run", until="evaluate") == STAGES[4:-1]
+    assert page.read_text() == "missing: ceiling"
+    assert again(tmp_path / "run") == ["ceiling", "report"]
+    assert page.read_text() == "missing: "
     assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_the_page_grows_and_ends_as_if_written_once(run, finished, values):
+    """After a change to the oracle nothing of the former study is on the page, and the last page is the usual one."""
+    changed = Recipe.model_validate(values | {"oracle": values["oracle"] | {"random_routes": 4}})
+    run_study(changed, run, ["duollm", "study"], "oracle")
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "Still missing: evaluate." in html
+    assert not (run / "evaluate").exists()
+    run_study(Recipe.model_validate(values), run, ["duollm", "study"], "oracle")
+    for name in ("evaluate", "ceiling"):
+        shutil.rmtree(run / name, ignore_errors=True)
+        shutil.copytree(finished / name, run / name)
+    shutil.copy(finished / "provenance.json", run / "provenance.json")
+    analyse(run, 100)
+    write_report(run, 1)
+    assert (run / "report.html").read_bytes() == (finished / "report.html").read_bytes()
 
 
 def test_a_killed_pretraining_continues_to_the_same_weights(tmp_path, finished, again, monkeypatch):
@@ -318,7 +343,7 @@ class TestDamage:
 
     def test_a_damaged_router(self, run, refusal):
         (run / "routers" / "linear_k1" / "router.safetensors").write_bytes(b"damaged")
-        assert "linear_k1: not a router folder" in refusal("--oracle.documents", "5")
+        assert "linear_k1: not a router folder" in refusal("--router.spend", "[exact]")
 
 
 class TestLoadModel:

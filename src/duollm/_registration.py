@@ -1,9 +1,9 @@
-"""Makes `AutoConfig` and `AutoModelForCausalLM` know the duo model after `import duollm`, and PEFT its default targets.
+"""Makes `AutoConfig` and `AutoModelForCausalLM` know the duo model after `import duollm`.
 
-Importing transformers takes seconds, which `duollm --help` must not pay. So the duo's files, which
-register themselves, are imported at once if transformers' auto classes are loaded already, and else
-at the moment they are; or, if that moment lies within the import of a part that the duo needs itself, when the auto
-classes are first asked for.
+Three plain lines would do it, but cost every `import duollm`, and so `duollm --help`, 2.2 s of processor time:
+transformers' `AutoConfig` loads torch. So the duo's files, which register themselves, are imported at once if the auto
+classes are loaded already. Otherwise they are imported together with the auto classes; or, if these are being loaded
+for a part that the duo needs itself, when the auto classes are first asked for.
 """
 
 import sys

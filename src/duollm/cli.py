@@ -5,22 +5,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import TYPE_CHECKING
 
 from duollm.errors import UserError, did_you_mean, system_fault
-from duollm.options import names, number, whole_number, whole_numbers
+from duollm.files import check_folder
+from duollm.options import Parser, WideHelp, add_recipe_options, listed, number, rows, whole_number
 
 if TYPE_CHECKING:
-    from duollm.config import Recipe
+    from duollm.config import ConvertConfig, DataConfig, Recipe
 
 DEFAULT_RECIPE = "recipes/quick.yaml"
-
-_SEED = whole_number(0, 2**32 - 1)
 
 _POLICY_HELP = "all-big (default), all-small, random:0.25, spread:6, routes:2211..., a run's router, router:FOLDER, ..."
 
@@ -107,13 +104,16 @@ def _dispatch(given: list[str]) -> None:
 
 def _run_verb(name: str, given: list[str]) -> None:
     verb = VERBS[name]
-    parser = _Parser(prog=f"duollm {name}", description=verb.summary, formatter_class=_WideHelp, allow_abbrev=False)
+    parser = Parser(prog=f"duollm {name}", description=verb.summary, formatter_class=WideHelp, allow_abbrev=False)
     verb.add_options(parser)
     try:
         options = parser.parse(given)
     except SystemExit:  # argparse has printed the help
         return
-    verb.run(options, ["duollm", name, *given])
+    try:
+        verb.run(options, ["duollm", name, *given])
+    except UserError as error:
+        raise UserError(parser.name_option(str(error))) from error
 
 
 def _overview() -> str:
@@ -130,110 +130,10 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are UserErrors with the nearest option."""
-
-    def parse(self, given: Sequence[str]) -> argparse.Namespace:
-        options, unknown = self.parse_known_args(given)
-        for argument in unknown:
-            if argument.startswith("-"):
-                raise UserError(f"unknown option {argument.partition('=')[0]}; {self._nearest(argument)}")
-        if unknown:
-            raise UserError(f"{self.prog} takes no further argument, got {unknown[0]!r}; {self._see_help()}")
-        for action in self._actions:
-            self._check_given(action, getattr(options, action.dest, None))
-        return options
-
-    def _check_given(self, action: argparse.Action, value: Any) -> None:
-        """Refuse an empty text, as of an unset shell variable: a verb would read it as not given, or as this folder."""
-        texts = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
-        if action.dest != "prompt" and not all(text.strip() for text in texts):
-            name = action.option_strings[0] if action.option_strings else action.metavar
-            raise UserError(
-                f"{name}: an empty value was given (an unset shell variable?); give a value, or leave it out"
-            )
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """argparse says nothing of a help that could not be printed."""
-        print(message, end="", file=file)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self._see_help()}")
-
-    def _nearest(self, argument: str) -> str:
-        name = argument.partition("=")[0]
-        options = [option for option in self._option_string_actions if option.startswith("--")]
-        same_key = [option for option in options if option.rpartition(".")[2] == name.lstrip("-")]
-        near = same_key or get_close_matches(name, options, n=1)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{hint}{self._see_help()}"
-
-    def _see_help(self) -> str:
-        return f"{self.prog} --help lists all options"
-
-
-class _WideHelp(argparse.HelpFormatter):
-    """Help with room for the names of recipe keys."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34)
-
-
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/NAME, NAME from the recipe)")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    _add_recipe_options(parser)
-
-
-def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """Add RECIPE and an option for every key of a recipe; keys that are not given leave no trace."""
-    from duollm.config import Recipe
-
-    parser.usage = f"{parser.prog} [RECIPE] [options] [--section.key VALUE ...]"
-    parser.add_argument(
-        "recipe", nargs="?", metavar="RECIPE", default=DEFAULT_RECIPE, help="a YAML file (default: %(default)s)"
-    )
-    whole = parser.add_argument_group(
-        "recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4]; text is taken as it is written."
-    )
-    for name, field in Recipe.model_fields.items():
-        inner_fields = getattr(field.annotation, "model_fields", None)
-        if inner_fields is None:
-            _add_key(whole, name, field)
-            continue
-        section = parser.add_argument_group(name, field.annotation.__doc__)
-        for inner_name, inner in inner_fields.items():
-            _add_key(section, f"{name}.{inner_name}", inner)
-
-
-def _add_key(group: Any, key: str, field: Any) -> None:
-    text = field.description.replace("\n", " ").replace("%", "%%")
-    default = "" if field.default is None else f" (default: {_as_yaml(field.default)})"
-    group.add_argument(
-        f"--{key}", metavar=_type_name(field.annotation), default=argparse.SUPPRESS, help=f"{text}{default}"
-    )
-
-
-def _as_yaml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_as_yaml, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _type_name(annotation: Any) -> str:
-    """Say what a key takes: INTEGER, ffn|layer, [NUMBER,NUMBER], ..."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return "|".join(inner)
-    if origin in (Union, UnionType):
-        return "|".join(_type_name(each) for each in inner if each is not NoneType)
-    if origin is Annotated:
-        return _type_name(inner[0])
-    if origin is list:
-        return f"[{_type_name(inner[0])},...]"
-    if origin is tuple:
-        return f"[{','.join(map(_type_name, inner))}]"
-    return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}[annotation]
+    add_recipe_options(parser, DEFAULT_RECIPE)
 
 
 def _resolve(options: argparse.Namespace) -> "Recipe":
@@ -260,19 +160,20 @@ def _study(options: argparse.Namespace, command: list[str], until: str) -> None:
 
 
 def _check_run_folder(folder: Path) -> None:
-    from duollm.files import check_folder
-
     check_folder("--out", folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
         raise UserError(f"--out {folder} holds files but no config.yaml, so it is no run folder; give a new one")
 
 
 def _prepare_for_torch() -> None:
-    """Settings that count only before torch is imported: threads that sleep while they wait, memory that is kept."""
+    """Settings that count only before torch is imported. How OpenMP's threads wait is left alone (docs/LOG.md)."""
     from duollm.machine import keep_freed_memory
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     keep_freed_memory()
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    add_recipe_options(parser, DEFAULT_RECIPE)
 
 
 def _plan(options: argparse.Namespace, command: list[str]) -> None:
@@ -282,38 +183,173 @@ def _plan(options: argparse.Namespace, command: list[str]) -> None:
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.config import LARGEST_SEED
+
     add = parser.add_argument
     add("dense", metavar="DENSE", help="a dense checkpoint: a folder with safetensors, or a hub id")
-    add("--out", metavar="FOLDER", required=True, help="the duo folder to write")
+    add("--out", metavar="FOLDER", required=True, help="folder for the duo; it must be new or empty")
     width = "inner width of the small FFNs (default: a sixteenth of the big ones)"
     add("--small-intermediate-size", type=whole_number(0), metavar="N", help=width)
-    kinds = "random, the big FFN's most used neurons, or those trained to imitate it (default: %(default)s)"
-    add("--small-init", choices=["random", "slice", "distilled"], default="distilled", help=kinds)
-    add("--domains", type=names, default="prose,code", metavar="LIST", help="text to look at (default: %(default)s)")
-    add("--sample-tokens", type=int, default=32_768, metavar="N", help="how much of it (default: %(default)s)")
+    start = "how to set the small FFNs: at random; from the most used neurons of the big FFN (slice); or like slice, "
+    start += "then trained to imitate the big FFN (distilled). Default: %(default)s"
+    add("--small-init", choices=["random", "slice", "distilled"], default="distilled", help=start)
+    fitted = "text to fit the small FFNs to: prose, code, a file or folder, ... (default: %(default)s)"
+    add("--domains", type=listed(str), default="prose,code", metavar="LIST", help=fitted)
+    add("--sample-tokens", type=int, default=32_768, metavar="N", help="tokens of that text (default: %(default)s)")
     add("--sequence-length", type=int, default=256, metavar="T", help="tokens per window (default: %(default)s)")
-    add("--steps", type=int, default=300, metavar="N", help="of the distillation, per layer (default: %(default)s)")
-    add("--skip-scope", choices=["ffn", "layer"], default="ffn", help="what skip bypasses (default: %(default)s)")
+    add("--steps", type=int, default=300, metavar="N", help="distillation steps per layer (default: %(default)s)")
+    skips = "what a token that skips leaves out: the FFN, or the whole layer (default: %(default)s)"
+    add("--skip-scope", choices=["ffn", "layer"], default="ffn", help=skips)
     types = ["auto", "float32", "bfloat16", "float16"]
-    add("--dtype", choices=types, default="auto", help="of the saved weights (default: the checkpoint's)")
-    add("--seed", type=_SEED, default=0, metavar="N", help="of text, random weights and batches (default: %(default)s)")
+    add("--dtype", choices=types, default="auto", help="dtype of the saved weights (default: that of the checkpoint)")
+    seed = "random seed for text, random weights and batches (default: %(default)s)"
+    add("--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help=seed)
 
 
 def _convert(options: argparse.Namespace, command: list[str]) -> None:
+    config, text = _convert_sections(options)
+    out = Path(options.out)
+    check_folder("--out", out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out {out} exists already; give a new folder")
     _prepare_for_torch()
-    from duollm.standalone.convert import convert_checkpoint
+    import torch
 
-    convert_checkpoint(options)
+    from duollm.convert.checkpoint import convert_checkpoint
+
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    size, scope = options.small_intermediate_size, options.skip_scope
+    convert_checkpoint(options.dense, out, config, text, size, scope, dtype, options.seed)
+
+
+def _convert_sections(options: argparse.Namespace) -> "tuple[ConvertConfig, DataConfig]":
+    """The options as sections of a recipe, which know what is allowed."""
+    from pydantic import ValidationError
+
+    from duollm.config import ConvertConfig, DataConfig, explain
+
+    try:
+        config = ConvertConfig(small_init=options.small_init, sample_tokens=options.sample_tokens, steps=options.steps)
+        domains, length = options.domains, options.sequence_length
+        return config, DataConfig(domains=domains, tokenizer=options.dense, sequence_length=length)
+    except ValidationError as error:
+        raise UserError(": ".join(filter(None, explain(error)))) from None
+
+
+def _add_score_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a saved duo, or a run folder")
+    add("--out", metavar="FOLDER", help="folder for the results (default: only print them)")
+    policies = parser.add_mutually_exclusive_group()
+    policies.add_argument("--policy", action="append", metavar="SPEC", help=f"{_POLICY_HELP}; may be repeated")
+    sweep = "score one kind of policy at several shares of big layers: spread, random, first or last"
+    policies.add_argument("--sweep", metavar="KIND", help=sweep)
+    shares = "shares of big layers to sweep (default: 0,0.25,0.5,0.75,1)"
+    add("--shares", type=listed(number(0, 1), brackets=True), metavar="LIST", help=shares)
+    batch = "rows per forward; for tasks also auto, the largest batch that fits a GPU (default: %(default)s)"
+    add("--batch-size", type=rows, default=8, metavar="N", help=batch)
+    add = parser.add_argument_group("losses", "Scores the test split of each domain. This is the default.").add_argument
+    texts = "prose, code, a file or folder, ... (default: the domains of the run, or prose,code)"
+    add("--domains", type=listed(str), metavar="LIST", help=texts)
+    add("--documents", type=whole_number(), metavar="N", help="documents per domain, at most (default: 40)")
+    add("--windows", type=whole_number(), metavar="N", help="windows per document, at most (default: 4)")
+    length = "tokens per window (default: that of the run, or 128)"
+    add("--sequence-length", type=whole_number(2), metavar="T", help=length)
+    add = parser.add_argument_group("lm-eval tasks", "Run instead of losses. Needs the extra `eval`.").add_argument
+    tasks = "tasks to run: duollm_prose_continuation, duollm_code_continuation, arc_easy, ..."
+    add("--tasks", type=listed(str), metavar="LIST", help=tasks)
+    add("--limit", type=whole_number(), metavar="N", help="documents per task, at most (default: all)")
+    add("--num-fewshot", type=whole_number(0), metavar="N", help="examples in the context (default: as the task says)")
+    add("--include-path", action="append", metavar="FOLDER", help="a folder with task YAML files; may be repeated")
+
+
+_TEXT_OPTIONS = ("domains", "documents", "windows", "sequence_length")
+_TASK_OPTIONS = ("limit", "num_fewshot", "include_path")
+
+
+def _score(options: argparse.Namespace, command: list[str]) -> None:
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    text, tasks = ({name: given[name] for name in names if name in given} for names in (_TEXT_OPTIONS, _TASK_OPTIONS))
+    for name in text if options.tasks else ():
+        raise UserError(f"{name} is about losses, and --tasks runs tasks instead; leave one of them out")
+    for name in () if options.tasks else tasks:
+        raise UserError(f"{name} needs --tasks")
+    if options.batch_size == "auto" and not options.tasks:
+        raise UserError("batch_size auto goes with --tasks; losses of text take a whole number from 1")
+    if options.shares and not options.sweep:
+        raise UserError("shares needs --sweep: spread, random, first or last")
+    out = Path(options.out) if options.out else None
+    if out:
+        check_folder("--out", out)
+    _prepare_for_torch()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
+    from duollm.machine import hub_answers
+
+    if options.tasks and not hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; without it every file is retried for half a minute
+    from duollm.saved.model import Saved
+
+    saved = Saved.at(Path(options.model))
+    shares = options.shares or [0, 0.25, 0.5, 0.75, 1]
+    policies = saved.swept(options.sweep, shares) if options.sweep else options.policy or ["all-big"]
+    if options.tasks:
+        from duollm.saved.tasks import TaskSettings, score_tasks
+
+        task_settings = TaskSettings(options.tasks, batch_size=options.batch_size, **tasks)
+        score_tasks(saved, policies, task_settings, out, command)
+    else:
+        from duollm.saved.text import TextSettings, score_text
+
+        score_text(saved, policies, TextSettings(batch_size=options.batch_size, **text), out, command)
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.config import LARGEST_SEED
+
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a saved duo, or a run folder")
+    add("prompt", metavar="PROMPT", help="the text to continue; -: read it from standard input")
+    add("--policy", default="all-big", metavar="SPEC", help=_POLICY_HELP)
+    length = "number of tokens to generate, at most (default: %(default)s)"
+    add("--max-new-tokens", type=whole_number(), default=64, metavar="N", help=length)
+    heat = "temperature of sampling (default: %(default)s)"
+    add("--temperature", type=number(1e-3, 1e3), default=0.8, metavar="T", help=heat)
+    nucleus = "sample from the likeliest tokens, which together have this probability (default: %(default)s)"
+    add("--top-p", type=number(1e-6, 1), default=0.95, metavar="P", help=nucleus)
+    add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
+    beams = "number of beams of a beam search, which shows its text only at the end (default: no beam search)"
+    add("--num-beams", type=whole_number(), default=1, metavar="N", help=beams)
+    add(
+        "--seed",
+        type=whole_number(0, LARGEST_SEED),
+        default=0,
+        metavar="N",
+        help="random seed for sampling (default: %(default)s)",
+    )
+    add("--chat", action="store_true", help="apply the tokenizer's chat template to the prompt, as a user's turn")
+    add("--show-routes", action="store_true", help="print the route of each token, a mark per layer")
+    add("--no-compare", dest="compare", action="store_false", help="do not measure the speed of all big")
+
+
+def _generate(options: argparse.Namespace, command: list[str]) -> None:
+    _prepare_for_torch()
+    from duollm.saved.generate import GenerateSettings, generate
+    from duollm.saved.model import Saved
+
+    settings = {name: value for name, value in vars(options).items() if name not in ("model", "prompt")}
+    generate(Saved.at(Path(options.model), "auto"), options.prompt, GenerateSettings(**settings))
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a finished run folder; only its results.json is read")
-    add("--budget", type=whole_numbers, metavar="K,K", help="numbers of big layers (default: all of the run's routers)")
-    add("--domain", metavar="NAME", help="one domain's text (default: all pooled)")
+    budget = "numbers of big layers to compare at (default: all budgets of the run's routers)"
+    add("--budget", type=listed(whole_number(0), brackets=True), metavar="K,K", help=budget)
+    add("--domain", metavar="NAME", help="compare on the text of one domain (default: all domains pooled)")
     form = parser.add_mutually_exclusive_group()
-    for name in ("markdown", "json"):
-        text = f"print {'Markdown' if name == 'markdown' else 'JSON'} instead of a table"
+    for name, shown in (("markdown", "Markdown"), ("json", "JSON")):
+        text = f"print {shown} instead of a table"
         form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
 
 
@@ -324,77 +360,21 @@ def _compare(options: argparse.Namespace, command: list[str]) -> None:
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("which", choices=["train", "oracle", "forward"], help="what to measure")
-    parser.add_argument(
-        "--seconds", type=number(0.01, 3600), default=10.0, help="time per measurement (default: %(default)s)"
-    )
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="of the weights, for forward (default: fp32)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add = parser.add_argument
+    add("which", choices=["train", "oracle", "forward"], help="what to measure")
+    seconds = "seconds per measurement (default: %(default)s)"
+    add("--seconds", type=number(0.01, 3600), default=10.0, metavar="S", help=seconds)
+    add("--precision", choices=["fp32", "bf16"], help="precision of the weights, only for forward (default: fp32)")
+    add("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _bench(options: argparse.Namespace, command: list[str]) -> None:
+    if options.precision and options.which != "forward":
+        raise UserError(f"--precision goes with 'bench forward' only, got 'bench {options.which}'; leave it out")
     _prepare_for_torch()
-    from duollm.bench import main as run_bench
+    from duollm.bench import run_bench
 
-    run_bench(options.which, options)
-
-
-def _add_evaluate_options(parser: argparse.ArgumentParser) -> None:
-    from duollm.standalone import add_options
-
-    add_options(parser)
-    _add_study_options(parser)
-    parser.usage = f"{parser.prog} --model FOLDER [options]\n       {parser.usage}"
-
-
-def _evaluate(options: argparse.Namespace, command: list[str]) -> None:
-    from duollm import standalone
-
-    given = [word.partition("=")[0] for word in command]
-    if options.saved is None:
-        for flag in given:
-            if flag in standalone.FLAGS:
-                raise UserError(f"{flag} needs --model FOLDER, a saved duo or a run folder")
-        _study(options, command, until="evaluate")
-        return
-    _refuse_recipe(options, given)
-    standalone.check_mix(given, options.batch_size)
-    _prepare_for_torch()
-    standalone.evaluate(options, command)
-
-
-def _refuse_recipe(options: argparse.Namespace, given: Sequence[str]) -> None:
-    """A recipe makes its own model: nothing of it goes with --model."""
-    from duollm.config import Recipe
-
-    keys = [word for word in given if word.removeprefix("--").partition(".")[0] in Recipe.model_fields]
-    keys = [word for word in keys if word.startswith("--") and word != "--model"]
-    for word in (*keys, "--dry-run", options.recipe):
-        if word in given:
-            raise UserError(f"{word} is of a recipe; leave it out, or --model, which evaluates a saved model alone")
-
-
-def _add_generate_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="a saved duo, or a run folder")
-    add("prompt", metavar="PROMPT", help="the text to continue; -: read it from standard input")
-    add("--policy", default="all-big", metavar="SPEC", help=_POLICY_HELP)
-    add("--max-new-tokens", type=int, default=64, metavar="N", help="stop after so many (default: %(default)s)")
-    add("--temperature", type=float, default=0.8, metavar="T", help="of sampling (default: %(default)s)")
-    add("--top-p", type=float, default=0.95, metavar="P", help="sample from the likeliest (default: %(default)s)")
-    add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
-    add("--num-beams", type=int, default=1, metavar="N", help="beam search, which shows its text at the end")
-    add("--seed", type=_SEED, default=0, metavar="N", help="of sampling (default: %(default)s)")
-    add("--chat", action="store_true", help="the prompt is a user's turn: apply the tokenizer's chat template")
-    add("--show-routes", action="store_true", help="print each token's branches, a mark per layer")
-    add("--no-compare", action="store_true", help="do not measure the speed of all big")
-
-
-def _generate(options: argparse.Namespace, command: list[str]) -> None:
-    _prepare_for_torch()
-    from duollm.standalone.generate import generate
-
-    generate(options)
+    run_bench(options.which, options.seconds, options.precision or "fp32", options.json)
 
 
 def _study_verb(summary: str, until: str) -> Verb:
@@ -402,22 +382,17 @@ def _study_verb(summary: str, until: str) -> Verb:
 
 
 VERBS = {
-    "study": _study_verb("the whole study: train a duo, search, train routers, compare, report", until="report"),
-    "plan": Verb("print what a recipe takes: parameters, FLOPs, memory, steps", _add_recipe_options, _plan),
-    "convert": Verb("make a duo folder of a dense checkpoint", _add_convert_options, _convert),
-    "pretrain": _study_verb("the study up to the trained duo", until="pretrain"),
-    "oracle": _study_verb("the study up to the best route of every token", until="oracle"),
-    "train-router": _study_verb("the study up to the trained routers", until="train-router"),
-    "evaluate": Verb(
-        "losses and lm-eval tasks of a saved model under any policy; without --model: the study up to its losses",
-        _add_evaluate_options,
-        _evaluate,
-    ),
-    "generate": Verb(
-        "continue a text under a policy, coloured by what each token cost", _add_generate_options, _generate
-    ),
-    "report": _study_verb("the study up to the report, the last stage", until="report"),
-    "compare": Verb("a table of all policies at equal budgets, of one or several runs", _add_compare_options, _compare),
+    "study": _study_verb("run a whole study: train a duo, search, train routers, compare, report", until="report"),
+    "plan": Verb("print what a recipe takes: parameters, FLOPs, memory, steps", _add_plan_options, _plan),
+    "convert": Verb("make a duo of a dense checkpoint", _add_convert_options, _convert),
+    "pretrain": _study_verb("run a study up to the trained duo", until="pretrain"),
+    "oracle": _study_verb("run a study up to the best route of every token", until="oracle"),
+    "train-router": _study_verb("run a study up to the trained routers", until="train-router"),
+    "evaluate": _study_verb("run a study up to the losses of its routers and patterns", until="evaluate"),
+    "report": _study_verb("run a study up to its report, the last stage", until="report"),
+    "score": Verb("score a saved model under any policy: losses, or lm-eval tasks", _add_score_options, _score),
+    "generate": Verb("continue a text, coloured by what each token cost", _add_generate_options, _generate),
+    "compare": Verb("print all policies of one or several runs at equal budgets", _add_compare_options, _compare),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
 }
 

@@ -11,8 +11,8 @@ from duollm.errors import UserError, did_you_mean
 from duollm.files import write_text
 
 LARGEST_SEED = 2**32 - 1
+LARGEST_CODEBOOK = 32  # routes
 _LARGEST_NUMBER = 10**15
-_SPELLINGS = {"yes": True, "on": True, "no": False, "off": False}
 
 
 class Section(BaseModel):
@@ -25,14 +25,14 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_people_write(cls, value: Any, info: Any) -> Any:
-        """YAML and JSON have no tuples; 5e5 is a whole number too; a yes is a true where nothing else is allowed."""
+        """Accept what YAML has no type for: a list for a tuple, 5e5 for a whole number, yes for true."""
         kind = cls.model_fields[info.field_name].annotation
         if get_origin(kind) is tuple and isinstance(value, list):
             return tuple(value)
         if int in (kind, *get_args(kind)) and isinstance(value, float) and value.is_integer():
             return int(value)
         if kind is bool and isinstance(value, str):
-            return _SPELLINGS.get(value.lower(), value)
+            return strict_yaml.SPELLINGS.get(value.lower(), value)
         return value
 
     @field_validator("*")
@@ -56,11 +56,11 @@ class ModelConfig(Section):
     """The duo model. The vocabulary size comes from the tokenizer unless it is given here."""
 
     path: str | None = None
-    """A trained duo folder to study in place of training one."""
+    """Folder of a trained duo. The study uses it instead of training one."""
     dense: str | None = None
-    """A dense checkpoint, folder or hub id, to convert; of the sizes below only small_intermediate_size counts then."""
+    """Folder or hub id of a dense model to convert. Its sizes replace those below, except small_intermediate_size."""
     vocab_size: int | None = Field(default=None, ge=2)
-    """Size of the vocabulary; default: the tokenizer's."""
+    """Number of rows of the embedding. Default: the size of the tokenizer's vocabulary."""
     hidden_size: int = Field(default=128, ge=1)
     """Width of the residual stream."""
     num_hidden_layers: int = Field(default=12, ge=1, le=10_000)
@@ -68,17 +68,17 @@ class ModelConfig(Section):
     num_attention_heads: int = Field(default=2, ge=1)
     """Number of query heads."""
     num_key_value_heads: int = Field(default=2, ge=1)
-    """Number of key/value heads; a divisor of num_attention_heads."""
+    """Number of key/value heads. Must divide num_attention_heads."""
     intermediate_size: int = Field(default=512, ge=1)
     """Inner width of the big FFN."""
     small_intermediate_size: int = Field(default=32, ge=1)
     """Inner width of the small FFN."""
     skip_scope: Literal["ffn", "layer"] = "ffn"
-    """What skip bypasses: the FFN, or attention too."""
+    """What a token bypasses when it skips a layer: only the FFN, or the whole layer with its attention."""
     tie_word_embeddings: bool = True
-    """Share the input embedding with the output head."""
+    """Whether the output head uses the weights of the input embedding."""
     max_position_embeddings: int = Field(default=2048, ge=1)
-    """Longest sequence."""
+    """Longest sequence that the model accepts, in tokens."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary embedding."""
 
@@ -97,27 +97,27 @@ class ModelConfig(Section):
 
 
 class ConvertConfig(Section):
-    """Stage 0, only with model.dense: the big FFNs are the checkpoint's, the small ones are set from them."""
+    """Stage 0, only with model.dense: its FFNs become the big ones, and the small ones are derived from them."""
 
     small_init: Literal["random", "slice", "distilled"] = "distilled"
-    """Random, the big FFN's most used neurons, or those trained to imitate the big FFN (docs/checkpoints.md)."""
+    """Start of the small FFNs: random, neurons of the big FFN, or trained to imitate it (docs/checkpoints.md)."""
     sample_tokens: int = Field(default=32_768, ge=2)
-    """Tokens of training text on which slice and distilled look at the big FFNs."""
+    """Tokens of training text that slice and distilled run through the big FFNs."""
     steps: int = Field(default=300, ge=1)
-    """Steps of the distillation, per layer."""
+    """Distillation steps per layer."""
 
 
 class DataConfig(Section):
-    """Text in, packed tokens out."""
+    """The text, its tokenizer, and its split into training, validation and test documents."""
 
     domains: list[str] = Field(default=["prose", "code"], min_length=1)
-    """`prose`, `code`, a file or folder of text, JSON lines, Parquet or Arrow, or a Hugging Face data set id."""
+    """Sources of text: `prose`, `code`, files or folders (text, JSON lines, Parquet, Arrow), Hugging Face data sets."""
     tokenizer: str | None = None
-    """An existing tokenizer (folder or hub id); default: that of model.dense, or train a byte-level BPE."""
+    """Folder or hub id of a tokenizer. Default: the tokenizer of model.dense, else a newly trained byte-level BPE."""
     vocab_size: int = Field(default=4096, ge=257)
-    """Size of the vocabulary to train."""
+    """Size of the vocabulary, if a tokenizer is trained."""
     sequence_length: int = Field(default=128, ge=2)
-    """Tokens T per training sequence and per evaluated window."""
+    """Tokens T in a training sequence and in an evaluated window."""
     validation_share: float = Field(default=0.05, gt=0, lt=1)
     """Share of each domain's documents held out for calibration."""
     test_share: float = Field(default=0.15, gt=0, lt=1)
@@ -135,34 +135,34 @@ class DataConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Stage 1: random routing (paper, section 3)."""
+    """Stage 1: train the duo, each token taking a random branch at each layer (paper, section 3)."""
 
     tokens: int = Field(default=1_500_000, ge=0)
-    """Training tokens in all; 0, for a converted model: none."""
+    """Training tokens. 0 is allowed for a converted model and leaves training out."""
     batch_size: int = Field(default=16, ge=1)
-    """Sequences per optimiser step (over all ranks and accumulation steps)."""
+    """Sequences per optimiser step, over all processes and accumulation steps."""
     accumulate: int = Field(default=1, ge=1)
-    """Forward/backward passes per optimiser step; a divisor of batch_size."""
+    """Forward and backward passes per optimiser step. Must divide batch_size."""
     branch_shares: tuple[float, float, float] = (0.0, 0.5, 0.5)
-    """Shares of tokens at every layer that take (skip, small, big); sum 1."""
+    """Shares of tokens that take skip, small and big at each layer. Their sum must be 1."""
     learning_rate: float = Field(default=6e-3, gt=0)
     """Peak learning rate of AdamW."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises linearly."""
+    """Share of the steps during which the learning rate rises linearly to its peak."""
     final_learning_rate_share: float = Field(default=0.1, ge=0, le=1)
-    """Learning rate at the end, as a share of the peak (cosine decay)."""
+    """Learning rate at the end of the cosine decay, as a share of the peak."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW weight decay, on matrices only."""
+    """AdamW weight decay. It applies to matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW betas."""
     gradient_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Largest gradient norm. Larger gradients are scaled down to it."""
     freeze: Literal["nothing", "big"] = "nothing"
-    """big: only the small FFNs are trained, for a converted dense model."""
+    """big trains only the small FFNs of a converted dense model; nothing trains the whole model."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: autocast; auto: bf16 where a short measurement finds it faster."""
-    compile: bool = False
-    """torch.compile the model (about a minute of compiling; needs a C++ compiler)."""
+    """fp32, bf16 (by autocast), or auto, which takes bf16 if a short measurement finds it faster."""
+    compile: strict_yaml.AutoOrBool = "auto"
+    """Whether to use torch.compile, which needs a C++ compiler. auto uses it if the training is long enough to gain."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Optimiser steps between checkpoints."""
     log_every: int = Field(default=10, ge=1)
@@ -178,32 +178,32 @@ class PretrainConfig(Section):
 
 
 class OracleConfig(Section):
-    """Stage 2: exhaustive search over routes (paper, section 4)."""
+    """Stage 2: the oracle, a search for the best route of each token (paper, section 4)."""
 
     documents: int = Field(default=24, ge=2)
-    """Test documents per domain (fewer if the domain has fewer)."""
+    """Test documents per domain, or all of them if the domain has fewer."""
     windows_per_document: int = Field(default=1, ge=1)
-    """Windows of sequence_length tokens taken from each document, from its start."""
+    """Windows of sequence_length tokens to take from the start of each document."""
     contexts: list[Literal["shared", "reference", "committed"]] = Field(default=["shared"], min_length=1)
-    """Which routes the earlier tokens take (docs/oracle.md); the first one is the report's."""
+    """Which routes the earlier tokens take (docs/oracle.md). The report uses the first context of the list."""
     search: Literal["exact", "beam", "local", "sampled"] = "exact"
-    """All routes, or for deep networks some of them (docs/oracle.md, "Deep networks")."""
+    """exact tries all routes; the others try some of them, for deep networks (docs/oracle.md, "Deep networks")."""
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
-    """What a token may choose from at every layer."""
+    """Branches that a token may take at each layer."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
-    """Budgets k: exactly k big layers; default: every k from 0 to L, or L/3, L/2 and 2L/3 if search is not exact."""
+    """Budgets k, in big layers per token. Default: all from 0 to L, or L/3, L/2 and 2L/3 if the search is not exact."""
     committed_big_layers: list[int] | None = Field(default=None, min_length=1)
-    """Budgets of context committed, where each is a run of its own; default: big_layers."""
+    """Budgets of context committed, which needs one search for each. Default: big_layers."""
     more_budgets: list[str] = []
-    """Further budgets: `at-most 4`, `flops 0.5`, `average 4` (per window), `ramp 6 2` (over the window)."""
+    """Other budgets: `at-most 4`, `flops 0.5`, `average 4` (per window), `ramp 6 2` (over the window)."""
     random_routes: int = Field(default=100, ge=1)
-    """N of the best-of-N controls."""
+    """Number N of random routes in the controls "best of N routes" and "best of N patterns"."""
     resampled_labels: int = Field(default=1, ge=0)
-    """S, pairs of drawn labels per position that measure selection noise; 0: none."""
+    """Pairs of drawn labels per position that measure selection noise. 0 leaves the measurement out."""
     counted_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the positions on which static is chosen: each costs the full head for every route (docs/oracle.md)."""
+    """Share of the positions on which static is chosen. Each costs the full head for every route (docs/oracle.md)."""
     memory_gib: float = Field(default=1.0, gt=0)
-    """Memory budget of the search, GiB."""
+    """Memory that the hidden states of the exact search may take, in GiB."""
 
     @model_validator(mode="after")
     def _budgets_that_can_be_searched(self) -> "OracleConfig":
@@ -217,59 +217,59 @@ class OracleConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """The text on which policies are compared, beside the oracle's: policies are cheap, so there can be more of it."""
+    """Text on which static, routers and the ceiling are compared. It can be longer than the oracle's."""
 
     documents: int = Field(default=48, ge=2)
-    """Test documents per domain, as many of each as the smallest has; never fewer than `oracle.documents`."""
+    """Test documents per domain, at most as many as the smallest domain has. Never fewer than oracle.documents."""
     windows_per_document: int = Field(default=3, ge=1)
-    """At most so many full windows of each, from its start; never fewer than `oracle.windows_per_document`."""
+    """Full windows to take from the start of each document, at most. Never fewer than oracle.windows_per_document."""
 
 
 class RouterConfig(Section):
-    """Stage 3: routers on a frozen backbone (paper, section 5; docs/routers.md)."""
+    """Stage 3: train routers on the frozen model (paper, section 5; docs/routers.md)."""
 
     kinds: list[str] = Field(default=["linear", "sequential"], min_length=1)
-    """Which routers; docs/routers.md lists them, docs/adding-a-router.md adds one."""
+    """Kinds of router to train. docs/routers.md lists them; docs/adding-a-router.md shows how to add one."""
     big_layers: list[int] = Field(default=[2, 4, 6, 8, 10], min_length=1)
-    """Budgets k; a router is trained, or at least calibrated, for each."""
+    """Budgets k, in big layers per token. Each router is trained, or at least calibrated, for each budget."""
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
-    """What a router may choose from at every layer."""
+    """Branches that a router may choose at each layer."""
     spend: list[Literal["average", "exact"]] = Field(default=["average", "exact"], min_length=1)
-    """k big layers per token on average, or exactly k on every token; several: each is evaluated."""
+    """How routers spend a budget: k big layers per token on average, or exactly k on each. Both may be listed."""
     tokens: int = Field(default=100_000, ge=1)
-    """Training tokens per router."""
+    """Training tokens of a router that is trained for one budget."""
     every_budget_tokens: int | None = Field(default=None, ge=1)
-    """The same for the kinds of which one training serves every budget; default: four times as many."""
+    """Training tokens of a router that is trained once for all budgets. Default: 4 x tokens."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=1e-2, gt=0)
     """Peak learning rate."""
     budget_weight: float = Field(default=10.0, ge=0)
-    """alpha: weight of the budget loss."""
+    """Weight of the budget loss in the training loss; alpha in the paper."""
     temperatures: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.1)
-    """Softmax temperature tau at the start and at the end (geometric annealing)."""
+    """Softmax temperature tau at the start and at the end of training. It changes geometrically in between."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """As for pretrain."""
+    """As pretrain.precision."""
     train_backbone: bool = False
-    """Also train the model, not only the router."""
+    """Whether to train the model together with the router."""
     label_tokens: int = Field(default=1024, ge=2)
-    """Training tokens that the oracle labels with the losses of routes, for the kinds that need it."""
+    """Training tokens whose losses under many routes are computed as labels, for kinds that learn from labels."""
     label_routes: int | None = Field(default=None, ge=2)
-    """Random routes per budget to label with; default: all routes if there are at most 16,384, else 32."""
+    """Random routes per budget to compute labels for. Default: all routes if there are at most 16,384, else 32."""
     text_weight: float = Field(default=0.0, ge=0, le=1)
-    """How much of a label is the loss of the text's own next token; the rest is expected under a mean prediction."""
+    """Weight in a label of the loss of the true next token; the rest is the expected loss under a mean prediction."""
     label_temperature: float = Field(default=0.1, gt=0)
-    """distilled: nats by which a route must be better to be e times as likely in the oracle's soft choice."""
+    """distilled: a route that is better by this many nats is e times as likely in the target to imitate."""
     distilled_share: float = Field(default=0.5, ge=0, le=1)
-    """distilled: share of the steps that imitate the oracle, before the fine-tuning."""
-    codebook_routes: int = Field(default=16, ge=2, le=32)
-    """codebook: how many routes it may hold."""
+    """distilled: share of the steps that imitate the oracle. The others minimise the loss of the language model."""
+    codebook_routes: int = Field(default=16, ge=2, le=LARGEST_CODEBOOK)
+    """codebook: largest number of routes to choose from."""
     decide_at: int = Field(default=3, ge=0)
-    """codebook: the layer whose states choose the route, 0 first; the layers before are the same for all tokens."""
+    """codebook: layer whose states choose the route, counted from 0. Earlier layers are the same for all tokens."""
 
     @property
     def tokens_for_all(self) -> int:
-        """Training tokens of a kind of which one training serves every budget: as many as several for one each."""
+        """Training tokens of a router that is trained once for all budgets."""
         return self.every_budget_tokens or 4 * self.tokens
 
     @model_validator(mode="after")
@@ -283,24 +283,24 @@ class RouterConfig(Section):
 
 
 class CeilingConfig(Section):
-    """The predictable ceiling: how far an offline predictor gets without labels (docs/concepts.md)."""
+    """The predictable ceiling: how much an offline predictor gains without labels (docs/concepts.md)."""
 
     enabled: bool = True
-    """Whether it is measured, for the budgets of router.big_layers."""
+    """Whether to measure the ceiling, at the budgets of router.big_layers."""
     tokens: int = Field(default=300_000, ge=1)
-    """Training tokens of the predictors, all of which are trained at once."""
+    """Training tokens of the predictors, which are all trained in one pass."""
     depths: list[int] | None = Field(default=None, min_length=1)
-    """Last layers whose states a predictor sees, 0 first; default: the first, each quarter of the way, the last."""
+    """Last layer that each predictor sees, from 0. Default: the first layer, those at each quarter, and the last."""
     width: int = Field(default=256, ge=1)
-    """Inner width of a predictor."""
+    """Inner width of each predictor."""
     batch_size: int = Field(default=4, ge=1)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=5e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW weight decay, on matrices only."""
+    """AdamW weight decay. It applies to matrices only."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """As for pretrain."""
+    """As pretrain.precision."""
 
     def depths_in(self, num_layers: int) -> list[int]:
         """Return the depths, ascending.
@@ -316,21 +316,21 @@ class CeilingConfig(Section):
 
 
 class ReportConfig(Section):
-    """Statistics and figures."""
+    """The last stage: intervals, figures and the page."""
 
     bootstrap_samples: int = Field(default=2000, ge=100)
-    """Resamples of documents behind every interval."""
+    """Bootstrap resamples of documents behind each interval."""
     shown_documents: int = Field(default=2, ge=1)
-    """Documents per domain shown as coloured text."""
+    """Documents per domain that the report shows as coloured text."""
 
 
 class Recipe(Section):
-    """A whole study."""
+    """Settings of a whole study."""
 
     name: str = "quick"
-    """Name of the study; the run folder defaults to runs/<name>."""
+    """Name of the study. The run folder is runs/<name> unless another is given."""
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
-    """Seed of everything random."""
+    """Random seed of the whole study."""
     model: ModelConfig = ModelConfig()
     convert: ConvertConfig = ConvertConfig()
     data: DataConfig = DataConfig()
@@ -343,7 +343,7 @@ class Recipe(Section):
 
     @property
     def compared_text(self) -> EvaluateConfig:
-        """`evaluate`, with at least the oracle's text."""
+        """The section `evaluate`, raised to at least the text of the oracle."""
         ours, oracles = self.evaluate, self.oracle
         return EvaluateConfig(
             documents=max(ours.documents, oracles.documents),
@@ -449,7 +449,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_override(key: str, text: str) -> Any:
-    """Text stays as it is written, unless it is quoted; other values are YAML."""
+    """Read a value from the command line: keys that take text keep it as written unless quoted, others are YAML."""
     if not text.strip():
         raise UserError(f"--{key}: an empty value was given (an unset shell variable?); give a value, or leave it out")
     if _takes_text(key) and text[0] not in "'\"" and text not in ("null", "Null", "NULL", "~"):

@@ -44,15 +44,15 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return the reason that an exception of a library gives, as a line that fits into a message."""
+    """Return the reason of a library's exception as one line that fits into a message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{text} is missing" if isinstance(error, KeyError) else text[:300]
 
 
 def system_fault(error: BaseException) -> str | None:
-    """Say in a line what the disk, the memory or an encoding refused; None for any other error.
+    """Describe in one line a failure of the disk, the memory or an encoding; return None for any other error.
 
-    Libraries report the same refusals in their own ways, some of them only in words.
+    Libraries report such failures in different ways, some of them only in words.
     """
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object!r:.100} cannot be written as {error.encoding}; rename what has that name"

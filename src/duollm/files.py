@@ -1,4 +1,4 @@
-"""Writing files so that one that exists is whole: a temporary name first, then a rename."""
+"""Writes files under a temporary name and renames them, so that a file that exists is complete."""
 
 import errno
 import hashlib
@@ -43,10 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, before there is anything to write.
+    """Refuse a folder that cannot be made or written to, before any work.
 
     Raises:
-        UserError: names the option, the folder and what is in the way.
+        UserError: the message names the option, the folder and the obstacle.
     """
     for place in (folder.absolute(), *folder.absolute().parents):
         try:
@@ -72,10 +72,10 @@ def _remove(path: Path) -> None:
 
 
 def check_no_pointer(path: Path) -> None:
-    """Refuse a file whose content Git LFS has not fetched; what stands in its place may be read as something else.
+    """Refuse a file that is only a Git LFS pointer, because the pointer may be read as other content.
 
     Raises:
-        UserError: says how to fetch it.
+        UserError: the message says how to fetch the file.
     """
     if path.is_file():
         with path.open("rb") as file:
@@ -86,7 +86,7 @@ def check_no_pointer(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically, UTF-8.
 
-    What UTF-8 has no bytes for, such as half a surrogate pair, is written as its escape, which JSON can read.
+    Characters that UTF-8 cannot encode, such as half a surrogate pair, are written as escapes, which JSON can read.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -30,7 +30,7 @@ class Parameters(NamedTuple):
 
 
 class ByBranch(NamedTuple):
-    """One number for each branch, indexed by the value of `Branch`."""
+    """One number per branch, indexed by the value of `Branch`."""
 
     skip: int
     small: int
@@ -38,7 +38,7 @@ class ByBranch(NamedTuple):
 
 
 class SearchCost(NamedTuple):
-    """Work of a search for one sequence: times each part is evaluated, and FLOPs."""
+    """Cost of a search for one sequence: how often each part is evaluated, and FLOPs."""
 
     attention: int
     small: int
@@ -70,7 +70,7 @@ def ffn_parameters(config: DuoConfig) -> ByBranch:
 
 
 def layer_parameters(config: DuoConfig) -> ByBranch:
-    """Count the matrix entries of one layer that a token meets by branch, attention included.
+    """Count, by branch, the matrix entries of one layer that a token uses, attention included.
 
     A layer skipped with `skip_scope="layer"` still computes the token's keys and values.
     """
@@ -124,26 +124,13 @@ def mean_token_flops(config: DuoConfig, branch_shares: Sequence[float], sequence
 
 
 def training_flops(config: DuoConfig, branch_shares: Sequence[float], sequence_length: int, tokens: int) -> int:
-    """Count the FLOPs of training on `tokens` tokens: the forward, and twice that for the gradients."""
+    """Count the FLOPs of training on `tokens` tokens: the forward pass, and twice as many for the gradients."""
     return round(3 * mean_token_flops(config, branch_shares, sequence_length) * tokens)
 
 
 def training_steps(tokens: int, batch_size: int, sequence_length: int) -> int:
     """Return the number of optimiser steps, at least 1, whose tokens come nearest to `tokens`."""
     return max(1, round(tokens / (batch_size * sequence_length)))
-
-
-def route_bytes(config: DuoConfig, route: Route, bytes_per_parameter: int) -> int:
-    """Count the bytes of weights that one token's forward pass reads under a route.
-
-    One row of the embedding (and of learned positions), all norms and biases of the route, and the whole
-    output head, tied or not.
-    """
-    entries, biases = layer_parameters(config), _ffn_biases(config)
-    layers = sum(entries[branch] + biases[branch] + _attention_biases(config) for branch in _as_route(config, route))
-    rows = config.hidden_size * (2 if config.positions == "learned" else 1)
-    head = config.hidden_size * config.vocab_size
-    return bytes_per_parameter * (rows + layers + count_parameters(config).norms + head)
 
 
 def naive_search(config: DuoConfig, sequence_length: int, branches: Sequence[int] = (1, 2)) -> SearchCost:
@@ -160,7 +147,8 @@ def shared_search(
 ) -> SearchCost:
     """Count the same search with every prefix of a route evaluated once.
 
-    As many prefixes enter a layer as there are routes through the layers before, or, in a beam, at most `width`.
+    The number of prefixes that enter a layer is the number of routes through the layers before; in a beam, at most
+    `width`.
     """
     entering = [len(branches) ** depth for depth in range(config.num_hidden_layers)]
     entering = [min(prefixes, width or prefixes) for prefixes in entering]

@@ -1,4 +1,4 @@
-"""The machine a run happens on: what it is, how fast it multiplies, and how its memory is kept."""
+"""The machine of a run: its description, its matmul speed, and its memory settings."""
 
 import ctypes
 import os
@@ -11,17 +11,20 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 Precision = Literal["fp32", "bf16"]
+Shape = tuple[int, int, int]
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
-_SHAPES = ((2048, 2048, 2048), (4096, 512, 512))  # (rows, inner, columns) of useful matrix products
+_SHAPES: tuple[Shape, ...] = ((2048, 2048, 2048), (4096, 512, 512))  # (rows, inner, columns) of useful matrix products
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory instead of returning it to the system; True if it was told.
+    """Tell glibc to keep freed memory instead of returning it to the system. Return whether that worked.
 
     Training frees and takes the same large blocks at every step; faulting their pages in anew costs
     about a third of the time on CPUs. Does nothing where there is no glibc.
@@ -33,10 +36,15 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 
 
-@cache
-def matmul_peak(precision: Precision, seconds: float = 0.5) -> float:
+def matmul_peak(precision: Precision) -> float:
     """Measure the best rate of matrix products, FLOP/s, on the GPU if there is one; once per process."""
-    return max(_matmul_rate(precision, shape, seconds / len(_SHAPES)) for shape in _SHAPES)
+    return best_matmul(precision)[0]
+
+
+@cache
+def best_matmul(precision: Precision, seconds: float = 0.5) -> tuple[float, Shape]:
+    """Measure as `matmul_peak`; return the rate and the shape of the fastest product, (rows, inner, columns)."""
+    return max((_matmul_rate(precision, shape, seconds / len(_SHAPES)), shape) for shape in _SHAPES)
 
 
 @cache
@@ -50,7 +58,7 @@ def faster_precision() -> Precision:
     return "bf16" if bf16 > fp32 else "fp32"
 
 
-def _matmul_rate(precision: Precision, shape: tuple[int, int, int], seconds: float) -> float:
+def _matmul_rate(precision: Precision, shape: Shape, seconds: float) -> float:
     """Multiply for about `seconds` and return FLOP/s of the fastest product."""
     import torch
 
@@ -79,7 +87,7 @@ def peak_memory_bytes() -> int:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe hardware and software: what a reader needs to judge a timing. Memory is in bytes."""
+    """Describe hardware and software, so that a reader can judge a timing. Memory is in bytes."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -96,7 +104,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def provenance(command: list[str], seed: int, **details: Any) -> dict[str, Any]:
-    """Return where a run's numbers come from; `details` are added, for example the data's fingerprint."""
+    """Return where a run's numbers come from, with `details` added, such as the fingerprint of the data."""
     return {
         "version": version("duollm"),
         "commit": _commit(),
@@ -106,6 +114,18 @@ def provenance(command: list[str], seed: int, **details: Any) -> dict[str, Any]:
         "machine": describe_machine(),
         **details,
     }
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached, with proxies as the environment sets them."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urlopen(Request(hub, method="HEAD"), timeout=5).close()
+    except HTTPError:  # an answer too
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _cpu_model() -> str:

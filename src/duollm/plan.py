@@ -1,4 +1,4 @@
-"""What a recipe will take: parameters, FLOPs, memory, steps, routes; without building the model."""
+"""Plans a recipe without building the model: parameters, FLOPs, memory, steps, routes."""
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -15,9 +15,9 @@ from duollm.flops import count_parameters, naive_search, sequence_flops, shared_
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.families import duo_config
+from duollm.oracle.beam import Beam
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
-BEAM_WIDTH = 64  # that of the beam search unless it is told another
 
 
 class Row(NamedTuple):
@@ -31,10 +31,10 @@ class Row(NamedTuple):
 
 
 def plan(recipe: Recipe) -> list[Row]:
-    """Count what `recipe` will take, table by table.
+    """Count what `recipe` will take and return the rows, table by table.
 
     Raises:
-        UserError: the configuration of the recipe's model is not there, or is no duo's and of no known family.
+        UserError: the configuration of the recipe's model is missing, or is neither a duo's nor of a known family.
     """
     config, length = planned_config(recipe), recipe.data.sequence_length
     parts, layers = count_parameters(config), config.num_hidden_layers
@@ -52,9 +52,9 @@ def plan(recipe: Recipe) -> list[Row]:
 
 
 def planned_config(recipe: Recipe) -> DuoConfig:
-    """Return the configuration of the recipe's model: a saved duo's, a dense checkpoint's, or of the sizes given.
+    """Return the configuration of the recipe's model: of a saved duo, of a dense checkpoint, or with the given sizes.
 
-    Nothing is downloaded: a dense checkpoint on the hub has the sizes that the recipe gives.
+    Nothing is downloaded. For a dense checkpoint on the hub, the recipe must give the sizes.
     """
     model, data = recipe.model, recipe.data
     folder = model.path or (model.dense if model.dense and Path(model.dense).is_dir() else None)
@@ -63,7 +63,7 @@ def planned_config(recipe: Recipe) -> DuoConfig:
     if folder and not Path(folder, "config.json").is_file():
         raise UserError(f"{given} holds no readable config.json; give a model folder")
     if not (folder or vocab_size):
-        raise UserError(f"plan loads nothing: add --model.vocab_size N, that of {data.tokenizer or model.dense}")
+        raise UserError(f"model.vocab_size: a plan loads nothing; give that of {data.tokenizer or model.dense}")
     try:
         if model.path:
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
@@ -75,7 +75,7 @@ def planned_config(recipe: Recipe) -> DuoConfig:
 
 
 def render(rows: Sequence[Row]) -> str:
-    """Lay the plan out as tables for people."""
+    """Return the plan as tables of text."""
     lines = []
     for table, of_table in groupby(rows, lambda row: row.table):
         lines += ["", table]
@@ -141,7 +141,7 @@ def _oracle(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     yield Row(table, "routes", naive.head, "", "per token")
     yield Row(table, "tokens", windows * length, "", f"in {windows:,} windows")
     if oracle.search in ("exact", "beam"):
-        width = BEAM_WIDTH if oracle.search == "beam" else None
+        width = Beam.width if oracle.search == "beam" else None
         search, how = shared_search(config, length, branches, width), f"beam of {width}" if width else "shared prefixes"
         less = f"{Decimal(naive.flops) / search.flops:.2g} times less"
         yield Row(table, f"layers, {how}", search.attention, "", "evaluations of a layer per token")

@@ -13,9 +13,9 @@ def ridge(product: Tensor, aimed: Tensor, penalty: float, held: int, free: float
     Args:
         product: X'X, [., F, F].
         aimed: X'Y, [., F, C].
-        penalty: of the weights of the first `held` inputs, relative to the mean of these inputs' sums of squares.
-        held: number of inputs, the first ones, whose weights are kept small.
-        free: the same penalty for the other inputs; above zero if some of them may be zero throughout.
+        penalty: penalty on the weights of the first `held` inputs, relative to the mean of their sums of squares.
+        held: number of inputs, the first ones, whose weights are penalised.
+        free: relative penalty on the other weights; above zero if some of their inputs may always be zero.
     """
     square = product.diagonal(dim1=-2, dim2=-1)
     scale = square[..., :held].mean(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

@@ -9,12 +9,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from duollm.files import fingerprint, write_json
+from duollm.progress import working
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,15 @@ class Stage:
     """One step of a study.
 
     Attributes:
-        name: names the stage and its marker.
+        name: name of the stage and of its marker.
         run: does the work. It may find its own unfinished outputs, made with the same fingerprint,
             and continue from them.
-        settings: what the result depends on, JSON-serialisable.
+        settings: everything that the result depends on, JSON-serialisable.
         after: names of the stages whose results it reads.
-        outputs: files and folders it makes, relative to the run folder; no other stage's.
-        scratch: the same for what is there only while it is unfinished, such as checkpoints.
-        version: to be raised when the stage's code starts to give different results.
+        outputs: files and folders that the stage makes, relative to the run folder. No other stage makes them.
+        scratch: temporary files, such as checkpoints, that exist only while the stage runs.
+        kept: outputs that stay, out of date, until the stage replaces them.
+        version: number to raise when the stage's code starts to give different results.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Stage:
     after: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     version: int = 1
 
 
@@ -46,12 +50,16 @@ class Processes(Protocol):
 
     @property
     def first(self) -> bool:
-        """Whether this one writes the markers and speaks."""
+        """Whether this process writes the markers and prints."""
         ...
 
     def wait(self) -> None:
-        """Wait until all are here."""
+        """Wait until all processes are here."""
         ...
+
+
+def _silence(line: str) -> None:
+    pass
 
 
 class Alone:
@@ -69,47 +77,52 @@ def run_stages(
     until: str | None = None,
     announce: Callable[[str], None] = print,
     processes: Processes | None = None,
+    ended: Callable[[str, list[str]], None] = lambda name, missing: None,
 ) -> None:
-    """Bring the stage `until` (default: all stages) and what it builds on up to date, in order.
+    """Bring the stage `until` (default: all stages) and the stages it builds on up to date, in order.
 
-    A stage is skipped if its marker has its fingerprint and its outputs exist. Otherwise the markers
-    of all stages that build on it are removed, and it runs: on top of its own partial outputs if the
-    run that left them had the same fingerprint, else after removing them.
+    A stage is skipped if its marker has its fingerprint and its outputs exist. Otherwise the markers of all stages that
+    build on it are removed, and the stage runs. It continues on its own partial outputs if these have the same
+    fingerprint; else they are removed first.
+
+    Args:
+        ended: called after each stage that ran, with its name and the names of all stages that are not up to date.
 
     Raises:
-        ValueError: `until` is no stage, or a stage comes before one that it builds on.
+        ValueError: `until` is not a stage, or a stage comes before one that it builds on.
     """
     processes = processes or Alone()
     fingerprints = _fingerprints(stages)
     progress = {stage.name: _Progress(stage, folder, fingerprints[stage.name]) for stage in stages}
     for name in _with_predecessors(stages, {until} if until else set(progress)):
         successors = [progress[later] for later in _successors(stages, name)]
-        _bring_up_to_date(progress[name], successors, announce if processes.first else _silence, processes)
+        ran = _bring_up_to_date(progress[name], successors, announce if processes.first else _silence, processes)
+        if ran:
+            ended(name, [each for each, one in progress.items() if not one.finished()])
 
 
 def _bring_up_to_date(
     progress: "_Progress", successors: Sequence["_Progress"], announce: Callable[[str], None], processes: Processes
-) -> None:
+) -> bool:
+    """Return whether the stage had to run."""
     finished = progress.finished()
     processes.wait()  # all processes have looked before one of them writes
     name = progress.stage.name
     if finished:
         announce(f"{name}: unchanged")
-        return
+        return False
     if processes.first:
         for later in successors:
             later.forget()
         announce(f"{name}: {'continues' if progress.begin() else 'starts'}")
     processes.wait()
-    seconds = _timed(progress.stage.run)
+    with working(name) if processes.first else nullcontext():
+        seconds = _timed(progress.stage.run)
     processes.wait()
     if processes.first:
         progress.finish(seconds)
     announce(f"{name}: done in {seconds:.1f} s")
-
-
-def _silence(line: str) -> None:
-    pass
+    return True
 
 
 @dataclass(frozen=True)
@@ -141,9 +154,7 @@ class _Progress:
         continued = _fingerprint_in(self.started_marker) == self.fingerprint
         self.done_marker.unlink(missing_ok=True)
         if not continued:
-            self.started_marker.unlink(missing_ok=True)
-            for path in (*self.stage.outputs, *self.stage.scratch):
-                _remove(self.folder / path)
+            self.forget()
             write_json(self.started_marker, {"fingerprint": self.fingerprint})
         return continued
 
@@ -157,8 +168,11 @@ class _Progress:
         self.started_marker.unlink()
 
     def forget(self) -> None:
+        """Remove the markers and what was made: nobody shall read results of other settings."""
         self.done_marker.unlink(missing_ok=True)
         self.started_marker.unlink(missing_ok=True)
+        for path in {*self.stage.outputs, *self.stage.scratch} - set(self.stage.kept):
+            _remove(self.folder / path)
 
 
 def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:

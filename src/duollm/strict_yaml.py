@@ -5,12 +5,14 @@ two equal keys. Here such a value stays the text that it is, and two equal keys 
 """
 
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BeforeValidator
 
 from duollm.errors import UserError
 
+SPELLINGS = {"yes": True, "on": True, "no": False, "off": False}
 _PLAIN = {
     "null": (r"~|null|Null|NULL|", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -22,6 +24,16 @@ _PLAIN = {
     ),
     "merge": (r"<<", "<"),
 }
+
+
+def _auto_or_bool(value: Any) -> Any:
+    value = SPELLINGS.get(value.lower(), value) if isinstance(value, str) else value
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError(f"must be auto, true or false, got {value}")
+    return value
+
+
+AutoOrBool = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_bool)]
 
 
 class _Loader(yaml.SafeLoader):

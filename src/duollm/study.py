@@ -1,7 +1,9 @@
 """The whole study, stage by stage: what each stage does, depends on and leaves behind."""
 
 import hashlib
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import nn
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.training import train_ceiling
-from duollm.config import DataConfig, Recipe, save_recipe
+from duollm.config import DataConfig, ModelConfig, OracleConfig, Recipe, save_recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
 from duollm.data.packed import PackedData, Windows
@@ -26,8 +28,10 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
 from duollm.oracle.run import OracleRun, check_settings, search_facts
 from duollm.oracle.store import OracleStore
+from duollm.progress import counted, say, working
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
+from duollm.report.summary import print_summary
 from duollm.routers.registry import check_kinds, router_class, settings_of, trained_routers
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
@@ -48,18 +52,26 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
-    _check_routers(recipe)
+    with _names_section("router"):
+        check_kinds(recipe.router, recipe.data.sequence_length)
     if recipe.model.path is None and recipe.model.dense is None:
-        check_settings(recipe.oracle, recipe.model, recipe.data.sequence_length)
+        _check_oracle(recipe.oracle, recipe.model, recipe.data.sequence_length)
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
         save_recipe(recipe, run / "config.yaml")
         write_json(run / "provenance.json", provenance(command, recipe.seed))
-    announce: Callable[[str], None] = partial(print, flush=True) if world.first else lambda line: None
-    run_stages(study.stages(), run, until, announce, world)
+    announce = _announce if world.first else lambda line: None
+    run_stages(study.stages(), run, until, announce, world, partial(study.show_so_far, until))
+    if until == "report" and world.first:
+        print_summary(run, [stage.name for stage in study.stages()])
     made = run / "report.html" if until == "report" else run
     announce(f"{until} is up to date: {made} (at most {peak_memory_bytes() / 2**30:.1f} GiB of memory used)")
+
+
+def _announce(line: str) -> None:
+    if not (sys.stdout.isatty() and line.endswith(": starts")):  # a terminal has the stage's own line
+        print(line, flush=True)
 
 
 class Study:
@@ -110,8 +122,26 @@ class Study:
                 recipe.report.model_dump() | {"seed": recipe.seed},
                 after=("oracle", "evaluate", "ceiling"),
                 outputs=("results.json", "figures", "report.html"),
+                kept=("report.html",),
             ),
         ]
+
+    def show_so_far(self, until: str, ended: str, missing: list[str]) -> None:
+        """Write the page from what is measured so far, once the oracle has been; the last stage writes it in full.
+
+        Args:
+            until: the stage that the study runs up to.
+            ended: the stage that has just ended.
+            missing: the stages that are not up to date.
+        """
+        silent = {"train-router", "report"} | (set() if self.recipe.ceiling.enabled else {"ceiling"})
+        to_come = [name for name in missing if name not in silent]
+        is_next = until == "report" and not to_come
+        adds = ended in {"oracle", "ceiling", "evaluate"} - silent and "oracle" not in missing
+        if self.world.first and adds and not is_next:
+            with working("report"):
+                analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
+                write_report(self.run, self.recipe.report.shown_documents, to_come)
 
     def _model_stages(self) -> list[Stage]:
         """Train a duo, convert and train one, or take the one that the recipe names."""
@@ -192,7 +222,7 @@ class Study:
 
     def _prepare_data(self) -> None:
         if self.world.first:
-            prepare_data(self._data_config, self.recipe.seed, self.run / "data", progress=print)
+            prepare_data(self._data_config, self.recipe.seed, self.run / "data", progress=say)
         self.world.wait()
 
     @property
@@ -209,7 +239,7 @@ class Study:
             model = open_dense(dense, sizes.small_intermediate_size, sizes.skip_scope, recipe.seed, torch.float32)
             self._check_fits(model.config, "model.dense", dense)
             nn.Module.to(model, self.world.device)
-            convert(model, dense, recipe.convert, self._data, recipe.seed, self.run / "converted", progress=print)
+            convert(model, dense, recipe.convert, self._data, recipe.seed, self.run / "converted", progress=say)
         self.world.wait()
 
     def _pretrain(self) -> None:
@@ -233,7 +263,7 @@ class Study:
                 f"data.sequence_length ({length}) must not exceed the {config.max_position_embeddings} positions "
                 f"that {given} knows"
             )
-        check_settings(self.recipe.oracle, config, length)
+        _check_oracle(self.recipe.oracle, config, length)
         self.recipe.ceiling.depths_in(config.num_hidden_layers)
         for big in self.recipe.router.big_layers:
             if big > config.num_hidden_layers:
@@ -263,7 +293,7 @@ class Study:
                 self._pool_of_labels(layers),
                 recipe.seed,
                 memory_bytes=int(recipe.oracle.memory_gib * 2**30),
-                report=print,
+                report=say,
             )
             save_labels(labels, self.run / LABELS)
         self.world.wait()
@@ -286,7 +316,8 @@ class Study:
     def _evaluate(self) -> None:
         if self.world.first:
             model, texts = self._load_model(), self._compared_texts()
-            routers = trained_routers(self.run, self._router_names(), self.recipe.router.spend, model)
+            names, spend = self._router_names(), self.recipe.router.spend
+            routers = counted(trained_routers(self.run, names, spend, model), "routers", len(names) * len(spend))
             compare_routers(model, routers, texts, self.run)
             compare_patterns(model, texts, self.run)
         self.world.wait()
@@ -324,11 +355,18 @@ class Study:
         return model
 
 
-def _check_routers(recipe: Recipe) -> None:
+def _check_oracle(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequence_length: int) -> None:
+    with _names_section("oracle"):
+        check_settings(config, sizes, sequence_length)
+
+
+@contextmanager
+def _names_section(section: str) -> Iterator[None]:
+    """Complete the name of the setting that a message of the library begins with."""
     try:
-        check_kinds(recipe.router, recipe.data.sequence_length)
+        yield
     except UserError as error:
-        raise UserError(f"router.{error}") from None
+        raise UserError(f"{section}.{error}") from None
 
 
 def _fingerprint_weights(folder: Path, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Tables for the terminal. What they show is data, never rich's markup: a name may hold square brackets."""
+"""Tables for the terminal. Their content is never read as rich's markup, because a name may hold square brackets."""
 
 from collections.abc import Mapping, Sequence
 

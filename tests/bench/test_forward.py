@@ -1,7 +1,6 @@
 """Predictions of `bench forward` against naive counts, and the whole of it at toy size."""
 
 import json
-from argparse import Namespace
 
 import pytest
 import torch
@@ -51,7 +50,7 @@ def test_every_share_is_compared_with_llama_and_the_prediction(monkeypatch, caps
     sizes = {"_SIZES": SIZES, "_ROUTER_SIZES": SIZES, "_PREFILL": 9, "_PROMPT": 5, "_STEPS": 2, "_BATCHES": (1, 2)}
     for name, value in sizes.items():
         monkeypatch.setattr(forward, name, value)
-    bench.main("forward", Namespace(seconds=0.001, json=True, precision=precision))
+    bench.run_bench("forward", 0.001, precision, as_json=True)
     rows = json.loads(capsys.readouterr().out)["rows"]
     works = [(phase, batch) for phase in ("prefill", "decode") for batch in (1, 2)]
     models = ["0% big", "25% big", "50% big", "75% big", "100% big", "transformers Llama"]

@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
-from duollm.ceiling.predictor import SHUFFLED, all_big_states, make_predictors
+from duollm.ceiling.predictor import all_big_states, make_predictors
 from duollm.ceiling.routes import exact_routes, margins, predicted_margins
 from duollm.config import CeilingConfig, EvaluateConfig
 from duollm.measure.comparison import compared_windows
 from duollm.models.branch import Branch
+from duollm.records.keys import SHUFFLED
 from duollm.routes.space import RouteSpace
 from tiny import tiny_model
 from tiny_corpus import packed_corpus
@@ -48,10 +49,19 @@ def measured(tmp_path_factory, model, predictors, data):
     return run, table, json.loads(table.schema.metadata[b"duollm"])
 
 
-def test_every_predictor_is_scored_at_every_budget_in_both_ways(measured):
+def test_every_depth_is_executed_at_a_third_of_the_layers_and_the_chosen_one_and_the_control_at_every_budget(measured):
     _, table, facts = measured
-    expected = {(name, spend, k) for name in ("l0", "l2", SHUFFLED) for spend in ("average", "exact") for k in (1, 2)}
-    assert {(each["predictor"], each["spend"], each["big_layers"]) for each in facts["policies"]} == expected
+    made = {(each["predictor"], each["spend"], each["big_layers"]) for each in facts["policies"]}
+    assert len(made) == len(facts["policies"])
+    for spend in ("average", "exact"):
+        assert {name for name, way, k in made if (way, k) == (spend, 1)} == {"l0", "l2", SHUFFLED}
+        [chosen] = [
+            each["predictor"]
+            for each in facts["policies"]
+            if each["chosen"] and (each["spend"], each["big_layers"]) == (spend, 2)
+        ]
+        assert {name for name, way, k in made if (way, k) == (spend, 2)} == {chosen, SHUFFLED}
+    assert all((each["validation_nll"] is None) == (each["predictor"] == SHUFFLED) for each in facts["policies"])
     columns = {f"{what}_{each['column']}" for each in facts["policies"] for what in ("nll", "route")}
     assert columns <= set(table.column_names)
     assert (facts["num_layers"], facts["branches"]) == (3, ["small", "big"])
@@ -61,12 +71,12 @@ def test_losses_are_those_of_the_routes_executed_together(measured, model, predi
     _, table, _ = measured
     ids_WT = torch.from_numpy(data.windows("test", "owls", 3, 1, seed=0).token_ids)
     states_WTF = all_big_states(model, ids_WT)
-    gains_WTLC = predictors["l2"](states_WTF, torch.full(ids_WT.shape, 2 / 3), torch.zeros(*ids_WT.shape, 3))
-    routes_WTL = exact_routes(*margins(gains_WTLC, predictors["l2"].interactions(), BRANCHES), 2)
-    assert table.column("route_exact_l2_k2").to_pylist() == RouteSpace(3).encode(routes_WTL[:, :-1]).flatten().tolist()
+    gains_WTLC = predictors["l2"](states_WTF, torch.full(ids_WT.shape, 1 / 3), torch.zeros(*ids_WT.shape, 3))
+    routes_WTL = exact_routes(*margins(gains_WTLC, predictors["l2"].interactions(), BRANCHES), 1)
+    assert table.column("route_exact_l2_k1").to_pylist() == RouteSpace(3).encode(routes_WTL[:, :-1]).flatten().tolist()
     logits = model(ids_WT, routes=routes_WTL).logits
     nll_WT = -logits[:, :-1].log_softmax(-1).gather(-1, ids_WT[:, 1:, None])[..., 0]
-    assert table.column("nll_exact_l2_k2").to_pylist() == pytest.approx(nll_WT.flatten().tolist(), abs=1e-4)
+    assert table.column("nll_exact_l2_k1").to_pylist() == pytest.approx(nll_WT.flatten().tolist(), abs=1e-4)
 
 
 def test_budgets_are_kept(measured):

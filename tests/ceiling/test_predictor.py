@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from duollm.ceiling.predictor import SHUFFLED, GainPredictor, all_big_states, make_predictors
+from duollm.ceiling.predictor import GainPredictor, all_big_states, make_predictors
 from duollm.config import CeilingConfig
 from duollm.errors import UserError
 from duollm.models.branch import Branch
+from duollm.records.keys import SHUFFLED
 from tiny import random_ids, tiny_config, tiny_model
 
 SKIP, SMALL, BIG = Branch

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from duollm.ceiling.predictor import SHUFFLED
 from duollm.ceiling.routes import CeilingPolicy, choose, exact_routes, margins, price_for, priced_routes
 from duollm.models.branch import Branch
+from duollm.records.keys import SHUFFLED
 
 SKIP, SMALL, BIG = Branch
 

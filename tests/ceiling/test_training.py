@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 
-from duollm.ceiling.predictor import SHUFFLED, all_big_states, make_predictors
+from duollm.ceiling.predictor import all_big_states, make_predictors
 from duollm.ceiling.training import ceiling_loss
 from duollm.config import CeilingConfig
 from duollm.models.branch import Branch
+from duollm.records.keys import SHUFFLED
 from duollm.routers.marginal import RandomGates, centred, marginal_gains
 from tiny import random_ids, tiny_model
 from tiny_training import ALONE

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import lzma
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,11 +64,27 @@ def test_numbers_of_any_length_are_no_reason_to_refuse_a_text(tmp_path):
         assert [text for _, text in read(tmp_path / name)] == ["one", "one"]
 
 
-def compress_zstd(content):
-    return pa.compress(content, "zstd", asbytes=True)
+def test_a_text_beside_deeply_nested_json_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"x": ' + DEEP + b', "text": "z\\u00f6"}\n{"text": "two"}\n')
+    assert [text for _, text in read(tmp_path / "a.jsonl")] == ["zö", "two"]
 
 
-COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": compress_zstd}
+def compress_by_arrow(codec, content):
+    compressed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(compressed, codec) as stream:
+        stream.write(content)
+    return compressed.getvalue().to_pybytes()
+
+
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".lzma": partial(lzma.compress, format=lzma.FORMAT_ALONE),
+    ".zst": partial(compress_by_arrow, "zstd"),
+    ".lz4": partial(compress_by_arrow, "lz4"),
+    ".br": partial(compress_by_arrow, "brotli"),
+}
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -175,14 +192,19 @@ def test_a_damaged_page_of_a_table_is_one_line(tmp_path):
         ("a.jsonl", b'{"text": "one"}\n{"text": "\xff"}\n', "a.jsonl, line 2: byte 0xff is not UTF-8"),
         ("a.jsonl", b'{"text": "a \\ud800 b"}\n', "line 1: half a surrogate pair ('\\ud800')"),
         ("a.jsonl", b'{"text": "one", "text": "two"}\n', "a.jsonl, line 1: 2 times the key 'text'; keep one"),
-        ("a.jsonl", b'{"text": "one", "x": ' + DEEP + b"}\n", "a.jsonl, line 1: JSON that is nested too deeply"),
-        ("a.json", b'{"text": "one", "x": ' + DEEP + b"}\n", "a.json, line 1: JSON that is nested too deeply"),
+        ("a.jsonl", DEEP, "a.jsonl, line 1: JSON that is nested too deeply"),
+        ("a.jsonl", b'{"x": ' + DEEP + b"}\n", "a.jsonl, line 1: JSON that is nested too deeply"),
+        ("a.jsonl", b'{"text": "a", "text": "b", "x": ' + DEEP + b"}\n", "line 1: JSON that is nested too deeply"),
+        ("a.json", b'{"text": "one", "x": ' + DEEP[:-1] + b"}\n", "a.json, line 1: JSON that is nested too deeply"),
         ("a.json", b'{"text": "one"}\n{"text": "two"\n', "a.json, line 2: not valid JSON"),
         ("a.json", b'{"body": "one"}\n{"body": "two"}\n', "a.json, line 1: no string under the key 'text'"),
         ("a.json", b'[{"text": "one"}, {"body": "two"}]', "a.json, element 2: no string under the key 'text'"),
         ("a.json", b"", "a.json, line 1: the text is empty"),
         ("a.tar", b"", "a.tar: an archive of files; unpack it"),
         ("a.tar.gz", gzip.compress(b"any", mtime=0), "a.tar.gz: an archive of files; unpack it"),
+        ("a.7z", b"7z\xbc\xaf", "a.7z: an archive of files; unpack it"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\n", "a.txt is a Git LFS pointer"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a.parquet is a Git LFS pointer"),
         ("a.parquet", b"PAR1", "a.parquet: not a Parquet file"),
     ],
 )

@@ -35,9 +35,9 @@ def test_an_id_may_name_config_split_and_number_of_documents(domain, expected):
     assert find_corpus(domain) == expected
 
 
-@pytest.mark.parametrize("number", ["0", "many", "-3"])
-def test_the_number_of_documents_is_positive(number):
-    with pytest.raises(UserError, match=f"documents must be a positive integer, got '{number}'"):
+@pytest.mark.parametrize("number", ["0", "many", "-3", "9" * 20, "9" * 400])
+def test_the_number_of_documents_is_in_a_range(number):
+    with pytest.raises(UserError, match=f"documents must be from 1 to 1,000,000,000, got '{number[:50]}'"):
         parse_data_set_id(f"a/b:::{number}")
 
 

@@ -34,7 +34,7 @@ def test_too_few_documents_say_what_a_document_is():
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused():
-    with pytest.raises(UserError, match=r"data\.validation_share \(0\.5\) and data\.test_share \(0\.5\) leave fewer"):
+    with pytest.raises(UserError, match=r"validation_share \(0\.5\) and test_share \(0\.5\) leave fewer"):
         split_documents("d", documents(20), 0.5, 0.5, seed=0)
 
 

@@ -37,10 +37,21 @@ def test_a_text_is_read_in_pieces_with_the_cache_under_either_name(told, name, b
     assert told() == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_generate_goes_on_with_a_cache_under_either_name(told, name):
+    model, ids = tiny_model(attention="sdpa"), random_ids()
+    settings = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    seen = model(ids[:, :5]).cache
+    assert torch.equal(model.generate(ids, **{name: seen}, **settings), model.generate(ids, **settings))
+    assert seen.get_seq_length() == 11
+    assert told() == []
+
+
 def test_the_cache_is_given_once():
     caches = {name: DynamicCache() for name in NAMES}
-    with pytest.raises(ValueError, match="two names of one argument"):
-        tiny_model()(random_ids(), **caches)
+    for call in (tiny_model(), tiny_model().generate):
+        with pytest.raises(ValueError, match="two names of one argument"):
+            call(random_ids(), **caches)
 
 
 def test_both_models_return_a_cache_unless_they_train():
@@ -62,6 +73,21 @@ def test_a_keyword_of_the_loss_is_handed_on():
     model, ids = tiny_model(), random_ids()
     total = model(ids, labels=ids, num_items_in_batch=1).loss
     torch.testing.assert_close(total, model(ids, labels=ids).loss * 16)
+
+
+def test_a_loss_of_ones_own_may_have_keywords_of_its_own():
+    model, ids = tiny_model(), random_ids()
+    model.loss_function = lambda logits, labels, vocab_size, scale=1.0: logits.mean() * scale
+    loss = model(ids, labels=ids).loss
+    torch.testing.assert_close(model(ids, labels=ids, scale=3.0).loss, loss * 3)
+    with pytest.raises(TypeError, match="'scales'"):
+        model(ids, labels=ids, scales=3.0)
+
+
+@pytest.mark.parametrize("kept", [slice(2, 5), slice(-3, None), [1, 7]], ids=str)
+def test_logits_to_keep_may_be_what_indexes_a_tensor(kept):
+    model, ids = tiny_model(), random_ids()
+    torch.testing.assert_close(model(ids, logits_to_keep=kept).logits, model(ids).logits[:, kept])
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def test_a_saved_configuration_loads_equal(tmp_path):
         ("num_layers", "did you mean 'num_hidden_layers'"),
         ("small_intermediate", "did you mean 'small_intermediate_size'"),
         ("rms_norm_epsilon", "did you mean 'rms_norm_eps'"),
+        ("layer_norm_eps", "did you mean 'rms_norm_eps'"),
+        ("n_kv_heads", "allowed: attention_bias, "),
         ("n_head", "allowed: attention_bias, "),
         ("partial_rotary_factor", "allowed: attention_bias, "),
     ],
@@ -39,7 +41,16 @@ def test_keys_that_would_change_what_is_computed_are_refused(key, expected):
         DuoConfig(**{key: 4})
 
 
+def test_a_switch_that_is_off_changes_nothing_unless_it_says_another_thing():
+    assert DuoConfig(use_sliding_window=False, alibi=False).alibi is False
+    for sizes in ({"use_sliding_window": False, "sliding_window": 4}, {"do_layer_norm_before": False}):
+        with pytest.raises(ValueError, match=f"no key '{next(iter(sizes))}'"):
+            DuoConfig(**sizes)
+
+
 OTHERS = {
+    "pad_token": "<pad>",
+    "use_qk_norm": False,
     "tokenizer_class": "GPT2Tokenizer",
     "unsloth_version": "2025.1",
     "max_length": 20,

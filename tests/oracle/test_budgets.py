@@ -147,7 +147,7 @@ class TestParsing:
 
     @pytest.mark.parametrize("text", ["", "at-most", "at-most 4 5", "at-most x", "at-most 2.5", "ramp 6", "exactly 4"])
     def test_other_texts_are_refused_in_one_line(self, text):
-        with pytest.raises(UserError, match=r"^oracle\.more_budgets: cannot read .*; budgets look like `at-most 4`.*$"):
+        with pytest.raises(UserError, match=r"^cannot read budget .*; budgets look like `at-most 4`.*$"):
             parse_budget(text, positions=5)
 
     def test_default_is_every_number_of_big_layers(self):

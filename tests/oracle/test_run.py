@@ -44,7 +44,7 @@ def stage(packed, model):
         own = {key: settings.pop(key) for key in ("rank", "ranks", "report") if key in settings}
         config = OracleConfig(**(SETTINGS | settings))
         facts = search_facts(config, model.config.num_hidden_layers, data.sequence_length)
-        silent = {"report": lambda line: None}
+        silent = {"report": lambda *progress: None}
         return OracleRun(model, data, config, SEED, OracleStore(folder, facts), **(silent | own))
 
     return make
@@ -67,11 +67,11 @@ def files_of(folder):
 
 
 def stop_at(lines):
-    """A report that stops the run after so many lines."""
+    """A report that stops the run after so many shards."""
     said = []
 
-    def report(line):
-        said.append(line)
+    def report(name, done, total):
+        said.extend([name] if done else [])
         if len(said) == lines:
             raise KeyboardInterrupt
 
@@ -192,8 +192,9 @@ def test_a_killed_search_continues_and_repeats_no_shard(finished, stage, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         stage(folder, report=stop_at(lines)).run()
     said = []
-    stage(folder, report=said.append).run()
-    assert len(said) == 4 - lines
+    stage(folder, report=lambda *progress: said.append(progress)).run()
+    assert len([done for _, done, _ in said if done]) == 4 - lines
+    assert said[-1][1] == said[-1][2], "all tokens of the last domain"
     assert files_of(folder) == files_of(finished)
 
 
@@ -219,7 +220,7 @@ def test_another_search_is_refused_in_one_line(finished, stage):
     ids=str,
 )
 def test_impossible_budgets_are_refused_before_anything_is_searched(stage, tmp_path, settings, message):
-    with pytest.raises(UserError, match=rf"^oracle: [^\n]*{message}[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^big_layers or more_budgets: [^\n]*{message}[^\n]*$"):
         stage(tmp_path / "oracle", **settings).run()
     assert not (tmp_path / "oracle").exists()
 

@@ -17,7 +17,7 @@ def test_the_split_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("documents", [0, 1])
 def test_one_document_has_no_halves(documents):
-    with pytest.raises(UserError, match=rf"^oracle\.documents: [^\n]*at least 2 per domain, got {documents}$"):
+    with pytest.raises(UserError, match=rf"^[^\n]*at least 2 documents per domain, got {documents}$"):
         first_half(documents, 0)
 
 

@@ -14,7 +14,7 @@ from duollm.records.tokens import read_tokens
 from duollm.report.figures import draw_figures, shown_budget
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
-from duollm.report.style import policy_look, router_looks
+from duollm.report.style import policy_look, router_looks, smaller
 from picking import pick
 
 
@@ -171,3 +171,16 @@ def test_agreement_is_drawn_at_the_ends_and_the_middle(compared):
     figure = agreement_over_depth(compared[2], "code", ["gains"])
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
     assert titles == ["code, k = 1", "code, k = 3", "code, k = 5"]
+
+
+def test_a_smaller_svg_keeps_scales_colours_and_labels():
+    svg = """<svg>
+    <!-- 5 --> <metadata>
+    <x/> </metadata>
+     <path d="M 31.181685 -0.004
+    L 3 4" transform="scale(0.015625)" style="stroke-width: 0.8123"/>
+     <use x="1.9999" y="-2.504" href="#m0.12345"/> <g transform="translate(3.14159 2.0) scale(0.105 -0.105)"/></svg>"""
+    assert smaller(svg) == (
+        '<svg><path d="M 31.18 -0 L 3 4" transform="scale(0.015625)" style="stroke-width: 0.8123"/>'
+        '<use x="2" y="-2.5" href="#m0.12345"/><g transform="translate(3.14 2.0) scale(0.105 -0.105)"/></svg>'
+    )

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from duollm.config import RouterConfig
+from duollm.config import LARGEST_CODEBOOK, RouterConfig
 from duollm.models.branch import Branch
 from duollm.routers.calibration import ExactBudget
-from duollm.routers.codebook import MOST_ROUTES, CodebookRouter, choose_routes, cross_fitted, regress
+from duollm.routers.codebook import CodebookRouter, choose_routes, cross_fitted, regress
 from duollm.routers.registry import load_router, make_router, save_router
 from duollm.routes.space import RouteSpace
 from tiny import random_ids, tiny_model
@@ -84,7 +84,7 @@ def test_a_saved_codebook_chooses_as_before(router, model, tmp_path):
 
 def test_flops_are_those_of_the_routes_in_use(router):
     assert router.flops_per_token() == 2 * 3 * 16
-    assert CodebookRouter(tiny_model().config, router.branches).flops_per_token() == 2 * MOST_ROUTES * 16
+    assert CodebookRouter(tiny_model().config, router.branches).flops_per_token() == 2 * LARGEST_CODEBOOK * 16
 
 
 def draw(*shape, seed=0):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_pretraining_learns_and_leaves_a_model_with_its_tokenizer(tmp_path, data
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(data):
-    with pytest.raises(UserError, match=rf"model\.vocab_size \(8\) is smaller .* \({data.vocab_size}\)"):
+    with pytest.raises(UserError, match=rf"the model's vocab_size \(8\) is smaller .* \({data.vocab_size}\)"):
         duo_config(SIZES.model_copy(update={"vocab_size": 8}), data)
 
 
@@ -132,3 +133,44 @@ class TestFromAConvertedModel:
         first, second = History.read(tmp_path / "run" / "model").steps
         assert first == "Converted"
         assert second.startswith("Trained, only the small FFNs, on 768 tokens")
+
+
+class TestCompiling:
+    @pytest.fixture
+    def train(self, tmp_path, data, capsys):
+        """Train for six steps; return what was said about compiling and the weights."""
+
+        def run(name, **settings):
+            torch._dynamo.reset()
+            config = PretrainConfig(tokens=16 * 8 * 6, batch_size=8, precision="fp32", **settings)
+            pretrain(Context(tmp_path / name, data, 0, ALONE), SIZES, config)
+            said = [line for line in capsys.readouterr().out.splitlines() if "compile" in line]
+            return said, load_model(tmp_path / name / "model").state_dict()
+
+        return run
+
+    def test_short_trainings_are_not_compiled_and_say_so(self, train):
+        (said,), _ = train("auto")
+        assert said.startswith("pretrain: without torch.compile: compiling takes about")
+
+    def test_compiled_weights_are_the_plain_ones(self, train, monkeypatch):
+        compile_it = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda part, **how: compile_it(part, backend="aot_eager", **how))
+        (said,), compiled = train("compiled", compile=True)
+        assert re.fullmatch(r"pretrain: compiled in \d+ s: as pretrain.compile says", said)
+        _, plain = train("plain", compile=False)
+        for name, weight in compiled.items():
+            torch.testing.assert_close(weight, plain[name], atol=1e-4, rtol=1e-4, msg=name)
+
+    def test_without_a_compiler_the_training_goes_on_plainly(self, train, monkeypatch):
+        def no_compiler(part, **how):
+            def call(*arguments, **keywords):
+                raise RuntimeError("no C++ compiler found\nand so on")
+
+            return call
+
+        monkeypatch.setattr(torch, "compile", no_compiler)
+        (said,), fallen_back = train("broken", compile=True)
+        assert said == "pretrain: without torch.compile, which fails: no C++ compiler found"
+        _, plain = train("plain", compile=False)
+        assert all(torch.equal(weight, plain[name]) for name, weight in fallen_back.items())

@@ -1,1 +1,1 @@
-"""Quantities of a study: records in, results.json out. No torch."""
+"""Turns the records of a study into results.json. No torch."""

@@ -1,4 +1,4 @@
-"""The analysis of a run: its records are drawn once, and every list of results.json is made of the draws."""
+"""Analyses a run: bootstraps its records once and makes every list of results.json from the draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from duollm.records.tokens import Tokens, list_domains, read_tokens
 
 @dataclass(frozen=True)
 class _Domain:
-    """What was measured on one domain.
+    """Everything that was measured on one domain.
 
     Attributes:
         compared: records of policies that see no label, on the text of the comparison.
-        predictors: the ceiling's, as its file describes them.
+        predictors: descriptions of the ceiling's predictors, from its file.
     """
 
     tokens: Tokens
@@ -38,7 +38,7 @@ class _Domain:
 
     @property
     def size(self) -> Size:
-        """How much text that is; a run in which only the oracle's text was run on has no other."""
+        """How much text was used. Without evaluation, a run has no other text than the oracle's."""
         size = Size(len(self.tokens.documents), len(self.tokens.document_T), int(self.patterns.counted_D.sum()))
         if self.compared is self.records:
             return size
@@ -51,8 +51,8 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
 
     Args:
         run: the run folder; see docs/formats.md.
-        bootstrap_samples: resamples of documents behind every interval.
-        seed: seed of the resamples and of the halves that static is chosen and scored on.
+        bootstrap_samples: number of resamples of documents behind every interval.
+        seed: random seed of the resamples, and of the halves on which static is chosen and scored.
 
     Raises:
         UserError: a file is missing, foreign, or does not fit the others.

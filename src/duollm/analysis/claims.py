@@ -26,7 +26,7 @@ PAPER_ROUTER = "linear"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the claims are decided on, as draws: row 0 the data, then the resamples."""
+    """The draws by which the claims are decided: row 0 is the data, then come the resamples."""
 
     domain: str
     num_layers: int
@@ -44,23 +44,23 @@ class Evidence:
         return sorted(k for name, k in self.nll_X if name == policy)
 
     def nll(self, policy: str | None, k: int) -> Floats | None:
-        """Return the draws of a policy's mean nll, or None if it was not measured at k."""
+        """Return the draws of a policy's mean nll; None if it was not measured at k."""
         return self.nll_X.get((policy, k)) if policy else None
 
     def difference(self, policy: tuple[str | None, int], other: tuple[str | None, int]) -> Floats | None:
-        """Return the draws of nll(policy) - nll(other), paired, or None if one was not measured."""
+        """Return the paired draws of nll(policy) - nll(other); None if one was not measured."""
         first, second = self.nll(*policy), self.nll(*other)
         return None if first is None or second is None else first - second
 
 
 def studied_router(kinds: Iterable[str | None]) -> str | None:
-    """Return the kind of router that the claims speak of: the paper's linear one, else the first by name."""
+    """Return the kind of router that the claims are about: the paper's linear one, else the first by name."""
     trained = {kind for kind in kinds if kind}
     return PAPER_ROUTER if PAPER_ROUTER in trained else min(trained, default=None)
 
 
 def gather_evidence(draws: Draws) -> Evidence:
-    """Draw what the claims need."""
+    """Collect the draws that the claims need."""
     records = draws.records
     main = [key for key in records.policies if key.context in (None, records.context) and key.spend != EXACT]
     router = studied_router(key.kind for key in main)

@@ -1,4 +1,4 @@
-"""All policies at equal budgets: loss, gain over static, share of what is reachable, and what they really cost.
+"""Compares all policies at equal budgets: loss, gain over static, share of the reachable gain, and cost.
 
 Shape letters: X draws of the bootstrap.
 """
@@ -21,17 +21,17 @@ NEAR_BUDGET = 0.01
 
 
 def compared_budgets(records: Records) -> list[int]:
-    """Return the budgets of the routers, or all that were searched if there is none; without none and all big."""
+    """Return the budgets of the routers, or all searched budgets if there is no router, except 0 and L."""
     between = [key for key in records.policies if 0 < key.big_layers < records.num_layers]
     routers = {key.big_layers for key in between if key.kind}
     return sorted(routers or {key.big_layers for key in between if key.policy == ORACLE})
 
 
 def comparison_rows(draws: Draws, compared: Draws, timing: Timing | None) -> Iterator[ComparisonRow]:
-    """Yield every policy at every budget compared, and both ends.
+    """Yield a row for every policy at every compared budget, and for all small and all big.
 
-    Losses and what relates to the oracle are of `draws`; gains and spending of policies that see no label are of
-    `compared`, which may hold more text.
+    Losses, and values relative to the oracle, come from `draws`. Gains and spending of policies that see no label come
+    from `compared`, which may hold more text.
     """
     records, budgets = draws.records, compared_budgets(draws.records)
     gaps = {row.policy: row for row in gap_rows(draws)}
@@ -102,7 +102,7 @@ def _costs(draws: Draws, key: Key, timing: Timing | None, big_share: float) -> d
 def shown_routers(comparison: Sequence[ComparisonRow], domain: str, most: int = 3) -> list[str]:
     """Return routers of different kinds (see `PolicyRow.variant`) for figures that show few: the paper's, then by gain.
 
-    The gain is that over static, the mean over the budgets, at what was spent where that is known.
+    The gain is the mean gain over static over the budgets, at what was spent if that is known.
     """
     gains: dict[tuple[str, str], list[float]] = {}
     for row in comparison:

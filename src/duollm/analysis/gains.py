@@ -1,8 +1,8 @@
-"""What the oracle's gain over static is made of: what can be predicted, selection noise, the rest.
+"""Splits the oracle's gain over static into a predictable part, selection noise and the rest.
 
-Selection noise: the oracle picks the best of thousands of routes with the label in hand. The same search with a label
-y' drawn from the model's own all-big prediction shows what such a peek buys when nothing but chance is peeked at; a
-second draw y'' shows what the routes picked with y' are worth to another label.
+The oracle picks the best of thousands of routes with the label in hand. The same search with a label y', drawn from the
+model's own all-big prediction, measures selection noise: what a peek buys if the label is chance. A second draw y''
+measures what the routes picked with y' are worth for another label.
 
 Shape letters: X draws of the bootstrap.
 """
@@ -29,7 +29,7 @@ def _drawn(draws: Draws) -> Iterator[Key]:
 
 
 def noise_rows(draws: Draws) -> Iterator[NoiseRow]:
-    """Yield, in every context and at every budget for which labels were drawn, the gains over static."""
+    """Yield the gains over static with true and drawn labels, for every context and budget with drawn labels."""
     for drawn in _drawn(draws):
         k, context = drawn.big_layers, drawn.context
         expected_X = draws[Key(keys.DRAWN_STATIC, k)]
@@ -46,9 +46,9 @@ def noise_rows(draws: Draws) -> Iterator[NoiseRow]:
 
 
 def decomposition_rows(draws: Draws) -> Iterator[DecompositionRow]:
-    """Yield the parts of the oracle's gain in every context and at every budget where all were measured.
+    """Yield the parts of the oracle's gain, for every context and budget where all parts were measured.
 
-    All of them spend exactly k big layers on every token.
+    All policies involved spend exactly k big layers on every token.
     """
     for drawn in _drawn(draws):
         k, context = drawn.big_layers, drawn.context
@@ -71,7 +71,7 @@ def decomposition_rows(draws: Draws) -> Iterator[DecompositionRow]:
 
 
 def ceiling_rows(compared: Draws, predictors: Sequence[dict[str, Any]]) -> Iterator[CeilingRow]:
-    """Yield what every predictor gains over static at the big layers that it spent, on the text of the comparison."""
+    """Yield the gain of every predictor over static, at the big layers it spent, on the text of the comparison."""
     for facts in predictors:
         key = Key(keys.predictor_policy(facts["predictor"], facts["spend"]), facts["big_layers"])
         at_spent_X = compared.nll_at(keys.STATIC, compared.spent(key))

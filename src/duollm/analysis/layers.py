@@ -1,4 +1,4 @@
-"""Where layers are big, how often a router takes the oracle's branch, and which tokens compute helps.
+"""Layer use, agreement of routers with the oracle, and difficulty of tokens.
 
 Shape letters: T tokens, L layers, P bins of positions, X draws of the bootstrap.
 """
@@ -18,7 +18,7 @@ HIGH_LOSS_QUANTILE = 0.75
 
 
 def layer_use_rows(draws: Draws, tokens: Tokens, edges: Integers) -> Iterator[LayerUseRow]:
-    """Yield how often each layer is big, over depth and position, for the oracle and every router."""
+    """Yield the share of tokens whose layer is big, by depth and position, for the oracle and every router."""
     for quantity, key in draws.records.sums:
         if quantity == BRANCHES:
             share_XL = draws.mean(BRANCHES, key)[:, :, Branch.BIG]
@@ -49,9 +49,9 @@ def share_by_position(routes_TL: Integers, position_T: Integers, edges: Integers
 
 
 def agreement_rows(draws: Draws) -> Iterator[AgreementRow]:
-    """Yield how often a router takes the branch of the oracle of its budget in the main context, per layer and in all.
+    """Yield the share of tokens on which a router and the oracle of its budget agree, per layer and overall.
 
-    Beside it stands what two choosers with the same habits per layer would agree on by chance.
+    Beside it is the agreement by chance of two choosers with the same shares per layer. The context is the main one.
     """
     for quantity, key in draws.records.sums:
         if quantity == AGREEING:
@@ -69,7 +69,7 @@ def agreement_rows(draws: Draws) -> Iterator[AgreementRow]:
 
 
 def difficulty(tokens: Tokens, big_layers: int) -> tuple[Floats, Floats]:
-    """Return the loss of all small and what the oracle of a budget takes off it, per token [T], nats."""
+    """Return, per token [T], the loss of all small and by how much the oracle of a budget lowers it, nats."""
     nll_small_T = tokens.policies[Key(ALL_SMALL, 0)].nll_T
     return nll_small_T, nll_small_T - tokens.oracle(big_layers).nll_T
 
@@ -86,9 +86,8 @@ def difficulty_rows(tokens: Tokens, bootstrap: Bootstrap) -> Iterator[Difficulty
 def hard_without_gain(nll_small_T: Floats, gain_T: Floats, document_T: Integers, bootstrap: Bootstrap) -> Floats:
     """Return the share of high-loss tokens that gain less than the median token, draws [X].
 
-    High loss: the top quarter of nll under all small. If difficulty were the loss itself the share
-    would be 0, if the two had nothing to do with each other 0.5. Both thresholds are those of
-    the data and stay fixed over the resamples.
+    High loss means the top quarter of nll under all small. The share would be 0 if difficulty were the loss itself, and
+    0.5 if the two were unrelated. Both thresholds come from the data and stay fixed over the resamples.
     """
     high_T = nll_small_T >= np.quantile(nll_small_T, HIGH_LOSS_QUANTILE)
     wasted_T = high_T & (gain_T < np.median(gain_T))

@@ -1,4 +1,4 @@
-"""Losses: of every policy, of the best of N draws, and how much of the gap from static to oracle a router closes.
+"""Rows of losses: every policy, the best of N draws, and the gap from static to the oracle that a router closes.
 
 Shape letters: D documents, N sizes of a draw, X draws of the bootstrap.
 """
@@ -39,9 +39,9 @@ def nll_rows(draws: Draws) -> Iterator[LossRow]:
 
 
 def gap_rows(draws: Draws) -> Iterator[GapRow]:
-    """Yield, for every router, the share of the gap from static to oracle that it closes.
+    """Yield the share of the gap from static to the oracle that every router closes.
 
-    Once against both at the nominal k, once against both at the big layers that the router spent.
+    The share is given twice: with both ends at the nominal k, and with both at the big layers that the router spent.
     """
     records, layers = draws.records, draws.records.num_layers
     for key in records.policies:
@@ -69,7 +69,7 @@ def _closed(router_X: Floats, static_X: Floats | None, oracle_X: Floats | None) 
 
 
 def spend_rows(draws: Draws) -> Iterator[SpendRow]:
-    """Yield, per kind and budget, what spending exactly k on every token costs against k on average, nats (paired)."""
+    """Yield, per kind and budget, the paired loss of spending exactly k on every token against k on average, nats."""
     routers = {(key.kind, key.big_layers, key.spend): key for key in draws.records.policies if key.kind}
     for (kind, k, spend), exact in routers.items():
         average = routers.get((kind, k, AVERAGE))

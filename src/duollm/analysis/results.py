@@ -1,4 +1,4 @@
-"""results.json as typed rows; docs/formats.md describes their fields.
+"""results.json as typed rows. docs/formats.md describes the fields.
 
 Shape letters: L layers, P bins of positions, N sizes of a draw.
 """
@@ -29,7 +29,7 @@ class PolicyRow:
 
     @property
     def variant(self) -> str:
-        """What the row is one budget of: a policy, or a kind of router and its way of spending."""
+        """The policy without its budget: its name, or a kind of router and its way of spending."""
         return variant(self.policy, self.kind, self.spend)
 
 
@@ -91,7 +91,7 @@ class ComparisonRow(PolicyRow):
 
 @dataclass(frozen=True)
 class SpendRow:
-    """What spending exactly k on every token costs a kind of router."""
+    """The loss of a kind of router when it spends exactly k on every token, against k on average."""
 
     domain: str
     kind: str
@@ -113,7 +113,7 @@ class AgreementRow(PolicyRow):
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """What a peek at a drawn label buys."""
+    """The gain of a search on drawn labels."""
 
     domain: str
     context: str
@@ -126,7 +126,7 @@ class NoiseRow:
 
 @dataclass(frozen=True)
 class CeilingRow:
-    """What one predictor gains over static at what it spent."""
+    """The gain of one predictor over static, at the big layers it spent."""
 
     domain: str
     depth: int
@@ -175,7 +175,7 @@ class LayerUseRow(PolicyRow):
 
 @dataclass(frozen=True)
 class DifficultyRow:
-    """How loss and difficulty relate."""
+    """The relation of loss and difficulty."""
 
     domain: str
     big_layers: int
@@ -185,7 +185,7 @@ class DifficultyRow:
 
 @dataclass(frozen=True)
 class Size:
-    """How much text of a domain was searched, on how much of it patterns were run, and how much was compared."""
+    """How much text of a domain the oracle searched, patterns were run on, and policies were compared on."""
 
     documents: int
     tokens: int
@@ -230,7 +230,7 @@ class Results:
 
     @property
     def headline(self) -> str:
-        """The domain that speaks for the run: all pooled, or the only one."""
+        """The domain of the report's main numbers: all pooled, or the only one."""
         return "pooled" if len(self.data) > 1 else self.domains[0]
 
     @property
@@ -248,7 +248,7 @@ def read_results(run: Path) -> Results:
     """Read a run's results.json.
 
     Raises:
-        UserError: there is none, it is damaged, or it is of another version of duollm.
+        UserError: the file is missing, damaged, or written by another version of duollm.
     """
     path = run / "results.json"
     try:

@@ -1,4 +1,4 @@
-"""How a claim is decided: by the interval of each of its conditions, never by eye."""
+"""Decides claims by the interval of each of their conditions."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ class Condition:
 
     @property
     def drop(self) -> Estimate | None:
-        """The estimate with its sign turned: how far a difference lies below 0."""
+        """The estimate with its sign changed: how far a difference lies below 0."""
         return -self.estimate if self.estimate else None
 
 
@@ -41,7 +41,7 @@ class Claim:
 
 
 def decide(name: str, domain: str, statement: str, finding: str, *conditions: Condition) -> Claim:
-    """Return a claim that is not reproduced if any condition is, else undecided if any is, else reproduced."""
+    """Return a claim whose verdict is that of its worst condition: not reproduced, undecided, reproduced."""
     worst_first: tuple[Verdict, ...] = ("not reproduced", "undecided", "reproduced")
     decisive = min(conditions, key=lambda one: worst_first.index(one.verdict))
     if not any(one.estimate for one in conditions):
@@ -56,7 +56,7 @@ def condition(
 ) -> Condition:
     """Judge a quantity by its 95 % interval against the open range (above, below).
 
-    Inside: reproduced. Wholly outside: not reproduced. Straddling, or not measured: undecided.
+    An interval inside the range is reproduced, one wholly outside is not; any other, or none, is undecided.
     """
     rule = f"above {above:g}" if below == float("inf") else f"below {below:g}"
     if float("-inf") < above < below < float("inf"):

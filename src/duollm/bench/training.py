@@ -1,65 +1,106 @@
-"""Stage-1 training against transformers' dense Llama of equal active FLOPs."""
+"""Stage-1 training against transformers' dense Llama and a plain GPT of equal active FLOPs, compiled and not."""
 
-import shutil
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from duollm.bench import Row
+from duollm.bench.gpt import GPT
 from duollm.bench.timing import alternate
 from duollm.flops import training_flops
-from duollm.machine import faster_precision, matmul_peak
+from duollm.machine import best_matmul, faster_precision
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.training.compiled import compile_for_training, first_line
 from duollm.training.optimizer import TrainingPlan, make_optimizer
 from duollm.training.pretrain import prepare_for_training, random_routing_loss
 from duollm.training.world import join_world
 
-_BATCH, _LENGTH, _SHARES = 32, 128, (0.0, 0.5, 0.5)
+_WIDTHS, _BATCH, _LENGTH, _SHARES = (128, 256), 32, 128, (0.0, 0.5, 0.5)
+_LLAMA, _COMPILED = "Llama", ", compiled"
 Loss = Callable[[Tensor, int], Tensor]
 
 
 def bench_training(seconds: float) -> list[Row]:
-    """Steps of the quick recipe's model, plain and compiled, and of a dense Llama; same batch, optimiser, precision."""
-    config = DuoConfig()
-    active = (config.intermediate_size + config.small_intermediate_size) // 2
+    """Steps of the quick recipe's model and of dense ones at several widths; same batch, optimiser and precision."""
+    return [row for width in _WIDTHS for row in _at_width(width, seconds)]
+
+
+def _at_width(width: int, seconds: float) -> list[Row]:
+    heads = max(1, width // 64)
+    sizes: dict[str, Any] = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": heads}
+    config = DuoConfig(**sizes, intermediate_size=4 * width, small_intermediate_size=width // 4)
     plan = TrainingPlan(steps=1, batch_size=_BATCH, learning_rate=1e-3, precision=faster_precision())
-    steps = {
-        "transformers Llama": _step(*_dense(config, active), plan),
-        "duo": _step(*_duo(config, compile_blocks=False), plan),
+    makers: dict[str, Callable[[], tuple[nn.Module, Loss]]] = {
+        _LLAMA: lambda: _llama(config),
+        "Llama, eager attention": lambda: _llama(config, attn_implementation="eager"),
+        _LLAMA + _COMPILED: lambda: _llama(config, compiled=True),
+        "GPT by hand": lambda: _gpt(config, fused=True),
+        "GPT by hand, eager attention": lambda: _gpt(config, fused=False),
+        "GPT by hand, eager attention" + _COMPILED: lambda: _gpt(config, fused=False, compiled=True),
+        "duo": lambda: _duo(config),
+        "duo" + _COMPILED: lambda: _duo(config, compiled=True),
     }
-    if shutil.which("c++"):  # what torch.compile calls
-        steps["duo, compiled"] = _step(*_duo(config, compile_blocks=True), plan)
-    times = alternate(steps, seconds)
+    steps, skipped = {}, {}
+    for name, make in makers.items():
+        steps[name] = _step(*make(), plan)
+        try:
+            steps[name]()
+        except Exception as error:  # whatever a compiler does not like
+            if not name.endswith(_COMPILED):
+                raise
+            del steps[name]
+            skipped[name] = first_line(error)
+    times, (peak, shape) = alternate(steps, seconds), best_matmul(plan.precision)
     tokens = _BATCH * _LENGTH
     flops = training_flops(config, _SHARES, _LENGTH, tokens)
-    return [
+    rows: list[Row] = [
         {
             "model": name,
-            "precision": plan.precision,
+            "width": width,
             "tokens/s": tokens / spent,
             "GFLOP/s": flops / spent / 1e9,
-            "share of matmul peak": flops / spent / matmul_peak(plan.precision),
-            "ratio to Llama": times["transformers Llama"] / spent,
+            "share of matmul peak": flops / spent / peak,
+            "ratio to Llama": times[_LLAMA] / spent,
+            "ratio to Llama, compiled": times[_LLAMA + _COMPILED] / spent if _LLAMA + _COMPILED in times else "",
         }
         for name, spent in times.items()
     ]
+    measured = f"{plan.precision}, {' x '.join(map(str, shape))}"
+    rows.append({"model": f"matmul peak ({measured})", "width": width, "GFLOP/s": peak / 1e9})
+    return rows + [{"model": name, "width": width, "skipped": reason} for name, reason in skipped.items()]
 
 
-def _dense(config: DuoConfig, intermediate_size: int) -> tuple[nn.Module, Loss]:
+def _llama(config: DuoConfig, compiled: bool = False, **options: Any) -> tuple[nn.Module, Loss]:
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    sizes = {name: getattr(config, name) for name in (*names, "tie_word_embeddings")}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=intermediate_size)).train()
-    return model, lambda batch_BT, step: model(input_ids=batch_BT, labels=batch_BT, use_cache=False).loss
+    sizes: dict[str, Any] = {name: getattr(config, name) for name in (*names, "tie_word_embeddings")}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **options, intermediate_size=_active(config))).train()
+    run = torch.compile(model) if compiled else model
+    return model, lambda batch_BT, step: run(input_ids=batch_BT, labels=batch_BT, use_cache=False).loss
 
 
-def _duo(config: DuoConfig, compile_blocks: bool) -> tuple[nn.Module, Loss]:
+def _gpt(config: DuoConfig, fused: bool, compiled: bool = False) -> tuple[nn.Module, Loss]:
+    inner = _active(config) * 3 // 2  # two matrices where the gated FFN has three
+    sizes = (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    model = GPT(*sizes, inner, _LENGTH, fused)
+    run = torch.compile(model) if compiled else model
+    return model, lambda batch_BT, step: run(batch_BT)
+
+
+def _duo(config: DuoConfig, compiled: bool = False) -> tuple[nn.Module, Loss]:
     model = DuoForCausalLM(config)
-    prepare_for_training(model, compile_blocks)
-    loss_fn = random_routing_loss(model, _SHARES, seed=0, world=join_world())
+    prepare_for_training(model)
+    scorer = compile_for_training(model) if compiled else None
+    loss_fn = random_routing_loss(model, _SHARES, 0, join_world(), scorer)
     return model, lambda batch_BT, step: loss_fn(batch_BT, step, 0)[0]
+
+
+def _active(config: DuoConfig) -> int:
+    """The width of an FFN that takes as many FLOPs as a token takes here on average."""
+    return (config.intermediate_size + config.small_intermediate_size) // 2
 
 
 def _step(module: nn.Module, loss: Loss, plan: TrainingPlan) -> Callable[[], None]:

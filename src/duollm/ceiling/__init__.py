@@ -1,1 +1,1 @@
-"""The predictable ceiling: how well an offline predictor of gains chooses routes without labels."""
+"""The predictable ceiling: how much routes gain that an offline predictor chooses without labels."""

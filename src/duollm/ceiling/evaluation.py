@@ -19,8 +19,10 @@ from duollm.files import replacing
 from duollm.measure.executor import policy_losses, token_columns
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.progress import show
 from duollm.records.files import write_result
-from duollm.routes.space import RouteSpace
+from duollm.records.keys import SHUFFLED
+from duollm.routes.space import RouteSpace, focus_budgets
 
 _VALIDATION_WINDOWS = 64
 """Few, for every policy is executed on them."""
@@ -37,12 +39,17 @@ def evaluate_ceiling(
 ) -> None:
     """Write `run/ceiling/` (docs/formats.md): the losses of predicted routes on the text of the comparison.
 
+    The chosen depths and the control are executed at every budget. The other depths are executed only at the budget
+    nearest to a third of the layers, which is the one that the report shows by depth.
+
     Args:
-        validation_WT: windows that prices and the choice among depths come from.
+        validation_WT: windows on which prices are found and the depth is chosen.
         texts: of the comparison, by domain.
     """
     space = RouteSpace(model.config.num_hidden_layers, tuple(branches))
-    policies = choose(_on_validation(model, predictors, big_layers, space, validation_WT.to(model.device)))
+    scored = choose(_on_validation(model, predictors, big_layers, space, validation_WT.to(model.device)))
+    by_depth = min(sorted(big_layers), key=lambda k: abs(k - focus_budgets(space.num_layers)[0]))
+    policies = [each for each in scored if each.chosen or each.predictor == SHUFFLED or each.big_layers == by_depth]
     facts = {
         "num_layers": space.num_layers,
         "branches": [branch.name.lower() for branch in space.branches],
@@ -54,14 +61,15 @@ def evaluate_ceiling(
         for domain, windows in texts.items():
             token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
             found, columns = predicted_margins(model, predictors, big_layers, space, token_ids_WT), windows.columns()
-            for policy in policies:
+            for number, policy in enumerate(policies):
+                show(f"ceiling on {domain}", number, len(policies), unit="policies")
                 measured = policy_losses(model, token_ids_WT, routes=policy.routes(found))
                 columns |= token_columns(*measured, space, f"_{policy.column}")
             write_result(folder / f"{domain}.parquet", columns, facts)
 
 
 def validation_windows(data: PackedData, windows_per_document: int, seed: int) -> Tensor:
-    """Return the windows that a ceiling is priced and chosen on, [W, T]."""
+    """Return the windows on which prices are found and the depth is chosen, [W, T]."""
     return torch.from_numpy(data.balanced_sample("validation", _VALIDATION_WINDOWS, windows_per_document, seed))
 
 
@@ -72,12 +80,15 @@ def _on_validation(
     space: RouteSpace,
     token_ids_WT: Tensor,
 ) -> list[CeilingPolicy]:
-    """Price and score every policy."""
+    """Price every policy, and score those that a depth is chosen from."""
     found = predicted_margins(model, predictors, big_layers, space, token_ids_WT)
-    policies = []
+    policies: list[CeilingPolicy] = []
     for (name, k), (margin_WTL, _) in found.items():
+        show("ceiling on validation text", len(policies), 2 * len(found), unit="policies")
         for spend, price in (("average", price_for(margin_WTL, k)), ("exact", None)):
             policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
-            nll_WT, _ = policy_losses(model, token_ids_WT, routes=policy.routes(found))
-            policies.append(replace(policy, validation_nll=nll_WT.mean().item()))
+            if name != SHUFFLED:
+                nll_WT, _ = policy_losses(model, token_ids_WT, routes=policy.routes(found))
+                policy = replace(policy, validation_nll=nll_WT.mean().item())
+            policies.append(policy)
     return policies

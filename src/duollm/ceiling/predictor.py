@@ -1,7 +1,7 @@
 """The predictable ceiling: routes from an offline prediction of what each branch gains (docs/concepts.md).
 
-The predictor sees the hidden states of a pass in which all layers are big, at layers 0 .. depth, and decides for all
-layers at once, those before `depth` too. So no router can follow it, but neither does it see a label.
+The predictor sees the hidden states of a pass in which all layers are big, at layers 0 .. depth. It decides for all
+layers at once, also for those before `depth`. So no router can do the same. It never sees a label.
 
 Shape letters: B batch, T tokens, L layers, C branches to choose from, D hidden, F = (depth + 1) * D features, W inner
 width. A dot stands for any leading dimensions.
@@ -16,10 +16,8 @@ from duollm.config import CeilingConfig
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.records.keys import SHUFFLED
 from duollm.routers.base import Listener
-
-SHUFFLED = "shuffled"
-"""The name of the control: the deepest predictor, fitted to the gains of other tokens."""
 
 _TOLD = 5.0
 
@@ -27,12 +25,12 @@ _TOLD = 5.0
 class GainPredictor(nn.Module):
     """A linear map, and a bottleneck beside it (F -> W -> L x C, GELU), from hidden states to gains.
 
-    A linear map of its own is told in which layers the token itself takes big, and which share the others take: layers
-    stand in for each other, so what a big layer adds depends on what else is big.
+    A second linear map gets as inputs in which layers the token itself takes big, and the share of big of the other
+    tokens. Layers stand in for each other, so what a big layer adds depends on which other layers are big.
 
     Args:
         branches: to choose from, ascending; big is the last.
-        depth: the last layer whose states are seen.
+        depth: the last layer whose states the predictor sees.
         width: W.
     """
 
@@ -50,11 +48,11 @@ class GainPredictor(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, states: Tensor, share: Tensor, big: Tensor) -> Tensor:
-        """Return the predicted gains [., L, C], float32, in the units that it was trained on.
+        """Return the predicted gains [., L, C], float32, in the units of the training.
 
         Args:
-            states: [., F] as `all_big_states` returns them; more layers than are seen do no harm.
-            share: of big layers among the other tokens, [.].
+            states: [., F] as `all_big_states` returns them. States of further layers are ignored.
+            share: share of big layers among the other tokens, [.].
             big: 1 where the token itself takes big, else 0, [., L].
         """
         return self.from_states(states) + self.from_told(share, big)
@@ -81,7 +79,7 @@ class GainPredictor(nn.Module):
 def make_predictors(
     model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch], seed: int
 ) -> nn.ModuleDict:
-    """Build the untrained predictors.
+    """Build an untrained predictor for every depth and the control.
 
     Raises:
         UserError: a depth that the model does not have.

@@ -1,4 +1,4 @@
-"""From predicted gains to routes: layers in the order of what they gain, to a price or to an exact number.
+"""Turns predicted gains into routes: takes layers in the order of their gains, up to a price or an exact number.
 
 Shape letters: W windows, B windows per forward, T tokens, L layers, C branches to choose from. A dot stands for any
 leading dimensions.
@@ -11,9 +11,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import SHUFFLED, GainPredictor, all_big_states
+from duollm.ceiling.predictor import GainPredictor, all_big_states
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.records.keys import SHUFFLED
 from duollm.routes.space import RouteSpace
 
 _TIE = 1e-4  # far below what a gain (nats x 100) can be told from, far above the rounding of float32
@@ -28,11 +29,11 @@ class CeilingPolicy:
     """One way from predicted gains to routes.
 
     Attributes:
-        predictor: its name.
+        predictor: name of the predictor.
         depth: the last layer whose states the predictor sees.
-        spend: "average" (big where it gains more than `price`) or "exact" (the `big_layers` that gain most).
-        price: in the predictor's units; None where the spending is exact.
-        validation_nll: nats per token.
+        spend: "average" (big where the gain exceeds `price`) or "exact" (the `big_layers` with the largest gains).
+        price: price of big in the predictor's units; None with exact spending.
+        validation_nll: nats per token; None if it was not needed.
         chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
     """
 
@@ -41,12 +42,12 @@ class CeilingPolicy:
     spend: str
     big_layers: int
     price: float | None
-    validation_nll: float = float("inf")
+    validation_nll: float | None = None
     chosen: bool = False
 
     @property
     def column(self) -> str:
-        """What the names of its columns end in."""
+        """The ending of the names of its columns."""
         return f"{self.spend}_{self.predictor}_k{self.big_layers}"
 
     def routes(self, found: Margins) -> Tensor:
@@ -61,7 +62,7 @@ def choose(policies: Sequence[CeilingPolicy]) -> list[CeilingPolicy]:
     """Mark, for every budget and way of spending it, the depth with the lowest loss on validation text."""
     lowest: dict[tuple[str, int], float] = {}
     for policy in policies:
-        if policy.predictor != SHUFFLED:
+        if policy.predictor != SHUFFLED and policy.validation_nll is not None:
             key = policy.spend, policy.big_layers
             lowest[key] = min(lowest.get(key, float("inf")), policy.validation_nll)
     return [
@@ -81,7 +82,7 @@ def predicted_margins(
     space: RouteSpace,
     token_ids_WT: Tensor,
 ) -> Margins:
-    """Predict by how much big beats the other branches, at every budget."""
+    """Predict by how much big beats the other branches, for every budget."""
     parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     for batch_BT in token_ids_WT.split(_BATCH):
         states_BTF = all_big_states(model, batch_BT)
@@ -97,7 +98,7 @@ def predicted_margins(
 
 
 def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
-    """Make layers big one after another, the one that gains most first, and return what each gained in its turn.
+    """Make layers big one after another, the largest gain first, and return what each gained in its turn.
 
     A gain is the mean of those predicted with and without big at the layer itself (the slopes at both ends of the
     step). A turn that gains more than the one before counts as gaining as much, so taking layers down to any margin
@@ -127,13 +128,13 @@ def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> 
 
 
 def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:
-    """Make big the `big_layers` layers of every token that gain most by it; routes [., L]."""
+    """Return routes [., L] in which every token takes big in the `big_layers` layers with the largest gains."""
     most = margin.topk(big_layers, dim=-1).indices
     return otherwise.scatter(-1, most, int(Branch.BIG))
 
 
 def priced_routes(margin: Tensor, otherwise: Tensor, price: float | Tensor) -> Tensor:
-    """Make a layer big where that gains more than the price; routes [., L]."""
+    """Return routes [., L] in which a layer is big where its gain exceeds the price."""
     return torch.where(margin > price, int(Branch.BIG), otherwise)
 
 

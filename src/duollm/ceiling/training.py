@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import SHUFFLED, GainPredictor, all_big_states, make_predictors
+from duollm.ceiling.predictor import GainPredictor, all_big_states, make_predictors
 from duollm.ceiling.routes import margins, priced_routes
 from duollm.config import CeilingConfig
 from duollm.flops import token_flops
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.records.keys import SHUFFLED
 from duollm.routers.marginal import GAIN_SCALE, RandomGates, centred, explored_share, marginal_gains
 from duollm.routes.sampling import derived_seed
 from duollm.training.loop import Context, LossFn, Trainer
@@ -37,7 +38,7 @@ def train_ceiling(
     world, seed, length = context.world, context.seed, context.data.sequence_length
     predictors = make_predictors(model, config, branches, seed).to(world.device)
     model.requires_grad_(False)
-    prepare_for_training(model, compile_blocks=False)
+    prepare_for_training(model)
     model.eval()  # no dropout: the states are those that routers meet
     plan = TrainingPlan.of(config, config.tokens, length)
     flops_per_token = 3 * token_flops(model.config, model.config.num_hidden_layers, length // 2)
@@ -56,9 +57,9 @@ def ceiling_loss(
 ) -> LossFn:
     """Squared error of the predicted gains (nats x 100), summed over the predictors.
 
-    Gains are measured along the routes that the deepest predictor would choose, some of
-    the choices being random. For the control the gains of a batch change places among its tokens, so it can learn only
-    what holds for all tokens.
+    Gains are measured along the routes that the deepest predictor would choose, with some of the choices replaced by
+    random ones. For the control, the gains of a batch are shuffled among its tokens, so it can learn only what holds
+    for all tokens.
     """
     generator = torch.Generator(model.device)
     deepest = [name for name in predictors if name != SHUFFLED][-1]

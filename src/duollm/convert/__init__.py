@@ -1,1 +1,1 @@
-"""Dense checkpoints become duos; duos are saved and loaded as Hugging Face folders."""
+"""Converts dense checkpoints to duos; saves and loads duos as Hugging Face folders."""

@@ -1,4 +1,4 @@
-"""Stage 0: a dense checkpoint becomes a duo whose small FFNs are set from its big ones."""
+"""Stage 0: converts a dense checkpoint to a duo and derives its small FFNs from the big ones."""
 
 from collections.abc import Callable
 from math import isfinite
@@ -31,7 +31,7 @@ def open_dense(
     seed: int,
     dtype: torch.dtype | None = None,
 ) -> DuoForCausalLM:
-    """Load a dense checkpoint as a duo in evaluation mode, its small FFNs random.
+    """Load a dense checkpoint as a duo with random small FFNs, in evaluation mode.
 
     Args:
         dense: a folder or hub id.
@@ -39,7 +39,7 @@ def open_dense(
         dtype: of all weights; default: the checkpoint's.
 
     Raises:
-        UserError: it cannot be loaded, or is of a kind that is not supported.
+        UserError: the checkpoint cannot be loaded, or its family is not supported.
     """
     torch.manual_seed(seed)
     try:
@@ -68,11 +68,11 @@ def convert(
     folder: Path,
     progress: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Set the small FFNs of a freshly opened duo and write `folder`, a Hugging Face folder with tokenizer and card.
+    """Set the small FFNs of a newly opened duo; write `folder`, a Hugging Face folder with tokenizer and card.
 
     Args:
-        model: of `open_dense(dense, ...)`.
-        data: text to look at, tokenized as the model wants it; None only if the small FFNs stay random.
+        model: what `open_dense(dense, ...)` returned.
+        data: sample text in the tokens of the model; None only if the small FFNs stay random.
 
     Raises:
         UserError: too little text is asked for, or the tokenizer has tokens that the model does not know.

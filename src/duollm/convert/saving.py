@@ -1,4 +1,4 @@
-"""A model as a Hugging Face folder, saved and loaded: weights, code, tokenizer, generation settings and card."""
+"""Saves and loads a model as a Hugging Face folder: weights, code, tokenizer, generation settings and card."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,12 +59,12 @@ _SKIP = {
 
 @dataclass(frozen=True)
 class History:
-    """How a model came about, for its card.
+    """How a model was made, for its card.
 
     Attributes:
-        steps: a sentence for each thing that was done, the first one first.
+        steps: one sentence per step, in order.
         base_model: the dense model that it was converted from.
-        license: of the weights, as the hub spells it; None: not known.
+        license: license of the weights, as the hub spells it; None if it is not known.
     """
 
     steps: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class History:
 
     @classmethod
     def read(cls, folder: Path) -> "History":
-        """Return the history that the card in a model folder tells, as far as it tells one."""
+        """Return the history in the card of a model folder, as far as the card has one."""
         if not (folder / CARD).is_file():
             return cls()
         try:
@@ -89,7 +89,7 @@ class History:
 
 
 def save_model(model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerBase", folder: Path, history: History) -> None:
-    """Write all that `from_pretrained` of transformers' auto classes needs, and a card that tells `history`."""
+    """Write everything that transformers' auto classes need to load the model, and a card with `history`."""
     for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(model.generation_config, token) is None:
             setattr(model.generation_config, token, getattr(tokenizer, token))
@@ -100,12 +100,12 @@ def save_model(model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerBase", fold
 
 
 def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> DuoForCausalLM:
-    """Load a saved duo in evaluation mode, as `dtype` ("auto": the one it was saved in).
+    """Load a saved duo in evaluation mode, in type `dtype` ("auto": the type it was saved in).
 
     Weights that are saved in that type are mapped from the file, not copied.
 
     Raises:
-        UserError: the folder is missing, is no duo, or its weights are damaged.
+        UserError: the folder is missing, holds no duo, or its weights are damaged.
     """
     load: Any = DuoForCausalLM.from_pretrained  # it returns a pair when asked to, which its type does not say
     model: DuoForCausalLM

@@ -1,4 +1,4 @@
-"""Small FFNs of a converted duo: cut out of its big ones, and fitted to them on sample text.
+"""Makes the small FFNs of a converted duo: cuts them out of the big ones and fits them on sample text.
 
 Shape letters: W windows, B windows per forward, T tokens, N = W * T sample tokens, L layers, D hidden, F inner width of
 the big FFN, S of the small one.
@@ -37,7 +37,7 @@ class Examples:
     """Inputs and outputs of one big FFN on sample tokens, float32.
 
     Attributes:
-        states_ND, outputs_ND: what enters and what leaves it.
+        states_ND, outputs_ND: inputs and outputs of the FFN.
         weights_N: how much a squared error of each token counts; their mean over all tokens is 1.
     """
 
@@ -46,7 +46,7 @@ class Examples:
     weights_N: Tensor
 
     def rows(self, index: Tensor | slice) -> "Examples":
-        """Some of the tokens."""
+        """Return the examples of some of the tokens."""
         return Examples(self.states_ND[index], self.outputs_ND[index], self.weights_N[index])
 
     def variance(self) -> Tensor:
@@ -67,23 +67,23 @@ def initialise_small_ffns(
     steps: int = 300,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[float]:
-    """Set the small FFNs of `model` from its big ones; nothing else changes.
+    """Derive the small FFNs of `model` from its big ones. Nothing else changes.
 
     Args:
         how: "random" leaves them as they are. "slice" takes the big FFN's neurons with the largest expected
             output on the sample and solves for the output matrix that makes up best for the others (ridge
             regression). "distilled" starts there and trains all of the small FFN by gradient descent.
         sample_WT: token ids [W, T].
-        seed: of the batches of the distillation.
-        steps: of the distillation, for each layer.
-        progress: told each layer's result, with the time left.
+        seed: random seed of the distillation's batches.
+        steps: distillation steps per layer.
+        progress: is called with each layer's result and the time left.
 
     Returns:
         Per layer, the share of the big FFN's output variance that the small one explains, on an eighth of the
         windows that it was not fitted to (negative: worse than the mean output). Empty if `how` is random.
 
     Raises:
-        ValueError: fewer than two windows, or a small FFN wider than the big one.
+        ValueError: there are fewer than two windows, or the small FFN is wider than the big one.
     """
     if how == "random":
         return []
@@ -119,13 +119,13 @@ def initialise_small_ffns(
 
 @torch.no_grad()
 def explained_variance(ffn: DuoFFN, examples: Examples) -> float:
-    """Share of the outputs' weighted variance that `ffn` explains: 1 - error / variance."""
+    """Return the share of the outputs' weighted variance that `ffn` explains: 1 - error / variance."""
     return 1 - (examples.error(ffn) / examples.variance()).item()
 
 
 @torch.no_grad()
 def cut_out(small: DuoFFN, big: DuoFFN, energies_F: Tensor, examples: Examples) -> None:
-    """Give `small` the neurons of `big` with the largest energy, and the output matrix that fits the examples best."""
+    """Copy the neurons of `big` with the largest energy into `small`, and fit its output matrix to the examples."""
     neurons_S = energies_F.topk(small.up_proj.out_features).indices.sort().values
     for into, out_of in ((small.gate_proj, big.gate_proj), (small.up_proj, big.up_proj)):
         if into is not None and out_of is not None:
@@ -202,9 +202,9 @@ def _neurons(ffn: DuoFFN, states_ND: Tensor) -> Tensor:
 
 @contextmanager
 def sample_ffns(model: DuoForCausalLM, sample_WT: Tensor, precision: Precision) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run token ids [W, T] through the model, all big, and yield what its FFNs saw.
+    """Run token ids [W, T] through the model, all big, and yield the inputs of its FFNs.
 
-    The inputs are in a file, 2 * L * N * D bytes, that is mapped into memory and goes with the context.
+    The inputs lie in a temporary file of 2 * L * N * D bytes, mapped into memory. It is removed with the context.
 
     Yields:
         what enters each FFN, bfloat16 [L, N, D]; and weights [L, N], by how much an error of its output matters:

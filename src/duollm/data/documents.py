@@ -9,14 +9,17 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.json
 import pyarrow.parquet as pq
 
 from duollm.errors import UserError
+from duollm.files import check_no_pointer
 
 TEXT_KEY = "text"
 """The key of a JSON line, or the column of a table, that holds a document's text."""
@@ -26,7 +29,7 @@ _OBJECT_ON_A_LINE = re.compile(r'\{\s*".*\}\s*$')
 
 @dataclass(frozen=True)
 class Document:
-    """The unit that is never divided between splits."""
+    """One text. All of it goes into the same split."""
 
     domain: str
     name: str
@@ -35,20 +38,22 @@ class Document:
 
 
 def read_file(path: Path, domain: str, name: str) -> Iterator[Document]:
-    """Yield the documents of `path`; `name` is what the file is called in their names.
+    """Yield the documents of the file `path`. Their names begin with `name`.
 
     `.jsonl` and `.ndjson` hold a document per line (`name:line`), `.parquet`, `.arrow` and `.feather` one per
     row (`name:row`, from 1). A `.json` file may be JSON lines too, or a list of objects with a text
-    (`name:element`, from 1), or one such object. Anything else is one UTF-8 text. Each may be compressed
-    (`.gz`, `.bz2`, `.xz`, `.zst`).
+    (`name:element`, from 1), or one such object. Any other file is one UTF-8 text. Each file may be compressed
+    (`.gz`, `.bz2`, `.xz`, `.lzma`, `.zst`, `.lz4`, `.br`).
 
     Raises:
-        UserError: empty, unreadable, damaged or not UTF-8; bad JSON; no text where text is expected. The
-            message names the file and the line.
+        UserError: empty, unreadable, damaged, an archive, a Git LFS pointer or not UTF-8; bad JSON; no text where
+            text is expected. The message names the file and the line.
     """
     format_suffix = path.with_suffix("") if path.suffix.lower() in _DECOMPRESS else path
     reader = _READERS.get(format_suffix.suffix.lower(), _read_plain)
     empty = True
+    with explained(path):
+        check_no_pointer(path)
     with explained(path), _opened(path) as file:
         for place, text in reader(file, path):
             empty = False
@@ -121,7 +126,19 @@ def _parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
-        raise UserError(f"{where}: JSON that is nested too deeply to be read; flatten it or leave it out") from None
+        return _parse_deep_json(text, where)
+
+
+def _parse_deep_json(text: str, where: str) -> Any:
+    """Parse an object as far as its text, without recursion; Arrow refuses a key that stands twice."""
+    wanted = pyarrow.json.ParseOptions(pa.schema([(TEXT_KEY, pa.string())]), unexpected_field_behavior="ignore")
+    try:
+        rows = pyarrow.json.read_json(BytesIO(text.encode()), parse_options=wanted).to_pylist()
+    except (pa.ArrowException, UnicodeEncodeError):
+        rows = []
+    if len(rows) != 1 or rows[0][TEXT_KEY] is None:
+        raise UserError(f"{where}: JSON that is nested too deeply to be read; flatten it or leave it out")
+    return tuple(rows[0].items())
 
 
 def _text_of(value: Any, where: str) -> str:
@@ -209,15 +226,17 @@ def _checked(text: str, where: str) -> str:
     return text
 
 
-def _decompress_zstd(compressed: bytes) -> bytes:
-    return bytes(pa.CompressedInputStream(pa.BufferReader(compressed), "zstd").read())
+def _decompress_by_arrow(codec: str, compressed: bytes) -> bytes:
+    return bytes(pa.CompressedInputStream(pa.BufferReader(compressed), codec).read())
 
 
+_ARROW_CODECS = {"zst": "zstd", "lz4": "lz4", "br": "brotli"}
 _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
     ".bz2": bz2.decompress,
     ".xz": lzma.decompress,
-    ".zst": _decompress_zstd,
+    ".lzma": lzma.decompress,
+    **{f".{suffix}": partial(_decompress_by_arrow, codec) for suffix, codec in _ARROW_CODECS.items()},
 }
 _READERS = {
     ".jsonl": _read_json_lines,
@@ -226,7 +245,7 @@ _READERS = {
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
     ".feather": _read_arrow,
-    **dict.fromkeys((".tar", ".tgz", ".zip"), _refuse_archive),
+    **dict.fromkeys([".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".zip", ".7z", ".rar", ".z"], _refuse_archive),
 }
 SUFFIXES = {".txt", ".md", ".py", ".csv", *_READERS, *_DECOMPRESS}
 """How names of files often end."""

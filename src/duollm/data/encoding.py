@@ -1,4 +1,4 @@
-"""From documents to token ids, refusing text that the tokenizer cannot give back."""
+"""Turns documents into token ids, and refuses text that the tokenizer cannot reproduce."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
@@ -19,9 +19,9 @@ _SHOWN_CHARACTERS = 60
 class Encoder:
     """Encodes text as plain text: no special tokens added, none found in it.
 
-    A text is *represented* by its ids if these hold neither the unknown nor the end-of-text token
-    and decode to the text again, both normalised by the tokenizer's own normaliser. Spaces at the
-    start of a document do not count, since SentencePiece-like tokenizers add one there.
+    Its ids *represent* a text if they contain neither the unknown nor the end-of-text token, and decode
+    to the same text, after the tokenizer's own normaliser on both sides. Spaces at the start of a document
+    do not count, because SentencePiece-like tokenizers add one there.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from duollm.data.documents import TEXT_KEY, Document
 from duollm.errors import UserError
 from duollm.files import fingerprint
+from duollm.options import LARGEST_COUNT
 
 DEFAULT_DOCUMENTS = 10_000
 """Documents taken from a data set unless its id says otherwise."""
@@ -45,7 +46,7 @@ class HubCorpus:
             yield Document(self.name, f"{self.split}:{row}", text)
 
     def fingerprint(self) -> str:
-        """Return a fingerprint of the id alone: the hub is not asked."""
+        """Return a fingerprint of the id alone. The hub is not contacted."""
         return fingerprint([self.data_set, self.config, self.split, self.limit])
 
     def _rows(self) -> Iterable[dict[str, Any]]:
@@ -81,8 +82,10 @@ def parse_data_set_id(domain: str) -> HubCorpus:
         UserError: `documents` is not a positive integer.
     """
     data_set, config, split, limit = (domain.split(":") + [""] * 3)[:4]
-    if limit and (not limit.isdecimal() or int(limit) == 0):
-        raise UserError(f"{domain}: documents must be a positive integer, got {limit!r}; the form is {_FORM}")
+    if limit and not 1 <= _number(limit) <= LARGEST_COUNT:
+        raise UserError(
+            f"{domain}: documents must be from 1 to {LARGEST_COUNT:,}, got {limit[:50]!r}; the form is {_FORM}"
+        )
     return HubCorpus(
         name=data_set.replace("/", "-"),
         data_set=data_set,
@@ -90,3 +93,7 @@ def parse_data_set_id(domain: str) -> HubCorpus:
         split=split or "train",
         limit=int(limit or DEFAULT_DOCUMENTS),
     )
+
+
+def _number(text: str) -> float:
+    return float(text) if text.isdecimal() else 0

@@ -120,10 +120,10 @@ class PackedData:
         return load_tokenizer(self.folder / "tokenizer")
 
     def train_batch(self, step: int, batch_size: int, seed: int, split: str = "train") -> NDArray[np.int64]:
-        """Return the sequences of one step, [B, T]; they depend on the arguments alone.
+        """Return the token ids of one training step, [B, T]. They depend on the arguments alone.
 
-        The split is cut into chunks of T tokens, across documents. Every epoch shuffles the chunks
-        anew and starts cutting at another token, and takes each chunk once; a batch may span two epochs.
+        The split is cut into chunks of T tokens, across documents. Every epoch starts cutting at another token,
+        shuffles the chunks anew and takes each chunk once. A batch may span two epochs.
 
         Raises:
             UserError: the split is too short for one chunk.
@@ -138,8 +138,8 @@ class PackedData:
         """Return the first full windows of T tokens of documents drawn at random.
 
         A document's closing end-of-text token counts as one of its tokens. The draw depends on the seed alone,
-        and asking for more documents adds to those of a smaller draw. There are fewer documents, or
-        fewer windows of a document, where there is too little text.
+        and a larger draw contains the documents of a smaller one. If there is too little text, there are
+        fewer documents, or fewer windows of a document.
 
         Raises:
             UserError: unknown split or domain, or no document of T tokens.
@@ -151,7 +151,7 @@ class PackedData:
             longest = max(row["length"] for row in rows)
             raise UserError(
                 f"domain {domain!r} has no document of {length} tokens in the {split} split (the longest has "
-                f"{longest}); lower data.sequence_length or give longer documents"
+                f"{longest}); lower sequence_length or give longer documents"
             )
         drawn = np.random.default_rng(seed).permutation(len(eligible))[:documents]
         places = [
@@ -172,10 +172,11 @@ class PackedData:
         return min(most, *(sum(length >= self.sequence_length for length in each) for each in lengths))
 
     def balanced_sample(self, split: str, number: int, windows_per_document: int, seed: int) -> NDArray[np.int64]:
-        """Return about `number` windows [W, T], equally many of every domain, the domains in turn.
+        """Return about `number` windows [W, T], equally many from each domain, alternating between domains.
 
-        They are those of `windows`, the text on which a study is scored: openings of documents are not like the rest.
-        There are fewer where no domain has as many; a domain that has fewer than another repeats.
+        They are windows from the start of documents, as in `windows`, because a study is scored on such windows and
+        the starts of documents are not like the rest. If no domain has enough, there are fewer. If one domain
+        has fewer than another, its windows repeat.
 
         Raises:
             UserError: as `windows`.
@@ -206,16 +207,16 @@ def _damaged(folder: Path, error: Exception) -> UserError:
 
 
 def chunks_per_epoch(tokens: int, sequence_length: int, split: str) -> int:
-    """Return how many chunks fit, wherever within the first `sequence_length` tokens the cutting starts.
+    """Return how many chunks an epoch has, whichever of the first `sequence_length` tokens it starts at.
 
     Raises:
-        UserError: not even one.
+        UserError: not even one chunk fits.
     """
     chunks = (tokens - sequence_length + 1) // sequence_length
     if chunks < 1:
         raise UserError(
             f"the {split} split has {tokens} tokens; sequences of {sequence_length} need at least "
-            f"{2 * sequence_length - 1}: give more text or lower data.sequence_length"
+            f"{2 * sequence_length - 1}: give more text or lower sequence_length"
         )
     return chunks
 

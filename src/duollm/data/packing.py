@@ -1,4 +1,4 @@
-"""Writing a `data/` folder: documents are read, split, tokenized and packed."""
+"""Writes a `data/` folder: reads, splits, tokenizes and packs documents."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -38,15 +38,17 @@ def prepare_data(
     progress: Callable[[str], None] = lambda line: None,
     only: Sequence[str] = SPLITS,
 ) -> PackedData:
-    """Write `folder` as docs/formats.md says, all of it or nothing, and open it.
+    """Write `folder` (docs/formats.md), all of it or nothing, and open it.
 
-    Documents with the same text are kept once. A tokenizer is trained, if none is given, on the train
-    split: on all of it, or on documents drawn from it that hold about 50 million characters. The text
-    of all domains is held in memory. `progress` is told each step in a line. `only` these splits are
-    tokenized and written; how the text is divided does not depend on it.
+    Of documents with the same text one is kept. If no tokenizer is given, one is trained on the train split, or on
+    about 50 million characters of it. The text of all domains is held in memory.
+
+    Args:
+        progress: is called with one line per step.
+        only: the splits to tokenize and write. The division into splits does not depend on it.
 
     Raises:
-        UserError: a domain that cannot be found, read, split or tokenized; too little text.
+        UserError: a domain cannot be found, read, split or tokenized, or there is too little text.
     """
     corpora = _find_corpora(config.domains)
     texts = _read(corpora, progress)
@@ -71,10 +73,10 @@ def prepare_data(
 
 
 def source_fingerprint(config: DataConfig, seed: int) -> str:
-    """Return a fingerprint of all that `prepare_data` depends on, without tokenizing anything.
+    """Return a fingerprint of everything that `prepare_data` depends on, without tokenizing anything.
 
-    It covers the settings and the names and bytes of all source files, those of a tokenizer folder
-    included. What the Hugging Face hub holds is taken to change only with its id.
+    It covers the settings, and the names and bytes of all source files and of a tokenizer folder. Data sets of the
+    Hugging Face hub are assumed to change only with their id.
     """
     sources = [find_corpus(domain).fingerprint() for domain in config.domains]
     if config.tokenizer and os.path.isdir(config.tokenizer):
@@ -88,7 +90,7 @@ def _find_corpora(domains: Sequence[str]) -> list[Corpus]:
     names = [corpus.name for corpus in corpora]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"data.domains: two domains are called {name!r}; rename one of the files or folders")
+            raise UserError(f"domains: two domains are called {name!r}; rename one of the files or folders")
     return corpora
 
 

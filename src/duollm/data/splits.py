@@ -14,7 +14,7 @@ FEWEST_PER_SPLIT = 2
 
 
 def distinct(documents: Iterable[Document]) -> list[Document]:
-    """Drop documents whose text has occurred before, so that no text is in two splits."""
+    """Drop documents that repeat an earlier text, so that no text is in two splits."""
     first_with: dict[str, Document] = {}
     for document in documents:
         first_with.setdefault(text_hash(document), document)
@@ -34,7 +34,7 @@ def split_documents(
     A document's split depends on the seed, the domain's name and the number of documents, not on other domains.
 
     Raises:
-        UserError: too few documents, or shares that leave fewer than two for training.
+        UserError: there are too few documents, or the shares leave fewer than two for training.
     """
     order = np.random.default_rng([seed, crc32(domain.encode())]).permutation(len(documents))
     validation = max(FEWEST_PER_SPLIT, round(validation_share * len(documents)))
@@ -46,7 +46,7 @@ def split_documents(
         )
     if len(documents) - validation - test < FEWEST_PER_SPLIT:
         raise UserError(
-            f"data.validation_share ({validation_share}) and data.test_share ({test_share}) leave fewer than "
+            f"validation_share ({validation_share}) and test_share ({test_share}) leave fewer than "
             f"{FEWEST_PER_SPLIT} of the {len(documents)} documents of {domain!r} for training; lower them"
         )
     shuffled = [documents[index] for index in order]

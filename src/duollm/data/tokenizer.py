@@ -22,7 +22,7 @@ _LONGEST_WORD = 1024  # bytes; a merge takes quadratic time in the length of a w
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE, which represents any text; deterministic.
 
-    A word of more than 1,024 bytes, such as a long row of spaces, is learned from in pieces.
+    A word of more than 1,024 bytes, such as a long row of spaces, is cut into pieces for training.
 
     Its only special token, `<|endoftext|>`, has id 0 and serves as beginning, end and padding. It has
     fewer than `vocab_size` tokens if the text has too few different words.
@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
 
     if vocab_size < _SMALLEST_VOCABULARY:
         raise UserError(
-            f"data.vocab_size must be at least {_SMALLEST_VOCABULARY} "
+            f"vocab_size must be at least {_SMALLEST_VOCABULARY} "
             f"(256 bytes and the end-of-text token), got {vocab_size}"
         )
     bpe = Tokenizer(models.BPE())
@@ -65,7 +65,7 @@ def load_tokenizer(path_or_id: str | Path) -> "PreTrainedTokenizerFast":
     try:
         check_no_pointer(Path(path_or_id, "tokenizer.json"))
         tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
-    except Exception as error:  # libraries raise whatever a damaged file leads them to
+    except Exception as error:  # what the tokenizers library raises for a damaged file is no subclass
         raise UserError(
             f"tokenizer {path_or_id}: neither a folder with tokenizer.json nor a hub id that can be loaded: "
             f"{in_a_line(error)}"
@@ -78,7 +78,7 @@ def load_tokenizer(path_or_id: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """Return one more than the largest token id; a vocabulary with gaps has fewer tokens than that."""
+    """Return the largest token id plus one. A vocabulary with gaps has fewer tokens than that."""
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
@@ -86,7 +86,7 @@ def check_vocabulary(given: str, known: int, needed: int) -> None:
     """Refuse a model, named `given`, that knows fewer token ids than its tokenizer has.
 
     Raises:
-        UserError: says both numbers and what to do.
+        UserError: the message gives both numbers and says what to do.
     """
     if known < needed:
         raise UserError(
@@ -96,9 +96,9 @@ def check_vocabulary(given: str, known: int, needed: int) -> None:
 
 
 def for_prompts(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":
-    """Return a tokenizer that puts nothing behind a text, so that the text can be continued.
+    """Return a tokenizer that appends nothing to a text, so that the text can be continued.
 
-    A tokenizer may close every text with an end-of-text token. What it puts in front of a text stays.
+    Some tokenizers end every text with an end-of-text token. Tokens in front of a text stay.
     """
     probe = "a"
     text = tokenizer.encode(probe, add_special_tokens=False)

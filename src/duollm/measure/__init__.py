@@ -1,1 +1,1 @@
-"""What policies cost: losses, routes, FLOPs and time of text under any policy."""
+"""Measures policies: losses, routes, FLOPs and time of text under any policy."""

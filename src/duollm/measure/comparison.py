@@ -1,4 +1,4 @@
-"""The text of the comparison: what trained routers lose, choose and take on it, and what fixed patterns lose.
+"""Measures trained routers and fixed patterns on the text of the comparison.
 
 Shape letters: W windows, D documents, R routes.
 """
@@ -20,6 +20,7 @@ from duollm.measure.timing import Timer, Workload, fixed_workloads
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
+from duollm.progress import show
 from duollm.records.files import KINDS, ResultFile, write_result
 from duollm.routes.space import RouteSpace
 
@@ -31,10 +32,10 @@ class TrainedRouter(NamedTuple):
     """A router with one way of spending its budget.
 
     Attributes:
-        name: of its folder of results.
-        model: that it routes.
-        branches: that its routes may hold.
-        facts: what its files say of it: `kind`, `spend`, `big_layers`, `branch_costs`, and how it was trained.
+        name: name of its folder of results.
+        model: the model that it routes.
+        branches: the branches that its routes may hold.
+        facts: metadata of its files: `kind`, `spend`, `big_layers`, `branch_costs`, and how it was trained.
     """
 
     name: str
@@ -45,7 +46,7 @@ class TrainedRouter(NamedTuple):
 
 
 def compared_windows(data: PackedData, text: EvaluateConfig, seed: int) -> dict[str, Windows]:
-    """Return the text of the comparison by domain; the oracle's is a part of it."""
+    """Return the text of the comparison by domain. The oracle's text is a part of it."""
     size = text.documents, text.windows_per_document
     return {domain: data.windows("test", domain, *size, seed) for domain in data.domains}
 
@@ -53,7 +54,7 @@ def compared_windows(data: PackedData, text: EvaluateConfig, seed: int) -> dict[
 def compare_routers(
     model: DuoForCausalLM, routers: Iterable[TrainedRouter], texts: Mapping[str, Windows], run: Path
 ) -> None:
-    """Write `run/evaluate/<name>/<domain>.parquet` for every router, and `timing.json`, with fixed patterns beside."""
+    """Write `run/evaluate/<name>/<domain>.parquet` for every router, and the times of routers and patterns."""
     timed_BT = torch.cat([torch.from_numpy(windows.token_ids) for windows in texts.values()]).to(model.device)
     timer = Timer(model, timed_BT)
     budgets: set[int] = set()
@@ -86,10 +87,10 @@ def _measured(router: TrainedRouter, windows: Windows) -> tuple[dict[str, Any], 
 
 
 def compare_patterns(model: DuoForCausalLM, texts: Mapping[str, Windows], run: Path) -> None:
-    """Write `run/evaluate/<domain>.routes.parquet`: losses per document of the patterns that may be static.
+    """Write `run/evaluate/<domain>.routes.parquet`: losses per document of the candidates for static.
 
-    They are, of each number of big layers, those of lowest loss on the oracle's tokens of all domains: tokens that are
-    part of this text, which favours static, if anything.
+    For each number of big layers, the candidates have the lowest loss on the oracle's tokens of all domains. These
+    tokens are a part of the text, which favours static, if anything.
     """
     folder, ending = run / "oracle", KINDS["routes"]
     searched = [ResultFile.open(folder / f"{domain}{ending}.parquet", "duollm oracle", folder) for domain in texts]
@@ -101,8 +102,9 @@ def compare_patterns(model: DuoForCausalLM, texts: Mapping[str, Windows], run: P
     for domain, windows in texts.items():
         token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
         names, document_W = np.unique(windows.documents, return_inverse=True)
-        nll_RD = []
+        nll_RD: list[NDArray[Any]] = []
         for route_L in space.decode(torch.from_numpy(chosen_R)).to(model.device):
+            show(f"fixed patterns on {domain}", len(nll_RD), len(chosen_R), unit="patterns")
             nll_WT, _ = policy_losses(model, token_ids_WT, routes=route_L)
             nll_RD.append(np.bincount(document_W, nll_WT.double().sum(1).cpu().numpy()))
         columns = {
@@ -115,7 +117,7 @@ def compare_patterns(model: DuoForCausalLM, texts: Mapping[str, Windows], run: P
 
 
 def candidates(route_R: NDArray[np.int64], nll_R: NDArray[np.float64], space: RouteSpace) -> NDArray[np.int64]:
-    """Return, ascending, the ids of the few routes of lowest loss among those with each number of big layers."""
+    """Return the ids, ascending, of the few routes with the lowest loss for each number of big layers."""
     ranked_R = route_R[np.argsort(nll_R, kind="stable")]
     big_R = space.count_big(ranked_R)
     return np.sort(np.concatenate([ranked_R[big_R == big][:_CANDIDATES] for big in np.unique(big_R)]))

@@ -1,4 +1,4 @@
-"""The executor: text under a policy, or under given routes, as the model would run in use.
+"""The executor: runs text under a policy, or under given routes, as the model runs in use.
 
 Shape letters: W windows, B windows per forward, T tokens, L layers, V vocabulary.
 """
@@ -26,14 +26,14 @@ def policy_losses(
     batch_size: int = 16,
     attention_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the model as it would run in use: one forward per batch, each token on the branch chosen for it.
+    """Run the model as in use: one forward per batch, in which each token takes the branch chosen for it.
 
     Args:
-        token_ids_WT: token ids [W, T]; losses of padding mean nothing.
+        token_ids_WT: token ids [W, T]. The losses of padding have no meaning.
         policy, routes, attention_mask: as in `DuoForCausalLM.forward`; routes [L] or [W, T, L].
 
     Returns:
-        nll [W, T - 1] in nats, and the routes [W, T - 1, L] of the tokens that made the predictions.
+        nll [W, T - 1] in nats, and the routes [W, T - 1, L] of the positions that made the predictions.
     """
     losses, taken = [], []
     for batch_BT, logits_BTV, routes_BTL in forwards(model, token_ids_WT, policy, routes, batch_size, attention_mask):
@@ -61,10 +61,10 @@ def forwards(
 
 
 def token_columns(nll_WT: Tensor, routes_WTL: Tensor, space: RouteSpace, ending: str = "") -> dict[str, NDArray[Any]]:
-    """Return the columns of what a policy lost and took, a row per predicted token (docs/formats.md).
+    """Return the columns of a policy's losses and routes, one row per predicted token (docs/formats.md).
 
     Args:
-        ending: what tells the policy's columns from those of others in one file.
+        ending: ending of the column names, which tells the policies of one file apart.
     """
     return {
         f"nll{ending}": nll_WT.flatten().cpu().numpy(),
@@ -85,6 +85,6 @@ def branch_shares(routes: Tensor) -> tuple[float, float, float]:
 
 
 def deciding_flops(policy: Policy) -> int:
-    """Return the FLOPs per token of what a policy computes to decide: a router's own; others look things up."""
+    """Return the FLOPs per token that a policy needs to decide: those of a router, 0 for other policies."""
     own = getattr(policy, "flops_per_token", None)
     return 0 if own is None else int(own())

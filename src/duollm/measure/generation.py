@@ -1,4 +1,4 @@
-"""Generation that keeps, for every token, the route that predicted it and the time it took.
+"""Generates text and keeps the route that predicted each token, and the speed.
 
 Shape letters: P prompt tokens, G generated tokens, L layers, D hidden, T tokens, B batch.
 """
@@ -24,13 +24,13 @@ Show = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Generated:
-    """What was generated after a prompt.
+    """The tokens generated after a prompt.
 
     Attributes:
-        tokens_G: their ids.
-        routes_GL: the route of the token before each, which predicted it.
-        prompt_routes_PL: the routes of the prompt's tokens; the last one predicted the first new token.
-        tokens_per_second: without reading the prompt and without the time that showing took.
+        tokens_G: the token ids.
+        routes_GL: the routes that predicted them, each that of the token before.
+        prompt_routes_PL: the routes of the prompt's tokens. The last one predicted the first new token.
+        tokens_per_second: speed, without the time for reading the prompt and for showing the text.
     """
 
     tokens_G: list[int]
@@ -48,7 +48,7 @@ def generate_traced(
     settings: GenerationConfig,
     show: Show = lambda piece, share: None,
 ) -> Generated:
-    """Continue one prompt under a policy; beam search tells `show` at the end, anything else as it goes."""
+    """Continue one prompt under a policy. Beam search calls `show` at the end, other ways after each token."""
     model(prompt_P[None, :1])  # the first forward reads the weights from the file; not timed
     trace = _Trace(tokenizer, show)
     one_by_one = (settings.num_beams or 1) == 1

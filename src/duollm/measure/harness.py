@@ -1,4 +1,4 @@
-"""lm-evaluation-harness tasks under a policy, with the route of every scored or generated token kept.
+"""Runs lm-evaluation-harness tasks under a policy and keeps the route of every scored or generated token.
 
 Shape letters: B batch, T tokens, G generated tokens, L layers, V vocabulary.
 """
@@ -36,15 +36,15 @@ _FEWSHOT_SEED = 1234
 
 
 class RoutedLM(HFLM):
-    """lm-eval's Hugging Face model under a policy, with routes kept by request.
+    """lm-eval's Hugging Face model under a policy. It keeps the routes of each request.
 
-    A route is kept as a string of L digits (`route_digits`). Rows of a batch do not depend on each other, since the
-    model pads on the right when it scores and on the left, under an attention mask, when it generates.
+    A route is a string of L digits (`route_digits`). Rows of a batch do not depend on each other, because the model
+    pads on the right when it scores, and on the left under an attention mask when it generates.
 
     Attributes:
         routes: per request (context, continuation), or (context,) for generation, the routes of the tokens that
-            predicted the continuation. None are kept of rolling perplexities and of beam search.
-        shortened: how many requests were cut to the model's positions, by what was cut.
+            predicted the continuation. Rolling perplexities and beam search keep none.
+        shortened: number of requests that were cut to the model's positions, by the part that was cut.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RoutedLM(HFLM):
         self._answered: Tensor | None = None
 
     def add_partial(self, kind: str, request: tuple[Any, ...], answer: Any) -> None:
-        """Take note of the routes of one request, which lm-eval has just answered."""
+        """Store the routes of a request that lm-eval has just answered."""
         if kind == "loglikelihood" and self._answered is not None:
             self.routes[request] = route_digits(self._answered).tolist()
         elif kind == "generate_until":
@@ -72,11 +72,11 @@ class RoutedLM(HFLM):
                 self.routes[request[:1]] = route_digits(routes_GL).tolist()
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Answer the requests; progress is shown on a terminal only."""
+        """Answer the requests. Progress is shown on a terminal only."""
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answer the requests, with at most half of the positions for each answer if it asks for all of them."""
+        """Answer the requests. An answer that asks for all positions gets at most half of them."""
         for request in requests:
             context, settings = request.args
             request.arguments = (context, self._within_positions(settings))
@@ -156,12 +156,12 @@ def run_tasks(
     Each sample in `samples` has a new key `routes`: per request a string of digits per scored token.
 
     Args:
-        tasks: names; of shipped tasks, of tasks in `folders`, or of lm-eval's own, which need a network.
-        limit: at most so many documents per task.
-        fewshot: examples in the context, unless the task fixes their number.
+        tasks: names of shipped tasks, of tasks in `folders`, or of lm-eval's own tasks, which need a network.
+        limit: largest number of documents per task.
+        fewshot: number of examples in the context, unless the task fixes it.
 
     Raises:
-        UserError: an unknown task, or one whose data set cannot be had.
+        UserError: a task is unknown, or its data set cannot be loaded.
     """
     manager = _task_manager(tasks, folders)
     try:
@@ -169,7 +169,7 @@ def run_tasks(
     except (ConnectionError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--tasks {','.join(tasks)}: the data set cannot be fetched ({reason}); lm-eval's own tasks need a "
+            f"tasks {','.join(tasks)}: the data set cannot be fetched ({reason}); lm-eval's own tasks need a "
             f"network, the shipped ones do not: {', '.join(_own_tasks([]))}"
         ) from None
     for task in loaded["tasks"].values():
@@ -191,7 +191,7 @@ def _task_manager(tasks: Sequence[str], folders: Sequence[Path]) -> TaskManager:
     """Know the shipped and local tasks, and lm-eval's own only if one is asked for: reading those takes long."""
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"--include-path {folder}: no such folder")
+            raise UserError(f"include_path {folder}: no such folder")
     paths = [str(TASKS_FOLDER), *map(str, folders)]
     manager = TaskManager(include_path=paths, include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):

@@ -31,7 +31,7 @@ _ALL_BIG, _POLICY, _GIVEN = "all big", "policy", "routes given"
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: a router's policy, or given routes ([L] or [B, T, L]).
+    """A policy to time: a router, or given routes ([L] or [B, T, L]).
 
     Attributes:
         facts: what the file says of it beside its times.
@@ -49,8 +49,8 @@ class Timer:
     """Times of workloads on the same sequences, gathered one by one and then written to a file.
 
     Args:
-        model: in evaluation mode.
-        token_ids_BT: the first few sequences are used, fewer if the model is slow.
+        model: the model, in evaluation mode.
+        token_ids_BT: token ids; the first few sequences are used, fewer if the model is slow.
     """
 
     model: DuoForCausalLM
@@ -119,9 +119,9 @@ class Timer:
 
 
 def fixed_workloads(model: DuoForCausalLM, big_layers: Sequence[int], shape_BT: Sequence[int]) -> Iterator[Workload]:
-    """Yield all small and, for every budget k, a pattern for all tokens and random routes of k big layers per token.
+    """Yield all small and, for every budget k, one pattern for all tokens and random routes per token.
 
-    The one costs what static costs, the other what an oracle's picks cost to execute.
+    The pattern has the cost of static, and the random routes that of executing an oracle's picks.
     """
     space, generator = RouteSpace(model.config.num_hidden_layers), torch.Generator().manual_seed(0)
     yield Workload({"policy": "all-small", "big_layers": 0}, routes=pattern([], space.num_layers))
@@ -135,12 +135,12 @@ def fixed_workloads(model: DuoForCausalLM, big_layers: Sequence[int], shape_BT: 
 def durations(
     runs: Mapping[str, Callable[[], object]], seconds: float = 0.0, rounds: int = 1
 ) -> dict[str, list[float]]:
-    """Run each in turn, `rounds` times or more until `seconds` have passed for each on average.
+    """Run the functions in turn, at least `rounds` times, until `seconds` have passed for each on average.
 
     The first round warms up and is not counted.
 
     Returns:
-        The seconds of every run.
+        The duration of every run, in seconds.
     """
     for run in runs.values():
         run()

@@ -16,6 +16,8 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import TransformersKwargs
 
+from .norm import compute_dtype
+
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__annotations__ else "past_key_values"
 """The name under which this version of transformers hands on the cache."""
 
@@ -32,7 +34,10 @@ _KNOWN = TransformersKwargs.__annotations__.keys() - {"output_router_logits"} | 
     *("cache", "read_index", "write_index", "block_table", "logits_indices", "logits_processor_args"),
     *("max_seqlen_q", "max_seqlen_k"),
 }
-LOSS_KEYWORDS = ("num_items_in_batch", "ignore_index", "shift_labels")
+_LOSS_KEYWORDS = {"num_items_in_batch", "ignore_index", "shift_labels"}
+
+
+_TWICE = "cache and past_key_values are two names of one argument; give one of them"
 
 
 class BothCacheNames:
@@ -76,11 +81,20 @@ def only_cache(cache: Any, past_key_values: Any, keywords: dict[str, Any]) -> An
     if cache is None:
         return past_key_values
     if past_key_values is not None:
-        raise ValueError("cache and past_key_values are two names of one argument; give one of them")
+        raise ValueError(_TWICE)
     if CACHE == "cache" or isinstance(cache, Cache):
         return cache
     keywords["cache"] = cache
     return None
+
+
+def with_current_cache_name(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Return keywords for `generate`, which knows the cache under one of its names only."""
+    if keywords.get(_OTHER_NAME) is not None and keywords.get(CACHE) is not None:
+        raise ValueError(_TWICE)
+    given = keywords.get(_OTHER_NAME)
+    others = {name: value for name, value in keywords.items() if name != _OTHER_NAME}
+    return others if given is None else others | {CACHE: given}
 
 
 def update_cache(
@@ -94,7 +108,8 @@ def update_cache(
 
 def make_mask(kind: str, config: Any, embedded_BTD: Tensor, cache: Any, **given: Any) -> Any:
     """What layers of one kind may attend to, in the form that the attention function wants."""
-    return _MASKS[kind](config, inputs_embeds=embedded_BTD, **{CACHE: cache}, **given)
+    like_BTD = embedded_BTD.to(compute_dtype(embedded_BTD))  # a mask is added to scores of that type
+    return _MASKS[kind](config, inputs_embeds=like_BTD, **{CACHE: cache}, **given)
 
 
 def refuse_unknown(owner: object, keywords: dict[str, Any], *receivers: Callable[..., Any]) -> None:
@@ -105,6 +120,14 @@ def refuse_unknown(owner: object, keywords: dict[str, Any], *receivers: Callable
     if unknown:
         names = ", ".join(map(repr, sorted(unknown)))
         raise TypeError(f"{type(owner).__name__}.forward() got unexpected keyword arguments: {names}")
+
+
+def pop_loss_keywords(keywords: dict[str, Any], loss_function: Callable[..., Any]) -> dict[str, Any]:
+    """Take the loss function's keywords out of the others; a user's own function may have keywords of its own."""
+    names = set(_LOSS_KEYWORDS)
+    if keywords.keys() - _KNOWN:
+        names |= inspect.signature(loss_function).parameters.keys()
+    return {name: keywords.pop(name) for name in names & keywords.keys()}
 
 
 def without_values(tensor: Tensor) -> bool:
@@ -126,16 +149,17 @@ def checkpoint_nested(checkpoint: Callable[..., Any], function: Callable[..., An
     return tree_unflatten(outputs, found[0])
 
 
-def hidden_to_keep(hidden_BTD: Tensor, keep: int | Tensor) -> Tensor:
+def hidden_to_keep(hidden_BTD: Tensor, keep: Any) -> Tensor:
     """The hidden states whose logits are wanted, by what `logits_to_keep` means in transformers.
 
     Args:
         hidden_BTD: all of them.
-        keep: the last so many (0: all); positions [K] or [B, K]; or a mask [T] or [B, T], which with a batch
-            dimension flattens the result to [number of True, D].
+        keep: the last so many (0: all); a slice; positions [K] or [B, K]; or a mask [T] or [B, T], which with a
+            batch dimension flattens the result to [number of True, D].
     """
-    if isinstance(keep, int):
-        return hidden_BTD[:, -keep:]
+    if isinstance(keep, int | slice):
+        return hidden_BTD[:, slice(-keep, None) if isinstance(keep, int) else keep]
+    keep = torch.as_tensor(keep, device=hidden_BTD.device)
     if keep.ndim == 1 and not keep.is_floating_point():
         return hidden_BTD[:, keep]
     batch, tokens = hidden_BTD.shape[:2]

@@ -10,13 +10,16 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 # Keys by which other decoders compute what the duo does not, or by which they call what it has under another name.
 # fmt: off
 _FOREIGN = {
-    "activation_function", "alibi", "attention_chunk_size", "attention_multiplier", "attn_logit_softcapping",
-    "clip_qkv", "d_ff", "d_model", "do_layer_norm_before", "embedding_multiplier", "ffn_dim",
-    "final_logit_softcapping", "hidden_activation", "layerdrop", "logit_scale", "logits_scaling",
-    "max_window_layers", "moe_intermediate_size", "n_embd", "n_head", "n_inner", "n_layer", "n_layers",
-    "n_positions", "no_rope_layers", "num_experts", "num_experts_per_tok", "num_heads", "num_local_experts",
-    "parallel_attn", "partial_rotary_factor", "query_pre_attn_scalar", "residual_multiplier", "rotary_dim",
-    "rotary_pct", "use_parallel_residual", "use_qk_norm", "use_sliding_window", "word_embed_proj_dim",
+    "activation", "activation_function", "alibi", "attention_chunk_size", "attention_multiplier", "attn_config",
+    "attn_logit_softcapping", "clip_qkv", "d_ff", "d_model", "dim", "dim_model_base", "do_layer_norm_before",
+    "embedding_multiplier", "ffn_dim", "ffn_hidden_size", "final_logit_softcapping", "hidden_activation",
+    "kv_channels", "layer_norm_epsilon", "layerdrop", "logit_scale", "logits_scaling", "max_window_layers",
+    "moe_intermediate_size", "multi_query", "mup_width_multiplier", "n_embd", "n_embed", "n_head", "n_inner",
+    "n_kv_heads", "n_layer", "n_layers", "n_positions", "new_decoder_architecture", "no_rope_layers", "norm_eps",
+    "norm_epsilon", "num_experts", "num_experts_per_tok", "num_heads", "num_local_experts", "parallel_attn",
+    "partial_rotary_factor", "query_pre_attn_scalar", "residual_multiplier", "rotary_base", "rotary_dim",
+    "rotary_emb_base", "rotary_emb_fraction", "rotary_pct", "scale_depth", "scale_emb", "scale_embedding",
+    "use_bias", "use_parallel_residual", "use_qk_norm", "use_sliding_window", "window_size", "word_embed_proj_dim",
 }
 # fmt: on
 
@@ -37,29 +40,31 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 @strict
 class DuoConfig(PreTrainedConfig):
-    """Names and meanings are those of `LlamaConfig`; the defaults make a Llama. New, or not Llama's:
+    """Configuration of a duo. Names and meanings are those of `LlamaConfig`, and the defaults make a Llama.
+
+    These attributes are new, or not those of a Llama:
 
     Attributes:
         intermediate_size: inner width of the big FFN.
         small_intermediate_size: inner width of the small FFN.
         skip_scope: what `Branch.SKIP` bypasses: "ffn" (attention still acts) or "layer" (the
             token's attention output is dropped too; its keys and values are still computed).
-        norm: "rms" (root mean square) or "layer" (mean and variance, with a bias); `rms_norm_eps` serves both.
+        norm: "rms" (root mean square) or "layer" (mean and variance, with a bias). Both use `rms_norm_eps`.
         positions: "rotary" or "learned" (a table of `max_position_embeddings` entries, added to the embeddings).
-        gated_ffn: whether the FFNs are down(act(gate(x)) * up(x)), or plain down(act(up(x))).
-        qkv_bias: biases on queries, keys and values alone; `attention_bias` has one on the output too.
+        gated_ffn: whether an FFN is down(act(gate(x)) * up(x)) or, if not, down(act(up(x))).
+        qkv_bias: whether queries, keys and values have biases; with `attention_bias` the output has one too.
         qk_norm: whether each head's queries and keys are normalised before rotation.
-        hidden_dropout: dropout of what attention and FFN add to the residual stream, in training.
-        sliding_window: how many positions, its own included, a token attends to in sliding layers.
+        hidden_dropout: dropout, in training, on what attention and FFN add to the residual stream.
+        sliding_window: number of positions, its own included, that a token attends to in sliding layers.
         layer_types: per layer "full_attention" or "sliding_attention"; default: all sliding if there is a
             window, else all full.
-        dense_family: the dense family that the model came from and can go back to (docs/checkpoints.md).
+        dense_family: the dense family that the model came from and can be turned into again (docs/checkpoints.md).
 
-    Other keys are kept and saved again, as tools write them, unless they look like a misspelt field or change
-    what other decoders compute. If `num_hidden_layers` is reduced, the first of the `layer_types` count.
+    Unknown keys, such as tools write, are kept and saved again. Keys that look like a misspelt field, or that change
+    what other decoders compute, are refused. If `num_hidden_layers` is reduced, the first of the `layer_types` count.
 
     Raises:
-        ValueError: a key would change what is computed, were it known; or sizes do not divide.
+        ValueError: an unknown key would change the computation, or sizes do not divide.
         huggingface_hub.errors.StrictDataclassFieldValidationError: a value has the wrong type.
     """
 
@@ -136,8 +141,10 @@ class DuoConfig(PreTrainedConfig):
         for key, value in kwargs.items():
             if value is None or key.startswith("_") or hasattr(PreTrainedConfig, key):
                 continue
-            if key.endswith(("_token_id", "_eps", "_epsilon")) and not key.startswith("rms"):
+            if key.endswith(("_token", "_token_id")) or key.startswith("batch_norm"):
                 continue  # tokens and norms that the duo does not have, though their names are like its own
+            if value is False and key in _FOREIGN - {"do_layer_norm_before"} and self.sliding_window is None:
+                continue  # switched off, as it is here
             near = get_close_matches(key, fields, n=1, cutoff=0.7)
             if near or key in _FOREIGN:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(sorted(fields))}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
@@ -22,6 +23,10 @@ from .modeling_duo import DuoForCausalLM
 
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 """Without these transformers would build a model of billions of parameters."""
+
+_WRONG_TYPES = (TypeError, AttributeError, StrictDataclassError)
+_DAMAGE = (OSError, ValueError, LookupError, ArithmeticError, RecursionError, *_WRONG_TYPES)
+"""What transformers raises for a configuration that is damaged, or holds a value that is not allowed."""
 
 
 def from_dense(
@@ -70,7 +75,7 @@ def read_dense_config(folder_or_id: str | os.PathLike[str], **options: Any) -> P
     """
     try:
         given, _ = PreTrainedConfig.get_config_dict(folder_or_id, **options)
-    except Exception as error:  # transformers raises whatever damaged files lead it to
+    except _DAMAGE as error:
         if isinstance(error, OSError) and not Path(folder_or_id, "config.json").is_file():
             fault = "is no folder with a config.json, nor a model on the hub that can be reached"
         else:
@@ -85,7 +90,7 @@ def read_dense_config(folder_or_id: str | os.PathLike[str], **options: Any) -> P
     try:
         config = CONFIG_MAPPING[given["model_type"]].from_dict(given)
         config.to_dict()
-    except Exception as error:
+    except _DAMAGE as error:
         fault = f"holds a value that is not allowed ({_in_a_line(error)}); correct it there"
         raise ValueError(f"config.json of {folder_or_id} {fault}") from error
     return config

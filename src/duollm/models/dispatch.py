@@ -18,11 +18,11 @@ class Dispatch:
     """The tokens of one layer grouped by branch.
 
     Attributes:
-        counts: how many tokens take skip, small, big (Python integers: shapes are known without
-            asking the device).
+        counts: numbers of tokens that take skip, small and big, as Python integers, so that shapes are known without
+            asking the device.
         order_N: token indices sorted by branch; None when all tokens take the same branch.
         place_N: the inverse permutation, where each token stands in `order_N`.
-        given_N: the choice that the tokens were grouped by, if it is at hand.
+        given_N: the choice by which the tokens were grouped, if it is known.
     """
 
     counts: tuple[int, int, int]
@@ -32,7 +32,7 @@ class Dispatch:
 
     @classmethod
     def uniform(cls, branch: Branch, tokens: int) -> "Dispatch":
-        """All `tokens` tokens take `branch`."""
+        """Return a dispatch in which all `tokens` tokens take `branch`."""
         skip, small, big = (tokens if branch == each else 0 for each in Branch)
         return cls((skip, small, big))
 
@@ -40,7 +40,7 @@ class Dispatch:
     def from_choice(cls, choice_BT: Tensor, counts: Sequence[int] | None = None) -> "Dispatch":
         """Group tokens by their choice, integers [B, T], values of `Branch`.
 
-        The device is asked for the counts unless they are given.
+        If `counts` are not given, the device is asked for them.
         """
         choice_N = choice_BT.reshape(-1)
         if counts is None and choice_N.numel() == 1:  # decoding one sequence
@@ -53,13 +53,13 @@ class Dispatch:
 
     @classmethod
     def from_order(cls, counts: tuple[int, int, int], order_N: Tensor, given_N: Tensor | None = None) -> "Dispatch":
-        """The first counts[0] tokens of `order_N` skip, the next counts[1] go small, the rest big."""
+        """Return a dispatch: the first counts[0] tokens of `order_N` skip, the next counts[1] go small, others big."""
         place_N = torch.empty_like(order_N)
         place_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
         return cls(counts, order_N, place_N, given_N)
 
     def choice_N(self, device: torch.device | None = None) -> Tensor:
-        """Return the choice of every token, integers [N]; `device` is where, if all take the same branch."""
+        """Return the choice of every token, integers [N], on `device` if all take the same branch."""
         if self.given_N is not None:
             return self.given_N
         if self.branch is not None:
@@ -70,7 +70,7 @@ class Dispatch:
 
     @property
     def branch(self) -> Branch | None:
-        """The branch that all tokens take, if it is one."""
+        """The branch that all tokens take, or None if they differ."""
         return None if self.order_N is not None else Branch(self.counts.index(max(self.counts)))
 
     def group(self, states_ND: Tensor) -> tuple[Tensor, ...]:

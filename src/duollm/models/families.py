@@ -1,7 +1,7 @@
-"""The dense model families that a duo can be made from: how their configurations and weights are named there.
+"""The dense model families that a duo can be made from, with the names of their configuration keys and weights.
 
-Nothing of a dense configuration is dropped silently: each key is mapped to a field of `DuoConfig`, or must
-have the value at which it has no effect, or is known to have none; everything else is refused by name.
+Nothing of a dense configuration is dropped silently. Each key is mapped to a field of `DuoConfig`, or must have the
+value at which it has no effect, or is known to have none. Every other key is refused by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +21,11 @@ class Family:
     """One dense architecture.
 
     Attributes:
-        fields: for each configuration key of the dense model the `DuoConfig` fields that carry it.
+        fields: for each configuration key of the dense model, the `DuoConfig` fields that carry it.
         fixed: `DuoConfig` fields that hold for every member of the family.
         neutral: keys that are supported only at this value.
-        derived: keys whose value must follow from other fields, and how; the same in both configurations.
-        weights: parts of weight names there, and what stands for them in the duo; applied in order.
+        derived: keys whose value must follow from other fields, and how, the same in both configurations.
+        weights: parts of weight names in the dense model and their replacements in the duo, applied in order.
     """
 
     fields: Mapping[str, tuple[str, ...]]
@@ -106,7 +106,7 @@ def family_of(model_type: str | None) -> Family:
     """Look up a family.
 
     Raises:
-        ValueError: it is not supported; the message lists those that are.
+        ValueError: the family is not supported. The message lists the supported ones.
     """
     if model_type == DuoConfig.model_type:
         raise ValueError("this is a duo already; load it with DuoForCausalLM.from_pretrained")
@@ -116,7 +116,7 @@ def family_of(model_type: str | None) -> Family:
 
 
 def duo_config(dense: PreTrainedConfig, small_intermediate_size: int, skip_scope: str) -> DuoConfig:
-    """Turn a dense configuration into that of a duo.
+    """Turn the configuration of a dense model into that of a duo.
 
     Raises:
         ValueError: a key has an effect that the duo does not reproduce.
@@ -175,7 +175,7 @@ def dense_config(duo: DuoConfig, branch: Branch) -> PreTrainedConfig:
     """Return the configuration of the dense model that the duo is when all layers take one branch.
 
     Raises:
-        ValueError: the duo's family cannot be like that.
+        ValueError: no dense model of the duo's family has this configuration.
     """
     family = family_of(duo.dense_family)
     wanted = {name: getattr(duo, name) for name in DuoConfig.__annotations__}
@@ -193,7 +193,7 @@ def dense_config(duo: DuoConfig, branch: Branch) -> PreTrainedConfig:
 
 
 def duo_name(family: Family, dense_name: str) -> str:
-    """The duo's name of a weight of the dense model; its FFN is the big one."""
+    """Return the name in the duo of a dense model's weight; the dense FFN is the big one."""
     for dense_part, duo_part in family.weights.items():
         dense_name = dense_name.replace(dense_part, duo_part)
     return dense_name

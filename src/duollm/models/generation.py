@@ -1,10 +1,12 @@
 """What the duo adds to transformers' `generate`: routes and policies have no rows, and an assistant takes its own."""
 
+from functools import wraps
 from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
+from .compat import with_current_cache_name
 from .decoding_check import check_cached_decoding
 
 _ROUTING = ("routes", "policy", "execution")
@@ -12,6 +14,11 @@ _ROUTING = ("routes", "policy", "execution")
 
 class DuoGenerationMixin(GenerationMixin):
     """`generate` with `routes` of shape [L] or a policy."""
+
+    @wraps(GenerationMixin.generate)
+    def generate(self, *inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As everywhere, the cache may be given under either of its names."""
+        return cast(Any, super()).generate(*inputs, **with_current_cache_name(kwargs))
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any

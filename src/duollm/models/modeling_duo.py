@@ -1,9 +1,7 @@
 """The duo language model: a decoder in which each token takes a branch at each layer.
 
-Read it from the bottom up or the top down: `DuoForCausalLM` (head and loss) holds `DuoModel`
-(embedding, layers, final norm), which holds `DuoDecoderLayer` (attention, then the branch a policy
-chose: skip, small or big FFN). Beside it stand the attention, the outputs, what `generate` needs, and
-what differs between versions of transformers (`compat.py`).
+`DuoForCausalLM` (head and loss) holds `DuoModel` (embedding, layers, final norm), which holds `DuoDecoderLayer`
+(attention, then the branch that a policy chose: skip, small or big FFN).
 
 Shape letters: B batch, T tokens, N = B * T, L layers, C branches (skip, small, big), D hidden,
 H heads, V vocabulary.
@@ -27,11 +25,11 @@ from .attention import DuoAttention, Rotary, attention_function
 from .branch import Branch
 from .compat import (
     CACHE,
-    LOSS_KEYWORDS,
     checkpoint_nested,
     hidden_to_keep,
     make_mask,
     only_cache,
+    pop_loss_keywords,
     refuse_unknown,
     without_values,
 )
@@ -120,17 +118,22 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
         self, hidden_BTD: Tensor, memory: Any, policy: Policy, execution: str, **attention: Any
     ) -> tuple[Tensor, Choice, Any]:
         """Return the layer's output [B, T, D], what the policy chose and its memory."""
-        states_BTD = self.input_layernorm(hidden_BTD)
         if self.skip_scope == "layer":
+            states_BTD = self.input_layernorm(hidden_BTD)
             choice, memory = policy(self.layer_idx, states_BTD, memory)
-        output_BTD, _ = self.self_attn(states_BTD, **attention)
-        if self.skip_scope == "layer" and not (isinstance(choice, Branch) and choice != Branch.SKIP):
-            output_BTD = output_BTD * (1 - choice_weights(choice, output_BTD)[..., Branch.SKIP, None])
-        hidden_BTD, states_BTD = self.attended(hidden_BTD, output_BTD)
-        if self.skip_scope == "ffn":
+            hidden_BTD, states_BTD = self.attend(hidden_BTD, choice, states_BTD, **attention)
+        else:
+            hidden_BTD, states_BTD = self.attend(hidden_BTD, Branch.BIG, **attention)
             choice, memory = policy(self.layer_idx, states_BTD, memory)
         executed = choice_weights(choice, states_BTD) if execution == "reference" else choice
         return self.branch(executed, hidden_BTD, states_BTD), choice, memory
+
+    def attend(self, hidden: Tensor, choice: Choice, states: Any = None, **attention: Any) -> tuple[Tensor, Tensor]:
+        """Do the first half, the attention. Tokens that skip the layer get nothing from it."""
+        output, _ = self.self_attn(self.input_layernorm(hidden) if states is None else states, **attention)
+        if not isinstance(choice, Branch) or choice == Branch.SKIP:
+            output = output * (1 - choice_weights(choice, output)[..., Branch.SKIP, None])
+        return self.attended(hidden, output)
 
     def attended(self, hidden: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """End the first half: add the attention's output; return the hidden states and the same normalised."""
@@ -353,7 +356,7 @@ class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
             past_key_values, cache: keys and values of the tokens before; two names of one argument.
             labels: token ids [B, T], -100 to leave a position out; shifted inside, so the loss is
                 the mean nll (nats) of token t + 1 given tokens up to t.
-            logits_to_keep: compute only the last so many logits (0: all), or those at given positions [K] or
+            logits_to_keep: compute only the last so many logits (0: all), a slice, those at positions [K] or
                 [B, K], or under a mask [B, T], which returns logits [number of True, V].
             routes: integers [L] (all tokens alike) or [B, T, L], values of `Branch`.
             policy: says which branch each token takes at each layer.
@@ -371,8 +374,8 @@ class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
                 raise ValueError("give routes or a policy, not both")
             batch, tokens = _only_one(input_ids, inputs_embeds).shape[:2]
             policy = FixedRoutes(check_routes(routes, batch, tokens, self.config.num_hidden_layers))
-        refuse_unknown(self, kwargs, attention_function(self.config), self.loss_function)
-        for_loss = {name: kwargs.pop(name) for name in LOSS_KEYWORDS if name in kwargs}
+        for_loss = pop_loss_keywords(kwargs, self.loss_function)
+        refuse_unknown(self, kwargs, attention_function(self.config))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

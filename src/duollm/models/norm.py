@@ -25,10 +25,10 @@ class DuoRMSNorm(nn.Module):
         """Normalise the last dimension."""
         wide = states if states.dtype == self.weight.dtype else states.float()  # torch widens bf16 inside
         normed = nn.functional.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps)
-        return normed.to(_compute_dtype(states))
+        return normed.to(compute_dtype(states))
 
 
-def _compute_dtype(states: Tensor) -> torch.dtype:
+def compute_dtype(states: Tensor) -> torch.dtype:
     """The type that matrix products will use: cast once here, not once per product under autocast."""
     device = states.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know the meta device

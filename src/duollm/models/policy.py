@@ -1,4 +1,4 @@
-"""What says which branch each token takes: the protocol that the model calls, and fixed routes.
+"""Policies say which branch each token takes: the protocol that the model calls, and fixed routes.
 
 Shape letters: B batch, T tokens, L layers, C branches (skip, small, big), D hidden.
 """
@@ -68,7 +68,7 @@ class FixedRoutes:
 
 
 def choice_tensors(choices: Iterable[Choice], shape: torch.Size, device: torch.device) -> tuple[Tensor, ...]:
-    """What was chosen per layer as tensors, which can be gathered, exported and saved: [B, T], or soft [B, T, C]."""
+    """Return the choices of all layers as tensors, [B, T] or soft [B, T, C], for gathering, exporting and saving."""
     full: dict[Branch, Tensor] = {}  # shared by the layers
     tensors = []
     for choice in choices:
@@ -79,7 +79,7 @@ def choice_tensors(choices: Iterable[Choice], shape: torch.Size, device: torch.d
 
 
 def choice_weights(choice: Choice, states_BTD: Tensor) -> Tensor:
-    """The choice as weights [B, T, C]; hard choices are one-hot."""
+    """Return the choice as weights [B, T, C]. Hard choices become one-hot."""
     (tensor,) = choice_tensors([choice], states_BTD.shape[:2], states_BTD.device)
     return tensor if tensor.is_floating_point() else nn.functional.one_hot(tensor, len(Branch)).to(states_BTD.dtype)
 

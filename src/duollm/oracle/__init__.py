@@ -1,1 +1,1 @@
-"""Exact search over all routes, with the label in hand."""
+"""The oracle: the best route of each token, chosen with the label."""

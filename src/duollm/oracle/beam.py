@@ -1,10 +1,10 @@
 """Beam over layers: keep the prefixes that promise most, at a cost that grows linearly with depth.
 
-A prefix promises what its hidden state would lead to if the remaining layers added to it what they
-add on the reference route, all layers big; the loss of that is estimated with the head's lower
-bound, so no prefix runs the full head. Prefixes compete only with those that have as many big
-layers, else all would spend their budget first thing. Tokens that must share prefixes (context
-"shared") keep those that together serve them best.
+The promise of a prefix is an estimate of the loss to which it leads. The remaining layers are assumed to add to its
+hidden state what they add on the reference route, all layers big, and the loss is estimated by the head's lower bound,
+so no prefix runs the full head. Prefixes compete only with those that have the same number of big layers; otherwise all
+would spend their budget in the first layers. Tokens that must share prefixes (context "shared") keep those that
+together serve them best.
 
 Shape letters: P prefixes, N tokens, G groups of tokens that share prefixes, U tokens in a group,
 M candidates, W chosen candidates, D hidden, C branches.
@@ -23,20 +23,20 @@ from duollm.oracle.trial import Method, Trial
 
 @dataclass(frozen=True)
 class Beam(Method):
-    """A beam over the layers: a token's own in contexts "reference" and "committed", a sequence's in "shared".
+    """A beam over the layers: one per token in contexts "reference" and "committed", one per sequence in "shared".
 
-    It serves all budgets together and holds `width` prefixes, divided between the numbers of big layers
-    from which a budget can still be met (at least one each), so time grows with width * L. Hidden states take
-    width * (C + 1) * N * D * 4 bytes, whatever `memory_bytes` says.
+    One beam serves all budgets. It holds `width` prefixes, divided between the numbers of big layers from which a
+    budget can still be met (at least one prefix each). So time grows with width * L. Hidden states take width * (C + 1)
+    * N * D * 4 bytes, whatever `memory_bytes` says.
 
     Attributes:
-        width: how many prefixes to keep after each layer, over all budgets.
+        width: number of prefixes to keep after each layer, over all budgets.
     """
 
     width: int = 64
 
     def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
-        """Check the width, too."""
+        """Check the budgets and the width."""
         super().begin(budgets, cells, shape_BT)
         if self.width < 1:
             raise ValueError(f"width must be at least 1, got {self.width}")

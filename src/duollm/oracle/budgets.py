@@ -1,7 +1,7 @@
 """Budgets: what a route may spend, and the frontier of best losses from which every budget is read.
 
-The search keeps the best route per token and *cell*. A cell is what a route spends: how many layers
-are small and how many big. A budget allows some cells; its oracle is the best over those.
+The search keeps the best route per token and *cell*. A cell is the numbers of small and of big layers of a route. A
+budget allows some cells, and its oracle is the best route over those.
 
 Shape letters: Q cells, N tokens, K budgets, B sequences, T tokens.
 """
@@ -22,11 +22,11 @@ from duollm.routes.space import RouteSpace, check_big_layers
 
 @dataclass(frozen=True)
 class Cells:
-    """All ways to spend in a route space, cheapest first (equal costs: fewer big layers first).
+    """All cells of a route space, cheapest first (at equal costs, fewer big layers first).
 
     Args:
         space: the routes.
-        small_cost, big_cost: of one layer, in any unit (the FFNs' inner widths: FFN FLOPs are proportional).
+        small_cost, big_cost: cost of one layer, in any unit, such as the FFNs' inner widths (FLOPs are proportional).
     """
 
     space: RouteSpace
@@ -35,7 +35,7 @@ class Cells:
 
     @cached_property
     def spent(self) -> list[tuple[int, int]]:
-        """(small layers, big layers) of every cell."""
+        """The pair (small layers, big layers) of every cell."""
         layers, branches = self.space.num_layers, self.space.branches
         pairs = [
             (small, big)
@@ -49,7 +49,7 @@ class Cells:
 
     @cached_property
     def routes(self) -> list[int]:
-        """How many routes lie in every cell."""
+        """The number of routes in every cell."""
         layers = self.space.num_layers
         return [comb(layers, big) * comb(layers - big, small) for small, big in self.spent]
 
@@ -62,27 +62,27 @@ class Cells:
         return index
 
     def index(self, small: Tensor, big: Tensor) -> Tensor:
-        """The cells of routes with so many small and big layers, as indices into `spent`."""
+        """Return the cells of routes with these numbers of small and big layers, as indices into `spent`."""
         return self._index.to(big.device)[small, big]
 
     def allowed(self, budget: "Budget", positions: range) -> Tensor:
-        """Which cells a budget allows at each position, bool [Q, positions]."""
+        """Return which cells a budget allows at each position, bool [Q, positions]."""
         return torch.tensor([budget.allows(self, position) for position in positions]).T
 
     def bigs(self, budget: "Budget") -> list[int]:
-        """The numbers of big layers that a budget allows everywhere, ascending."""
+        """Return the numbers of big layers that a budget allows at every position, ascending."""
         return sorted({big for (_, big), allowed in zip(self.spent, budget.allows(self, 0), strict=True) if allowed})
 
     def wanted(self, budgets: "Sequence[Budget]", positions: range) -> Tensor:
-        """Cells that some budget allows at some position, bool [Q]."""
+        """Return the cells that some budget allows at some position, bool [Q]."""
         return torch.stack([self.allowed(budget, positions).any(-1) for budget in budgets]).any(0)
 
     def cost(self, small: int, big: int) -> int:
-        """Cost of so many small and big layers."""
+        """Return the cost of this many small and big layers."""
         return small * self.small_cost + big * self.big_cost
 
     def share(self, small: int, big: int) -> float:
-        """Cost as a share of all big."""
+        """Return the cost as a share of all big."""
         return self.cost(small, big) / (self.space.num_layers * self.big_cost)
 
 
@@ -95,7 +95,7 @@ class Budget(Protocol):
         ...
 
     def allows(self, cells: Cells, position: int) -> list[bool]:
-        """Which cells a token at `position` (0 first) may take."""
+        """Return which cells a token at `position` (0 first) may take."""
         ...
 
 
@@ -155,13 +155,13 @@ class FlopsShare:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Exactly so many big layers at each position of the sequence; the last value holds on."""
+    """A number of big layers for each position of the sequence. The last number holds for all later positions."""
 
     big_by_position: tuple[int, ...]
 
     @classmethod
     def ramp(cls, first: int, last: int, tokens: int) -> "Schedule":
-        """From `first` to `last` in equal steps over `tokens` positions (paper, Fig. 4c)."""
+        """Return a schedule from `first` to `last` in equal steps over `tokens` positions (paper, Fig. 4c)."""
         slope = (last - first) / max(1, tokens - 1)
         return cls(tuple(round(first + slope * position) for position in range(tokens)))
 
@@ -177,7 +177,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class OnAverage:
-    """`big` big layers on average over all tokens given, split between tokens as helps most."""
+    """`big` big layers on average over all tokens given, split between the tokens so that it helps most."""
 
     big: float
 
@@ -196,10 +196,10 @@ class OnAverage:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Reads budgets off what was kept for every cell and token; N = B * T.
+    """Finds the best cell of every budget in what was kept per cell and token; N = B * T.
 
     Attributes:
-        padding_BT: tokens that neither spend nor count.
+        padding_BT: padding, which neither spends nor counts.
         first_position: position of the first of the T tokens in the sequence.
     """
 
@@ -209,11 +209,11 @@ class Frontier:
     first_position: int = 0
 
     def read(self, nll_QN: Tensor, wanted_QN: Tensor) -> Tensor:
-        """Read the best cell of every budget, [K, B, T]; nan (or -1) at padding. Ties go to the cheaper cell.
+        """Read values of the best cell of every budget, [K, B, T]; nan (or -1) at padding. Ties go to the cheaper cell.
 
         Args:
             nll_QN: best nll (nats) of each cell, +inf where a cell was not searched.
-            wanted_QN: what is wanted of the best cell: its nll, its route ids.
+            wanted_QN: the values to read in the best cell, such as its nll or its route ids.
         """
         nll_QBT, wanted_QBT = (each.view(-1, *self.padding_BT.shape) for each in (nll_QN, wanted_QN))
         chosen_KBT = torch.stack([self._choose(budget, nll_QBT) for budget in self.budgets])
@@ -288,10 +288,10 @@ def _spend_rest(frugal_N: Tensor, lavish_N: Tensor, nll_QN: Tensor, big_Q: Tenso
 def parse_budgets(
     big_layers: Sequence[int] | None, budgets: Sequence[Budget] | None, space: RouteSpace
 ) -> list[Budget]:
-    """Turn the two ways to ask for budgets into one list; default: exactly k for every k.
+    """Return the budgets, given in one of two ways, as one list. Default: exactly k for every k.
 
     Raises:
-        ValueError: both given, none left, or an impossible number of big layers.
+        ValueError: both are given, the list is empty, or a number of big layers is impossible.
     """
     if big_layers is not None and budgets is not None:
         raise ValueError("give big_layers or budgets, not both")
@@ -304,10 +304,10 @@ def parse_budgets(
 
 
 def parse_budget(text: str, positions: int) -> Budget:
-    """Turn `at-most 4`, `flops 0.5`, `average 4` or `ramp 6 2` into a budget for so many positions.
+    """Read `at-most 4`, `flops 0.5`, `average 4` or `ramp 6 2` as a budget for this number of positions.
 
     Raises:
-        UserError: anything else.
+        UserError: `text` is something else.
     """
     makers: dict[str, Callable[..., Budget]] = {
         "at-most": lambda big: AtMost(int(big)),
@@ -320,4 +320,4 @@ def parse_budget(text: str, positions: int) -> Budget:
         return makers[kind](*numbers)
     except (KeyError, TypeError, ValueError):
         allowed = "`at-most 4`, `flops 0.5`, `average 4`, `ramp 6 2`"
-        raise UserError(f"oracle.more_budgets: cannot read {text!r}; budgets look like {allowed}") from None
+        raise UserError(f"cannot read budget {text!r}; budgets look like {allowed}") from None

@@ -38,7 +38,7 @@ class SharedContext:
     Attributes:
         rotary: cosines and sines [B, T, d]; None without rotary positions.
         tokens: T.
-        visible: which keys each token sees, [B, T, T]; None means all up to its own.
+        visible: the keys that each token sees, [B, T, T]; None means all up to its own.
     """
 
     rotary: Rotary | None
@@ -61,18 +61,18 @@ class SharedContext:
 
 @dataclass(frozen=True)
 class CachedContext:
-    """Earlier tokens are fixed: their keys and values are given; a token adds only its own.
+    """Earlier tokens have given keys and values. A compared token adds only its own.
 
-    Serves `reference` (all T tokens of a sequence at once, S = T) and `committed` (one token at a
-    time, T = 1). The compared tokens are the last T of the S positions, so a token's own slot lies on
-    the diagonal that ends in the last corner of the [T, S] scores.
+    This serves context `reference` (all T tokens of a sequence at once, S = T) and `committed` (one token at a time,
+    T = 1). The compared tokens are the last T of the S positions. So a token's own slot lies on the diagonal that ends
+    in the last corner of the [T, S] scores.
 
     Attributes:
         rotary: cosines and sines [B, T, d] of the compared tokens; None without rotary positions.
         tokens: T.
         keys: per layer [B, H, S, d]; a compared token's own slot is replaced by its own key.
-        values: likewise.
-        hidden: True where a key must not be seen (later tokens, padding), [B, T, S]; None if all are seen.
+        values: per layer [B, H, S, d], in the same way.
+        hidden: True where a key must not be seen (later tokens, padding), [B, T, S]; None if all keys are seen.
     """
 
     rotary: Rotary | None
@@ -85,7 +85,7 @@ class CachedContext:
     def over(
         cls, cache: Cache, groups: int, rotary: Rotary | None, tokens: int, hidden: Masks, free_slots: int = 0
     ) -> Self:
-        """Read a filled cache; `groups` query heads share a key head; add empty slots at the end."""
+        """Read a filled cache and add empty slots at the end. `groups` query heads share a key head."""
 
         def prepared(cached_BGSd: Tensor) -> Tensor:
             return pad(cached_BGSd.repeat_interleave(groups, dim=1), (0, 0, 0, free_slots))
@@ -125,7 +125,7 @@ class CachedContext:
 
 
 def repeat_rotary(rotary: Rotary | None, prefixes: int) -> Rotary | None:
-    """Rotary tables [B, T, d] for prefixes x sequences; one sequence broadcasts."""
+    """Repeat rotary tables [B, T, d] for all prefixes; those of one sequence broadcast."""
     if rotary is None:
         return None
     cos, sin = rotary
@@ -134,12 +134,12 @@ def repeat_rotary(rotary: Rotary | None, prefixes: int) -> Rotary | None:
 
 @dataclass
 class Batch:
-    """Token ids [B, T] to be searched; the last token is only a label.
+    """Token ids [B, T] to be searched. The last token is only a label.
 
     Attributes:
         ids_BT: the tokens that predict, [B, T - 1].
-        labels_N: what they have to predict.
-        padding_BT: where a prediction does not count, [B, T - 1].
+        labels_N: the tokens that they predict.
+        padding_BT: True where a prediction does not count, [B, T - 1].
         hidden_BTD: embeddings of the tokens that predict, as they enter the first layer.
     """
 
@@ -162,15 +162,15 @@ class Batch:
 
     @cached_property
     def label_ND(self) -> Tensor:
-        """The head's embeddings of the labels."""
+        """The embeddings of the labels in the head."""
         return self.model.lm_head.weight[self.labels_N]
 
     def states(self) -> Tensor:
-        """Normalised final states of the predicting tokens with all layers big, [N, D]."""
+        """Return the normalised final states of the predicting tokens with all layers big, [N, D]."""
         return self._forward(None, None).flatten(0, 1)
 
     def shared_context(self) -> SharedContext:
-        """Every token attends to tokens on the same route."""
+        """Return the context in which every token attends to tokens on the same route."""
         plain = bool(self._mask_BT.all())
         visible: Masks = {
             window: None if plain and window is None else self._visible(window) for window in self._windows
@@ -178,7 +178,7 @@ class Batch:
         return SharedContext(self._rotary, self.ids_BT.shape[1], visible)
 
     def reference_context(self, reference: Tensor | None) -> CachedContext:
-        """Every token attends to tokens on the reference routes, [L] or [B, T, L]; default all big."""
+        """Return the context in which earlier tokens take reference routes, [L] or [B, T, L]; default all big."""
         layers = self.model.config.num_hidden_layers
         given = torch.full((layers,), int(Branch.BIG)) if reference is None else reference
         routes = check_routes(given, len(self.input_ids), self.input_ids.shape[1], layers).to(self.input_ids.device)
@@ -188,7 +188,7 @@ class Batch:
         return CachedContext.over(cache, self._groups, self._rotary, self.ids_BT.shape[1], hidden)
 
     def step_context(self, cache: DynamicCache, position: int) -> CachedContext:
-        """The tokens at `position` attend to a cache of all earlier ones, and fill a free slot."""
+        """Return the context in which tokens at `position` attend to a cache of the earlier ones."""
         here = slice(position, position + 1)
         rotary = None if self._rotary is None else (self._rotary[0][:, here], self._rotary[1][:, here])
         plain = bool(self._mask_BT.all())
@@ -217,7 +217,7 @@ class Batch:
         )
 
     def as_routes(self, space: RouteSpace, route_ids_BT: Tensor) -> Tensor:
-        """Route ids of the predicting tokens as routes [B, T, L] of all tokens; the last token is big."""
+        """Turn route ids of the predicting tokens into routes [B, T, L] of all tokens. The last token takes all big."""
         routes_BTL = torch.full((*self.input_ids.shape, space.num_layers), int(Branch.BIG))
         routes_BTL = routes_BTL.to(self.input_ids.device)
         routes_BTL[:, :-1] = space.decode(route_ids_BT.clamp(min=0))

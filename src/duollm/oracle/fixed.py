@@ -28,7 +28,7 @@ _BATCH = 16
 
 
 def draw_patterns(space: RouteSpace, big_layers: Sequence[int], number: int, seed: int) -> NDArray[np.int64]:
-    """Draw up to `number` patterns of every budget (fewer where draws coincide), and all small and all big.
+    """Draw up to `number` patterns per budget (fewer if draws coincide), and add all small and all big.
 
     Returns: route ids [R], ascending.
     """
@@ -66,14 +66,14 @@ def fixed_columns(
     big_layers: list[int],
     seed: int,
 ) -> dict[str, Any]:
-    """Run the patterns and return their columns, a row per predicted token, in nats.
+    """Run all small, all big and static, and return their columns, one row per predicted token, in nats.
 
-    `nll_small`, `nll_big` and `nll_static_k<k>` are losses on the label; `expected_static_k<k>` is the
-    loss to expect when the label is drawn from the all-big prediction (the control for selection noise).
+    `nll_small`, `nll_big` and `nll_static_k<k>` are losses on the label. `expected_static_k<k>` is the expected loss
+    when the label is drawn from the all-big prediction (the control for selection noise).
 
     Args:
-        nll_sum_DR: sums over the tokens on which patterns are compared; documents in order of first occurrence.
-        pattern_R: the ids of those patterns, of every budget at least one.
+        nll_sum_DR: sums over the tokens on which patterns are compared, documents in order of first occurrence.
+        pattern_R: the ids of those patterns, at least one for every budget.
     """
     names = list(dict.fromkeys(windows.documents))
     document_W = np.array([names.index(document) for document in windows.documents])

@@ -1,4 +1,4 @@
-"""From final hidden states to losses: the full head, and a cheap lower bound that spares most of it.
+"""Turns final hidden states into losses: the full head, and a cheap lower bound that replaces most of it.
 
 Shape letters: P prefixes (routes), N tokens, D hidden, V vocabulary, J columns of the bound, M rows.
 """
@@ -16,7 +16,7 @@ _BLOCK_BYTES = 8 * 2**20  # logits that are computed at a time; they stay inside
 
 
 def log_normaliser(model: DuoForCausalLM, hidden_MD: Tensor) -> Tensor:
-    """log of the sum over the vocabulary of exp(logit), [M], for normalised final states [M, D]; float32."""
+    """Return log(sum over the vocabulary of exp(logit)), [M], float32, for normalised final states [M, D]."""
     weight_VD = model.lm_head.weight
     blocks = hidden_MD.split(_rows_per_block(weight_VD))
     return torch.cat([_logsumexp(linear(block_MD, weight_VD).float()) for block_MD in blocks])
@@ -37,18 +37,18 @@ def _logsumexp(logits_MV: Tensor) -> Tensor:
 class HeadBound:
     """Lower bound on the log-normaliser of any hidden state at each token, tight near a reference state.
 
-    The most probable words of a reference prediction are taken one by one. All others act as a single
-    pseudo-word: with logits x_v = h . w_v and any distribution q over them, Jensen's inequality gives
+    The most probable words of a reference prediction stand for themselves. All other words act as a single
+    pseudo-word. With logits x_v = h . w_v and any distribution q over them, Jensen's inequality gives
 
         log sum_v exp(x_v) >= sum_v q_v (x_v - log q_v) = h . (sum_v q_v w_v) + H(q),
 
-    an embedding sum_v q_v w_v with bias H(q). The log-sum-exp over these few columns bounds log Z from
-    below. Taking q from the reference makes it tight for routes that predict alike (docs/oracle.md).
+    which is a word with embedding sum_v q_v w_v and bias H(q). The log-sum-exp over these few columns bounds log Z from
+    below. With q from the reference the bound is tight for routes with similar predictions (docs/oracle.md).
 
     Attributes:
         columns_NDJ: embeddings of the words and of the pseudo-word.
-        bias_NJ: their biases, nats; 0 but for the pseudo-word.
-        rounding: how far, relative to its size, the head's own number format may put a logit beside its value.
+        bias_NJ: their biases, nats; 0 except for the pseudo-word.
+        rounding: largest relative error of a logit in the head's number format.
     """
 
     columns_NDJ: Tensor
@@ -57,7 +57,7 @@ class HeadBound:
 
     @classmethod
     def around(cls, model: DuoForCausalLM, hidden_ND: Tensor, words: int = 31) -> Self:
-        """Build the bound from reference final states [N, D], with so many words taken one by one."""
+        """Build the bound from reference final states [N, D]; this many words stand for themselves."""
         weight_VD = model.lm_head.weight
         device = weight_VD.device.type
         computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
@@ -66,14 +66,14 @@ class HeadBound:
             return cls(*_columns(weight_VD.float(), hidden_ND, words), rounding)
 
     def __call__(self, hidden_PND: Tensor) -> Tensor:
-        """Lower bound of the log-normaliser [P, N] for normalised final states [P, N, D]."""
+        """Return a lower bound of the log-normaliser [P, N] for normalised final states [P, N, D]."""
         with torch.autocast(hidden_PND.device.type, enabled=False):
             scores_NPJ = torch.baddbmm(self.bias_NJ[:, None], hidden_PND.transpose(0, 1).float(), self.columns_NDJ)
         bound_PN = scores_NPJ.logsumexp(-1).T
         return bound_PN - self.rounding * bound_PN.abs() if self.rounding else bound_PN
 
     def rows(self, index: Tensor) -> Self:
-        """The bound at some of the tokens."""
+        """Return the bound at some of the tokens."""
         return replace(self, columns_NDJ=self.columns_NDJ[index], bias_NJ=self.bias_NJ[index])
 
 

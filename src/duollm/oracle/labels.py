@@ -1,4 +1,4 @@
-"""Losses of training tokens under many routes, from which routers are taught.
+"""Labels for routers: losses of training tokens under many routes.
 
 Shape letters: W windows, T tokens, N = T - 1 predictions of a window, R routes, L layers, S kinds of loss,
 B windows at a time, D hidden, V vocabulary.
@@ -37,14 +37,14 @@ _POOL_LOGITS = 2**24
 
 @dataclass(frozen=True)
 class Labels:
-    """Losses of windows of training text under routes. From each loss the token's mean over the routes is subtracted.
+    """Losses of windows of training text under routes, minus each token's mean over the routes.
 
     Attributes:
-        space: the route space of the ids.
+        space: the route space to which the ids belong.
         token_ids_WT: the windows.
         route_ids_R: all routes of the space, or a pool of them, ascending.
         losses_SWNR: float16, nats. `TEXT`: the nll of the token that follows in the text. `EXPECTED`: its
-            expectation when the token is drawn from the mean prediction of random routes, without luck.
+            expectation when the token is drawn from the mean prediction of random routes, which has no luck in it.
     """
 
     space: RouteSpace
@@ -56,21 +56,21 @@ class Labels:
         """Return the indices, ascending, of the routes with `fewest` to `most` big layers.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such route.
         """
         big_R = self.space.count_big(self.route_ids_R)
         indices = ((big_R >= fewest) & (big_R <= most)).nonzero()[:, 0]
         if not len(indices):
-            raise UserError(f"no route with {fewest} .. {most} big layers was labelled; add it to router.big_layers")
+            raise UserError(f"no route with {fewest} .. {most} big layers was labelled; add it to big_layers")
         return indices
 
     def losses(self, indices: Tensor, text_weight: float) -> Tensor:
-        """Return losses of some routes, less their mean, float32 [W, N, R]: a mixture of TEXT and EXPECTED.
+        """Return the losses of some routes, minus their mean, float32 [W, N, R], as a mixture of TEXT and EXPECTED.
 
-        The mean of a route over all tokens always comes from TEXT: it hardly depends on luck.
+        The mean of a route over all tokens always comes from TEXT, where it hardly depends on luck.
 
         Args:
-            text_weight: the weight of TEXT; EXPECTED has the rest.
+            text_weight: weight of TEXT; EXPECTED has the remaining weight.
         """
         text_WNR, expected_WNR = self.losses_SWNR[..., indices].float()
         mixed_WNR = text_weight * text_WNR + (1 - text_weight) * expected_WNR
@@ -91,15 +91,15 @@ def label_windows(
     memory_bytes: int = 2**30,
     report: Callable[[str], None] = lambda line: None,
 ) -> Labels:
-    """Run routes on all tokens of the windows.
+    """Compute the losses of all tokens of the windows under routes.
 
-    All routes of the space are searched in context "reference": only the token's own route varies, as it will when
-    every token decides for itself. The tokens before it take random routes, and each window has its own probability
-    of a big layer, so that every route meets company of every kind. A pool is run route by route over whole
-    windows (context "shared"), which takes no search.
+    If all routes are labelled, the context is "reference": only the token's own route varies, as it will when every
+    token decides for itself. The tokens before it take random routes. Each window has its own probability of a big
+    layer, so that every route occurs beside routes of all budgets. A pool of routes needs no search: each route is run
+    over whole windows (context "shared").
 
     Args:
-        route_ids_R: the pool, ascending; None: all routes.
+        route_ids_R: the pool, ascending; None for all routes.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     pooled = max(1, _POOL_LOGITS // (token_ids_WT.shape[1] * model.config.vocab_size))
@@ -123,9 +123,9 @@ def label_windows(
 
 
 def routes_to_label(space: RouteSpace, big_layers: list[int], number: int | None, seed: int) -> Tensor | None:
-    """Return the pool: up to `number` random routes for every budget and its neighbours; None: all routes of the space.
+    """Return up to `number` random routes for every budget and its neighbours, or None for all routes of the space.
 
-    Without a number, the pool is all routes if there are at most `LARGEST_LABELLED`, else 32 per budget.
+    Without a number, these are all routes if there are at most `LARGEST_LABELLED`, else 32 per budget.
     """
     if number is None and space.size <= LARGEST_LABELLED:
         return None
@@ -148,7 +148,7 @@ def load_labels(path: Path) -> Labels:
     """Read what `save_labels` wrote.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: the file is missing or damaged.
     """
     try:
         with safe_open(path, "pt") as file:

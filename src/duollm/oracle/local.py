@@ -1,4 +1,4 @@
-"""Methods that try whole routes: random ones, or those next to the best so far (local search).
+"""Methods that try whole routes: random routes, or neighbours of the best so far (local search).
 
 Shape letters: N tokens, A moves, G groups of tokens that try the same routes, P routes tried side by
 side, L layers, C branches, K budgets, B sequences, T tokens given.
@@ -21,19 +21,19 @@ _DRAWS = 32
 
 @dataclass(frozen=True)
 class Sampled(Method):
-    """The best of random routes within each budget: the baseline of the other methods.
+    """Tries random routes within each budget: the baseline of the other methods.
 
-    Every token has draws of its own; in context "shared" every sequence has, in "committed" they are
-    fresh at every position. A route within several budgets counts for all of them.
+    Every token has its own draws. In context "shared" every sequence has; in "committed" every position has new ones.
+    A route within several budgets counts for all of them.
 
     Attributes:
-        routes: how many routes to draw per budget, uniformly and with replacement.
+        routes: number of routes to draw per budget, uniformly and with replacement.
     """
 
     routes: int = 100
 
     def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
-        """Check the number of routes, too."""
+        """Check the budgets and the number of routes."""
         super().begin(budgets, cells, shape_BT)
         if self.routes < 1:
             raise ValueError(f"routes must be at least 1, got {self.routes}")
@@ -46,18 +46,17 @@ class Sampled(Method):
 
 @dataclass
 class Local(Method):
-    """Betters a route of every token within each budget, move by move.
+    """Improves a route of every token within each budget, move by move.
 
-    A move changes one layer's branch, or exchanges the branches of two layers. Each step tries all
-    moves of a token that keep its budget and takes the best, until none helps. In context "shared"
-    the tokens of a sequence try routes together, so a step tries those that most of its tokens want,
-    and a token may be left with a move untried.
+    A move changes one layer's branch, or exchanges the branches of two layers. Each step tries all moves of a token
+    that keep its budget and takes the best, until none helps. In context "shared" the tokens of a sequence try routes
+    together. A step then tries the routes that most of the tokens want, so some moves of a token may stay untried.
 
     Attributes:
         start: route ids to start from, of a shape that broadcasts to [K, B, T - 1], for instance
             another search's `route_ids`; default: the best of 32 random routes per budget.
-        steps: how many steps at most.
-        width: context "shared": how many routes a step tries at most.
+        steps: largest number of steps.
+        width: largest number of routes that a step tries in context "shared".
     """
 
     start: Tensor | None = None
@@ -66,7 +65,7 @@ class Local(Method):
     _start_of: dict[Budget, Tensor] = field(default_factory=dict, init=False)
 
     def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
-        """Check the settings, too; find every budget's start."""
+        """Check the budgets and the settings; find the start of every budget."""
         super().begin(budgets, cells, shape_BT)
         if self.width < 1 or self.steps < 0:
             name, least = ("width", 1) if self.width < 1 else ("steps", 0)
@@ -148,7 +147,7 @@ class _Climb:
 
 
 def moves(ids_N: Tensor, budget: Budget, cells: Cells) -> Tensor:
-    """What to add to route ids for every move that keeps the budget, [A, N]; 0 fills up.
+    """Return what to add to route ids for every move that keeps the budget, [A, N], padded with 0.
 
     A move gives one layer another branch, or exchanges the branches of two layers.
     """

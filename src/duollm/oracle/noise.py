@@ -1,4 +1,4 @@
-"""Selection noise: what a peek at the label buys, measured with labels that nobody could predict.
+"""Selection noise: what a peek at the label buys, measured on drawn labels that nobody could predict.
 
 Shape letters: B sequences, T tokens, N = B * T, Q cells, S pairs of labels, K budgets, V vocabulary, D hidden.
 """
@@ -16,17 +16,17 @@ from duollm.oracle.reductions import BestSoFar, Reduction
 class DrawnLabels(Reduction):
     """Picks routes with labels y' drawn from the all-big prediction, and scores them on second draws y''.
 
-    The oracle picks the best of thousands of routes with the label in hand, so part of its gain is luck; nothing but
-    luck is in what it gains on y' (docs/oracle.md, "Selection noise").
+    The oracle picks the best of thousands of routes with the label in hand, so part of its gain is luck. Its gain on y'
+    is nothing but luck (docs/oracle.md, "Selection noise").
 
-    How surprising a drawn label happens to be, its nll under the prediction less the expectation of that, has mean
-    zero and goes with its loss under any route. It is subtracted from the losses as a control variate, which leaves
-    their expectation and removes most of the variance.
+    The surprise of a drawn label is its nll under the prediction minus the expectation of that nll. It has mean zero
+    and is correlated with the label's loss under any route. It is subtracted from the losses as a control variate,
+    which leaves their expectation and removes most of the variance.
 
     Attributes:
-        pairs: S, pairs (y', y'') per position; the columns are means over them.
+        pairs: number S of pairs (y', y'') per position. The columns are means over them.
         label_2SN: y' and y''.
-        excess_2SN: how surprising they are, nats.
+        excess_2SN: their surprise, nats.
     """
 
     every_route = True
@@ -48,18 +48,18 @@ class DrawnLabels(Reduction):
             each.begin(batch, cells, budgets, generator)
 
     def start(self, rows_N: Tensor) -> None:
-        """Forget what was kept; leaves of these tokens of the batch follow."""
+        """Forget what was kept, because leaves of these tokens of the batch follow."""
         super().start(rows_N)
         for each in self.best_S:
             each.start(rows_N)
 
     @property
     def parts(self) -> Sequence[Reduction]:
-        """A search of its own for every pair."""
+        """One search for every pair."""
         return self.best_S
 
     def columns(self, frontier: Frontier) -> dict[str, Tensor]:
-        """Return the lowest nll of y' and the nll of y'' under the same routes, less their excess."""
+        """Return the lowest nll of y' and the nll of y'' under the same routes, both minus their surprise."""
         picked_SKBT = torch.stack([frontier.read(each.nll_QN, each.nll_QN) for each in self.best_S])
         scored_SKBT = torch.stack([frontier.read(each.nll_QN, each.score_QN) for each in self.best_S])
         excess_2SBT = self.excess_2SN[..., self.rows_N].unflatten(-1, frontier.padding_BT.shape)

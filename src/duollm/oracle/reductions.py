@@ -1,7 +1,7 @@
-"""What is kept of the routes' losses while they stream by.
+"""Reductions: what a search keeps of the losses that stream by.
 
-A leaf is a token on a route. Each reduction says which leaves can still matter to it (`lower`, `bar_QN`); where a leaf
-matters to none, the full head is spared. `update` takes in the losses of the others, and `columns` reads the budgets
+A leaf is a token on a route. Each reduction says which leaves can still matter to it (`lower`, `bar_QN`). A leaf that
+matters to none does not run the full head. `update` takes in the losses of the others, and `columns` reads the budgets
 off at the end (docs/adding-a-reduction.md).
 
 Shape letters: P routes in a block, N tokens that are searched together, Q cells, S draws, R routes, M leaves,
@@ -24,11 +24,11 @@ class Leaves:
     """A block of leaves: N tokens, each on P routes.
 
     Attributes:
-        rows_N: which of the batch's tokens these are.
+        rows_N: indices of the tokens in the batch.
         ids_PN: their routes.
-        cell_PN: what those spend, as indices into `Cells.spent`.
+        cell_PN: the cells of the routes, as indices into `Cells.spent`.
         hidden_PND: normalised final hidden states.
-        known: what was computed of the block, [P, N], by the identity of what it is for.
+        known: logits of the block that were computed already, [P, N], by the identity of their embeddings.
     """
 
     rows_N: Tensor
@@ -38,7 +38,7 @@ class Leaves:
     known: dict[int, Tensor] = field(default_factory=dict)
 
     def logits(self, label_ND: Tensor) -> Tensor:
-        """Logits [P, N], float32, of labels whose embeddings are given for the whole batch."""
+        """Return the logits [P, N], float32, of labels whose embeddings are given for the whole batch."""
         if id(label_ND) not in self.known:
             self.known[id(label_ND)] = torch.einsum("pnd,nd->pn", self.hidden_PND, label_ND[self.rows_N]).float()
         return self.known[id(label_ND)]
@@ -49,8 +49,8 @@ class Entered:
     """M leaves of a block, with exact log-normalisers.
 
     Attributes:
-        routes_M, tokens_M: where they are in the block, along P and N.
-        ids_M, cell_M: their routes, and what those spend.
+        routes_M, tokens_M: their places in the block, along P and N.
+        ids_M, cell_M: their routes and the cells of these.
     """
 
     leaves: Leaves
@@ -62,7 +62,7 @@ class Entered:
     log_z_M: Tensor
 
     def nll(self, label_ND: Tensor) -> Tensor:
-        """Losses [M] of labels whose embeddings are given for the whole batch."""
+        """Return the losses [M] of labels whose embeddings are given for the whole batch."""
         logit_PN = self.leaves.known.get(id(label_ND))
         if logit_PN is not None:
             return self.log_z_M - logit_PN[self.routes_M, self.tokens_M]
@@ -70,10 +70,10 @@ class Entered:
 
 
 class Reduction:
-    """Keeps something of the leaves' losses; a base that runs the full head on every leaf.
+    """Keeps something of the losses of leaves. This base class runs the full head on every leaf.
 
     Attributes:
-        every_route: whether it makes sense only where every route is tried.
+        every_route: whether the reduction makes sense only if every route is tried.
         left_to_right: whether it also serves context "committed".
     """
 
@@ -81,7 +81,7 @@ class Reduction:
     left_to_right = True
 
     def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
-        """Prepare for the search of a batch: draw what has to be drawn."""
+        """Prepare for the search of a batch. Random numbers are drawn here."""
         self.batch, self.cells = batch, cells
 
     def start(self, rows_N: Tensor) -> None:
@@ -90,18 +90,18 @@ class Reduction:
 
     @property
     def parts(self) -> "Sequence[Reduction]":
-        """What the leaves are shown to: itself, unless it is made of others."""
+        """The reductions that see the leaves: this one, unless it is made of others."""
         return [self]
 
     @property
     def bar_QN(self) -> Tensor:
-        """How low the loss of a leaf must be to matter; one that is equal does."""
+        """The loss at or below which a leaf matters."""
         return torch.full((len(self.cells.spent), len(self.rows_N)), torch.inf, device=self.rows_N.device)
 
     def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
-        """Bound what would be kept of the leaves from below, [P, N], given a lower bound of their log-normalisers.
+        """Return a lower bound [P, N] of what would be kept of the leaves, given one of their log-normalisers.
 
-        +inf where a leaf does not count, -inf where it is needed anyway.
+        The bound is +inf for a leaf that does not count, and -inf for one that is needed in any case.
         """
         return torch.full_like(log_z_PN, -torch.inf)
 
@@ -110,7 +110,7 @@ class Reduction:
         raise NotImplementedError
 
     def columns(self, frontier: Frontier) -> dict[str, Tensor]:
-        """Return what was kept, each [K, B, T], by name."""
+        """Return what was kept by name, each [K, B, T]."""
         return {}
 
 
@@ -119,10 +119,10 @@ class BestSoFar(Reduction):
 
     Attributes:
         label_ND: the head's embeddings of the labels that choose.
-        scored_ND: embeddings of other labels, under which the chosen routes are scored too.
-        nll_QN: float32, +inf until a route of that cell was seen.
-        ids_QN: int64 route ids.
-        score_QN: the nll of the other labels under the chosen routes.
+        scored_ND: embeddings of other labels, on which the chosen routes are scored too.
+        nll_QN: the lowest losses, float32; +inf until a route of the cell was seen.
+        ids_QN: their route ids, int64.
+        score_QN: the nll of the other labels under the same routes.
     """
 
     def __init__(self, label_ND: Tensor | None = None, scored_ND: Tensor | None = None) -> None:
@@ -142,7 +142,7 @@ class BestSoFar(Reduction):
 
     @property
     def bar_QN(self) -> Tensor:
-        """Only what is not above the best so far can become the best."""
+        """The best so far: a leaf above it cannot become the best."""
         return self.nll_QN
 
     def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class BestSoFar(Reduction):
 
 
 class RandomRoutes(BestSoFar):
-    """The best of so many random routes per token and budget "exactly k": the oracle with few tries."""
+    """The best of some random routes per token and budget "exactly k": the oracle with few tries."""
 
     every_route = True
     left_to_right = False
@@ -190,13 +190,13 @@ class RandomRoutes(BestSoFar):
         self.drawn_QNS = torch.stack([drawn.get(big, nothing) for _, big in cells.spent])
 
     def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
-        """As for the best of all routes, where the route was drawn."""
+        """Return the bound of `BestSoFar` for drawn routes, +inf for others."""
         drawn_PNS = self.drawn_QNS[leaves.cell_PN, leaves.rows_N]
         leaves.known[id(self)] = competes_PN = (drawn_PNS == leaves.ids_PN[..., None]).any(-1)
         return super().lower(leaves, log_z_PN).where(competes_PN, torch.inf)
 
     def update(self, entered: Entered) -> None:
-        """Take in leaves, of which those count whose routes were drawn."""
+        """Take in leaves. Only those on drawn routes count."""
         competes_M = entered.leaves.known[id(self)][entered.routes_M, entered.tokens_M]
         self._keep_lowest(entered, entered.nll(self.label_ND).where(competes_M, torch.inf))
 
@@ -206,11 +206,11 @@ class RandomRoutes(BestSoFar):
 
 
 class LeafTable(Reduction):
-    """The losses of some tokens under every route: from them come fixed patterns and order statistics.
+    """The losses of some tokens under every route, for fixed patterns and order statistics.
 
     Attributes:
         counted_M: indices of the tokens; here M counts tokens.
-        nll_MR: float32, nats; nan where a route was not searched.
+        nll_MR: losses, float32, nats; nan if a route was not searched.
     """
 
     every_route = True
@@ -221,7 +221,7 @@ class LeafTable(Reduction):
         self.nll_MR = torch.full((len(self.counted_M), routes), torch.nan, device=counted_N.device)
 
     def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
-        """Every route of the table's tokens is needed, and none of the others."""
+        """Return -inf for the tokens of the table, because every route is needed, and +inf for other tokens."""
         return torch.where(self.counted_N, -torch.inf, torch.inf).expand(log_z_PN.shape)
 
     def update(self, entered: Entered) -> None:

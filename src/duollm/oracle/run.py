@@ -4,7 +4,6 @@ Shape letters: W windows, T tokens, N = T - 1 predictions of a window, M counted
 R patterns, K budgets.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
 from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
+from duollm.progress import show
 from duollm.records.order import draw_sizes, expected_best
 from duollm.routes.sampling import derived_seed
 from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
@@ -43,7 +43,7 @@ REDUCTIONS: list[Callable[[OracleConfig], Reduction | None]] = [
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a recipe's section `oracle` asks for on a model of so many layers and text of such windows."""
+    """What the section `oracle` of a recipe asks for, for a model of this depth and windows of this length."""
 
     config: OracleConfig
     num_layers: int
@@ -56,17 +56,17 @@ class SearchPlan:
 
     @property
     def contexts(self) -> list[str]:
-        """The contexts asked for; the exact search in context shared also serves the controls."""
+        """The contexts to search. The exact search in context shared is added, because it serves the controls."""
         always = ("shared",) if self.config.search == "exact" else ()
         return list(dict.fromkeys((*always, *self.config.contexts)))
 
     @property
     def tables_all(self) -> bool:
-        """Whether the search itself leaves the losses of all fixed patterns; else some are drawn."""
+        """Whether the search gives the losses of all fixed patterns. If not, some patterns are drawn."""
         return self.config.search == "exact" and self.space.size <= _LARGEST_TABLE
 
     def big_layers(self, context: str) -> list[int]:
-        """Numbers of big layers to search for; all small and all big always, to compare with."""
+        """Numbers of big layers to search for. Except in context committed, all small and all big are added."""
         config, layers = self.config, self.num_layers
         if context == "committed" and config.committed_big_layers is not None:
             return config.committed_big_layers
@@ -83,13 +83,13 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class OracleRun:
-    """A search of test windows, and where its results go.
+    """A search of test windows that writes to a store.
 
     Attributes:
-        rank, ranks: this process searches every `ranks`-th shard, from `rank`; the results do not
-            depend on how many there are.
+        rank, ranks: this process searches every `ranks`-th shard, starting at `rank`. The results do not depend on the
+            number of processes.
         wait: returns when all processes have called it.
-        report: is told progress, a line at a time.
+        report: is called with the name of a search, the tokens that it has done, and all of its tokens.
     """
 
     model: DuoForCausalLM
@@ -100,13 +100,13 @@ class OracleRun:
     rank: int = 0
     ranks: int = 1
     wait: Callable[[], None] = lambda: None
-    report: Callable[[str], None] = print
+    report: Callable[[str, int, int], None] = show
 
     def run(self) -> None:
-        """Search all domains; finished shards and domains are not repeated.
+        """Search all domains. Finished shards and domains are not searched again.
 
         Raises:
-            UserError: the store holds something else, too many routes to try them all, or an impossible budget.
+            UserError: the store holds other results, there are too many routes to try all, or a budget is impossible.
         """
         check_settings(self.config, self.model.config, self.data.sequence_length)
         if self.rank == 0:
@@ -123,14 +123,14 @@ class OracleRun:
         mine = range(self.rank, len(shards), self.ranks)
         missing = [number for number in mine if not self.store.has_shard(domain, number)]
         sizes = [shard.token_ids[:, 1:].size for shard in shards]
-        total, done, started = sum(sizes[number] for number in missing), 0, time.perf_counter()
+        total, done = sum(sizes[number] for number in missing), 0
+        if self.rank == 0:
+            self.report(f"oracle {domain}", 0, total)
         for number in missing:
             self.store.write_shard(domain, number, self._shard(shards[number], derived_seed(self.seed, number)))
             done += sizes[number]
-            rate = done / (time.perf_counter() - started)
-            minutes, seconds = divmod(int((total - done) / rate), 60)
-            progress = f"token {done:,}/{total:,}  {rate:,.1f} tokens/s  ETA {minutes}:{seconds:02d}"
-            self.report(f"oracle {domain}  {progress}")
+            if self.rank == 0:
+                self.report(f"oracle {domain}", done, total)
         self.wait()
         if self.rank == 0:
             self._complete(domain, windows, len(shards))
@@ -153,7 +153,7 @@ class OracleRun:
 
     @cached_property
     def pattern_R(self) -> NDArray[np.int64]:
-        """Ids of the fixed patterns that are compared, ascending: all routes, or as many as are drawn per budget."""
+        """Ids of the fixed patterns that are compared, ascending: all routes, or those drawn per budget."""
         if self.plan.tables_all:
             return np.arange(self.plan.space.size)
         return draw_patterns(self.plan.space, self.plan.big_layers("shared"), self.config.random_routes, self.seed)
@@ -231,33 +231,31 @@ class OracleRun:
 
 
 def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequence_length: int) -> None:
-    """Refuse what cannot be searched, before anything is.
+    """Refuse settings that cannot be searched, before the search.
 
     Raises:
-        UserError: too many routes to try them all, or an impossible budget.
+        UserError: there are too many routes to try all, or a budget is impossible; the message begins with a setting.
     """
     plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
     space = plan.space
     if config.search == "exact" and space.size > LARGEST_LISTED:
         raise UserError(
-            f"oracle.search: exact would try {space.base}^{space.num_layers} routes per token; "
+            f"search: exact would try {space.base}^{space.num_layers} routes per token; "
             "set it to beam, local or sampled"
         )
     extra = sorted(set(plan.big_layers("committed")) - set(plan.big_layers("shared")))
     if extra and "committed" in config.contexts:
-        raise UserError(f"oracle.committed_big_layers holds {extra[0]}, which oracle.big_layers lacks; add it there")
+        raise UserError(f"committed_big_layers holds {extra[0]}, which big_layers lacks; add it there")
     cells = Cells(space, sizes.small_intermediate_size, sizes.intermediate_size)
     try:
         for context in plan.contexts:
             cells.wanted(plan.budgets(context), range(sequence_length - 1))
-    except UserError:
-        raise
     except ValueError as error:
-        raise UserError(f"oracle: {error}") from None
+        raise UserError(f"big_layers or more_budgets: {error}") from None
 
 
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
-    """What a store's manifest says of the search, to go with the fingerprints of model and data."""
+    """Return what the manifest of a store says about the search, beside the fingerprints of model and data."""
     kept = ("contexts", "search", "more_budgets", "random_routes", "resampled_labels", "counted_share")
     return {
         "num_layers": num_layers,

@@ -1,7 +1,7 @@
 """Oracle search: the public functions, and the one driver of all methods in all contexts.
 
-A *method* (exact, beam, local, sampled) decides which routes tokens try, a *context* what they attend to meanwhile, and
-*reductions* what is kept of the losses.
+A *method* (exact, beam, local, sampled) decides which routes tokens try. A *context* decides what they attend to
+meanwhile. *Reductions* keep what is wanted of the losses.
 
 Shape letters: B sequences, T tokens given, N = B * (T - 1) predicted tokens, P prefixes, Q cells, K budgets,
 S labels, R routes, L layers, D hidden.
@@ -54,8 +54,8 @@ class OracleResult:
 
     Attributes:
         budgets: the K budgets.
-        columns: what every reduction kept, [K, B, T - 1], by name.
-        evaluated_share: share of leaves, over all routes within the budgets, for which the full head was run.
+        columns: what the reductions kept, by name, each [K, B, T - 1].
+        evaluated_share: share of leaves that ran the full head, over all routes within the budgets.
     """
 
     budgets: list[Budget]
@@ -64,7 +64,7 @@ class OracleResult:
 
     @property
     def nll(self) -> Tensor:
-        """Loss of the best route, float32 [K, B, T - 1], nats."""
+        """The loss of the best route, float32 [K, B, T - 1], nats."""
         return self.columns["nll"]
 
     @property
@@ -74,12 +74,12 @@ class OracleResult:
 
     @property
     def big_layers(self) -> list[int]:
-        """The budgets as numbers of big layers, where each is "exactly k"."""
+        """The budgets as numbers of big layers, if all are "exactly k"."""
         return [budget.big for budget in self.budgets if isinstance(budget, Exactly)]
 
 
 def join(results: list[OracleResult], axis: int) -> OracleResult:
-    """Join results along budgets (0), sequences (1) or positions (2)."""
+    """Join results along budgets (0), sequences (1) or positions (2) into one."""
     budgets = [budget for result in results for budget in result.budgets] if axis == 0 else results[0].budgets
     columns = {name: torch.cat([result.columns[name] for result in results], axis) for name in results[0].columns}
     return OracleResult(budgets, columns, sum(result.evaluated_share for result in results) / len(results))
@@ -107,21 +107,21 @@ def search_oracle(
     Args:
         input_ids: token ids [B, T]; position t predicts token t + 1.
         context: which routes the earlier tokens take: "shared", "reference" or "committed"
-            (docs/oracle.md). In a committed search each budget is its own left-to-right run.
+            (docs/oracle.md). In a committed search each budget is a left-to-right run of its own.
         big_layers: budgets, exactly k big layers; default: every k from 0 to L.
-        method: which routes are tried: "exact" all of them; "beam", "local", "sampled", or one of these made with
-            other settings, such as `Beam(width=128)`, only part of them.
-        budgets: instead of big_layers, any budgets of `duollm.oracle.budgets`.
+        method: which routes are tried. "exact" tries all of them. "beam", "local", "sampled", or one with settings such
+            as `Beam(width=128)`, try some of them.
+        budgets: any budgets of `duollm.oracle.budgets`, in place of big_layers.
         attention_mask: 1 for tokens, 0 for padding, [B, T].
         reference: routes [L] or [B, T, L] of the earlier tokens in context "reference"; default all big.
-        reductions: what else to keep of the losses (`duollm.oracle.reductions`).
-        generator: source of the random draws, on the model's device; default: seeded with 0.
-        memory_bytes: budget for the search's tensors, the model not counted.
-        prune: spare leaves that provably cannot matter the full head; the result is the same.
+        reductions: what to keep of the losses beside the best route (`duollm.oracle.reductions`).
+        generator: source of random numbers, on the model's device; default: seeded with 0.
+        memory_bytes: memory for the tensors of the search, without the model.
+        prune: do not run the full head on leaves that provably cannot matter. The result is the same.
 
     Raises:
-        ValueError: illegal ids, context, space, method or budget, or options that exclude each other; the
-            message says what is allowed.
+        ValueError: ids, context, space, method or budget are illegal, or options exclude each other. The message
+            says what is allowed.
     """
     check_search(model, input_ids, space, context)
     wanted, method = parse_budgets(big_layers, budgets, space), _method_of(method)
@@ -158,7 +158,7 @@ class _Search:
         return range(self.batch.ids_BT.shape[1])
 
     def at(self, positions: range, budgets: list[Budget], attend: Attend, together: int = 1) -> OracleResult:
-        """Search the tokens at some positions, of which so many in a row try the same routes."""
+        """Search the tokens at some positions; `together` tokens in a row try the same routes."""
         here = slice(positions.start, positions.stop)
         padding_BT = self.batch.padding_BT
         rows_N = torch.arange(padding_BT.numel(), device=padding_BT.device).view_as(padding_BT)[:, here].flatten()
@@ -227,8 +227,8 @@ def loss_table(
 ) -> Tensor:
     """Return the nll (nats) of every predicted token under every route, float32 [B, T - 1, R].
 
-    The table itself takes 4 * B * (T - 1) * R bytes; `search_oracle` streams instead. Context is
-    "shared" or "reference" (in "committed" losses depend on what was picked before).
+    The table takes 4 * B * (T - 1) * R bytes; `search_oracle` needs no table. The context is "shared" or "reference"
+    (in "committed" the losses depend on the earlier picks).
 
     Raises:
         ValueError: as `search_oracle`.
@@ -253,8 +253,8 @@ def loss_tables(
     """Return loss tables for several labels of each token, or distributions of labels: float32 [S, B, T - 1, R].
 
     Args:
-        wanted_SND: S times for each of the N = B * (T - 1) predictions the head's embedding of the label, or
-            the mean of those embeddings under a distribution; then the loss is its cross-entropy.
+        wanted_SND: S labels for each of the N = B * (T - 1) predictions, as their embeddings in the head. The mean of
+            the embeddings under a distribution gives the cross-entropy with that distribution.
 
     Raises:
         ValueError: as `search_oracle`.
@@ -287,8 +287,8 @@ def executed_nll(
 ) -> Tensor:
     """Return the nll [B, T - 1] of one forward pass in which every token takes its picked route.
 
-    In context "committed" this equals the losses of the search. Elsewhere the picks come from different
-    passes, and the difference says how much they promise too much.
+    In context "committed" this equals the losses of the search. In the other contexts the picks come from different
+    passes, and the difference tells how much the search promises too much.
     """
     routes_BTL = Batch(model, input_ids, attention_mask).as_routes(space, route_ids_BT)
     nll_BT, _ = policy_losses(model, input_ids, routes=routes_BTL, attention_mask=attention_mask)
@@ -312,7 +312,7 @@ def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int
 
 
 def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:
-    """Raise a ValueError that says what is allowed unless the search can be done."""
+    """Raise a ValueError that says what is allowed, if the search cannot be done."""
     config = model.config
     _check_untouched(model)
     if context not in CONTEXTS:

@@ -1,7 +1,7 @@
 """The oracle's store: shards while it runs, three Parquet files per domain when it is complete.
 
-Formats: docs/formats.md. A shard is a file that exists only when it is whole, so a killed run goes on
-with the shards that are missing; the manifest says what the store is a result of.
+Formats: docs/formats.md. A shard is a file that exists only when it is complete, so a killed run continues with the
+missing shards. The manifest says from which model, data and search the results come.
 """
 
 import json
@@ -25,17 +25,17 @@ class OracleStore:
 
     Attributes:
         folder: `<run>/oracle`.
-        facts: what the results depend on; in the manifest and in every file's metadata.
+        facts: everything that the results depend on. It goes into the manifest and into the metadata of every file.
     """
 
     folder: Path
     facts: dict[str, Any]
 
     def claim(self) -> None:
-        """Write the manifest, or check that the one there is the same.
+        """Write the manifest, or check that the existing one is the same.
 
         Raises:
-            UserError: the folder holds results of something else.
+            UserError: the folder holds results of another model, data set or search.
         """
         path = self.folder / "manifest.json"
         if path.exists():
@@ -51,11 +51,11 @@ class OracleStore:
             write_json(path, self.facts)
 
     def path(self, domain: str, kind: str = "tokens") -> Path:
-        """Path of one of a domain's files; kind is one of `KINDS`."""
+        """Return the path of one of a domain's files; `kind` is one of `KINDS`."""
         return self.folder / f"{domain}{KINDS[kind]}.parquet"
 
     def has_shard(self, domain: str, number: int) -> bool:
-        """Whether a shard is complete."""
+        """Return whether a shard is complete."""
         return all(self._shard(domain, number, kind).exists() for kind in KINDS)
 
     def write_shard(self, domain: str, number: int, columns: dict[str, Columns]) -> None:
@@ -71,7 +71,7 @@ class OracleStore:
         }
 
     def complete(self, domain: str, shards: int, tables: dict[str, pa.Table]) -> None:
-        """Write a domain's files, the tokens last, for they say that it is complete; remove its shards."""
+        """Write the files of a domain and remove its shards. The token file comes last, because it marks completion."""
         for kind in reversed(KINDS):
             write_result(self.path(domain, kind), tables[kind], self.facts)
         for number in range(shards):

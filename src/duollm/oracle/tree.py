@@ -1,9 +1,8 @@
 """Walks the tree of routes: every prefix of choices is computed once.
 
-A node at depth l is a prefix of l choices; its content is the hidden states of all tokens under that
-prefix. All nodes of one depth that fit the row budget are expanded together (wide, so that the
-matrix products are large); a wider block is split and its parts are walked to the leaves one after
-the other (deep, so that memory stays bounded).
+A node at depth l is a prefix of l choices. It holds the hidden states of all tokens under that prefix. All nodes of one
+depth are expanded together if they fit the row budget, so that the matrix products are large. A wider block is split,
+and its parts are walked to the leaves one after another, so that memory stays bounded.
 
 Shape letters: P prefixes (nodes in a block), N tokens, G groups of them, D hidden, C branches, Q cells.
 """
@@ -22,7 +21,7 @@ from duollm.routes.space import RouteSpace
 
 
 def decoder_layers(model: DuoModel) -> list[DuoDecoderLayer]:
-    """The layers, first to last."""
+    """Return the layers, first to last."""
     return cast(list[DuoDecoderLayer], list(model.layers))
 
 
@@ -41,11 +40,11 @@ def branch_out(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend, bran
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Prefixes of one depth, P in a block; G groups of tokens may each have their own. Leaves when the depth is L.
+    """P prefixes of one depth; G groups of tokens may each have their own. At depth L they are leaves.
 
     Attributes:
         ids_PG: numbers in base C, first layer most significant; route ids at the leaves.
-        spent_PG2: how many of the choices so far are small, and how many big.
+        spent_PG2: numbers of small and of big layers so far.
         hidden_PND: hidden states after the layers walked so far.
     """
 
@@ -55,18 +54,18 @@ class Prefixes:
 
     @classmethod
     def root(cls, hidden_ND: Tensor, groups: int = 1) -> "Prefixes":
-        """The empty prefix, with the embeddings of the tokens."""
+        """Return the empty prefix, with the embeddings of the tokens."""
         ids_1G = torch.zeros(1, groups, dtype=torch.long, device=hidden_ND.device)
         return cls(ids_1G, ids_1G.new_zeros(1, groups, 2), hidden_ND[None])
 
     def where(self, kept_P: Tensor) -> "Prefixes":
-        """Some of the prefixes."""
+        """Return some of the prefixes."""
         if kept_P.all():
             return self
         return Prefixes(self.ids_PG[kept_P], self.spent_PG2[kept_P], self.hidden_PND[kept_P])
 
     def parts(self, max_rows: int) -> "list[Prefixes]":
-        """Split so that each part has at most `max_rows` hidden vectors (at least one prefix)."""
+        """Split into parts of at most `max_rows` hidden vectors each (at least one prefix)."""
         prefixes = max(1, max_rows // self.hidden_PND.shape[1])
         pieces = (self.ids_PG.split(prefixes), self.spent_PG2.split(prefixes), self.hidden_PND.split(prefixes))
         return [Prefixes(*piece) for piece in zip(*pieces, strict=True)]
@@ -94,8 +93,8 @@ class Tree:
     """The routes of `space` that end in one of the wanted cells, over a model's layers.
 
     Attributes:
-        wanted_Q2: (small, big) layers of the wanted cells; prefixes that reach none of them are cut.
-        max_rows: how many hidden vectors a block may hold before it is split.
+        wanted_Q2: (small, big) layers of the wanted cells. Prefixes that reach none of them are cut.
+        max_rows: number of hidden vectors above which a block is split.
     """
 
     model: DuoModel

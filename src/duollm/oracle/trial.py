@@ -1,7 +1,7 @@
 """Tries routes on tokens in one context, and shows their losses to the reductions.
 
-In contexts "reference" and "committed" a token's routes concern nobody else, so every token may try
-routes of its own. In "shared" the tokens of a sequence try the same routes together.
+In contexts "reference" and "committed" a token's route does not affect the other tokens, so every token may try its own
+routes. In "shared" the tokens of a sequence try the same routes together.
 
 Shape letters: P routes tried side by side, N tokens, G groups of tokens that try the same routes, M leaves,
 L layers, D hidden, Q cells, K budgets, B sequences, T tokens given.
@@ -28,18 +28,18 @@ _ROUNDING = 1e-4
 
 @dataclass
 class Trial:
-    """Tokens whose routes are compared, and what has been kept of the routes tried so far.
+    """Tokens whose routes are compared, and what was kept of the routes tried so far.
 
     Attributes:
-        cells: the route space, and what its routes spend.
-        rows_N: which of the batch's tokens these are.
-        positions: where they are in their sequences.
+        cells: the route space and its cells.
+        rows_N: indices of the tokens in the batch.
+        positions: positions of the tokens in their sequences.
         attend: the context.
-        together: so many consecutive tokens try the same routes (a sequence's in "shared", else 1).
-        max_rows: how many hidden vectors to send through a layer at a time.
+        together: number of consecutive tokens that try the same routes (a whole sequence in "shared", else 1).
+        max_rows: number of hidden vectors to send through a layer at a time.
         bound: a lower bound of the log-normaliser at these tokens; None runs the full head on every leaf.
-        reductions: what is kept; the first one is the best so far.
-        evaluated: how many leaves ran the full head.
+        reductions: the reductions; the first one keeps the best so far.
+        evaluated: number of leaves that ran the full head.
     """
 
     batch: Batch
@@ -65,7 +65,7 @@ class Trial:
 
     @property
     def groups(self) -> int:
-        """G: how many groups of tokens choose for themselves what to try."""
+        """The number G of groups of tokens that each choose which routes to try."""
         return len(self.rows_N) // self.together
 
     def try_routes(self, ids_PG: Tensor) -> None:
@@ -89,14 +89,14 @@ class Trial:
             yield hidden_PND
 
     def spread(self, values_PG: Tensor) -> Tensor:
-        """From groups to tokens: [P, G, ...] to [P, N, ...]."""
+        """Repeat values of groups for their tokens: [P, G, ...] to [P, N, ...]."""
         return values_PG.repeat_interleave(len(self.rows_N) // values_PG.shape[1], dim=1)
 
     def enter(self, ids_PG: Tensor, spent_PG2: Tensor, hidden_PND: Tensor) -> None:
-        """Take in routes, with what they spend and their final hidden states before the final norm.
+        """Take in routes, with their cells and their hidden states before the final norm.
 
-        A leaf's loss is its log-normaliser minus its label's logit. The logit is cheap and the log-normaliser has a
-        cheap lower bound, so a leaf whose bound is above what every reduction has kept is spared the full head.
+        A leaf's loss is its log-normaliser minus its label's logit. The logit is cheap, and the log-normaliser has a
+        cheap lower bound. A leaf whose bound is above what every reduction has kept does not run the full head.
         """
         ids_PN, cell_PN = self.spread(ids_PG), self.spread(self.cells.index(*spent_PG2.unbind(-1)))
         final_PND = self.model.model.norm(hidden_PND)
@@ -126,7 +126,7 @@ class Trial:
             each.update(entered)
 
     def estimate(self, hidden_PND: Tensor) -> Tensor:
-        """A lower bound [P, N] of the nll of tokens whose last layer leaves these hidden states."""
+        """Return a lower bound [P, N] of the nll of tokens with these hidden states after the last layer."""
         final_PND = self.model.model.norm(hidden_PND)
         if self.bound is None:
             log_z_PN = log_normaliser(self.model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
@@ -135,7 +135,7 @@ class Trial:
         return log_z_PN - torch.einsum("pnd,nd->pn", final_PND, self.batch.label_ND[self.rows_N])
 
     def found(self, budget: Budget) -> tuple[Tensor, Tensor]:
-        """The lowest nll of every token within a budget so far, and its route id, each [N]."""
+        """Return the lowest nll of every token within a budget so far, and its route id, each [N]."""
         nobody_1N = torch.zeros_like(self.counted_N)[None]
         found = self.reductions[0].columns(Frontier([budget], self.cells, nobody_1N))
         return found["nll"][0, 0], found["route"][0, 0]
@@ -163,10 +163,10 @@ class Method:
     every_route = False
 
     def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
-        """Check and prepare what holds for a whole search.
+        """Check the settings and prepare for a whole search.
 
         Raises:
-            ValueError: a budget that needs every route tried, or impossible settings.
+            ValueError: a budget needs every route tried, or settings are impossible.
         """
         for budget in budgets:
             if not self.every_route and not isinstance(budget, Exactly | AtMost):

@@ -1,7 +1,7 @@
-"""The bootstrap over documents: intervals for any quantity made of sums over documents.
+"""The bootstrap over documents: intervals for quantities that are made of sums over documents.
 
-Tokens of one document are correlated, so documents are resampled, never tokens. Every quantity is
-computed on the same resamples, which makes differences between policies paired.
+Tokens of one document are correlated, so documents are resampled, never tokens. All quantities are computed on the same
+resamples, which makes differences between policies paired.
 
 Shape letters: D documents, X draws (the data itself first, then the resamples), T tokens.
 A trailing Q stands for any further dimensions.
@@ -33,11 +33,11 @@ class Estimate:
 class Bootstrap:
     """Resamples of documents, drawn with replacement within each stratum (domain).
 
-    `weights_XD[x, d]` says how often document d occurs in draw x; row 0 is the data as they are.
+    `weights_XD[x, d]` is how often document d occurs in draw x. Draw 0 is the data themselves.
     """
 
     def __init__(self, documents: Sequence[int], samples: int, seed: int) -> None:
-        """Draw `samples` resamples of strata that hold `documents` documents each."""
+        """Draw `samples` resamples. `documents` is the number of documents in each stratum."""
         generator = np.random.default_rng(seed)
         counts = [generator.multinomial(size, np.full(size, 1 / size), size=samples) for size in documents]
         resamples_SD = np.concatenate(counts, axis=1)
@@ -46,7 +46,7 @@ class Bootstrap:
     def ratio(self, totals_DQ: Floats, counts_DQ: Floats | Integers) -> Floats:
         """Return sum(totals) / sum(counts) over documents, for the data and every resample: [X, Q...].
 
-        `counts` is [D], or has the shape of `totals`. A resample without a count gives NaN.
+        `counts` is [D], or has the shape of `totals`. A resample whose counts sum to 0 gives NaN.
         """
         numerator_XQ = np.tensordot(self.weights_XD, totals_DQ, axes=1)
         denominator_XQ = np.tensordot(self.weights_XD, counts_DQ.astype(np.float64), axes=1)
@@ -64,7 +64,7 @@ def interval(draws_X: Floats, level: float = 0.95) -> Estimate:
 
 
 def interval_if(draws_X: Floats | None) -> Estimate | None:
-    """Return the `interval` of what may not have been measured."""
+    """Return the `interval` of draws, or None if the quantity was not measured."""
     return None if draws_X is None else interval(draws_X)
 
 
@@ -87,7 +87,7 @@ BOOTSTRAP_SAMPLES = 2000
 def mean_draws(documents: Sequence[str] | NDArray[np.str_], nll_TP: Floats, seed: int = 0) -> Floats:
     """Return the mean nll of P policies on the same tokens, for the data and every resample: [X, P], nats.
 
-    With a single document all resamples are NaN: nothing is known of how documents differ.
+    With a single document all resamples are NaN, because nothing is known about differences between documents.
 
     Args:
         documents: the document of each token, [T].

@@ -1,4 +1,4 @@
-"""Parquet files of a run: one way to write them, and one that checks what it reads."""
+"""Parquet files of a run: the one writer, and the one reader, which checks what it reads."""
 
 import json
 from collections.abc import Mapping
@@ -40,10 +40,10 @@ class ResultFile:
 
     @classmethod
     def open(cls, path: Path, made_by: str, folder: Path) -> "ResultFile":
-        """Read a file that the command `made_by` writes; as long as `folder` is there, it takes its work for done.
+        """Read a file that the command `made_by` writes. That command skips its work while `folder` exists.
 
         Raises:
-            UserError: it is missing or is no result of duollm.
+            UserError: the file is missing or is no result of duollm.
         """
         again = f"delete the folder {folder} and run `{made_by}` again"
         try:
@@ -60,17 +60,17 @@ class ResultFile:
         return cls(path, table, json.loads(facts), again)
 
     def fact(self, key: str) -> Any:
-        """Return an entry of the metadata, which must be there."""
+        """Return an entry of the metadata, or raise if it is missing."""
         if key not in self.facts:
             raise UserError(f"{self.path}: its metadata lacks {key!r}; {self.again}")
         return self.facts[key]
 
     def space(self) -> RouteSpace:
-        """Return the routes that ids in this file stand for."""
+        """Return the route space to which the ids in this file belong."""
         return RouteSpace(self.fact("num_layers"), parse_branches(self.fact("branches")))
 
     def has(self, name: str) -> bool:
-        """Whether there is such a column."""
+        """Return whether there is such a column."""
         return name in self.table.column_names
 
     def _column(self, name: str) -> Any:
@@ -79,19 +79,19 @@ class ResultFile:
         return self.table.column(name)
 
     def floats(self, name: str) -> Floats:
-        """Return a column that must be there, as float64."""
+        """Return a required column as float64."""
         return np.asarray(self._column(name).to_numpy(), dtype=np.float64)
 
     def integers(self, name: str) -> Integers:
-        """Return a column that must be there, as int64."""
+        """Return a required column as int64."""
         return np.asarray(self._column(name).to_numpy(), dtype=np.int64)
 
     def strings(self, name: str) -> list[str]:
-        """Return a column that must be there, as text."""
+        """Return a required column as text."""
         return [str(value) for value in self._column(name).to_pylist()]
 
     def route_ids(self, name: str) -> Integers:
-        """Return a column of ids of routes, all of which must be in the space."""
+        """Return a column of route ids, all of which must be in the space."""
         ids = self.integers(name)
         size = self.space().size
         if ids.min() < 0 or ids.max() >= size:

@@ -17,8 +17,8 @@ def first_half(documents: int, seed: int) -> NDArray[np.bool_]:
     """
     if documents < 2:
         raise UserError(
-            f"oracle.documents: a fixed pattern is chosen on one half of the documents and scored on the other, "
-            f"which needs at least 2 per domain, got {documents}"
+            "a fixed pattern is chosen on one half of the documents and scored on the other, "
+            f"which needs at least 2 documents per domain, got {documents}"
         )
     order = np.random.default_rng(seed).permutation(documents)
     return np.asarray(np.isin(np.arange(documents), order[: documents // 2]))

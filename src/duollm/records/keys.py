@@ -1,4 +1,4 @@
-"""What names a measured policy, from the files of a run to its page."""
+"""Names of measured policies, from the files of a run to its page."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ STATIC = "static"
 RANDOM = "random-patterns"
 CEILING = "ceiling"
 """The predictable ceiling: the best that a chooser without the label reached."""
-SHUFFLED = "shuffled"
+SHUFFLED = "shuffled"  # the control: the deepest predictor, fitted to the gains of other tokens
 """The control of the ceiling: a predictor that was fitted to the gains of other tokens."""
 
 PATTERNS_DRAWN = 100
@@ -48,17 +48,17 @@ class Key(NamedTuple):
 
     @property
     def variant(self) -> str:
-        """What the key is one budget of; see the function of the same name."""
+        """The policy or kind of router without its budget; see the function of the same name."""
         return variant(self.policy, self.kind, self.spend)
 
     @property
     def auxiliary(self) -> bool:
-        """Whether it only serves other quantities and stands in no table of losses."""
+        """Whether the policy only serves other quantities and is in no table of losses."""
         return self.policy.startswith(("drawn-", "predictor-"))
 
 
 def variant(policy: str, kind: str | None, spend: str | None) -> str:
-    """Return what a key is one budget of: a policy, or a kind of router with its way of spending if that is exact."""
+    """Return the name without the budget: a policy, or a kind of router, with its way of spending if that is exact."""
     if kind is None:
         return policy
     return f"{kind}, exact" if spend == EXACT else kind

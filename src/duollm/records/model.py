@@ -1,4 +1,4 @@
-"""What a run's files say of its model, without loading it."""
+"""Describes the model of a run from its files, without loading it."""
 
 import json
 from math import prod
@@ -14,7 +14,7 @@ _SIZES = ("hidden_size", "intermediate_size", "small_intermediate_size", "num_at
 
 
 def describe_model(run: Path, oracle: Tokens) -> dict[str, Any]:
-    """Return the model's sizes; what the run folder does not know (a model kept elsewhere) is left out."""
+    """Return the model's sizes. Sizes that the run folder does not hold (of a model kept elsewhere) are left out."""
     branches = [branch.name.lower() for branch in oracle.space.branches]
     description: dict[str, Any] = {"num_layers": oracle.space.num_layers, "branches": branches}
     config, weights = run / "model" / "config.json", sorted((run / "model").glob("*.safetensors"))
@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file of a run folder.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ def chance_of_best(routes: int, drawn: int) -> NDArray[np.float64]:
 
 
 def expected_best(nll_MR: NDArray[np.float32], drawn: Sequence[int]) -> NDArray[np.float64]:
-    """Return the expected lowest nll [N, M] of each token among so many distinct random routes."""
+    """Return the expected lowest nll [N, M] of each token, for each number of distinct random routes."""
     ordered_MR = np.sort(nll_MR, axis=1)
     return np.stack([ordered_MR @ chance_of_best(nll_MR.shape[1], size) for size in drawn])
 

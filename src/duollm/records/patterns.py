@@ -1,7 +1,7 @@
-"""Fixed patterns: one route for all tokens, chosen honestly and compared on equal footing.
+"""Fixed patterns: one route for all tokens, chosen on other documents than those it is scored on.
 
-A pattern is chosen on one half of the documents and scored on the other half, and the other way
-round, so every document is scored once and never by a choice it took part in.
+A pattern is chosen on one half of the documents and scored on the other half, and the other way round. So every
+document is scored once, and never by a choice it took part in.
 
 Shape letters: D documents, R routes (patterns), N sizes of a draw.
 """
@@ -25,12 +25,12 @@ from duollm.routes.space import RouteSpace
 
 @dataclass(frozen=True)
 class PatternSums:
-    """What every fixed route cost on a sample of every document's tokens, the same for all routes.
+    """The loss of every fixed route on a sample of every document's tokens, the same sample for all routes.
 
     Attributes:
-        route_R: ascending.
-        nll_DR: nats, over the counted tokens.
-        counted_D: how many of each document's tokens were counted.
+        route_R: route ids, ascending.
+        nll_DR: sums of nll over the counted tokens, nats.
+        counted_D: number of counted tokens of each document.
     """
 
     documents: list[str]
@@ -72,7 +72,7 @@ def read_patterns(run: Path, oracle: Tokens) -> PatternSums:
 
 
 def read_compared_patterns(run: Path, domain: str) -> PatternSums | None:
-    """Read evaluate/<domain>.routes.parquet; None if nothing was run on more text than the oracle's.
+    """Read evaluate/<domain>.routes.parquet; None if no policy was run on more text than the oracle's.
 
     Raises:
         UserError: the file is foreign or incomplete.
@@ -101,8 +101,8 @@ def _patterns(file: ResultFile, documents: list[str]) -> PatternSums:
 def best_of(nll_DR: Floats, drawn: Sequence[int], in_first_D: NDArray[np.bool_]) -> Floats:
     """Return the expected nll sum [N, D] of the best of `drawn` distinct random patterns, cross-fitted.
 
-    The expectation over draws is exact. With fewer patterns than draws all are drawn; then, and
-    in general with drawn = R, this is the best of all patterns.
+    The expectation over draws is exact. If `drawn` is at least the number of patterns, this is the best of all
+    patterns.
     """
     patterns = nll_DR.shape[1]
     chance_NR = np.stack([chance_of_best(patterns, min(size, patterns)) for size in drawn])
@@ -119,13 +119,15 @@ def static(nll_DR: Floats, in_first_D: NDArray[np.bool_]) -> Floats:
 
 
 def whole_document_sums(oracle: Tokens, patterns: PatternSums) -> Floats:
-    """Return every pattern's nll sum [D, R] over all tokens of each document, from its sums over those counted.
+    """Estimate every pattern's nll sum [D, R] over all tokens of each document from its sums over the counted ones.
 
-    A plain scaling would compare a pattern on its few tokens with an oracle on all. All small and
-    all big are known on both, so they tell how hard the counted tokens happened to be (a difference
-    estimator): sum over all = anchor over all + tokens / counted * (pattern - anchor over counted),
-    where the anchor of a pattern with k of L layers big is (1 - k/L) all small + k/L all big. It is
-    unbiased, and exact for all small, for all big, and where every token is counted.
+    Plain scaling would compare a pattern on few tokens with an oracle on all. All small and all big are known on both,
+    so they tell how hard the counted tokens happened to be. The difference estimator is
+
+        sum over all = anchor over all + tokens / counted * (pattern - anchor over counted),
+
+    where the anchor of a pattern with k of L layers big is (1 - k/L) all small + k/L all big. It is unbiased, and exact
+    for all small, for all big, and if every token is counted.
     """
     tokens_D, layers = oracle.tokens_D, oracle.space.num_layers
     if np.array_equal(patterns.counted_D, tokens_D):
@@ -148,7 +150,7 @@ def read_best_routes(run: Path, oracle: Tokens) -> dict[int, tuple[list[int], Fl
     """Read oracle/<domain>.best_of.parquet: by budget, sizes of a draw and nll sums [N, D] over the counted tokens.
 
     Returns:
-        Nothing if the run has no such file.
+        An empty dictionary if the run has no such file.
     """
     path = run / "oracle" / f"{oracle.domain}{KINDS['best_of']}.parquet"
     if not path.exists():

@@ -1,7 +1,7 @@
-"""The record: what a policy cost on a document, for every policy of a run.
+"""The record: sums of loss, cost and branches for every policy of a run on every document.
 
-`read_records` is the only place where files become records, `pool` the only one where domains are put together, and
-`Draws` the only one where records become means with their uncertainty.
+`records_of_oracle_text` and `records_of_compared_text` make records, `pool` puts the domains together, and `Draws`
+turns records into means with their uncertainty. Each of these steps happens nowhere else.
 
 Shape letters: D documents, L layers, B branches, X draws of the bootstrap (the data first). A trailing Q stands for
 any further dimensions.
@@ -33,11 +33,11 @@ class Records:
     """All policies on the documents of one domain, or of several domains pooled.
 
     Attributes:
-        context: the main one.
-        strata: documents per domain; the bootstrap resamples within each.
-        sums: by quantity and policy, over the tokens of each document: [D, Q...].
-        skips: whether routes of policies other than routers may skip: then k big layers do not say what they cost,
-            and they cannot be compared with a router at what it spent.
+        context: the main context.
+        strata: number of documents per domain; the bootstrap resamples within each.
+        sums: sums over the tokens of each document, [D, Q...], by quantity and policy.
+        skips: whether routes of policies other than routers may skip. Then k does not determine their cost, and they
+            cannot be compared with a router at what it spent.
     """
 
     domain: str
@@ -50,15 +50,14 @@ class Records:
 
     @cached_property
     def policies(self) -> list[Key]:
-        """The policies that stand in tables, in order."""
+        """The policies that tables show, in order."""
         return [key for quantity, key in self.sums if quantity == NLL and not key.auxiliary]
 
 
 def pool(domains: Sequence[Records]) -> Records:
-    """Put the documents of all domains side by side, for what every domain has.
+    """Put the documents of all domains side by side, for the quantities that every domain has.
 
-    What is chosen (a static pattern) stays chosen per domain. Means are over tokens, so a
-    domain counts by its number of tokens.
+    A static pattern stays chosen per domain. Means are over tokens, so a domain counts by its number of tokens.
     """
     first = domains[0]
     return Records(
@@ -77,7 +76,7 @@ def pool(domains: Sequence[Records]) -> Records:
 
 
 def records_of_oracle_text(tokens: Tokens, patterns: PatternSums, seed: int) -> Records:
-    """Sum what every policy cost on the oracle's text; `seed` splits the documents for the choice of patterns."""
+    """Sum every policy on the oracle's text. `seed` splits the documents for the choice of patterns."""
     sums: dict[tuple[str, Key], Floats] = {}
     in_first_D, tokens_D = first_half(len(tokens.documents), seed), tokens.tokens_D
     choosers = {key: one for key, one in tokens.policies.items() if key.kind or key.policy.startswith(CEILING)}
@@ -96,10 +95,10 @@ def records_of_oracle_text(tokens: Tokens, patterns: PatternSums, seed: int) -> 
 
 
 def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: PatternSums, seed: int) -> Records:
-    """Sum what policies that see no label cost on the text of the comparison.
+    """Sum the policies that see no label on the text of the comparison.
 
     Raises:
-        UserError: a policy was run on other text.
+        UserError: a policy was run on another text.
     """
     tokens_D, in_first_D = patterns.counted_D, first_half(len(patterns.documents), seed)
     sums: dict[tuple[str, Key], Floats] = {}
@@ -158,7 +157,7 @@ def _layer_sums(tokens: Tokens) -> dict[tuple[str, Key], Floats]:
 
 
 class Draws:
-    """Means per token of what records sum: of the data (draw 0), and of every resample of the documents.
+    """Means per token of the sums in records: for the data (draw 0) and for every resample of the documents.
 
     All policies are drawn on the same resamples, so a difference of two draws is paired.
     """
@@ -204,8 +203,8 @@ class Draws:
 def nll_at(nll: Callable[[str, int], Floats | None], policy: str, spent_X: Floats) -> Floats | None:
     """Return a policy's mean nll [X] at `spent_X` big layers per token, linear between two neighbouring k.
 
-    A router's hard choices average near, not at, the k it was trained for, and by how much differs per domain.
-    The data (draw 0) say which two k are the neighbours.
+    A router spends near, not exactly at, the k it was trained for, and the distance differs per domain. The data (draw
+    0) decide which two k are the neighbours.
 
     Args:
         nll: the draws of a policy at k; None if it was not measured there.

@@ -1,4 +1,4 @@
-"""How long forwards took, as the evaluation measured it (evaluate/timing.json; see docs/formats.md)."""
+"""Reads how long forwards took under every policy (evaluate/timing.json; see docs/formats.md)."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _PATTERN, _ROUTES = "pattern", "routes"
 
 @dataclass(frozen=True)
 class Timing:
-    """Times relative to all big, and the FLOPs of both ends."""
+    """Times relative to all big, and the FLOPs of all small and all big."""
 
     facts: dict[str, Any]
     """How it was measured."""
@@ -30,16 +30,16 @@ class Timing:
         return self.rows.get((_PATTERN if one_for_all else _ROUTES, key.big_layers), {})
 
     def flops_per_token(self, big_share: float) -> float:
-        """Return the mean forward FLOPs of a token when a share of its layers is big and the others are small."""
+        """Return the mean forward FLOPs of a token whose layers are big for a given share and small otherwise."""
         small, big = self.facts["all_small_flops_per_token"], self.facts["all_big_flops_per_token"]
         return float(small + big_share * (big - small))
 
 
 def read_timing(run: Path) -> Timing | None:
-    """Read evaluate/timing.json; None if nothing was evaluated.
+    """Read evaluate/timing.json; None if no policy was evaluated.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     path = run / "evaluate" / "timing.json"
     try:

@@ -1,7 +1,7 @@
-"""Losses and routes token by token, as the files of a run hold them; see docs/formats.md.
+"""Reads losses and routes token by token from the files of a run; see docs/formats.md.
 
-A file has its own names for its columns; here each becomes a policy with a `Key`, so that what follows need not know
-which file a policy came from.
+Every file has its own names for its columns. Here each becomes a policy with a `Key`, so that no later code needs to
+know from which file a policy came.
 
 Shape letters: T tokens of the oracle, N rows of a file, D documents, L layers.
 """
@@ -49,12 +49,12 @@ class PolicyTokens:
     """One policy, token by token.
 
     Attributes:
-        nll_T: nats.
-        route_T: ids in `space`; None if they were not kept.
-        spent_T: big layers that a token's route costs, a skipped layer counts below 0 by what it saves;
-            None: the budget, on every token.
+        nll_T: losses, nats.
+        route_T: route ids in `space`; None if they were not kept.
+        spent_T: cost of a token's route in big layers, where a skipped layer counts below 0 by what it saves; None if
+            every token spends the budget.
         flops_per_token: forward FLOPs, a router's own included; None if they were not counted.
-        router_flops_per_token: a router's own.
+        router_flops_per_token: FLOPs of the router alone.
     """
 
     nll_T: Floats
@@ -85,7 +85,7 @@ class Tokens:
     """Policies on the same tokens of one domain, in order of document, window and position.
 
     Attributes:
-        file: where the tokens were read from.
+        file: the file from which the tokens were read.
         document_T: each token's index into `documents`.
     """
 
@@ -97,7 +97,7 @@ class Tokens:
 
     @classmethod
     def of(cls, file: ResultFile, policies: dict[Key, PolicyTokens]) -> "Tokens":
-        """Put policies beside the tokens of their file, which is named after its domain."""
+        """Put policies beside the tokens of their file. The name of the file is the domain."""
         return cls(file.path.name.removesuffix(".parquet"), file, *file.documents(), policies)
 
     @cached_property
@@ -107,17 +107,17 @@ class Tokens:
 
     @property
     def context(self) -> str:
-        """The main context: claims and figures speak of it."""
+        """The main context, which claims and figures are about."""
         return str(self.file.fact("context"))
 
     @cached_property
     def window_T(self) -> Integers:
-        """Which window of its document a token is in."""
+        """The window of its document that each token is in."""
         return self.file.integers("window")
 
     @cached_property
     def position_T(self) -> Integers:
-        """The predicted token's place in its window."""
+        """The position of each predicted token in its window."""
         return self.file.integers("position")
 
     @cached_property
@@ -148,10 +148,10 @@ class Tokens:
 
 
 def list_domains(run: Path) -> list[str]:
-    """Return the domains that the oracle has searched, in the recipe's order where the run folder knows it.
+    """Return the domains that the oracle has searched, in the recipe's order if the run folder has it.
 
     Raises:
-        UserError: there are none.
+        UserError: there is none.
     """
     files = sorted((run / "oracle").glob("*.parquet"))
     others = tuple(f"{ending}.parquet" for ending in KINDS.values() if ending)
@@ -174,10 +174,10 @@ def _recipe_order(manifest: Path) -> dict[str, int]:
 
 
 def read_tokens(run: Path, domain: str) -> tuple[Tokens, list[Tokens]]:
-    """Read every policy on the oracle's tokens, and the files of those that were run on more text, on all of theirs.
+    """Read every policy on the oracle's tokens, and the files of policies that were run on more text.
 
     Raises:
-        UserError: a file is missing, foreign, or lacks tokens of the oracle's.
+        UserError: a file is missing, foreign, or lacks some of the oracle's tokens.
     """
     oracle = read_oracle(run, domain)
     files = [read_router(path) for path in (run / "evaluate").glob(f"*/{domain}.parquet")]
@@ -231,7 +231,7 @@ def _contexts(file: ResultFile, main: str) -> list[str]:
 
 
 def _ramps(file: ResultFile, context: str, space: RouteSpace) -> dict[Key, PolicyTokens]:
-    """Read the oracles whose budget slides over the window; their `big_layers` is the mean of both ends."""
+    """Read the oracles whose budget slides over the window. Their `big_layers` is the mean of both ends."""
     found = {}
     for column in file.table.column_names:
         if match := re.fullmatch(rf"nll_{context}_ramp(\d+)to(\d+)", column):
@@ -254,7 +254,7 @@ def read_router(path: Path) -> Tokens:
 
 
 def read_ceiling(path: Path) -> Tokens:
-    """Read ceiling/<domain>.parquet: every predictor, and under the ceiling's own name the one chosen for a budget."""
+    """Read ceiling/<domain>.parquet: every predictor, and the chosen one of each budget as the ceiling."""
     file = ResultFile.open(path, "duollm study", path.parent)
     policies = {}
     for facts in file.fact("policies"):
@@ -268,10 +268,10 @@ def read_ceiling(path: Path) -> Tokens:
 
 
 def oracle_rows(file: ResultFile, oracle: Tokens) -> Integers:
-    """Return, for every token of the oracle, its row in a file that covers more text, or the same.
+    """Return, for every token of the oracle, its row in a file that covers the same text or more.
 
     Raises:
-        UserError: the file lacks some of them, or is of another model.
+        UserError: the file lacks some of the tokens, or is of another model.
     """
     keys = ["document", "window", "position", "token_id"]
 

@@ -1,1 +1,1 @@
-"""Figures and the page: from results.json and the oracle's files, no torch."""
+"""Draws the figures and writes the page from results.json and the oracle's files. No torch."""

@@ -1,4 +1,4 @@
-"""`duollm compare`: the comparison of one or several finished runs, from their results.json."""
+"""`duollm compare`: compares one or several finished runs by their results.json."""
 
 import json
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ _LEGEND = (
 
 
 def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain: str | None, form: str) -> None:
-    """Print a table per budget; with several runs their policies stand one under the other.
+    """Print a table per budget. It lists the policies of all runs.
 
     Args:
-        budgets: numbers of big layers; None: all that were compared.
-        domain: None: all pooled, or the only one.
+        budgets: numbers of big layers; None for all compared budgets.
+        domain: name of a domain; None for all pooled, or the only one.
         form: "table", "markdown" or "json" (the rows of `comparison` in docs/formats.md, each with its `run`).
 
     Raises:
-        UserError: a folder without results, or a budget or domain that was not compared.
+        UserError: a folder has no results, or a budget or domain was not compared.
     """
     found = {_unique_name(run, runs): read_results(run) for run in runs}
     chosen = {name: _domain(name, results, domain) for name, results in found.items()}

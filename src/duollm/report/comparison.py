@@ -1,4 +1,4 @@
-"""The comparison as tables of text, one per budget: for the page and for the terminal."""
+"""Makes the tables of the comparison, one per budget, for the page and for the terminal."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One policy at one budget; a cell is None where nothing was measured."""
+    """One policy at one budget. A cell is None if nothing was measured."""
 
     name: str
     trained: bool
@@ -42,12 +42,12 @@ class Line:
 
 
 def compared(results: Results) -> list[int]:
-    """Return the budgets that are compared, ascending."""
+    """Return the compared budgets, ascending."""
     return sorted({row.big_layers for row in results.comparison if row.policy not in (ALL_SMALL, ALL_BIG)})
 
 
 def comparison_lines(results: Results, domain: str, big_layers: int) -> list[Line]:
-    """Return a line for every policy at one budget: fixed ones, routers by gain, then those that see the label."""
+    """Return a line per policy at one budget: fixed policies, routers by gain, then policies that see the label."""
     rows = [
         row
         for row in results.comparison
@@ -70,7 +70,7 @@ def columns_in_use(lines: Sequence[Line]) -> list[str]:
 
 
 def spend_table(results: Results, domain: str) -> tuple[list[int], dict[str, list[Cell | None]]]:
-    """Return the budgets, and by kind of router nll(exactly k) - nll(k on average) at each of them, nats."""
+    """Return the budgets, and for each kind of router nll(exactly k) - nll(k on average) at each budget, nats."""
     costs = {(row.kind, row.big_layers): row.exact_minus_average for row in results.spend if row.domain == domain}
     kinds, budgets = sorted({kind for kind, _ in costs}), sorted({k for _, k in costs})
     return budgets, {kind: [_signed(costs.get((kind, k)), ("worse", "better")) for k in budgets] for kind in kinds}

@@ -1,4 +1,4 @@
-"""All figures of a run."""
+"""Draws all figures of a run."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _STRIP_TOKENS = 56
 
 
 def shown_budget(domains: Sequence[Tokens]) -> int:
-    """Return the budget of figures that show one: a third of the layers, or the nearest that was searched."""
+    """Return the budget of figures that show only one: a third of the layers, or the nearest searched budget."""
     wanted = focus_budgets(domains[0].space.num_layers)[0]
     everywhere = set.intersection(*(set(tokens.searched()) for tokens in domains))
     return min(sorted(everywhere), key=lambda k: abs(k - wanted))
@@ -29,7 +29,7 @@ def shown_budget(domains: Sequence[Tokens]) -> int:
 def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict[str, Path]:
     """Write every figure to <run>/figures as SVG and PDF; return the SVGs by name.
 
-    Figures of selection noise and of the predictable ceiling are left out where these were not measured.
+    Figures of selection noise and of the predictable ceiling are left out if these were not measured.
     """
     budget, headline, names = shown_budget(domains), results.headline, results.domains
     focus = sorted(set(focus_budgets(results.num_layers)))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from functools import cache
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
@@ -13,7 +14,7 @@ _NAMED_CHARACTERS = 5
 
 
 def use_fonts_for_all_text(figures: Iterable[Figure]) -> None:
-    """Let the text of `figures` fall back on installed fonts; name in one line what no font can draw."""
+    """Let the text of `figures` fall back on installed fonts. Print one line about characters that no font can draw."""
     own = _drawn_by(findfont(FontProperties()))
     foreign = {text: _printable(text) - own for figure in figures for text in figure.findobj(Text)}
     missing = set().union(*foreign.values())
@@ -23,11 +24,16 @@ def use_fonts_for_all_text(figures: Iterable[Figure]) -> None:
         text.set_fontweight("normal")  # few such fonts have another
     if missing:
         named = " ".join(sorted(missing)[:_NAMED_CHARACTERS])
-        print(
+        _say_once(
             f"figures: no installed font can draw {len(missing)} of the characters, such as {named}, which become "
-            "boxes; install fonts that can, such as Noto Sans CJK and Noto Emoji",
-            file=sys.stderr,
+            "boxes; install fonts that can, such as Noto Sans CJK and Noto Emoji"
         )
+
+
+@cache
+def _say_once(line: str) -> None:
+    """A study draws its figures several times."""
+    print(line, file=sys.stderr)
 
 
 def _printable(text: Text) -> set[str]:

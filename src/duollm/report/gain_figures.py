@@ -1,4 +1,4 @@
-"""What the oracle's gain over static is worth, on the page: selection noise, its parts, and what can be predicted."""
+"""Figures and sentences about the oracle's gain over static: selection noise, its parts, the predictable ceiling."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -57,18 +57,18 @@ Row = TypeVar("Row", NoiseRow, DecompositionRow)
 
 
 def of_first_context(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of the first context among them: the main one if it was measured."""
+    """Return the rows of their first context, which is the main one if that was measured."""
     return [row for row in rows if row.context == rows[0].context]
 
 
 def ceiling_budget(results: Results, wanted: int) -> int:
-    """Return the budget nearest to `wanted` at which the ceiling was measured; `wanted` if it was not."""
+    """Return the budget nearest to `wanted` at which the ceiling was measured, or `wanted` if it was not measured."""
     measured = sorted({row.big_layers for row in results.ceiling})
     return min(measured, key=lambda k: abs(k - wanted), default=wanted)
 
 
 def gains_by_budget(results: Results, domains: Sequence[str]) -> Figure:
-    """Draw the gains over static, with true and with drawn labels, against the budget: a panel per domain."""
+    """Draw the gains over static, with true and with drawn labels, against the budget, one panel per domain."""
     rows = of_first_context(results.selection_noise)
     figure, panels = style.domain_panels(domains, 4.0, "big layers per token", _GAIN_LABEL)
     for domain, axes in panels.items():
@@ -81,7 +81,7 @@ def gains_by_budget(results: Results, domains: Sequence[str]) -> Figure:
 
 
 def parts_by_budget(results: Results, domains: Sequence[str]) -> Figure:
-    """Draw the parts of the oracle's gain against the budget: a panel per domain."""
+    """Draw the parts of the oracle's gain against the budget, one panel per domain."""
     rows = of_first_context(results.decomposition)
     figure, panels = style.domain_panels(domains, 4.0, "big layers per token", _GAIN_LABEL)
     for domain, axes in panels.items():
@@ -99,7 +99,7 @@ def parts_by_budget(results: Results, domains: Sequence[str]) -> Figure:
 
 
 def gain_by_depth(results: Results, domains: Sequence[str], big_layers: int) -> Figure:
-    """Draw what the ceiling gains against the last layer that its predictor sees, at one budget."""
+    """Draw the ceiling's gain against the last layer that its predictor sees, at one budget."""
     figure, panels = style.domain_panels(domains, 3.6, "last layer whose states are seen", _GAIN_LABEL)
     for domain, axes in panels.items():
         rows = [row for row in results.ceiling if (row.domain, row.big_layers) == (domain, big_layers)]
@@ -127,7 +127,7 @@ def _draw_depths(axes: Axes, rows: Sequence[CeilingRow], look: Look) -> None:
 
 
 def noise_sentences(results: Results, domain: str, big_layers: int) -> str | None:
-    """Say what the oracle's gain is worth at one budget, or return None if that was not measured."""
+    """Return sentences on selection noise at one budget; None if it was not measured."""
     for row in of_first_context(results.selection_noise):
         if (row.domain, row.big_layers) == (domain, big_layers):
             return (
@@ -140,7 +140,7 @@ def noise_sentences(results: Results, domain: str, big_layers: int) -> str | Non
 
 
 def decomposition_sentences(results: Results, domain: str, big_layers: int) -> str | None:
-    """Say what the oracle's gain is made of at one budget, or return None if that was not measured."""
+    """Return sentences on the parts of the oracle's gain at one budget; None if they were not measured."""
     for row in of_first_context(results.decomposition):
         if (row.domain, row.big_layers) == (domain, big_layers):
             return (

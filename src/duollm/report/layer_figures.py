@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import ceil
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,10 +19,10 @@ _MOST_BUDGETS = 3
 
 
 def share_over_depth(results: Results, budgets: Sequence[int], routers: Sequence[str]) -> Figure:
-    """Draw the share of big per layer with intervals, of the oracle and some routers: a row per domain, a column per k.
+    """Draw the share of big per layer, of the oracle and some routers, one row per domain and one column per k.
 
     Args:
-        routers: which are shown, see `PolicyRow.variant`.
+        routers: the routers to show, see `PolicyRow.variant`.
     """
     layers = np.arange(results.num_layers)
     looks = {ORACLE: style.policy_look(ORACLE), **style.router_looks(results.layer_use)}
@@ -41,7 +42,7 @@ def share_over_depth(results: Results, budgets: Sequence[int], routers: Sequence
 
 
 def share_over_depth_and_position(results: Results, budgets: Sequence[int], routers: Sequence[str]) -> Figure:
-    """Draw layer x position maps of the share of big above k / L: a row per domain and policy."""
+    """Draw layer x position maps of the share of big minus k / L, one row per domain and policy."""
     lines = [(domain, policy) for domain in results.domains for policy in (ORACLE, *routers)]
     scale = _colour_scale(results, budgets)
     figure, grid = style.panels(len(lines), len(budgets), 3.7, 2.1)
@@ -64,7 +65,7 @@ def share_over_depth_and_position(results: Results, budgets: Sequence[int], rout
 
 
 def agreement_over_depth(results: Results, domain: str, routers: Sequence[str]) -> Figure:
-    """Draw per layer the share of tokens on the oracle's branch, dotted what chance would give, at up to three k."""
+    """Draw the share of tokens on the oracle's branch per layer, with that of chance dotted, at up to three k."""
     rows = [row for row in results.agreement if row.domain == domain]
     budgets, looks = sorted({row.big_layers for row in rows}), style.router_looks(results.comparison)
     places = np.linspace(0, len(budgets) - 1, min(_MOST_BUDGETS, len(budgets))).round().astype(int)
@@ -95,7 +96,8 @@ def _find(results: Results, domain: str, policy: str, k: int) -> LayerUseRow | N
 def _draw_map(axes: Axes, row: LayerUseRow, even: float, scale: Normalize) -> None:
     share_LP = np.array(row.share_by_layer_and_position)
     layer_edges = np.arange(len(share_LP) + 1) - 0.5
-    axes.pcolormesh(row.position_edges, layer_edges, share_LP - even, norm=scale, cmap=style.DEPARTURE_COLOURS)
+    look: dict[str, Any] = {"norm": scale, "cmap": style.DEPARTURE_COLOURS, "rasterized": True}
+    axes.pcolormesh(row.position_edges, layer_edges, share_LP - even, **look)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(False)
 

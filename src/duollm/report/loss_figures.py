@@ -17,10 +17,10 @@ _ROUTES_COLOUR = "#56B4E9"
 
 
 def nll_by_budget(results: Results, domains: Sequence[str], routers: Sequence[str]) -> Figure:
-    """Draw nll against the number of big layers for every policy, a panel per domain (or "pooled").
+    """Draw nll against the number of big layers for every policy, one panel per domain (or "pooled").
 
     Args:
-        routers: which are shown, see `PolicyRow.variant`.
+        routers: the routers to show, see `PolicyRow.variant`.
     """
     looks = style.router_looks(results.main_nll)
     figure, panels = style.domain_panels(domains, 4.4, "big layers per token", "nll (nats per token)")
@@ -57,7 +57,7 @@ def _paired(nll: Estimate, over_all_big: Estimate) -> Estimate:
 
 
 def best_of_draws(results: Results, big_layers: int, routers: Sequence[str]) -> Figure:
-    """Draw the best of N random patterns and routes against N at one budget, beside oracle, static and some routers."""
+    """Draw the best of N random patterns and routes against N at one budget, with oracle, static and some routers."""
     looks = style.router_looks(results.main_nll)
     figure, [above, below] = style.panels(2, len(results.domains), 5.4, 3.3)
     for line, closeness in ((above, ""), (below, ", without the oracle")):
@@ -102,9 +102,9 @@ def _draw_level(axes: Axes, row: LossRow, routers: dict[str, Look], with_oracle:
 
 
 def loss_by_cost(results: Results, domain: str) -> Figure:
-    """Draw nll against measured time and against FLOPs: a point per router and k.
+    """Draw nll against measured time and against FLOPs, one point per router and k.
 
-    Above with the oracle, on its text; below without, close, and on the text of the comparison.
+    The upper panels have the oracle and use its text. The lower ones leave it out and use the text of the comparison.
     """
     rows = [row for row in results.comparison if row.domain == domain]
     main = [(row, row.nll.value) for row in rows if row.context in (None, results.context)]

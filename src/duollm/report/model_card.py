@@ -1,4 +1,4 @@
-"""The losses of an analysed run, as the last section of its model's card."""
+"""Adds the losses of an analysed run to its model's card, as the last section."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _HEADING = "## Results"
 
 
 def add_results(card: Path, results: Results) -> None:
-    """Write the loss table of `results` at the end of a card, in place of an older one."""
+    """Append the loss table of `results` to a card, in place of an older table."""
     text = card.read_text(encoding="utf-8").partition(f"\n{_HEADING}\n")[0].rstrip()
     write_text(card, f"{text}\n\n{_HEADING}\n\n{_results(results)}\n")
 

@@ -1,4 +1,4 @@
-"""Text as it is shown: shaded by loss and by difficulty, and where a router and the oracle part ways.
+"""Passages of text for the page: shaded by loss and difficulty, or where a router and the oracle differ.
 
 Shape letters: T tokens.
 """
@@ -25,8 +25,8 @@ class Token:
     """One token: what to print, two shades, and the numbers behind them.
 
     Attributes:
-        left: of loss between 0 and 1, or of spending between -1 and 1.
-        right: of what the oracle gains on it, between 0 and 1.
+        left: shade of the loss, 0 .. 1, or of the spending, -1 .. 1.
+        right: shade of the difficulty, or of the loss above the oracle's, 0 .. 1.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of one window, token by token, with what its two shades stand for when they are full."""
+    """A stretch of one window, token by token, with the values at which its two shades are full."""
 
     document: str
     tokens: list[Token]
@@ -60,9 +60,10 @@ def passages(domain: Tokens, big_layers: int, count: int) -> list[Passage]:
 
 
 def differing_passages(domain: Tokens, router: Key, count: int) -> list[Passage]:
-    """Return the stretches on which a router loses most against the oracle of its budget, no two of one window.
+    """Return the stretches on which a router loses most against the oracle of its budget, at most one per window.
 
-    Shades: big layers that the router spends more (above 0) or less than the oracle, and nll(router) - nll(oracle).
+    The left shade is the big layers that the router spends more (above 0) or less than the oracle. The right shade is
+    nll(router) - nll(oracle).
     """
     ours, oracle = domain.policies[router], domain.oracle(router.big_layers)
     loss_T, routes_TL, best_TL = ours.nll_T - oracle.nll_T, ours.routes_TL, oracle.routes_TL

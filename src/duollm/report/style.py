@@ -1,5 +1,6 @@
-"""How figures look: one colour and marker per policy, one way to save."""
+"""The style of figures: colours and markers of policies, panels, and saving."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from duollm.analysis.results import PolicyRow
 from duollm.files import replacing
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import ALL_BIG, ALL_SMALL, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC
+
+_PLACES = re.compile(r'\b(?:d|x|y)="[^"]*"|translate\([^)]*\)')
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 GREY = "#6b6b6b"
 DEPARTURE_COLOURS = "PuOr_r"
@@ -51,7 +55,7 @@ class Look:
 
     @property
     def style(self) -> dict[str, Any]:
-        """How matplotlib draws it as a line with markers."""
+        """The keywords with which matplotlib draws it as a line with markers."""
         face = "white" if self.hollow else self.colour
         look = {"color": self.colour, "marker": self.marker, "markerfacecolor": face, "linestyle": self.line}
         return look | {"label": self.label}
@@ -84,7 +88,7 @@ def policy_look(policy: str) -> Look:
 
 
 def router_looks(rows: Sequence[PolicyRow]) -> dict[str, Look]:
-    """Return a look for every router in `rows`, by `variant`: one colour per kind, hollow where k is spent exactly."""
+    """Return a look for every router in `rows`, by `variant`: a colour per kind, hollow markers for exact spending."""
     kinds = sorted({row.kind for row in rows if row.kind}, key=lambda kind: (kind != PAPER_ROUTER, kind))
     looks = {}
     for row in rows:
@@ -119,7 +123,7 @@ def domain_panels(domains: Sequence[str], height: float, x: str, y: str) -> tupl
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """Put what `axes` labels under the whole figure."""
+    """Put the legend of `axes` under the whole figure."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
@@ -139,10 +143,23 @@ def errors(estimates: Sequence[Estimate]) -> Any:
     return np.array([[one.value - one.low, one.high - one.value] for one in estimates]).T
 
 
+def smaller(svg: str) -> str:
+    """Return matplotlib's SVG with places to a hundredth of a point, and without comments and space between tags."""
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = _PLACES.sub(lambda places: _LONG_NUMBER.sub(_rounded, places[0]), svg)
+    return re.sub(r"\s+", " ", re.sub(r">\s+<", "><", svg))
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
 def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write <name>.svg and <name>.pdf, byte for byte the same for the same figure; return the SVG's path."""
     for suffix, undated in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         with replacing(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, metadata=undated)
+            if suffix == "svg":
+                temporary.write_text(smaller(temporary.read_text(encoding="utf-8")), encoding="utf-8")
         figure.set_layout_engine("none")  # laid out once; the second format need not repeat it
     return folder / f"{name}.svg"

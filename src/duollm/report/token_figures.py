@@ -24,7 +24,7 @@ _BRANCH_COLOURS = {Branch.SKIP: "#ffffff", Branch.SMALL: "#cfe3f1", Branch.BIG: 
 
 
 def difficulty_by_loss(domains: Sequence[Tokens], results: Results, big_layers: int) -> Figure:
-    """Draw the gain of the oracle at one budget against the loss under all small, a panel per domain."""
+    """Draw the gain of the oracle at one budget against the loss under all small, one panel per domain."""
     figure, [line] = panels(1, len(domains), 5.4, 4.2)
     for axes, tokens in zip(line, domains, strict=True):
         nll_small_T, gain_T = difficulty(tokens, big_layers)
@@ -49,7 +49,7 @@ def route_strips(strips: Sequence[tuple[str, Integers, list[str]]]) -> Figure:
     """Draw layer x token grids of branches, one above the other.
 
     Args:
-        strips: of each a title, the routes [T, L] that a policy took on consecutive tokens of a text, and the tokens.
+        strips: for each strip a title, the routes [T, L] of a policy on consecutive tokens of a text, and the tokens.
     """
     longest = max(len(words) for *_, words in strips)
     figure, grid = panels(len(strips), 1, 0.17 * longest + 0.8, 2.6)
@@ -66,7 +66,7 @@ def route_strips(strips: Sequence[tuple[str, Integers, list[str]]]) -> Figure:
 def _draw_strip(axes: Axes, title: str, routes_TL: Integers, words: list[str]) -> None:
     colours = ListedColormap([_BRANCH_COLOURS[branch] for branch in Branch])
     bounds = BoundaryNorm(np.arange(len(Branch) + 1) - 0.5, len(Branch))
-    axes.pcolormesh(routes_TL.T, cmap=colours, norm=bounds, edgecolors="white", linewidth=0.6)
+    axes.pcolormesh(routes_TL.T, cmap=colours, norm=bounds, edgecolors="white", linewidth=0.6, rasterized=True)
     axes.set_title(title)
     axes.set_ylabel("layer")
     axes.grid(False)

@@ -1,1 +1,1 @@
-"""Routers: one file per kind, its training included."""
+"""Routers: one file per kind, with its training."""

@@ -1,7 +1,7 @@
-"""What every router shares: a choice from scores, soft in training and priced in use; and how it is trained.
+"""What all routers share: choices from scores, soft in training and priced in use, and the training.
 
-A new kind of router gives `scores`. It overrides `loss_fn` if it minimises something else than the paper's loss, and
-`fit` if it is not trained by gradient descent (docs/adding-a-router.md).
+A new kind of router implements `scores`. It overrides `loss_fn` to minimise another loss than the paper's, and `fit`
+if it is not trained by gradient descent (docs/adding-a-router.md).
 
 Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden.
 """
@@ -25,17 +25,17 @@ from duollm.training.loop import LossFn, Trainer
 from duollm.training.pretrain import prepare_for_training
 
 LABEL_SETTINGS = ("label_tokens", "label_routes", "text_weight")
-"""The settings of a kind that is taught by labels: how they are made, and how they are read."""
+"""Settings of the kinds that learn from labels: how labels are made, and how they are read."""
 
 
 @dataclass(frozen=True)
 class RouterTraining:
-    """What the training of one router may use.
+    """Everything that the training of one router may use.
 
     Attributes:
         model: the model that is routed; frozen unless `config.train_backbone`.
-        budget: wanted mean cost per layer in the units of `branch_costs`; None for a kind that serves every budget.
-        seed: of whatever is drawn.
+        budget: wanted mean cost per layer, in the units of `branch_costs`; None if one training serves all budgets.
+        seed: random seed of the training.
         labels: losses of training tokens under many routes, for a kind with `needs_labels`.
     """
 
@@ -47,34 +47,34 @@ class RouterTraining:
     labels: Labels | None = None
 
     def prepare_model(self) -> None:
-        """Make the model ready for training a router on it: frozen unless it is trained too."""
+        """Freeze the model, unless it is trained together with the router, and prepare it for training."""
         self.model.requires_grad_(self.config.train_backbone)
-        prepare_for_training(self.model, compile_blocks=False)
+        prepare_for_training(self.model)
 
     def seed_of(self, step: int, part: int = 0) -> int:
-        """Return the seed of what a part of a step draws; every process draws for texts of its own."""
+        """Return the random seed of one part of a step. Processes have different seeds, because their texts differ."""
         return derived_seed(self.seed, step, part, self.trainer.world.rank)
 
 
 class Router(nn.Module):
-    """A policy that is trained; a new kind only has to give `scores`.
+    """A trained policy; a new kind only has to implement `scores`.
 
-    In training mode a choice is soft, P = softmax(scores / temperature). In evaluation mode it is the branch of
-    the highest score less `price` x cost, the costs being those of `branch_costs`: with two branches big
-    is taken where it beats the other by more than the price.
+    In training mode a choice is soft, P = softmax(scores / temperature). In evaluation mode it is the branch with
+    the highest score - `price` x cost, where `branch_costs` gives the costs. So with two branches a token takes big
+    where big beats the other branch by more than the price.
 
     Args:
-        config: of the model that is routed.
-        branches: the branches it chooses from; big among them.
+        config: configuration of the model that is routed.
+        branches: the branches to choose from; big must be among them.
 
     Attributes:
-        settings: the fields of `RouterConfig` that this kind reads and not every kind does. A change of one of
-            them repeats the trainings of the kinds that name it, and no others.
-        every_budget: whether one training serves all budgets, which then differ in the price alone.
-        two_branches: whether it cannot choose among three.
-        needs_labels: whether it is taught by `duollm.oracle.labels`.
-        joint: whether the gradient of its loss reaches the model, so that the two can be trained together.
-        temperature: of the softmax; annealed by the training.
+        settings: names of the fields of `RouterConfig` that only some kinds read, this one among them. If such a
+            setting changes, only the kinds that name it are trained again.
+        every_budget: whether one training serves all budgets, which then differ only in the price.
+        two_branches: whether the kind can choose only between two branches.
+        needs_labels: whether the kind learns from `duollm.oracle.labels`.
+        joint: whether the gradient of the loss reaches the model, so that both can be trained together.
+        temperature: temperature of the softmax; the training lowers it.
         price: set by calibration so that the hard choices spend the budget on average.
         exact_price_L: a price for each layer, set by calibration for spending exactly the budget (`ExactBudget`).
     """
@@ -112,9 +112,9 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """Return the highest price at which big is still taken, [B, T], the branch taken else, and the memory.
+        """Return the highest price at which a token takes big, [B, T], the branch it takes above that, and the memory.
 
-        With two branches, the price is by how much the score of big exceeds the other.
+        With two branches, this price is the score of big minus the other score.
         """
         scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
         if len(self.branches) == 2:
@@ -123,22 +123,22 @@ class Router(nn.Module):
         return scores_BTC[..., -1] - other_BT, self.values_C[index_BT], memory
 
     def mix(self, scores_BTC: Tensor) -> Tensor:
-        """Turn scores into weights [B, T, C] that sum to 1; used in training mode."""
+        """Turn scores into weights [B, T, C] that sum to 1. Used in training mode."""
         return (scores_BTC / self.temperature).softmax(-1)
 
     def set_budget(self, big_layers: int) -> None:
-        """Take note of the budget, before it is trained for it or calibrated to it; by default nothing."""
+        """Store the budget, before training for it and before calibration to it. By default this does nothing."""
 
     def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Any:
-        """Return the memory for layer 0; by default None.
+        """Return the memory for layer 0, by default None.
 
         Args:
-            big_layers: how many big layers each token will spend, a number or [B, 1]; None: on average the budget.
+            big_layers: how many big layers each token will spend, a number or [B, 1]; None: the budget on average.
         """
         return None
 
     def remember(self, layer_idx: int, choice: Tensor, memory: Any) -> Any:
-        """Return the memory with what was chosen, in the form that `forward` returns it; by default as it was."""
+        """Return the memory with the choice added, in the form that `forward` returns. By default it is unchanged."""
         return memory
 
     def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
@@ -149,7 +149,7 @@ class Router(nn.Module):
     def decide(
         self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """As `forward`, but the memory does not hold the choice yet; with another price of big if one is given."""
+        """Choose as `forward` does, but keep the choice out of the memory. A given `price` replaces the router's."""
         if self.training:
             scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
             return self.over_all_branches(self.mix(scores_BTC)), memory
@@ -157,7 +157,7 @@ class Router(nn.Module):
         return torch.where(highest_BT > (self.price if price is None else price), int(Branch.BIG), other), memory
 
     def over_all_branches(self, weights_BTC: Tensor) -> Tensor:
-        """Return weights of this router's branches as weights of all three, [B, T, 3]."""
+        """Turn weights of this router's branches into weights of all three branches, [B, T, 3]."""
         absent = weights_BTC.new_zeros(weights_BTC.shape[:2])
         columns = [weights_BTC[..., self.branches.index(b)] if b in self.branches else absent for b in Branch]
         return torch.stack(columns, dim=-1)
@@ -171,21 +171,21 @@ class Router(nn.Module):
 
     @classmethod
     def check(cls, config: RouterConfig, sequence_length: int) -> None:
-        """Raise a UserError if this kind cannot be trained with these settings; by default it always can."""
+        """Raise a UserError if this kind cannot be trained with these settings. By default it always can."""
 
     def loss_fn(self, training: RouterTraining) -> LossFn:
-        """Return what `fit` minimises: by default the paper's loss."""
+        """Return the loss that `fit` minimises, by default the paper's."""
         return mixture_loss(self, training, training.trainer.plan.steps)
 
     def fit(self, training: RouterTraining) -> None:
-        """Train this router: by default by gradient descent on `loss_fn`, together with the model if that is asked."""
+        """Train this router, and the model if the settings say so; by default by gradient descent on `loss_fn`."""
         training.prepare_model()
         both = nn.ModuleList([self, training.model])
         training.trainer.train(both if training.config.train_backbone else self, self.loss_fn(training))
 
 
 def mixture_loss(router: Router, training: RouterTraining, steps: int) -> LossFn:
-    """Language-model loss of the softly mixed model plus the weighted budget loss (paper, section 5).
+    """Return the loss of the softly mixed model plus the weighted budget loss (paper, section 5).
 
     The temperature falls geometrically over the steps.
     """
@@ -205,13 +205,13 @@ def mixture_loss(router: Router, training: RouterTraining, steps: int) -> LossFn
 
 
 def budget_loss(weights: Sequence[Tensor], budget: float, router: Router) -> Tensor:
-    """Mean over sequences of (mean cost over layers and tokens - budget)^2 (paper, section 5).
+    """Return the mean over sequences of (mean cost over layers and tokens - budget)^2 (paper, section 5).
 
-    Across layers, not per layer: layers may differ as long as the mean holds.
+    The cost is averaged across layers, so layers may differ as long as the mean holds.
 
     Args:
         weights: per layer the soft choices [B, T, 3].
-        budget: wanted mean cost; where nothing is skipped that is the share of big, 0 .. 1.
+        budget: wanted mean cost; if nothing is skipped, this is the share of big, 0 .. 1.
     """
     cost_B = torch.stack(
         [(each[..., list(router.branches)] * router.cost_C).sum(-1).mean(-1) for each in weights]
@@ -220,7 +220,7 @@ def budget_loss(weights: Sequence[Tensor], budget: float, router: Router) -> Ten
 
 
 class Listener:
-    """Policy of given routes, [L] or [B, T, L], that keeps what a router would see on them.
+    """Policy of given routes, [L] or [B, T, L], that keeps the states that a router would see.
 
     Attributes:
         states_LBTD: the states of one forward, layer by layer.
@@ -236,10 +236,10 @@ class Listener:
 
 
 def branch_costs(config: DuoConfig) -> Tensor:
-    """Return what each branch costs a token at one layer, [3]: small 0, big 1, skip below 0 by what it saves.
+    """Return the cost of each branch for a token at one layer, [3]: small 0, big 1, skip below 0 by what it saves.
 
-    In units of the FLOPs by which big exceeds small, so the mean cost over a route's layers is its share of
-    big layers if none is skipped, and else the share that would cost the same.
+    The unit is the FLOPs by which big exceeds small. So the mean cost over a route's layers is its share of
+    big layers if no layer is skipped, and otherwise the share of big that would cost the same.
     """
     skip, small, big = layer_parameters(config)
     if big == small:

@@ -1,7 +1,7 @@
-"""Spending the budget: exactly k big layers on every token, or k on average at a price that calibration finds.
+"""Makes routers meet their budget: k big layers per token on average, or exactly k on every token.
 
-The higher the price of big, the less is spent. But choices change the hidden states that later choices see, so what is
-spent at a price is found by running the model, and the price by a search over such runs.
+The higher the price of big, the less a router spends. Choices change the hidden states that later choices see, so only
+a run of the model tells what is spent at a price. Calibration searches for the price over such runs.
 
 Shape letters: B batch, T tokens, N tokens with a choice, L layers.
 """
@@ -23,9 +23,9 @@ _MOST_RUNS = 40
 class ExactBudget(nn.Module):
     """A hard router held to exactly `big_layers` big layers per token.
 
-    The router decides, at a price of each layer, as long as there is a choice: a token that has spent its k and would
-    take big gets the dearest of the router's other branches, and one that has as many layers before it as big layers
-    left takes big.
+    The router decides, at the price of each layer, as long as there is a choice. A token that would take big but has
+    spent its k takes the most expensive of the router's other branches. A token with as many layers before it as big
+    layers left takes big.
     """
 
     def __init__(self, router: Router, big_layers: int) -> None:
@@ -36,12 +36,12 @@ class ExactBudget(nn.Module):
         self.otherwise = int(max(branch for branch in router.branches if branch != Branch.BIG))
 
     def begin(self, position_ids_BT: Tensor) -> Any:
-        """Return the memory for layer 0: the router's, which knows the budget, and what each token has left."""
+        """Return the memory for layer 0: the router's memory, and the number of big layers that each token has left."""
         inner = self.router.begin(position_ids_BT, self.big_layers)
         return inner, torch.full_like(position_ids_BT, self.big_layers)
 
     def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Choose for one layer, integers [B, T]; the memory is of the kind that `begin` returns."""
+        """Choose for one layer, integers [B, T]. The memory has the form that `begin` returns."""
         inner, left_BT = memory
         price = self.price(layer_idx, states_BTD, memory)
         choice_BT, inner = self.router.decide(layer_idx, states_BTD, inner, price)
@@ -55,7 +55,7 @@ class ExactBudget(nn.Module):
         return self.router.exact_price_L[layer_idx]
 
     def flops_per_token(self) -> int:
-        """Count the router's FLOPs; the rest is a few integers per token."""
+        """Count the FLOPs of the router. The rest is a few integers per token."""
         return self.router.flops_per_token()
 
 
@@ -69,14 +69,14 @@ def calibrate(
 ) -> float:
     """Set `router.price` so that its hard choices on `batches` spend `budget`.
 
-    The price is found roughly on a quarter of the batches first, from the router's present one, and then on all.
+    The search starts at the router's present price. It first uses a quarter of the batches, then all of them.
 
     Args:
         batches: token ids [B, T] each, from validation documents.
-        budget: wanted mean cost per layer in the units of `branch_costs`: the share of big where nothing is skipped.
+        budget: wanted mean cost per layer in the units of `branch_costs`: the share of big if nothing is skipped.
 
     Returns:
-        What is spent on `batches` at the price that came nearest.
+        The mean cost on `batches` at the price that came nearest.
     """
     router.eval()
     few = batches[: max(1, len(batches) // 4)]
@@ -87,15 +87,15 @@ def calibrate(
 
 @torch.inference_mode()
 def calibrate_exact(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], big_layers: int) -> None:
-    """Set `router.exact_price_L`, so that under `ExactBudget` layers are big as often as without it.
+    """Set `router.exact_price_L` so that each layer is big as often with `ExactBudget` as without it.
 
-    The rule alone would not do that: at the price of spending k on average, tokens that would have liked more have
-    nothing left for the last layers. What a layer spends depends on the layers before it only, so one forward finds
-    the prices of all layers, one after another. They are means over the batches.
+    At the price of spending k on average, tokens that would like more than k have nothing left for the last layers.
+    What a layer spends depends only on the layers before it. So one forward per batch finds the prices of all layers,
+    one after another; the result is their mean over the batches.
 
     Args:
-        batches: token ids [B, T] each, from validation documents; few and large ones.
-        big_layers: k, for which `router.price` is calibrated already.
+        batches: few and large batches of token ids [B, T], from validation documents.
+        big_layers: the budget k. `router.price` must be calibrated for it already.
     """
     router.eval()
     big_L = torch.zeros(router.num_layers)
@@ -135,7 +135,7 @@ class _Pricing(ExactBudget):
 
 
 def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) -> float:
-    """Return what the router's hard choices cost per token and layer, in the units of `branch_costs`."""
+    """Return the mean cost per token and layer of the router's hard choices, in the units of `branch_costs`."""
     cost_by_branch, total, count = branch_costs(model.config), 0.0, 0
     for batch_BT in batches:
         for choice_BT in model.model(input_ids=batch_BT, policy=router, use_cache=False).choices:

@@ -1,6 +1,6 @@
 """A router that picks, early and once, one of a few whole routes.
 
-It is fitted in closed form: predict routes' losses, then choose the routes that make the most of the predictions.
+It is fitted in closed form: a ridge regression predicts the losses of routes, and a greedy search chooses the routes.
 
 Shape letters: B batch, T tokens, W windows, N labelled tokens of a window, M = W * N labelled tokens, L layers,
 C branches of the router, D hidden, F = D + 1 features, R routes, P penalties.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from duollm.config import RouterConfig
+from duollm.config import LARGEST_CODEBOOK, RouterConfig
 from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
@@ -22,24 +22,20 @@ from duollm.ridge import ridge
 from duollm.routers.base import LABEL_SETTINGS, Listener, Router, RouterTraining, branch_costs
 from duollm.routes.space import RouteSpace
 
-MOST_ROUTES = 32
-"""Rows of a codebook."""
-
 _FOLDS = 4
 _PENALTIES = tuple(10.0**power for power in range(-3, 4))
 _BATCH = 16
 
 
 class CodebookRouter(Router):
-    """Predicts each route's loss by a linear map of the states at layer `decide_at` and takes the lowest.
+    """Predicts the loss of each route from the states at layer `decide_at`, and takes the route with the lowest.
 
-    The layers before are the same in all routes. Predictions count with `price` for each big layer, so routes of
-    neighbouring budgets meet the budget on average. Tokens of one route form a cohort that is known from
-    `decide_at` on. The memory is the index of the route taken; before that, the exact number of big layers if
-    there is one.
+    All routes are the same before that layer. A big layer adds `price` to the prediction, so that routes of
+    neighbouring budgets together meet the budget on average. From `decide_at` on it is known which tokens take the same
+    route. The memory is the index of the route taken; before `decide_at` it is the exact number of big layers, or None.
 
     Attributes:
-        routes_RL: the codebook, `MOST_ROUTES` rows; a row of bias -inf is not in use.
+        routes_RL: the codebook, `LARGEST_CODEBOOK` rows. A row with bias -inf is not in use.
     """
 
     settings = (*LABEL_SETTINGS, "codebook_routes", "decide_at")
@@ -51,12 +47,12 @@ class CodebookRouter(Router):
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
         super().__init__(config, branches)
         space = RouteSpace(self.num_layers, self.branches)
-        spread_R = torch.linspace(0, 1, MOST_ROUTES, dtype=torch.float64) * (space.size - 1)
+        spread_R = torch.linspace(0, 1, LARGEST_CODEBOOK, dtype=torch.float64) * (space.size - 1)
         self.decide_at = 0
         self.register_buffer("routes_RL", space.decode(spread_R.long()))
         self.register_buffer("branch_cost_3", branch_costs(config), persistent=False)
-        self.weight_RD = nn.Parameter(torch.zeros(MOST_ROUTES, self.hidden_size))
-        self.bias_R = nn.Parameter(torch.zeros(MOST_ROUTES))
+        self.weight_RD = nn.Parameter(torch.zeros(LARGEST_CODEBOOK, self.hidden_size))
+        self.bias_R = nn.Parameter(torch.zeros(LARGEST_CODEBOOK))
 
     def get_extra_state(self) -> Tensor:
         """Return `decide_at`, to be saved with the weights."""
@@ -67,11 +63,11 @@ class CodebookRouter(Router):
         self.decide_at = int(state)
 
     def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Any:
-        """Return the number of big layers: tokens choose among the routes with exactly so many, if there are any."""
+        """Return `big_layers`: tokens choose among the routes with exactly this many big layers, if there are any."""
         return big_layers
 
     def worth(self, states_BTD: Tensor, exactly: Any) -> Tensor:
-        """Return how far each route's predicted loss lies below the mean, less what it costs, nats [B, T, R]."""
+        """Return how far the predicted loss of each route lies below the mean, minus its price, nats [B, T, R]."""
         predicted_BTR = nn.functional.linear(states_BTD, self.weight_RD.to(states_BTD.dtype)).float()
         worth_BTR = predicted_BTR + self.bias_R - self.price * self.branch_cost_3[self.routes_RL].sum(-1)
         if exactly is None:
@@ -87,7 +83,7 @@ class CodebookRouter(Router):
     def decide(
         self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """Choose for one layer, integers [B, T], whatever the layer's price."""
+        """Choose for one layer, integers [B, T]. The layer's price is ignored."""
         if layer_idx < self.decide_at:
             return self.routes_RL[0, layer_idx].expand(states_BTD.shape[:2]), memory
         if layer_idx == self.decide_at:
@@ -95,7 +91,7 @@ class CodebookRouter(Router):
         return self.routes_RL[:, layer_idx][memory], memory
 
     def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """Price 0 everywhere: routes of exactly k big layers are chosen whole, without a price per layer."""
+        """Return price 0 everywhere, because whole routes are chosen, without a price per layer."""
         choice_BT, memory = self.decide(layer_idx, states_BTD, memory)
         return states_BTD.new_zeros(choice_BT.shape), choice_BT, memory
 
@@ -112,10 +108,10 @@ class CodebookRouter(Router):
     def fit(self, training: RouterTraining) -> None:
         """Choose the routes and fit the predictions to the labels, in closed form.
 
-        Candidates are the labelled routes with k - 1, k or k + 1 big layers that start like static, the route with k
-        of lowest mean loss. A ridge regression from the states at layer `decide_at` predicts each candidate's loss.
-        For the choice of the routes its predictions are cross-fitted: those of a window come from the other windows,
-        so that no token's own label speaks for a route (`choose_routes`).
+        Static is the route with k big layers and the lowest mean loss. Candidates are the labelled routes with k - 1, k
+        or k + 1 big layers that start like static. A ridge regression from the states at layer `decide_at` predicts the
+        loss of each candidate. For the choice of the routes (`choose_routes`) the predictions are cross-fitted: those
+        of a window come from the other windows, so that no token chooses a route by its own label.
         """
         config, labels = training.config, training.labels
         assert labels is not None
@@ -139,13 +135,14 @@ class CodebookRouter(Router):
 
 
 def choose_routes(loss_MR: Tensor, predicted_MR: Tensor, first: int, number: int) -> list[int]:
-    """Choose, greedily, the routes with which tokens that take the lowest prediction have the lowest mean loss.
+    """Choose routes greedily, so that the mean loss is low when each token takes the route with the lowest prediction.
 
-    Starts with `first` and adds up to `number` routes in all, one at a time, each the one that lowers the mean loss
-    the most; ends early when none does.
+    The choice starts with `first`. Each step adds the route that lowers the mean loss most, until there are `number`
+    routes or none lowers it.
 
     Args:
-        loss_MR: what is scored; `predicted_MR`: what decides, in the same units.
+        loss_MR: the losses that count.
+        predicted_MR: the predictions by which tokens take a route, in the same units.
 
     Returns: indices of routes, in the order in which they were chosen.
     """
@@ -165,7 +162,7 @@ def choose_routes(loss_MR: Tensor, predicted_MR: Tensor, first: int, number: int
 
 
 def cross_fitted(states_MD: Tensor, loss_MR: Tensor, fold_M: Tensor) -> tuple[float, Tensor]:
-    """Predict each fold from the others; return the penalty of the lowest squared error, and its predictions [M, R]."""
+    """Predict each fold from the others; return the penalty with the lowest squared error and its predictions."""
     predicted_PMR = loss_MR.new_empty(len(_PENALTIES), *loss_MR.shape)
     ones_M1 = states_MD.new_ones(len(states_MD), 1)
     for fold in fold_M.unique():
@@ -179,7 +176,7 @@ def cross_fitted(states_MD: Tensor, loss_MR: Tensor, fold_M: Tensor) -> tuple[fl
 def regress(states_MD: Tensor, loss_MR: Tensor, penalties: Sequence[float]) -> Tensor:
     """Return weights and, in the last row, intercepts [P, F, R] of the ridge regressions with these penalties.
 
-    A penalty is relative to the mean variance of a feature times the number of tokens; intercepts are free.
+    A penalty is relative to the mean variance of a feature times the number of tokens. Intercepts are not penalised.
     """
     mean_D, mean_R = states_MD.mean(0), loss_MR.mean(0)
     centred_MD = (states_MD - mean_D).double()

@@ -1,4 +1,4 @@
-"""Soft distillation: a router imitates the oracle's soft choices per layer, then is tuned on the language model's loss.
+"""Soft distillation: a router imitates the oracle's soft choices, then is fine-tuned on the language model's loss.
 
 Shape letters: W windows, T tokens, N = T - 1 labelled tokens of a window, M = B * N, B windows of a batch, R routes,
 L layers, C branches of the router.
@@ -25,12 +25,12 @@ class DistilledRouter(GumbelRouter):
 
     @classmethod
     def check(cls, config: RouterConfig, sequence_length: int) -> None:
-        """Refuse to train the model in a training that only imitates."""
+        """Refuse `train_backbone` if all steps imitate, because imitation does not train the model."""
         if config.train_backbone and config.distilled_share == 1:
             raise UserError("train_backbone: with distilled_share 1, training distilled leaves the model as it is")
 
     def loss_fn(self, training: RouterTraining) -> LossFn:
-        """Return the imitation loss, and from `distilled_share` of the steps on the mixture loss."""
+        """Return the imitation loss for the first `distilled_share` of the steps, and the mixture loss after them."""
         steps = training.trainer.plan.steps
         distilled = round(training.config.distilled_share * steps)
         imitate, tune = imitation_loss(self, training), mixture_loss(self, training, steps - distilled)
@@ -42,13 +42,13 @@ class DistilledRouter(GumbelRouter):
 
 
 def imitation_loss(router: DistilledRouter, training: RouterTraining) -> LossFn:
-    """Class-balanced cross-entropy with the oracle's per-layer marginals, on labelled windows drawn at random.
+    """Return the class-balanced cross-entropy with the oracle's marginals per layer, on random labelled windows.
 
-    A token's oracle is a distribution over the routes with k big layers, softmax(-loss / `label_temperature`). Its
-    marginal m at a layer is a branch's probability there. Each branch's term is weighted by 1 / p, its mean m over all
-    labelled tokens, so that rare branches do not collapse; that shifts the best scores by -log p, so the prior log p
-    is put back as the bias from which training starts and is left out of the loss (Menon et al., 2021). The states are
-    those of forwards on routes drawn from the same distribution.
+    The oracle of a token is a distribution over the routes with k big layers, softmax(-loss / `label_temperature`). Its
+    marginal m at a layer is the probability of a branch there. The term of each branch is weighted by 1 / p, where p is
+    the mean of m over all labelled tokens, so that rare branches are not given up. This shifts the best scores by
+    -log p. So the prior log p becomes the bias from which training starts, and is left out of the loss (Menon et al.,
+    2021). The states come from forward passes on routes drawn from the same distribution.
     """
     model, config, labels = training.model, training.config, training.labels
     assert labels is not None

@@ -17,10 +17,10 @@ from duollm.training.loop import LossFn
 
 
 class EarlyExitRouter(Router):
-    """Big until the model is sure, then the other branch in all later layers.
+    """Takes big until the model is sure, then the other branch in all later layers.
 
-    A linear classifier per layer says how sure it is that the prediction will not change any more. Once the highest
-    confidence so far exceeds -price, the token has left.
+    A linear classifier per layer estimates how likely the prediction is final. Once the highest confidence so far
+    exceeds -price, the token takes no more big layers.
     """
 
     settings = ()
@@ -38,17 +38,17 @@ class EarlyExitRouter(Router):
         return (states_BTD @ self.weight_LD[layer_idx].to(states_BTD.dtype)).float() + self.bias_L[layer_idx]
 
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Return 0 for the other branch and for big the negative of the highest confidence so far, [B, T, 2]."""
+        """Return the scores [B, T, 2]: 0 for the other branch, minus the highest confidence so far for big."""
         highest_BT = self.confidence(layer_idx, states_BTD)
         if memory is not None:
             highest_BT = torch.maximum(highest_BT, memory)
         return torch.stack([torch.zeros_like(highest_BT), -highest_BT], dim=-1), highest_BT
 
     def loss_fn(self, training: RouterTraining) -> LossFn:
-        """Return the cross-entropy of "the prediction read off here is already the final one", all layers being big.
+        """Return the cross-entropy of "the prediction at this layer is already the final one", with all layers big.
 
-        The label is whether the head's most likely token, read off the states that enter the layer's branches, is that
-        of the whole model (section 3.3 of the paper: the early-exit classifier).
+        The label says whether the most likely token, read off the states that enter the layer's branches, is that of
+        the whole model (section 3.3 of the paper: the early-exit classifier).
         """
         model, all_big_L = training.model, torch.full((self.num_layers,), int(Branch.BIG))
 

@@ -1,7 +1,7 @@
 """Loss regression: routers that predict by how many nats the big branch lowers the loss, layer by layer.
 
-Their targets are the marginal gains of every token and layer (`duollm.routers.marginal`). Big is taken where it is
-worth more than the price, so one training serves every budget.
+Their targets are the marginal gains of every token and layer (`duollm.routers.marginal`). A token takes big where the
+gain exceeds the price, so one training serves every budget.
 
 Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, R rank, E = C + R.
 """
@@ -31,7 +31,7 @@ class GainRegression(Router):
     def loss_fn(self, training: RouterTraining) -> LossFn:
         """Return the squared error of predicted gains, along routes that the router itself would take (`RouterGates`).
 
-        The gain of a branch counts from the mean over the router's branches: only differences decide.
+        The mean over the router's branches is subtracted from the gains, because only differences decide.
         """
         model, steps = training.model, training.trainer.plan.steps
         generator = torch.Generator(model.device)
@@ -53,10 +53,10 @@ class GainsRouter(GainRegression, LinearRouter):
 
 
 class DeepGainsRouter(GainRegression):
-    """As `GainsRouter`, with a bottleneck beside the linear map: D -> R -> C per layer, GELU.
+    """`GainsRouter` with a bottleneck beside the linear map: D -> R -> C per layer, GELU.
 
-    One product with `weight_LED` gives the linear map's scores and the bottleneck's input: where one token is
-    decoded at a time, what a decision costs is how many operations it takes, whatever their size.
+    One product with `weight_LED` gives both the linear map's scores and the bottleneck's input. When one token is
+    decoded at a time, the cost of a decision depends on the number of operations, not on their size.
     """
 
     rank = 16
@@ -78,5 +78,5 @@ class DeepGainsRouter(GainRegression):
         return direct_BTC + linear(inner_BTR, self.up_LCR[layer_idx]), memory
 
     def flops_per_token(self) -> int:
-        """Count the products with the two maps."""
+        """Count the products with both maps."""
         return 2 * (self.weight_LED.numel() + self.up_LCR.numel())

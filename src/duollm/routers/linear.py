@@ -19,7 +19,7 @@ class LinearRouter(Router):
     """Scores the branches of each layer by a linear map of the hidden states.
 
     Args:
-        inputs: of each map, where a kind gives it more than the D numbers of the states.
+        inputs: number of inputs of each map, if a kind gives it more than the D numbers of the states.
     """
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch], inputs: int | None = None) -> None:
@@ -29,7 +29,7 @@ class LinearRouter(Router):
         self.bias_LC = nn.Parameter(torch.zeros(self.num_layers, len(self.branches)))
 
     def inputs_of(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
-        """Return what the map of a layer takes, [B, T, inputs]; by default the states."""
+        """Return the inputs of a layer's map, [B, T, inputs]; by default the states."""
         return states_BTD
 
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
@@ -38,7 +38,7 @@ class LinearRouter(Router):
         return linear(inputs_BTF, weight_CF.to(states_BTD.dtype)).float() + self.bias_LC[layer_idx], memory
 
     def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """For two branches, take one product with the difference of the two maps."""
+        """Compute the margin; two branches need only one product, with the difference of their maps."""
         if len(self.branches) > 2:
             return super().margin(layer_idx, states_BTD, memory)
         inputs_BTF = self.inputs_of(layer_idx, states_BTD, memory)
@@ -53,11 +53,11 @@ class LinearRouter(Router):
 
 
 class GumbelRouter(LinearRouter):
-    """A linear router that draws hard choices in training: Gumbel softmax, straight through (Jang et al., 2017).
+    """A linear router that draws hard choices in training: straight-through Gumbel softmax (Jang et al., 2017).
 
-    The forward pass takes one branch per token, as in use; the gradient is that of the soft mixture.
+    The forward pass takes one branch per token, as in use. The gradient is that of the soft mixture.
     """
 
     def mix(self, scores_BTC: Tensor) -> Tensor:
-        """Draw one-hot weights [B, T, C] that pass the gradient of the softmax of the perturbed scores."""
+        """Draw one-hot weights [B, T, C] whose gradient is that of the softmax of the perturbed scores."""
         return gumbel_softmax(scores_BTC, self.temperature, hard=True)

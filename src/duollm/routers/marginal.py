@@ -1,7 +1,8 @@
 """Marginal gains: what a branch is worth at every token and layer, to first order, from one backward pass.
 
-With gate weights w on the branches, -dL/dw is to first order what a branch is worth there: to this token's loss and to
-those that attend to it. `gains`, `deep-gains`, `sequential` and the predictable ceiling are fitted to such gains.
+With gate weights w on the branches, -dL/dw is, to first order, what a branch is worth there: to the loss of this token
+and of those that attend to it. `gains`, `deep-gains`, `sequential` and the predictable ceiling are fitted to such
+gains.
 
 Shape letters: B batch, T tokens, L layers, C branches to choose from.
 """
@@ -28,23 +29,23 @@ _PRICED_SEQUENCES = 2
 
 
 def explored_share(progress: float) -> float:
-    """Return how many choices are random once `progress` (0 .. 1) of a training is done."""
+    """Return the share of choices that are random once `progress` (0 .. 1) of a training is done."""
     return max(_EXPLORED, 1 - progress / _WARM_UP * (1 - _EXPLORED))
 
 
 class RandomGates:
-    """Policy of random hard choices, given as gate weights whose gradient is wanted.
+    """Policy of random hard choices, as gate weights that record a gradient.
 
-    In each sequence every (token, layer) draws its branch, big with a probability of that sequence's own, so that
-    routes of all budgets occur.
+    Every (token, layer) draws its branch. Each sequence has its own probability of big, so that routes of all
+    budgets occur.
 
     Args:
-        branches: to draw from, ascending; big is the last.
+        branches: the branches to draw from, ascending; big is the last.
 
     Attributes:
         gates_LBT3: the weights of one forward, layer by layer.
         big_B1: each sequence's probability of big.
-        random_share: how many choices `explore` draws at random.
+        random_share: the share of choices that `explore` draws at random.
     """
 
     random_share = 1.0
@@ -80,10 +81,10 @@ class RandomGates:
 
 
 class RouterGates(RandomGates):
-    """What a router would choose at a price for each sequence, some of it replaced by random draws.
+    """Policy of the router's own choices, at a price for each sequence, with some choices replaced by random ones.
 
-    What a layer gains depends on what the others do, so gains are measured where the router will be: each sequence gets
-    a share of big of its own, uniform in 0 .. 1, and the router decides at the price of that share.
+    What a layer gains depends on the other layers, so gains are measured on routes that the router will take. Each
+    sequence gets its own share of big, uniform in 0 .. 1, and the router decides at the price that spends this share.
 
     Attributes:
         price_B1: the price of big in each sequence; without prices all choices are random.
@@ -98,7 +99,7 @@ class RouterGates(RandomGates):
         self.scores_LBTC: list[Tensor] = []
 
     def begin(self, position_ids_BT: Tensor) -> Any:
-        """Return the router's memory, which knows of each sequence's share."""
+        """Return the router's memory, made for each sequence's share of big."""
         return self.router.begin(position_ids_BT, self.big_B1 * self.router.num_layers)
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
@@ -109,14 +110,14 @@ class RouterGates(RandomGates):
         return gates_BT3, self.router.remember(layer_idx, gates_BT3.detach(), memory)
 
     def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
-        """Mix what the router would choose with random draws, integers [B, T]."""
+        """Return the router's choices with some replaced by random ones, integers [B, T]."""
         if self.price_B1 is None:
             return self.draw(states_BTD)
         worth_BTC = scores_BTC - self.price_B1[..., None] * self.router.cost_C
         return self.explore(self.branches_C[worth_BTC.argmax(-1)], states_BTD)
 
     def measure(self, model: DuoForCausalLM, batch_BT: Tensor, progress: float) -> tuple[Tensor, float]:
-        """Set the prices and run `marginal_gains` on the routes of the router after this much of its training."""
+        """Set the prices and run `marginal_gains` on the routes that the router takes at this `progress` (0 .. 1)."""
         self.random_share = explored_share(progress)
         self.price_B1 = self._prices(model, batch_BT)
         return marginal_gains(model, batch_BT, self)
@@ -151,5 +152,5 @@ def marginal_gains(model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates) 
 
 
 def centred(values: Tensor) -> Tensor:
-    """Return values less their mean over the last dimension: only differences between branches decide."""
+    """Subtract the mean over the last dimension, because only differences between branches decide."""
     return values - values.mean(-1, keepdim=True)

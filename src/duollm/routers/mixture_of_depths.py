@@ -18,11 +18,11 @@ from duollm.training.loop import LossFn
 
 
 class MixtureOfDepthsRouter(LinearRouter):
-    """Every layer sends its top tokens of each sequence to big; a predictor makes that causal.
+    """Every layer sends the top tokens of each sequence to big; a predictor makes the choice causal.
 
     Attributes:
-        top_share: of a sequence's tokens that a layer takes in training.
-        predictor_errors: of this training step, a scalar per layer.
+        top_share: share of a sequence's tokens that take big at a layer in training.
+        predictor_errors: errors of the predictor in this training step, a scalar per layer.
     """
 
     settings = ()
@@ -36,12 +36,12 @@ class MixtureOfDepthsRouter(LinearRouter):
         self.predictor_errors: list[Tensor] = []
 
     def margin(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Tensor, Any]:
-        """Decide in use by the log-odds that the token is in its sequence's top, [B, T]."""
+        """Return the log-odds that the token is among the top of its sequence, [B, T], by which it decides in use."""
         odds_BT = states_BTD @ self.predictor_LD[layer_idx].to(states_BTD.dtype)
         return odds_BT.float() + self.predictor_bias_L[layer_idx], self.values_C[0], memory
 
     def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Choose for one layer: in training one-hot weights [B, T, 3] with a straight-through gradient."""
+        """Choose for one layer; in training return one-hot weights [B, T, 3] with a straight-through gradient."""
         if not self.training:
             return super().forward(layer_idx, states_BTD, memory)
         scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
@@ -54,10 +54,10 @@ class MixtureOfDepthsRouter(LinearRouter):
         return self.over_all_branches(torch.stack([1 - big_BT, big_BT], dim=-1)), memory
 
     def loss_fn(self, training: RouterTraining) -> LossFn:
-        """Return the loss of the model in which each layer's top share of a sequence is big, plus the predictor's.
+        """Return the loss of the model in which the top share of each sequence takes big, plus the predictor's loss.
 
-        The top is chosen over the whole sequence, as experts do, which cannot be done while decoding; the predictor
-        learns, from one token's state alone, whether it is in the top (section 3.5 of the paper).
+        The top is chosen over the whole sequence, which cannot be done while decoding. The predictor learns from one
+        token's state alone whether the token is in the top (section 3.5 of the paper).
         """
         assert training.budget is not None
         self.top_share = training.budget

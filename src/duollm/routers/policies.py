@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from duollm.config import LARGEST_SEED
 from duollm.errors import UserError, did_you_mean
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -23,7 +24,7 @@ from duollm.routes.sampling import uniform_hash
 
 
 def parse_policy(text: str, model: DuoForCausalLM) -> Policy:
-    """Make the policy that `text` names, such as "all-big", "random:0.25" or the folder of a router.
+    """Return the policy that `text` names, such as "all-big", "random:0.25" or the folder of a router.
 
     Raises:
         UserError: unknown name, or an argument that is not allowed for this model.
@@ -45,15 +46,15 @@ def policy_forms() -> list[str]:
 class RandomShare:
     """Each (token, layer) is big with probability `share`, else small.
 
-    The draw is a hash of seed, position and layer: the same in a full forward, in cached decoding and in
-    any batch. So tokens at the same position of different texts take the same route.
+    The draw is a hash of seed, position and layer. It is the same in a full forward, in cached decoding and in any
+    batch, and tokens at the same position of different texts take the same route.
     """
 
     def __init__(self, share: float, seed: int = 0) -> None:
         self.share, self.seed = share, seed
 
     def begin(self, position_ids_BT: Tensor) -> Tensor:
-        """Return the positions; they are handed from layer to layer as the memory."""
+        """Return the positions, which pass from layer to layer as the memory."""
         return position_ids_BT
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
@@ -82,8 +83,8 @@ def _random(argument: str, model: DuoForCausalLM) -> Policy:
         raise UserError(f"policy random:{argument}: give a share and perhaps a seed, such as random:0.25:7") from None
     if not 0 <= policy.share <= 1:
         raise UserError(f"policy random:{argument}: the share must be in 0 .. 1")
-    if not 0 <= policy.seed < 2**32:
-        raise UserError(f"policy random:{argument}: the seed must be in 0 .. {2**32 - 1}")
+    if not 0 <= policy.seed <= LARGEST_SEED:
+        raise UserError(f"policy random:{argument}: the seed must be in 0 .. {LARGEST_SEED}")
     return policy
 
 
@@ -122,4 +123,4 @@ POLICIES: dict[str, tuple[str, Maker]] = {
     "routes": ("routes:DIGITS", _routes),
     "router": ("router:FOLDER", _router),
 }
-"""Every policy that has a name: how it is written, and what makes it from the text after its name's colon."""
+"""Every named policy: how it is written, and the function that makes it from the text after the colon."""

@@ -1,4 +1,4 @@
-"""Chance, a baseline that routers have to beat.
+"""Random choices, a baseline that routers have to beat.
 
 Shape letters: B batch, T tokens, C branches of the router, D hidden.
 """
@@ -13,14 +13,14 @@ from duollm.routes.sampling import uniform_hash
 
 
 class RandomRouter(Router):
-    """Scores are drawn by chance from the token's position and the layer; the price sets the share of big."""
+    """Draws scores from a hash of the token's position and the layer; the price sets the share of big."""
 
     settings = ()
     every_budget = True
     joint = False
 
     def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Tensor:
-        """Return the positions; they are handed from layer to layer as the memory."""
+        """Return the positions, which pass from layer to layer as the memory."""
         return position_ids_BT
 
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
@@ -29,4 +29,4 @@ class RandomRouter(Router):
         return torch.stack([draw.expand(states_BTD.shape[:2]) for draw in draws], dim=-1), memory
 
     def fit(self, training: RouterTraining) -> None:
-        """Nothing is learnt; calibration sets the price."""
+        """Learn nothing; calibration sets the price."""

@@ -1,4 +1,4 @@
-"""Every kind of router by name, and routers in folders.
+"""The kinds of router by name; saving and loading routers.
 
 To add a kind, write a file like `routers/linear.py` and enter its class in `ROUTERS` (docs/adding-a-router.md).
 """
@@ -58,10 +58,10 @@ def router_class(kind: str) -> type[Router]:
 
 
 def check_kinds(config: RouterConfig, sequence_length: int) -> None:
-    """Refuse kinds that cannot be trained as asked, before any is.
+    """Refuse kinds that cannot be trained with these settings, before any training.
 
     Raises:
-        UserError: for the first of them; the message begins with the name of a setting.
+        UserError: for the first such kind. The message begins with the name of a setting.
     """
     for kind in config.kinds:
         if kind not in ROUTERS:
@@ -76,7 +76,7 @@ def check_kinds(config: RouterConfig, sequence_length: int) -> None:
 
 
 def settings_of(kind: str, config: RouterConfig) -> dict[str, Any]:
-    """Return the settings that the training of this kind depends on: all but those that only other kinds read."""
+    """Return the settings that the training of this kind depends on: all except those that only other kinds read."""
     mine = router_class(kind).settings
     others = {name for other in ROUTERS.values() for name in other.settings} - set(mine)
     return config.model_dump(exclude={"kinds", "big_layers", "spend", *others})
@@ -92,9 +92,9 @@ def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:
 
 
 def save_router(router: Router, folder: Path, facts: dict[str, Any], model: DuoForCausalLM | None = None) -> None:
-    """Write router.safetensors and router.json; `facts` hold at least `kind` and `branches`.
+    """Write router.safetensors and router.json. `facts` must have `kind` and `branches`.
 
-    A model that was trained together with its router is written beside it, in `model/`.
+    A model that was trained together with the router goes into `model/` beside them.
     """
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -108,7 +108,7 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
     """Read what `save_router` wrote; return the router in evaluation mode and its facts.
 
     Raises:
-        UserError: missing or damaged files, or a router for another model.
+        UserError: files are missing or damaged, or the router is for another model.
     """
     try:
         facts = json.loads((folder / "router.json").read_text(encoding="utf-8"))
@@ -127,9 +127,9 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
 def trained_routers(
     run: Path, names: Sequence[str], spend: Sequence[str], model: DuoForCausalLM
 ) -> Iterator[TrainedRouter]:
-    """Load the routers of a run one by one, each with every way of spending; the exact one's name ends in `_exact`.
+    """Load the routers of a run one by one, each with every way of spending. Exact spending adds `_exact` to the name.
 
-    Routers that were trained together with the model come with their own.
+    A router that was trained together with a model comes with that model.
     """
     for name in names:
         router, facts = load_router(run / "routers" / name, model.config)

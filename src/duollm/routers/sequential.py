@@ -1,9 +1,9 @@
-"""A router that knows what it did: choices so far and what is left to spend are inputs of every decision.
+"""A router with memory: its earlier choices and the budget that is left are inputs of every decision.
 
-It is fitted by a ridge regression of marginal gains while the data stream by: no learning rate, and every token counts
-alike. Gains are so noisy (what can be predicted is a hundredth of their variance) that what limits a router is how well
-each token is used. The sums of squares and products of a least-squares fit use it fully and can be added up batch by
-batch.
+It is fitted by a ridge regression of marginal gains while the data stream by. There is no learning rate, and every
+token counts alike. Only a hundredth of the variance of gains can be predicted, so a router is limited by how well it
+uses each token. The sums of squares and products of a least-squares fit use each token fully and can be added up batch
+by batch.
 
 Shape letters: B batch, T tokens, N tokens of a batch, L layers, C branches of the router, D hidden, K = L + 1 known,
 H random features, F = D + H + K inputs, G = F + 1 with a one for the bias, S folds.
@@ -32,14 +32,14 @@ _FITS = 16
 
 
 class SequentialRouter(GainsRouter):
-    """Marginal gains predicted from the state, the choices of earlier layers and the budget that is left.
+    """Predicts marginal gains from the state, the choices of earlier layers and the budget that is left.
 
-    A big layer is worth less the more of them follow, which a router that sees one layer's state cannot know.
-    What is known of a token is a vector: the cost of its choice at each layer (1 where it took big, 0 where small,
-    and not yet) and how many big layers are left, as a share of all layers. One linear map per layer takes it, the
-    state and random features of the state, relu(R x) with an R that is drawn once (Rahimi and Recht, "Random features
-    for large-scale kernel machines", 2007): a map that is not linear, fitted like one. Training sees all budgets, so
-    one serves all; in use the budget is `big_layers`.
+    A big layer is worth less the more of them follow, which a router that sees only one layer's state cannot know. The
+    memory of a token is a vector: the cost of its choice at each layer (1 for big, 0 for small and for later layers),
+    and the number of big layers left as a share of all layers. One linear map per layer takes the memory, the state,
+    and random features of the state, relu(R x) with a matrix R that is drawn once (Rahimi and Recht, "Random features
+    for large-scale kernel machines", 2007). So the map is not linear in the state but is fitted like a linear one.
+    Training covers all budgets, so one training serves all; in use the budget is `big_layers`.
     """
 
     random_features = 64  # 1 % of a forward's FLOPs at width 512; more gain more
@@ -59,31 +59,31 @@ class SequentialRouter(GainsRouter):
         self.register_buffer("step_L3K", step_L3K, persistent=False)
 
     def set_budget(self, big_layers: int) -> None:
-        """Take note of the budget."""
+        """Store the budget."""
         self.big_layers.fill_(big_layers)
 
     def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Tensor:
-        """Return what is known at layer 0, [B, T, K]: nothing done, the whole budget left."""
+        """Return the memory at layer 0, [B, T, K]: no choices yet, the whole budget left."""
         known_BTK = self.step_L3K.new_zeros(*position_ids_BT.shape, self.num_layers + 1)
         known_BTK[..., -1] = (self.big_layers if big_layers is None else big_layers) / self.num_layers
         return known_BTK
 
     def inputs_of(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
-        """Return the state, its random features and what is known, [B, T, F]."""
+        """Return the state, its random features and the memory, side by side, [B, T, F]."""
         features_BTH = (states_BTD @ self.random_LHD[layer_idx].to(states_BTD.dtype).T).relu()
         return torch.cat([states_BTD, features_BTH, memory.to(states_BTD.dtype)], dim=-1)
 
     def remember(self, layer_idx: int, choice: Tensor, memory: Any) -> Any:
-        """Note what the choice costs, hard [B, T] or soft [B, T, 3], and take it from what is left."""
+        """Store the cost of the choice, hard [B, T] or soft [B, T, 3], and subtract it from what is left."""
         step_3K = self.step_L3K[layer_idx]
         return memory + (choice.to(memory.dtype) @ step_3K if choice.is_floating_point() else step_3K[choice])
 
     def flops_per_token(self) -> int:
-        """Count the random features too."""
+        """Count the FLOPs, those of the random features included."""
         return super().flops_per_token() + 2 * self.random_LHD.numel()
 
     def fit(self, training: RouterTraining) -> None:
-        """Regress marginal gains along the router's own routes, as `gains` learns them by gradient descent."""
+        """Fit the marginal gains along the router's own routes by ridge regression."""
         training.prepare_model()
         model, trainer, steps = training.model, training.trainer, training.trainer.plan.steps
         sums, generator = RidgeSums(self), torch.Generator(model.device)
@@ -115,14 +115,14 @@ class _RecordingGates(RouterGates):
 
 
 class RidgeSums:
-    """The sums that a ridge regression per layer needs, in folds, for the choice of the penalty.
+    """The sums that a ridge regression per layer needs, one set per fold, so that the penalty can be cross-validated.
 
     Attributes:
-        product_SLGG, aimed_SLGC: sums of x x' and x y', float64, of inputs x (a one last) and targets y.
+        product_SLGG, aimed_SLGC: sums of x x' and x y', float64, over inputs x (the last one is 1) and targets y.
         square_S: sums of the squares of all targets.
-        held: how many of the inputs, the first, have weights that the penalty keeps small. Those of earlier choices
-            and the bias are not: they are few, and strong.
-        penalty: that of the last fit, relative to the mean square of those inputs.
+        held: number of inputs, the first ones, whose weights are penalised. Those of earlier choices and the bias are
+            not, because they are few and strong.
+        penalty: penalty of the last fit, relative to the mean square of those inputs.
         explained: share of the targets' squares that the last fit explains in the folds that it did not see.
     """
 
@@ -136,7 +136,7 @@ class RidgeSums:
         self.penalty, self.explained = 0.0, 0.0
 
     def add(self, step: int, input_LNF: Tensor, target_LNC: Tensor, world: World) -> None:
-        """Add a batch's tokens, of all processes, to the fold whose turn it is."""
+        """Add the tokens of a batch, over all processes, to the fold whose turn it is."""
         fold, x_LNG = step % _FOLDS, pad(input_LNF, (0, 1), value=1.0)
         self.product_SLGG[fold] += world.add_up(x_LNG.mT @ x_LNG)
         self.aimed_SLGC[fold] += world.add_up(x_LNG.mT @ target_LNC)
@@ -144,7 +144,7 @@ class RidgeSums:
 
     @torch.no_grad()
     def fit(self, router: SequentialRouter) -> None:
-        """Give the router the weights of the penalty whose predictions are best in the folds that were left out."""
+        """Solve with the penalty that predicts best in the folds left out, and give the weights to the router."""
         error = {penalty: sum(self._error(penalty, fold) for fold in range(_FOLDS)) for penalty in _PENALTIES}
         self.penalty = min(error, key=lambda penalty: error[penalty])
         self.explained = 1 - error[self.penalty] / self.square_S.sum().item()
@@ -162,7 +162,7 @@ class RidgeSums:
         return ridge(self.product_SLGG[folds].sum(0), self.aimed_SLGC[folds].sum(0), penalty, self.held, _FREE)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the sums, and what the last fit said."""
+        """Return the sums and the results of the last fit."""
         return dict(vars(self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def router_name(kind: str, big_layers: int) -> str:
 
 
 def trainings(config: RouterConfig) -> list[tuple[str, str, list[int]]]:
-    """Return each training's name, kind and budgets: one per budget, or one for all if the kind serves every budget."""
+    """Return name, kind and budgets of each training: one per budget, or one for all budgets."""
     found: list[tuple[str, str, list[int]]] = []
     for kind in config.kinds:
         if router_class(kind).every_budget:
@@ -48,14 +48,14 @@ def train_router(
     big_layers: Sequence[int],
     windows_per_document: int,
 ) -> None:
-    """Train one router and write it to `run/routers/<name>` for each of the budgets, calibrated on validation text.
+    """Train one router, calibrate it on validation text for each budget, and write it to `run/routers/<name>`.
 
-    The model stays as it is, unless `config` asks to train it too; then its new weights are written
-    beside the router, in `model/`.
+    The model does not change, unless `config` asks to train it too. Then its new weights go into `model/` beside the
+    router.
 
     Args:
-        big_layers: the budgets k; more than one only for a kind that serves every budget.
-        windows_per_document: of the validation text, as many as the evaluation takes.
+        big_layers: the budgets k; several only for a kind that is trained once for all budgets.
+        windows_per_document: windows per validation document, as many as the evaluation takes.
 
     Raises:
         UserError: unknown kind of router.

@@ -18,17 +18,17 @@ _MASK = 0xFFFFFFFF
 
 
 class RandomSplit:
-    """Stage-1 policy: at every layer a fresh permutation sends exact shares of the tokens to each branch.
+    """Policy of stage 1: at every layer a new permutation sends exact shares of the tokens to each branch.
 
-    Exact shares keep shapes static: nothing waits for the device (paper, section 3, draws each token
-    independently). All layers are drawn at construction, so that recomputing a layer for gradient
-    checkpointing repeats its split.
+    Exact shares keep the shapes static, so that nothing waits for the device. (The paper, section 3, draws each token
+    independently.) All layers are drawn at construction, so that a layer that is recomputed for gradient checkpointing
+    repeats its split.
 
     Args:
         num_layers: L.
         tokens: N = B * T of the forward pass.
-        shares: of skip, small, big; sum 1.
-        generator: source of randomness; its device is where the split lives.
+        shares: shares of skip, small and big; their sum is 1.
+        generator: source of random numbers; the split is on its device.
     """
 
     def __init__(self, num_layers: int, tokens: int, shares: Sequence[float], generator: torch.Generator) -> None:
@@ -44,7 +44,7 @@ class RandomSplit:
 
 
 def exact_counts(tokens: int, shares: Sequence[float]) -> tuple[int, int, int]:
-    """Whole numbers of tokens for skip, small, big that sum to `tokens` and differ from the shares by < 1."""
+    """Return numbers of tokens for skip, small and big, whose sum is `tokens`, each within 1 of its share."""
     skip = round(shares[Branch.SKIP] * tokens)
     small = round((shares[Branch.SKIP] + shares[Branch.SMALL]) * tokens) - skip
     return skip, small, tokens - skip - small
@@ -61,12 +61,12 @@ def draw_route_ids(space: RouteSpace, big: int, shape: Sequence[int], generator:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed that depends on all the given numbers, so that a draw can be repeated without a state."""
+    """Return a seed that depends on all the given numbers, so that a draw can be repeated without a state."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def uniform_hash(seed: int, position_ids: Tensor, layer_idx: int) -> Tensor:
-    """Numbers in [0, 1), float64, of the shape of `position_ids`, that depend on the three arguments alone."""
+    """Return numbers in [0, 1), float64, in the shape of `position_ids`; they depend on the arguments alone."""
     state = _mix(torch.full_like(position_ids, seed & _MASK, dtype=torch.int64))
     for number in (position_ids.long(), layer_idx):
         state = _mix((state + number) & _MASK)

@@ -29,8 +29,8 @@ class RouteSpace:
     """All routes over `num_layers` layers that use only `branches`.
 
     A route's id is a number in base C = len(branches): layer 0 is the most significant digit, and
-    the digits count the branches in ascending order. Arrays may be NumPy or torch; the answer is
-    of the kind that was given, on the same device.
+    the digits count the branches in ascending order. Arrays may be NumPy or torch. The result has the type and the
+    device of the argument.
     """
 
     num_layers: int
@@ -81,7 +81,7 @@ class RouteSpace:
         """Turn routes [..., L], values of `Branch`, into ids [...].
 
         Raises:
-            ValueError: wrong number of layers, or a branch that is not in this space.
+            ValueError: the number of layers is wrong, or a branch is not in this space.
         """
         array = _as_numpy(routes)
         if array.ndim == 0 or array.shape[-1] != self.num_layers:

@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished training, read without executing anything they hold."""
+"""Checkpoints of an unfinished training. Reading one executes none of its content."""
 
 import pickle
 from pathlib import Path
@@ -12,17 +12,17 @@ from duollm.files import replacing
 
 
 class Stateful(Protocol):
-    """An optimiser, or what stands in its place."""
+    """An optimiser, or another state that a training carries from step to step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next step depends on."""
+        """Return everything that the next step depends on."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 def save_checkpoint(path: Path, module: nn.Module, optimizer: Stateful, step: int, identity: str) -> None:
-    """Write all that the loop needs to go on after `step` finished steps."""
+    """Write everything that the loop needs to continue after `step` finished steps."""
     state = {
         "identity": identity,
         "step": step,

@@ -1,4 +1,4 @@
-"""The training loop, one for every stage: what differs is the loss function.
+"""The training loop of all stages. Stages differ in the loss function.
 
 Shape letters: B batch, T tokens.
 """
@@ -27,17 +27,17 @@ from duollm.training.progress import Progress
 from duollm.training.world import World
 
 LossFn = Callable[[Tensor, int, int], tuple[Tensor, dict[str, float]]]
-"""(token ids [B, T], step, part of the step) -> (loss to minimise, what else to log). What it draws
-must depend on its arguments alone, so that a resumed training repeats an uninterrupted one."""
+"""(token ids [B, T], step, part of the step) -> (loss to minimise, what else to log). Random numbers in
+it must depend on its arguments alone, so that a resumed training repeats an uninterrupted one."""
 
 
 class NonFiniteLossError(UserError):
-    """The loss or its gradient is not a number any more; the weights are those of the step before."""
+    """The loss or its gradient is no longer finite. The weights are those of the step before."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the trainings of a study have in common: its run folder, text, seed and processes."""
+    """Shared by all trainings of a study: the run folder, text, seed and processes."""
 
     run: Path
     data: PackedData
@@ -47,12 +47,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Trainer:
-    """One training: its name, its numbers, its data, and where it runs and writes.
+    """One training: its name, plan and data, its processes, and the run folder it writes to.
 
     Attributes:
-        name: names the checkpoint `run/resume/<name>.pt` and the records in `run/metrics.jsonl`.
-        batch_at: step -> the global batch, token ids [B, T]; must depend on the step alone.
-        flops_per_token: of forward and backward, for the progress line.
+        name: name of the checkpoint `run/resume/<name>.pt` and of the records in `run/metrics.jsonl`.
+        batch_at: step -> the global batch, token ids [B, T]. It must depend on the step alone.
+        flops_per_token: FLOPs of forward and backward, for the progress line.
     """
 
     name: str
@@ -64,15 +64,15 @@ class Trainer:
 
     @classmethod
     def of(cls, name: str, plan: TrainingPlan, context: Context, seed: int, flops_per_token: float) -> "Trainer":
-        """Train on the study's training split, in an order that `seed` decides."""
+        """Make a trainer on the study's training split, in an order that `seed` decides."""
         batch_at = partial(context.data.train_batch, batch_size=plan.batch_size, seed=seed)
         return cls(name, plan, batch_at, context.world, context.run, flops_per_token)
 
     def train(self, module: nn.Module, loss_fn: LossFn) -> None:
-        """Lower `loss_fn` by AdamW on the trainable parameters of `module`; the loss function runs the module.
+        """Minimise `loss_fn` by AdamW over the trainable parameters of `module`; the loss function runs the module.
 
         Raises:
-            NonFiniteLossError: before the optimiser would have spoiled the weights.
+            NonFiniteLossError: loss or gradient is not finite. The step is not taken, so the weights are intact.
             UserError, KeyboardInterrupt: as `take_steps` does.
         """
         optimizer = make_optimizer(module, self.plan)
@@ -101,14 +101,14 @@ class Trainer:
     def take_steps(
         self, module: nn.Module, state: Stateful, take_step: Callable[[Tensor, int], dict[str, float]]
     ) -> None:
-        """Take the steps of the plan, with progress and checkpoints; continue a checkpoint if there is one.
+        """Take the steps of the plan, with progress and checkpoints. Continue from a checkpoint if there is one.
 
         Args:
-            state: what a step changes beside the trainable parameters of `module`.
-            take_step: (this process's share of the batch [B, T], step) -> what to log.
+            state: the state that a step changes beside the trainable parameters of `module`, such as an optimiser.
+            take_step: (this process's share of the batch [B, T], step) -> values to log.
 
         Raises:
-            UserError: the batch cannot be shared evenly, or the checkpoint is not of this training.
+            UserError: the processes cannot share the batch evenly, or the checkpoint is of another training.
             KeyboardInterrupt: on Ctrl-C or SIGTERM, after the current step and a checkpoint.
         """
         plan, world = self.plan, self.world
@@ -140,7 +140,7 @@ class Trainer:
         return self.run / "resume" / f"{self.name}.pt"
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward in the plan's precision."""
+        """Return the context manager for a forward in the plan's precision."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
 
     def _accumulate_gradients(self, loss_fn: LossFn, batch_BT: Tensor, step: int) -> dict[str, float]:

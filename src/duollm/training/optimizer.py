@@ -1,4 +1,4 @@
-"""The numbers of a training: AdamW, its learning-rate schedule, precision."""
+"""The plan of a training: steps, AdamW, its learning-rate schedule, precision."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -14,16 +14,16 @@ from duollm.machine import Precision, faster_precision
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How a module is trained: all numbers of the loop, whatever the loss.
+    """All numbers of a training loop, independent of the loss.
 
     Attributes:
         steps: optimiser steps.
         batch_size: sequences per step, over all processes and accumulation parts.
-        accumulate: forward/backward passes per step.
-        warmup_share: share of the steps with linearly rising learning rate; then a cosine down to
-            `final_learning_rate_share` of the peak.
+        accumulate: forward and backward passes per step.
+        warmup_share: share of the steps in which the learning rate rises linearly. After them it falls along a
+            cosine to `final_learning_rate_share` of the peak.
         precision: "bf16" runs the forward under autocast; weights and optimiser stay fp32.
-        checkpoint_every, log_every: in steps.
+        checkpoint_every, log_every: intervals in steps.
     """
 
     steps: int
@@ -43,7 +43,7 @@ class TrainingPlan:
     def of(
         cls, section: PretrainConfig | RouterConfig | CeilingConfig, tokens: int, sequence_length: int
     ) -> "TrainingPlan":
-        """Take the fields of the same names from a section of a recipe; precision "auto" is the faster one here."""
+        """Make a plan from a recipe's section; precision "auto" becomes the faster one on this machine."""
         named = {field.name for field in fields(cls)} & set(type(section).model_fields)
         given: dict[str, Any] = {name: getattr(section, name) for name in named}
         if section.precision == "auto":
@@ -51,11 +51,11 @@ class TrainingPlan:
         return cls(steps=training_steps(tokens, section.batch_size, sequence_length), **given)
 
     def decisive(self) -> dict[str, Any]:
-        """What the result depends on: all but how often the training speaks and saves."""
+        """Return everything that the result depends on: all fields except how often the training logs and saves."""
         return {key: value for key, value in asdict(self).items() if key not in ("checkpoint_every", "log_every")}
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step, 0 first."""
+        """Return the learning rate of a step, counted from 0."""
         warmup = max(1, round(self.warmup_share * self.steps))
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
@@ -66,7 +66,7 @@ class TrainingPlan:
 
 
 def make_optimizer(module: nn.Module, plan: TrainingPlan) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; only matrices decay."""
+    """Return AdamW over the trainable parameters. Weight decay applies to matrices only."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [each for each in trainable if each.ndim >= 2], "weight_decay": plan.weight_decay},

@@ -3,6 +3,7 @@
 Shape letters: B batch, T tokens.
 """
 
+import time
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routes.sampling import RandomSplit, derived_seed
+from duollm.training.compiled import compile_for_training, pays, plain_again, why_it_fails
 from duollm.training.loop import Context, LossFn, Trainer
+from duollm.training.next_token import BLOCK_OF_LOGITS, Scorer, next_token_loss, nll_and_gradient
 from duollm.training.optimizer import TrainingPlan
 from duollm.training.world import World
 
@@ -44,7 +47,7 @@ def pretrain(
 
 
 def _train(context: Context, model: DuoForCausalLM, config: PretrainConfig) -> None:
-    prepare_for_training(model, config.compile)
+    prepare_for_training(model)
     length = context.data.sequence_length
     flops = training_flops(model.config, config.branch_shares, length, length)
     if config.freeze == "big":
@@ -54,7 +57,30 @@ def _train(context: Context, model: DuoForCausalLM, config: PretrainConfig) -> N
         flops = flops * 2 // 3  # forward, and back to the states but not to the weights
     plan = TrainingPlan.of(config, config.tokens, length)
     trainer = Trainer.of("pretrain", plan, context, context.seed, flops / length)
-    trainer.train(model, random_routing_loss(model, config.branch_shares, context.seed, context.world))
+    trainer.train(model, _loss(context, model, config, trainer))
+
+
+def _loss(context: Context, model: DuoForCausalLM, config: PretrainConfig, trainer: Trainer) -> LossFn:
+    """The loss of random routing, compiled if that is wanted or pays; a line says what was decided and why."""
+    world, shares, start = context.world, config.branch_shares, time.perf_counter()
+    wanted, why = bool(config.compile), "as pretrain.compile says"
+    if config.compile == "auto":
+        flops = trainer.flops_per_token * trainer.batch_at(0).size * trainer.plan.steps / world.size
+        wanted, why = pays(flops, world.device)
+    said = f"without torch.compile: {why}"
+    loss_fn = random_routing_loss(model, shares, context.seed, world)
+    if wanted:
+        compiled_fn = random_routing_loss(model, shares, context.seed, world, compile_for_training(model))
+        part_BT = world.share(torch.from_numpy(trainer.batch_at(0))).chunk(config.accumulate)[0]
+        failed = why_it_fails(model, compiled_fn, part_BT, trainer.autocast())
+        if failed:
+            plain_again(model)
+            said = f"without torch.compile, which fails: {failed}"
+        else:
+            loss_fn, said = compiled_fn, f"compiled in {time.perf_counter() - start:.0f} s: {why}"
+    if world.first:
+        print(f"pretrain: {said}", flush=True)
+    return loss_fn
 
 
 def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
@@ -67,7 +93,7 @@ def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
     given["vocab_size"] = given["vocab_size"] or data.vocab_size
     if given["vocab_size"] < data.vocab_size:
         raise UserError(
-            f"model.vocab_size ({given['vocab_size']}) is smaller than the tokenizer's vocabulary "
+            f"the model's vocab_size ({given['vocab_size']}) is smaller than the tokenizer's vocabulary "
             f"({data.vocab_size}); leave it out or raise it"
         )
     try:
@@ -76,28 +102,33 @@ def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
         raise UserError(f"model: {error}") from None
 
 
-def prepare_for_training(model: DuoForCausalLM, compile_blocks: bool) -> None:
-    """Choose the fastest attention for training here, and compile the blocks if asked for."""
+def prepare_for_training(model: DuoForCausalLM) -> None:
+    """Choose the fastest attention for training here."""
     model.train()
     if model.device.type == "cpu":
         model.set_attn_implementation("eager")  # its backward is faster on CPUs (docs/LOG.md)
-    if compile_blocks:
-        # Block by block: all layers share the compiled code, and policies stay ordinary Python.
-        for layer in model.model.layers:
-            for block in (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp):
-                block.compile()
 
 
 def random_routing_loss(
-    model: DuoForCausalLM, branch_shares: tuple[float, float, float], seed: int, world: World
+    model: DuoForCausalLM,
+    branch_shares: tuple[float, float, float],
+    seed: int,
+    world: World,
+    scorer: Scorer | None = None,
 ) -> LossFn:
-    """Mean nll (nats) of the next token with an exact random share of the tokens on each branch."""
+    """Mean nll (nats) of the next token with an exact random share of the tokens on each branch.
+
+    `scorer` is what `compile_for_training` returned.
+    """
     generator = torch.Generator(world.device)
 
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(seed, step, part, world.rank))
         policy = RandomSplit(model.config.num_hidden_layers, batch_BT.numel(), branch_shares, generator)
-        return model(input_ids=batch_BT, labels=batch_BT, policy=policy, use_cache=False).loss, {}
+        if scorer is None and batch_BT.numel() * model.config.vocab_size <= BLOCK_OF_LOGITS:
+            return model(input_ids=batch_BT, labels=batch_BT, policy=policy, use_cache=False).loss, {}
+        hidden_BTD = model.model(input_ids=batch_BT, policy=policy, use_cache=False).last_hidden_state
+        return next_token_loss(model, hidden_BTD, batch_BT, scorer or nll_and_gradient), {}
 
     return loss_fn
 

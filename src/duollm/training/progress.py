@@ -1,25 +1,26 @@
-"""What a training says while it runs: a line on the terminal, a JSON object per logged step."""
+"""Progress of a training: its line of the study, and a JSON object per logged step."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
 from duollm.files import write_text
+from duollm.progress import show
 from duollm.training.optimizer import TrainingPlan
 
-_FORMAT = {"learning_rate": ".1e", "penalty": "g"}
+_SHOWN = ("loss", "nll", "explained")
+"""What of a step is shown; the records hold everything."""
 
 
 class Progress:
-    """Logs every `plan.log_every` steps.
+    """Shows every step, and logs every `plan.log_every` steps.
 
     Args:
-        name: of the training, the first word of each line.
+        name: name of the training, the first word of its line.
         tokens_per_step, flops_per_token: to report tokens/s and FLOP/s (training: forward and backward).
         peak: measured matmul peak of this machine, FLOP/s.
         metrics: JSON Lines file to append to.
-        start: steps finished earlier; later records in `metrics` are from a lost continuation and go.
+        start: number of steps finished earlier. Later records in `metrics` are of a lost continuation and go.
     """
 
     def __init__(
@@ -34,16 +35,21 @@ class Progress:
     ) -> None:
         self.name, self.plan, self.metrics = name, plan, metrics
         self.tokens_per_step, self.flops_per_token, self.peak = tokens_per_step, flops_per_token, peak
-        self.logged, self.since = start, time.perf_counter()
+        self.logged, self.since, self.peak_share = start, time.perf_counter(), ""
         _drop_records(metrics, name, start)
+        show(name, start * tokens_per_step, plan.steps * tokens_per_step)
 
     def step(self, finished: int, measured: dict[str, float]) -> None:
-        """Note that `finished` steps are done, and what was measured in the last one."""
-        if finished % self.plan.log_every and finished != self.plan.steps:
-            return
+        """Record that `finished` steps are done, and the values measured in the last one."""
+        values = "  ".join(f"{key} {measured[key]:.3f}" for key in _SHOWN if key in measured)
+        done, total = (steps * self.tokens_per_step for steps in (finished, self.plan.steps))
+        if finished % self.plan.log_every == 0 or finished == self.plan.steps:
+            self._log(finished, measured)
+        show(self.name, done, total, note="  ".join(filter(None, (values, self.peak_share))))
+
+    def _log(self, finished: int, measured: dict[str, float]) -> None:
         now = time.perf_counter()
         rate = (finished - self.logged) * self.tokens_per_step / (now - self.since)
-        left = (self.plan.steps - finished) * self.tokens_per_step / rate
         self.logged, self.since = finished, now
         flops = rate * self.flops_per_token
         record = {"training": self.name, "step": finished, **measured}
@@ -51,16 +57,7 @@ class Progress:
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record | speed) + "\n")
-        values = "  ".join(f"{key} {value:{_FORMAT.get(key, '.4f')}}" for key, value in measured.items())
-        line = (
-            f"{self.name}  step {finished}/{self.plan.steps}  {values}  {rate:,.0f} tokens/s  "
-            f"{flops / 1e9:,.0f} GFLOP/s ({flops / self.peak:.0%} of matmul peak)  "
-            f"ETA {int(left // 60)}:{int(left % 60):02d}"
-        )
-        if sys.stdout.isatty():  # one line that rewrites itself
-            print(f"\r\x1b[K{line}", end="\n" if finished == self.plan.steps else "", flush=True)
-        else:
-            print(line, flush=True)
+        self.peak_share = f"{flops / self.peak:.0%} of matmul peak"
 
 
 def _drop_records(metrics: Path, name: str, start: int) -> None:

@@ -15,7 +15,7 @@ _TOGETHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all that work together."""
+    """This process and the others that work together with it."""
 
     rank: int
     size: int
@@ -27,7 +27,7 @@ class World:
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's rows of a global batch [B, ...], on its device."""
+        """Return this process's rows of a global batch [B, ...], on its device."""
         return batch[self.rank :: self.size].to(self.device)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -42,20 +42,20 @@ class World:
             gradient.copy_(mean)
 
     def add_up(self, values: Tensor) -> Tensor:
-        """The sum of the values of all processes, in place."""
+        """Replace a tensor by the sum over all processes, in place, and return it."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
 
     def average(self, value: Tensor) -> float:
-        """The mean of a scalar over all processes."""
+        """Return the mean of a scalar over all processes."""
         value = value.detach().clone()
         if self.size > 1:
             distributed.all_reduce(value)
         return value.item() / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process, so that all act alike."""
+        """Return whether the flag is set in any process, so that all processes act alike."""
         return self.average(torch.tensor(float(flag), device=self.device)) > 0
 
     def wait(self) -> None:
@@ -68,7 +68,7 @@ def join_world() -> World:
     """Join the processes that torchrun started; a world of one without torchrun.
 
     Raises:
-        UserError: the environment names only a part of what torchrun sets, or something impossible.
+        UserError: the environment has only some of the variables that torchrun sets, or impossible values.
     """
     on_gpu = torch.cuda.is_available()
     together = _check_environment(torch.cuda.device_count() if on_gpu else None)

@@ -1,5 +1,4 @@
 import shutil
-from argparse import Namespace
 
 import pytest
 import torch
@@ -8,7 +7,7 @@ import yaml
 from duollm.config import DataConfig
 from duollm.errors import UserError
 from duollm.routers.registry import make_router, save_router
-from duollm.standalone.saved import Saved, policies_of
+from duollm.saved.model import Saved
 from tiny import tiny_model
 from tiny_saved import save_tiny
 
@@ -27,7 +26,7 @@ def run(model_folder, tmp_path):
     (tmp_path / "data" / "tokenizer").mkdir(parents=True)
     for file in (tmp_path / "model").glob("tokenizer*"):
         file.rename(tmp_path / "data" / "tokenizer" / file.name)
-    recipe = {"seed": 3, "model": {"path": None}, "data": DataConfig(test_share=0.3).model_dump(), "gone": {"x": 1}}
+    recipe = {"seed": 3, "model": {"path": None}, "data": DataConfig(test_share=0.3).model_dump()}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(recipe))
     return tmp_path
 
@@ -63,10 +62,10 @@ def test_a_run_knows_its_routers_by_name(run, monkeypatch):
         saved.routed("linear_k1")
 
 
-@pytest.mark.parametrize("text", ["seed: 0", "[", "- 1", "", "{seed: 0, model: {}, data: {domains: 3}}"])
+@pytest.mark.parametrize("text", ["[", "- 1", "sed: 0", "data: {domains: 3}"])
 def test_a_run_without_a_readable_recipe_is_refused(run, text):
     (run / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"config.yaml: not the recipe of a run \(.+\); give the model's own folder"):
+    with pytest.raises(UserError, match=r"config.yaml: .+; mend that recipe, or give the folder of the model itself"):
         Saved.at(run)
 
 
@@ -76,13 +75,13 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("policy", "sweep", "names"),
-    [
-        (None, None, ["all-big"]),
-        (["all-small", "spread:1"], None, ["all-small", "spread:1"]),
-        (None, "last", ["last:0", "last:2", "last:3"]),
-    ],
-    ids=["default", "named", "swept"],
+    ("kind", "names"),
+    [("spread", ["spread:0", "spread:1", "spread:3"]), ("random", ["random:0", "random:0.25", "random:1"])],
 )
-def test_the_policies_asked_for(policy, sweep, names):
-    assert policies_of(Namespace(policy=policy, sweep=sweep, shares="0,0.5,1"), tiny_model()) == names
+def test_a_sweep_names_policies_by_whole_layers_unless_they_are_random(model_folder, kind, names):
+    assert Saved.at(model_folder).swept(kind, [0, 0.25, 1]) == names
+
+
+def test_an_unknown_sweep_is_explained(model_folder):
+    with pytest.raises(UserError, match="sweep spred: did you mean 'spread'"):
+        Saved.at(model_folder).swept("spred", [0])

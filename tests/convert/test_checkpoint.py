@@ -27,7 +27,6 @@ def folder(tmp_path_factory):
 def command(folder, tmp_path, monkeypatch, capsys):
     """Run the verb on the tiny dense model; return exit code, output and the folder to write."""
     monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     monkeypatch.chdir(folder)
     text = ["--domains", "owls", "--sequence-length", "16", "--sample-tokens", "320", "--steps", "3"]
 
@@ -63,10 +62,10 @@ def test_options_reach_the_model_and_random_needs_no_text(command):
         ([], "absent", "absent: cannot be converted: "),
         (["--steps", "0"], "dense", "--steps: "),
         (["--sequence-length", "1"], "dense", "--sequence-length: "),
-        (["--sample-tokens", "20"], "dense", "sample_tokens (20) must be at least two windows of 16"),
-        (["--small-intermediate-size", "33"], "dense", "small_intermediate_size (33) must not exceed"),
+        (["--sample-tokens", "20"], "dense", "--sample-tokens (20) must be at least two windows of 16"),
+        (["--small-intermediate-size", "33"], "dense", "--small-intermediate-size (33) must not exceed"),
         (["--small-intermediate-size", "0"], "dense", "small_intermediate_size must be at least 1, got 0"),
-        (["--domains", "owls,owls"], "dense", "--domains: "),
+        (["--domains", "owls,owls"], "dense", "--domains holds 'owls' twice"),
         (["--domains", "nowhere"], "dense", "nowhere"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",

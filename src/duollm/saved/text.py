@@ -1,12 +1,12 @@
-"""Losses of text under policies: a table, `evaluation.json` and a row per token.
+"""Losses, routes, cost and speed of text under policies: a table, `evaluation.json` and a row per token.
 
-Shape letters: T tokens, P policies, X draws of the bootstrap.
+Shape letters: W windows, T tokens, L layers, P policies, X draws of the bootstrap.
 """
 
-from argparse import Namespace
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import exp, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,42 +15,119 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
 
-from duollm.data.packed import PackedData
+from duollm.data.packed import PackedData, Windows
 from duollm.data.packing import prepare_data
 from duollm.data.tokenizer import check_vocabulary
 from duollm.files import replacing, write_json
+from duollm.flops import mean_token_flops
 from duollm.machine import provenance
-from duollm.measure.scoring import Scored, score
+from duollm.measure.executor import branch_shares, deciding_flops, policy_losses, route_digits
+from duollm.models.branch import Branch
+from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.records.bootstrap import interval, mean_draws
-from duollm.standalone.saved import Saved, policies_of
+from duollm.saved.model import Routed, Saved
 from duollm.terminal import Cell, print_table
 
 Row = dict[str, Any]
 
 
-def evaluate_text(options: Namespace, command: list[str]) -> None:
-    """Score each domain under each policy; see `duollm.standalone.evaluate`."""
-    saved = Saved.at(Path(options.saved))
-    routed = [saved.routed(name) for name in policies_of(options, saved.model)]
-    with _test_text(saved, options) as (data, domains):
-        check_vocabulary(f"--model {saved.folder}", saved.model.config.vocab_size, data.vocab_size)
+@dataclass(frozen=True)
+class TextSettings:
+    """What text of the test split is scored, and how.
+
+    Attributes:
+        domains: default: those of the run, or of a recipe without a run.
+        documents, windows: at most so many documents per domain, and windows per document.
+        sequence_length: tokens per window; default: that of the run, or of a recipe without a run.
+        batch_size: windows per forward.
+    """
+
+    domains: list[str] | None = None
+    documents: int = 40
+    windows: int = 4
+    sequence_length: int | None = None
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One policy on one domain.
+
+    Attributes:
+        columns: `Windows.columns()`, and of every predicted token `nll` (nats) and `route`, the digits of
+            the route of the token that predicts it ("112": big in the last of three layers).
+        big_share: big among all (token, layer).
+        relative_flops: forward FLOPs per token, output head and a router's own included, over those of all big.
+        tokens_per_second: speed of scoring.
+    """
+
+    policy: str
+    columns: dict[str, NDArray[Any]]
+    big_share: float
+    relative_flops: float
+    tokens_per_second: float
+
+
+def score_text(
+    saved: Saved, policies: Sequence[str], settings: TextSettings, out: Path | None, command: list[str]
+) -> None:
+    """Score each domain under each policy, print a table, and write files (docs/formats.md) if there is `out`.
+
+    Args:
+        policies: names; see `Saved.routed`.
+        command: the command line, for the provenance.
+
+    Raises:
+        UserError: bad input, named in one line.
+    """
+    routed = [saved.routed(name) for name in policies]
+    with _test_text(saved, settings) as (data, domains):
+        check_vocabulary(str(saved.folder), saved.model.config.vocab_size, data.vocab_size)
         scored = {}
         for domain in domains:
-            windows = data.windows("test", domain, options.documents, options.windows, saved.seed)
-            scored[domain] = list(score(routed, windows, options.batch_size))
+            windows = data.windows("test", domain, settings.documents, settings.windows, saved.seed)
+            scored[domain] = list(score(routed, windows, settings.batch_size))
         facts = {"sequence_length": data.sequence_length, "data_fingerprint": data.fingerprint}
     rows = [row for domain, of_policies in scored.items() for row in _rows(domain, of_policies, saved.seed)]
-    if options.out:
-        _write(Path(options.out), scored, {"provenance": provenance(command, saved.seed), **facts, "rows": rows})
-    print_table(f"{options.saved}: windows of {data.sequence_length} tokens of the test split", _shown(rows))
+    if out:
+        _write(out, scored, {"provenance": provenance(command, saved.seed), **facts, "rows": rows})
+    print_table(f"{saved.given}: windows of {data.sequence_length} tokens of the test split", _shown(rows))
+
+
+def score(routed: Sequence[Routed], windows: Windows, batch_size: int) -> Iterator[Scored]:
+    """Run the windows through every model under its policy."""
+    warm = None
+    for name, model, policy in routed:
+        token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
+        if model is not warm:
+            policy_losses(model, token_ids_WT[:batch_size], policy=policy)  # a model's first run allocates; not timed
+            warm = model
+        start = time.perf_counter()
+        nll_WT, routes_WTL = policy_losses(model, token_ids_WT, policy=policy, batch_size=batch_size)
+        nll = nll_WT.flatten().cpu().numpy()  # waits for the device
+        seconds = time.perf_counter() - start
+        columns = windows.columns() | {"nll": nll, "route": route_digits(routes_WTL.flatten(0, 1))}
+        shares = branch_shares(routes_WTL)
+        flops = relative_flops(model, shares, windows.token_ids.shape[1], deciding_flops(policy))
+        yield Scored(name, columns, shares[Branch.BIG], flops, token_ids_WT.numel() / seconds)
+
+
+def relative_flops(
+    model: DuoForCausalLM, shares: tuple[float, float, float], sequence_length: int, deciding: int = 0
+) -> float:
+    """Forward FLOPs with these shares of (skip, small, big), and `deciding` ones per token, over those of all big."""
+    all_big = mean_token_flops(model.config, (0, 0, 1), sequence_length)
+    return (mean_token_flops(model.config, shares, sequence_length) + deciding) / all_big
 
 
 @contextmanager
-def _test_text(saved: Saved, options: Namespace) -> Iterator[tuple[PackedData, list[str]]]:
+def _test_text(saved: Saved, settings: TextSettings) -> Iterator[tuple[PackedData, list[str]]]:
     """The test split and the domains to score: the run's own data if it has them, else tokenized for the occasion."""
-    length = options.sequence_length or saved.data.sequence_length
-    asked = options.domains.split(",") if options.domains else None
+    length = settings.sequence_length or saved.data.sequence_length
+    asked = settings.domains
     if saved.run and (saved.run / "data" / "manifest.json").is_file():
         data = PackedData.open(saved.run / "data")
         if set(asked or []) <= set(data.domains):

@@ -1,26 +1,37 @@
-"""What `--model` names, loaded: the model, its tokenizer, the run it comes from, and the policies to try."""
+"""A saved model: loaded with its tokenizer, the run that it comes from, and its policies by name."""
 
-from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os.path import isfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from duollm import strict_yaml
-from duollm.config import DataConfig
+from duollm.config import DataConfig, load_recipe
 from duollm.convert.saving import load_model, silence_transformers
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
-from duollm.errors import UserError, in_a_line
-from duollm.measure.scoring import Routed, sweep_policies
+from duollm.errors import UserError, did_you_mean
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import Policy
 from duollm.routers.policies import parse_policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+SWEEPS = ("spread", "random", "first", "last")
+"""Kinds of policies that can be swept over the share of big."""
+
+
+class Routed(NamedTuple):
+    """A model, the policy that routes it, and how the user named that policy."""
+
+    name: str
+    model: DuoForCausalLM
+    policy: Policy
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,10 @@ class Saved:
     """A saved duo.
 
     Attributes:
-        folder: of the model.
-        run: the run folder it belongs to, if that was given.
-        seed, data: how that run divided its text; else the defaults of a recipe.
-        dtype: of the weights; "auto": as saved.
+        folder: the folder of the model.
+        run: the run folder that the model belongs to, if a run was given.
+        seed, data: how that run divided its text; without a run, the defaults of a recipe.
+        dtype: dtype of the weights; "auto": as they are saved.
     """
 
     folder: Path
@@ -39,6 +50,11 @@ class Saved:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     dtype: torch.dtype | Literal["auto"] = torch.float32
+
+    @property
+    def given(self) -> Path:
+        """The folder that was named: the run, or the model."""
+        return self.run or self.folder
 
     @classmethod
     def at(cls, given: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> "Saved":
@@ -50,24 +66,15 @@ class Saved:
         if (given / "config.json").is_file():
             return cls(given, dtype=dtype)
         if (given / "config.yaml").is_file():
-            return replace(cls._of_run(given), dtype=dtype)
+            try:
+                recipe = load_recipe(given / "config.yaml")
+            except UserError as error:
+                raise UserError(f"{error}; mend that recipe, or give the folder of the model itself") from None
+            return cls(Path(recipe.model.path or given / "model"), given, recipe.seed, recipe.data, dtype)
         raise UserError(
             f"{given}: neither a saved duo (no config.json) nor a run folder (no config.yaml); "
             "make one with `duollm convert` or `duollm pretrain`"
         )
-
-    @classmethod
-    def _of_run(cls, run: Path) -> "Saved":
-        """Read only what is needed of its recipe: a run of another version may have other keys."""
-        path = run / "config.yaml"
-        try:
-            recipe = strict_yaml.load(path.read_text(encoding="utf-8"))
-            folder = Path(recipe["model"].get("path") or run / "model")
-            return cls(folder, run, int(recipe["seed"]), DataConfig.model_validate(recipe["data"]))
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(
-                f"{path}: not the recipe of a run ({in_a_line(error)}); give the model's own folder"
-            ) from None
 
     @cached_property
     def model(self) -> DuoForCausalLM:
@@ -88,7 +95,7 @@ class Saved:
         if self.run and not (folder / "tokenizer.json").is_file():
             folder = self.run / "data" / "tokenizer"
         tokenizer = load_tokenizer(folder)
-        check_vocabulary(f"--model {self.folder}", self.model.config.vocab_size, vocabulary_size(tokenizer))
+        check_vocabulary(str(self.folder), self.model.config.vocab_size, vocabulary_size(tokenizer))
         return tokenizer
 
     def routed(self, name: str) -> Routed:
@@ -108,13 +115,13 @@ class Saved:
         model = replace(self, folder=together).model if together.is_dir() else self.model
         return Routed(name, model, parse_policy(f"router:{router}", model))
 
+    def swept(self, kind: str, shares: Sequence[float]) -> list[str]:
+        """Name the policies of one kind at given shares of big, to whole layers unless `kind` is random.
 
-def policies_of(options: Namespace, model: DuoForCausalLM) -> list[str]:
-    """Name the policies that the options ask for; all big if none."""
-    if not options.sweep:
-        return options.policy or ["all-big"]
-    try:
-        shares = [float(share) for share in options.shares.split(",")]
-    except ValueError:
-        raise UserError(f"--shares {options.shares}: give numbers with commas between, such as 0,0.5,1") from None
-    return sweep_policies(options.sweep, shares, model.config.num_hidden_layers)
+        Raises:
+            UserError: unknown kind.
+        """
+        if kind not in SWEEPS:
+            raise UserError(f"sweep {kind}: {did_you_mean(kind, SWEEPS)}")
+        layers = self.model.config.num_hidden_layers
+        return [f"{kind}:{f'{share:g}' if kind == 'random' else round(share * layers)}" for share in shares]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from duollm.standalone.coloured import print_legend, print_piece, print_routes
+from duollm.saved.coloured import print_legend, print_piece, print_routes
 
 ROUTES = torch.tensor([[2, 1, 0, 2], [1, 1, 1, 1]])
 PLAIN = {"piped": {}, "NO_COLOR": {"force_terminal": True, "color_system": "truecolor", "no_color": True}}

@@ -3,13 +3,13 @@ import pytest
 import torch
 
 from duollm.data.packed import Windows
-from duollm.errors import UserError
 from duollm.flops import sequence_flops
 from duollm.measure.executor import policy_losses
-from duollm.measure.scoring import Routed, relative_flops, score, sweep_policies
 from duollm.models.branch import Branch
 from duollm.routers.linear import LinearRouter
 from duollm.routers.policies import parse_policy
+from duollm.saved.model import Routed
+from duollm.saved.text import relative_flops, score
 from tiny import random_ids, tiny_model
 
 
@@ -21,23 +21,6 @@ def model():
 @pytest.fixture
 def windows():
     return Windows(random_ids(batch=3).numpy(), ["a", "a", "b"], [0, 1, 0])
-
-
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [
-        ("spread", ["spread:0", "spread:3", "spread:12"]),
-        ("random", ["random:0", "random:0.25", "random:1"]),
-    ],
-)
-def test_a_sweep_names_policies(kind, names):
-    assert sweep_policies(kind, [0, 0.25, 1], num_layers=12) == names
-
-
-@pytest.mark.parametrize(("kind", "shares", "complaint"), [("spred", [0], "'spread'"), ("last", [1.5], "1.5")])
-def test_a_sweep_explains_mistakes(kind, shares, complaint):
-    with pytest.raises(UserError, match=complaint):
-        sweep_policies(kind, shares, 12)
 
 
 def test_scores_are_the_losses_and_routes_of_each_policy(model, windows):

@@ -4,8 +4,7 @@ Shape letters: P prompt tokens, G generated tokens, L layers.
 """
 
 import sys
-from argparse import Namespace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -20,59 +19,67 @@ from duollm.measure.generation import Generated, generate_traced
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.options import LARGEST_COUNT
 from duollm.routers.policies import parse_policy
-from duollm.standalone.coloured import print_legend, print_piece, print_routes
-from duollm.standalone.saved import Saved
-
-_TEMPERATURES = 1e-3, 1e3
-"""Beyond these the logits of half precision overflow, or are all the same."""
+from duollm.saved.coloured import print_legend, print_piece, print_routes
+from duollm.saved.model import Saved
 
 
-def generate(options: Namespace) -> None:
-    """Print a continuation of the prompt as it comes, then what it cost.
+@dataclass(frozen=True)
+class GenerateSettings:
+    """How a text is continued, and what is shown of it.
+
+    Attributes:
+        policy: a name; see `Saved.routed`.
+        max_new_tokens: stop after so many tokens.
+        temperature, top_p: of sampling; not used if `greedy`, or with several beams.
+        num_beams: beams of a beam search; 1: none.
+        seed: random seed for sampling.
+        chat: the prompt is a user's turn: apply the tokenizer's chat template.
+        show_routes: also print the route of each token.
+        compare: also measure the speed of all big.
+    """
+
+    policy: str = "all-big"
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+    greedy: bool = False
+    num_beams: int = 1
+    seed: int = 0
+    chat: bool = False
+    show_routes: bool = False
+    compare: bool = True
+
+
+def generate(saved: Saved, prompt: str, settings: GenerateSettings) -> None:
+    """Print a continuation of the prompt as it is generated, then what it cost.
+
+    Args:
+        prompt: the text to continue; "-": read it from standard input.
 
     Raises:
         UserError: bad input, named in one line.
     """
-    _check(options)
-    saved = Saved.at(Path(options.model), "auto")
-    (name, model, policy), tokenizer = saved.routed(options.policy), saved.tokenizer
-    prompt = _standard_input() if options.prompt == "-" else options.prompt
-    prompt_P = _tokenize(prompt, options.chat, for_prompts(tokenizer)).to(model.device)
-    _check_length(len(prompt_P), options.max_new_tokens, model)
-    settings = _settings(options, model, tokenizer)
+    (name, model, policy), tokenizer = saved.routed(settings.policy), saved.tokenizer
+    prompt = _standard_input() if prompt == "-" else prompt
+    prompt_P = _tokenize(prompt, settings.chat, for_prompts(tokenizer)).to(model.device)
+    _check_length(len(prompt_P), settings.max_new_tokens, model)
+    generation = _generation_config(settings, model, tokenizer)
 
     console = Console(highlight=False, markup=False, emoji=False)
-    print_piece(console, f"{prompt.rstrip()}\n" if options.chat else prompt)
-    torch.manual_seed(options.seed)
-    made = generate_traced(model, tokenizer, prompt_P, policy, settings, lambda *piece: print_piece(console, *piece))
+    print_piece(console, f"{prompt.rstrip()}\n" if settings.chat else prompt)
+    torch.manual_seed(settings.seed)
+    made = generate_traced(model, tokenizer, prompt_P, policy, generation, lambda *piece: print_piece(console, *piece))
     print_piece(console, "\n\n")
     print_legend(console)
-    if options.show_routes:
+    if settings.show_routes:
         print_routes(console, [str(tokenizer.decode([token])) for token in made.tokens_G], made.routes_GL)
     console.print(_cost(made, model, name, policy), soft_wrap=True)
-    if not options.no_compare and name != "all-big":
-        settings.min_new_tokens = settings.max_new_tokens = len(made.tokens_G)
-        torch.manual_seed(options.seed)
-        all_big = generate_traced(model, tokenizer, prompt_P, parse_policy("all-big", model), settings)
+    if settings.compare and name != "all-big":
+        generation.min_new_tokens = generation.max_new_tokens = len(made.tokens_G)
+        torch.manual_seed(settings.seed)
+        all_big = generate_traced(model, tokenizer, prompt_P, parse_policy("all-big", model), generation)
         console.print(_comparison(made, all_big), soft_wrap=True)
-
-
-def _check(options: Namespace) -> None:
-    coldest, hottest = _TEMPERATURES
-    if not options.greedy and not coldest <= options.temperature <= hottest:
-        raise UserError(
-            f"--temperature must be from {coldest:g} to {hottest:g}, got {options.temperature:g}; "
-            "--greedy takes the likeliest"
-        )
-    if not 0 < options.top_p <= 1:
-        raise UserError(f"--top-p must be above 0 and at most 1, got {options.top_p:g}")
-    for flag, number in (("--max-new-tokens", options.max_new_tokens), ("--num-beams", options.num_beams)):
-        if number < 1:
-            raise UserError(f"{flag} must be at least 1, got {number}")
-        if number > LARGEST_COUNT:
-            raise UserError(f"{flag} must be at most {LARGEST_COUNT:,}, got {number}")
 
 
 def _standard_input() -> str:
@@ -93,7 +100,7 @@ def _tokenize(prompt: str, chat: bool, tokenizer: PreTrainedTokenizerFast) -> Te
     if not chat:
         return torch.tensor(tokenizer(prompt)["input_ids"])
     if not tokenizer.chat_template:
-        raise UserError("--chat: the model's tokenizer has no chat template; leave --chat out")
+        raise UserError("chat: the model's tokenizer has no chat template; give the whole prompt yourself")
     turn = [{"role": "user", "content": prompt.strip()}]
     return torch.tensor(tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False))
 
@@ -104,19 +111,21 @@ def _check_length(prompt: int, new: int, model: DuoForCausalLM) -> None:
         raise UserError(f"the prompt has {prompt:,} tokens, the model takes {most:,} with what follows; shorten it")
     if prompt + new > most:
         raise UserError(
-            f"--max-new-tokens {new}: after {prompt:,} tokens of prompt there is room for {most - prompt:,} "
+            f"max_new_tokens {new}: after {prompt:,} tokens of prompt there is room for {most - prompt:,} "
             f"(max_position_embeddings is {most:,})"
         )
 
 
-def _settings(options: Namespace, model: DuoForCausalLM, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """What the command line says; when to stop is the model's own."""
+def _generation_config(
+    settings: GenerateSettings, model: DuoForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> GenerationConfig:
+    """The settings; the model itself says when to stop."""
     own, end = model.generation_config, tokenizer.eos_token_id
-    sampling = not options.greedy and options.num_beams == 1
-    drawn = {"temperature": options.temperature, "top_p": options.top_p, "top_k": 0} if sampling else {}
+    sampling = not settings.greedy and settings.num_beams == 1
+    drawn = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if sampling else {}
     return GenerationConfig(
-        max_new_tokens=options.max_new_tokens,
-        num_beams=options.num_beams,
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
         do_sample=sampling,
         eos_token_id=own.eos_token_id if own.eos_token_id is not None else end,
         pad_token_id=own.pad_token_id if own.pad_token_id is not None else end,
