@@ -222,6 +222,7 @@ def test_another_search_is_refused_in_one_line(finished, stage):
         ({"more_budgets": ["at-most 4"]}, "a budget of 4 big layers is impossible here; allowed: 0 .. 3"),
         ({"more_budgets": ["ramp 9 1"]}, "a budget of 9 big layers"),
         ({"more_budgets": ["flops 0.1"]}, "no route costs at most 0.1"),
+        ({"more_budgets": ["at-most 1", "at-most 01"]}, "one or more different ones"),
         ({"branches": ["skip", "small"]}, "allowed: 0 .. 0"),
     ],
     ids=str,

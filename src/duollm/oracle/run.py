@@ -21,7 +21,7 @@ from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget
+from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget, parse_budgets
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
@@ -265,7 +265,7 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
     cells = Cells(space, sizes.small_intermediate_size, sizes.intermediate_size)
     try:
         for context in plan.contexts:
-            cells.wanted(plan.budgets(context), range(sequence_length - 1))
+            cells.wanted(parse_budgets(None, plan.budgets(context), space), range(sequence_length - 1))
     except ValueError as error:
         raise UserError(f"big_layers or more_budgets: {error}") from None
 
