@@ -293,7 +293,7 @@ def test_dropout_is_refused():
 def test_attention_to_later_tokens_is_refused():
     model = tiny_model()
     model.config.is_causal = False
-    with pytest.raises(ValueError, match="needs causal attention: config.is_causal must be True"):
+    with pytest.raises(ValueError, match=r"needs causal attention: config\.is_causal must be True"):
         search_oracle(model, tiny_tokens(1, 3), RouteSpace(3))
 
 
@@ -339,12 +339,12 @@ def test_what_would_have_no_effect_in_a_search_is_refused():
     with pytest.raises(ValueError, match="without bias"):
         touched(lambda model: setattr(model, "lm_head", torch.nn.Linear(32, 97)))
     for part in ("model.layers.1", "model.layers.0.self_attn", "model.layers.2.mlp"):
+
+        def override(model, part=part):
+            kind = type(model.get_submodule(part))
+            model.get_submodule(part).__class__ = type("Mine", (kind,), {"forward": lambda *given: given[1]})
+
         with pytest.raises(ValueError, match=f"put on {part} would have no effect"):
-
-            def override(model, part=part):
-                kind = type(model.get_submodule(part))
-                model.get_submodule(part).__class__ = type("Mine", (kind,), {"forward": lambda *given: given[1]})
-
             touched(override)
     for part in ("model", "model.layers.1", "model.layers.0.self_attn", "model.layers.2.mlp"):
         with pytest.raises(ValueError, match=f"put on {part} would have no effect"):

@@ -90,8 +90,9 @@ def with_current_cache_name(keywords: dict[str, Any]) -> dict[str, Any]:
     """Return keywords for `generate`, which knows the cache under one of its names only."""
     if keywords.get(_OTHER_NAME) is not None and keywords.get(CACHE) is not None:
         raise ValueError(_TWICE)
-    cache = {CACHE: value for name, value in keywords.items() if name == _OTHER_NAME and value is not None}
-    return {name: value for name, value in keywords.items() if name != _OTHER_NAME} | cache
+    given = keywords.get(_OTHER_NAME)
+    keywords = {name: value for name, value in keywords.items() if name != _OTHER_NAME}
+    return keywords if given is None else keywords | {CACHE: given}
 
 
 def update_cache(

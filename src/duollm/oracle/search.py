@@ -353,7 +353,8 @@ def _check_untouched(model: DuoForCausalLM) -> None:
         kinds = f"{type(model.lm_head).__name__} with {type(getattr(model.lm_head, 'weight', None)).__name__}"
         raise ValueError(
             f"a search reads the head's matrix: lm_head must be an nn.Linear without bias or hooks, its weights in "
-            f"memory and not quantised, got {kinds}; merge adapters, do not offload, and leave lm_head out of quantisation"
+            f"memory and not quantised, got {kinds}; merge adapters, do not offload, and leave lm_head "
+            "out of quantisation"
         )
     walked: dict[str, tuple[nn.Module, str]] = {"model": (model.model, "DuoModel")}
     for index, layer in enumerate(decoder_layers(model.model)):
