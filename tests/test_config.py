@@ -154,6 +154,15 @@ def test_lists_show_how_to_write_them():
         ({"model.num_hidden_layers": "1e9"}, "10000"),
         ({"pretrain.tokens": "9" * 5000}, "not a YAML value"),
         ({"data.domains": "[" * 3000}, "not a YAML value"),
+        ({"data.domains": "[prose,]"}, "its last item is empty (an unset shell variable?)"),
+        ({"pretrain.betas": "[0.9, 1]"}, "betas must be at least 0 and below 1"),
+        ({"pretrain.betas": "[-0.1, 0.9]"}, "betas must be at least 0 and below 1"),
+        ({"pretrain.branch_shares": "[0.5, 0.5]"}, "got (0.5, 0.5); give one more value"),
+        ({"pretrain.batch_size": "1e12"}, "less than or equal to 1000000"),
+        ({"data.vocab_size": "1e12"}, "less than or equal to 10000000"),
+        ({"oracle.contexts": "[shared, shared]"}, "contexts holds 'shared' twice"),
+        ({"oracle.branches": "[big, big]"}, "branches holds 'big' twice"),
+        ({"oracle.more_budgets": "[at-most 1, at-most 1]"}, "more_budgets holds 'at-most 1' twice"),
     ],
 )
 def test_illegal_values_are_refused_in_one_line(overrides, expected):
@@ -172,6 +181,8 @@ def test_illegal_values_are_refused_in_one_line(overrides, expected):
         ("pretrain: {tokens: }", "pretrain.tokens: Input should be a valid integer, got nothing"),
         ("name: 7", 'in quotes: "7"'),
         ("1: 2", "Keys should be strings"),
+        ("seed:", "seed: Input should be a valid integer, got nothing"),
+        ("name: ~", "name: Input should be a valid string, got nothing"),
     ],
 )
 def test_no_setting_of_a_file_is_lost_or_turned_into_another(recipe_file, text, expected):

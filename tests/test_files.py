@@ -7,12 +7,19 @@ from types import SimpleNamespace
 import pytest
 
 from duollm.errors import UserError
-from duollm.files import check_folder, check_no_pointer, fingerprint, replacing, write_json, write_text
+from duollm.files import check_folder, check_no_pointer, fingerprint, read_json, replacing, write_json, write_text
 
 
 def test_text_is_written_with_its_folders(tmp_path):
     write_text(tmp_path / "a" / "b.txt", "Größe")
     assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "Größe"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\xff"], ids=["empty", "cut", "deep", "latin-1"])
+def test_what_is_no_json_is_a_value_error(tmp_path, text):
+    (tmp_path / "a.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"."):
+        read_json(tmp_path / "a.json")
 
 
 def test_json_reads_back(tmp_path):

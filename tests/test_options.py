@@ -2,6 +2,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
+from duollm.errors import UserError
 from duollm.options import Parser, listed, number, rows, whole_number
 
 
@@ -29,6 +30,7 @@ def test_values_in_range_are_read():
         (listed(str), "", "holds an empty value"),
         (listed(number(0, 1)), "0;1", "from 0 to 1, got '0;1'"),
         (listed(str), "a, ,b", "holds an empty value"),
+        (listed(str), "a,b, a", "holds 'a' twice"),
     ],
 )
 def test_other_values_are_refused_with_what_is_allowed(read, text, expected):
@@ -36,6 +38,17 @@ def test_other_values_are_refused_with_what_is_allowed(read, text, expected):
         read(text)
     assert expected in str(caught.value)
     assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("given", [["--tokens", "5", "--tokens", "6"], ["--tokens=5", "--list", "a", "--tokens", "5"]])
+def test_an_option_given_twice_is_refused(given):
+    parser = Parser()
+    parser.add_argument("--tokens")
+    parser.add_argument("--list", action="append")
+    parser.add_argument("text", nargs="?")
+    with pytest.raises(UserError, match="--tokens is given 2 times; keep one of them"):
+        parser.parse(given)
+    parser.parse(["--list", "a", "--list", "b", "--tokens", "5", "--", "--tokens"])
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,18 @@ def test_on_the_command_line_nothing_is_a_comment(text):
         strict_yaml.load_argument(text)
 
 
+def test_a_list_of_billions_of_references_is_shown_at_once():
+    value = ["x"] * 10
+    for _ in range(12):
+        value = [value] * 10
+    assert len(strict_yaml.shown(value)) < 250
+
+
+@pytest.mark.parametrize("text", ["1_", "1__0", "_1", "1_.5"])
+def test_underscores_stand_between_digits(text):
+    assert strict_yaml.load(text) == text
+
+
 @given(
     st.dictionaries(st.text("aeon0123456789.:_-+xb yE#'\"[]"), st.text("aeon0123456789.:_-+xb yE#'\"[]") | st.floats())
 )

@@ -319,7 +319,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=number(1e-6, 1), default=0.95, metavar="P", help=nucleus)
     add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
     beams = "number of beams of a beam search, which shows its text only at the end (default: no beam search)"
-    add("--num-beams", type=whole_number(), default=1, metavar="N", help=beams)
+    add("--num-beams", type=whole_number(1, 1000), default=1, metavar="N", help=beams)
     add(
         "--seed",
         type=whole_number(0, LARGEST_SEED),

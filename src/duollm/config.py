@@ -114,7 +114,7 @@ class DataConfig(Section):
     """Sources of text: `prose`, `code`, files or folders (text, JSON lines, Parquet, Arrow), Hugging Face data sets."""
     tokenizer: str | None = None
     """Folder or hub id of a tokenizer. Default: the tokenizer of model.dense, else a newly trained byte-level BPE."""
-    vocab_size: int = Field(default=4096, ge=257)
+    vocab_size: int = Field(default=4096, ge=257, le=10**7)
     """Size of the vocabulary, if a tokenizer is trained."""
     sequence_length: int = Field(default=128, ge=2)
     """Tokens T in a training sequence and in an evaluated window."""
@@ -139,7 +139,7 @@ class PretrainConfig(Section):
 
     tokens: int = Field(default=1_500_000, ge=0)
     """Training tokens. 0 is allowed for a converted model and leaves training out."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=10**6)
     """Sequences per optimiser step, over all processes and accumulation steps."""
     accumulate: int = Field(default=1, ge=1)
     """Forward and backward passes per optimiser step. Must divide batch_size."""
@@ -174,6 +174,8 @@ class PretrainConfig(Section):
             raise ValueError(f"branch_shares (skip, small, big) must be >= 0 and sum to 1, got {self.branch_shares}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
+        if not 0 <= min(self.betas) <= max(self.betas) < 1:
+            raise ValueError(f"betas must be at least 0 and below 1, got {self.betas}")
         return self
 
 
@@ -207,6 +209,8 @@ class OracleConfig(Section):
 
     @model_validator(mode="after")
     def _budgets_that_can_be_searched(self) -> "OracleConfig":
+        for key in ("contexts", "branches", "more_budgets"):
+            _refuse_repeats(key, getattr(self, key))
         refused = [budget for budget in self.more_budgets if not budget.startswith("at-most ")]
         if refused and self.search != "exact":
             raise ValueError(
@@ -240,7 +244,7 @@ class RouterConfig(Section):
     """Training tokens of a router that is trained for one budget."""
     every_budget_tokens: int | None = Field(default=None, ge=1)
     """Training tokens of a router that is trained once for all budgets. Default: 4 x tokens."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=10**6)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=1e-2, gt=0)
     """Peak learning rate."""
@@ -293,7 +297,7 @@ class CeilingConfig(Section):
     """Last layer that each predictor sees, from 0. Default: the first layer, those at each quarter, and the last."""
     width: int = Field(default=256, ge=1)
     """Inner width of each predictor."""
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1, le=10**6)
     """Sequences per optimiser step."""
     learning_rate: float = Field(default=5e-3, gt=0)
     """Peak learning rate."""
@@ -445,7 +449,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, got {type(values).__name__}")
-    return {key: value for key, value in (values or {}).items() if value is not None}
+    return {key: value for key, value in (values or {}).items() if value is not None or key in ("name", "seed")}
 
 
 def _parse_override(key: str, text: str) -> Any:

@@ -30,6 +30,10 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f"unknown option {argument.partition('=')[0]}; {self._nearest(argument)}")
         if unknown:
             raise UserError(f"{self.prog} takes no further argument, got {unknown[0]!r}; {self._see_help()}")
+        words = [word.partition("=")[0] for word in given[: list(given).index("--") if "--" in given else None]]
+        for name, action in self._option_string_actions.items():
+            if words.count(name) > 1 and isinstance(action, argparse._StoreAction):
+                raise UserError(f"{name} is given {words.count(name)} times; keep one of them")
         for action in self._actions:
             self._check_given(action, getattr(options, action.dest, None))
         return options
@@ -123,6 +127,9 @@ def listed(read: Callable[[str], Value], brackets: bool = False) -> Callable[[st
         found = [part.strip() for part in (text.strip("[]") if brackets else text).split(",")]
         if not all(found):
             raise ArgumentTypeError(f"{text[:50]!r} holds an empty value; put one comma between two, as in a,b")
+        for place, part in enumerate(found):
+            if part in found[:place]:
+                raise ArgumentTypeError(f"{text[:50]!r} holds {part!r} twice")
         return [read(part) for part in found]
 
     return read_all

@@ -5,7 +5,6 @@ progress. Both hold the stage's fingerprint: a hash of its settings, its code's 
 fingerprints of the stages it builds on.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from duollm.files import fingerprint, write_json
+from duollm.files import fingerprint, read_json, write_json
 from duollm.progress import working
 
 
@@ -213,7 +212,7 @@ def _successors(stages: Sequence[Stage], name: str) -> list[str]:
 
 def _fingerprint_in(marker: Path) -> str | None:
     try:
-        found = json.loads(marker.read_text(encoding="utf-8")).get("fingerprint")
+        found = read_json(marker).get("fingerprint")
     except (OSError, ValueError, AttributeError):
         return None
     return found if isinstance(found, str) else None

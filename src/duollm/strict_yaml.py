@@ -5,6 +5,7 @@ two equal keys. Here such a value stays the text that it is, and two equal keys 
 """
 
 import re
+from reprlib import Repr
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -16,9 +17,9 @@ SPELLINGS = {"yes": True, "on": True, "no": False, "off": False}
 _PLAIN = {
     "null": (r"~|null|Null|NULL|", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    "int": (r"[-+]?(?:0|[1-9](?:_?[0-9])*)", "-+0123456789"),
     "float": (
-        r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9_]*)(?:\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+))"
+        r"[-+]?(?:\.[0-9]+|(?:0|[1-9](?:_?[0-9])*)(?:\.[0-9]*(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+))"
         r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         "-+.0123456789",
     ),
@@ -34,6 +35,11 @@ def _auto_or_bool(value: Any) -> Any:
 
 
 AutoOrBool = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_bool)]
+
+
+_SHORT = Repr()  # a few references make a list of billions of items
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 4, 20, 20, 20
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 400
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,8 +99,10 @@ def load_argument(text: str) -> Any:
     """Read a YAML value from the command line, where `#` starts no comment.
 
     Raises:
-        UserError: as `load`, or something follows the value.
+        UserError: as `load`, or something follows the value, or a list ends with an empty item.
     """
+    if re.search(r",\s*\]\s*$", text):
+        raise UserError("its last item is empty (an unset shell variable?)")
     value = load(text)
     node = yaml.compose(text, _Loader)
     end = node.end_mark.index if node else 0
@@ -110,7 +118,7 @@ def dump(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """Return a value as it is written, cut where it is long."""
-    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
     return text if len(text) < 200 else f"{text[:200]}..."
 
 
@@ -123,6 +131,8 @@ def how_to_write(problem: str, given: Any) -> str:
     """
     if problem in ("list_type", "tuple_type"):
         return "; write it as [a, b]"
+    if problem == "missing":  # of a list of fixed length
+        return "; give one more value"
     if problem == "bool_type":
         return "; write true or false"
     if problem == "string_type" and isinstance(given, int | float):

@@ -24,9 +24,10 @@ def test_the_fair_gain_is_that_at_what_was_spent_where_it_is_known(compared):
     [
         ("{}", r"not the results of this version of duollm \(provenance: .*run `duollm report` on the run again"),
         ("{", "not readable as JSON"),
+        ("[" * 100_000, "not readable as JSON"),
         (None, "no such file; is .* a run folder of duollm"),
     ],
-    ids=["foreign", "damaged", "missing"],
+    ids=["foreign", "damaged", "deep", "missing"],
 )
 def test_what_is_not_the_results_of_a_run_is_refused_in_a_line(tmp_path, content, complaint):
     if content is not None:
@@ -41,4 +42,12 @@ def test_results_of_an_older_form_are_refused_by_their_first_row(compared, tmp_p
     results["nll"][0]["nll"] = 3.2
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(UserError, match=r"\(nll\.0\.nll: "):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [{"data": {}}, {"model": {}}, {"model": {"num_layers": "three"}}], ids=str)
+def test_results_without_data_or_model_are_refused(compared, tmp_path, lost):
+    results = json.loads((compared[0] / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(results | lost))
+    with pytest.raises(UserError, match=r"results\.json: names no data, or no model; run `duollm report`"):
         read_results(tmp_path)

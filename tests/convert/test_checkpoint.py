@@ -28,10 +28,11 @@ def command(folder, tmp_path, monkeypatch, capsys):
     """Run the verb on the tiny dense model; return exit code, output and the folder to write."""
     monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
     monkeypatch.chdir(folder)
-    text = ["--domains", "owls", "--sequence-length", "16", "--sample-tokens", "320", "--steps", "3"]
+    text = {"--domains": "owls", "--sequence-length": "16", "--sample-tokens": "320", "--steps": "3"}
 
     def run(*arguments, dense="dense"):
-        code = cli.main(["convert", dense, "--out", str(tmp_path / "duo"), *text, *arguments])
+        rest = [each for flag, value in text.items() if flag not in arguments for each in (flag, value)]
+        code = cli.main(["convert", dense, "--out", str(tmp_path / "duo"), *rest, *arguments])
         return code, capsys.readouterr(), tmp_path / "duo"
 
     return run
@@ -65,7 +66,7 @@ def test_options_reach_the_model_and_random_needs_no_text(command):
         (["--sample-tokens", "20"], "dense", "--sample-tokens (20) must be at least two windows of 16"),
         (["--small-intermediate-size", "33"], "dense", "--small-intermediate-size (33) must not exceed"),
         (["--small-intermediate-size", "0"], "dense", "small_intermediate_size must be at least 1, got 0"),
-        (["--domains", "owls,owls"], "dense", "--domains holds 'owls' twice"),
+        (["--domains", "owls,owls"], "dense", "--domains: 'owls,owls' holds 'owls' twice"),
         (["--domains", "nowhere"], "dense", "nowhere"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",

@@ -87,8 +87,9 @@ def test_a_history_goes_on_from_a_saved_model(saved):
         ("# no header", History()),
         ("---\nlicense: mit\n---\n# somebody's", History(license="mit")),
         ("---\n[: broken\n---\n", History()),
+        ("---\nduollm: 5\nlicense: mit\n---\n", History(license="mit")),
     ],
-    ids=["no card", "no header", "somebody's", "broken"],
+    ids=["no card", "no header", "somebody's", "broken", "a number"],
 )
 def test_other_cards_tell_what_they_can(tmp_path, card, told):
     if card is not None:

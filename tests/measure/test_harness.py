@@ -69,9 +69,9 @@ def test_loglikelihoods_and_routes_are_our_own_in_any_batch(saved, name):
 def generation_task(tmp_path):
     """A folder with a task: continue the prompt as expected."""
 
-    def write(expected):
+    def write(expected, prompts=PROMPTS):
         shutil.copy(TASKS_FOLDER / "items.py", tmp_path)
-        items = [{"prompt": prompt, "expected": text} for prompt, text in zip(PROMPTS, expected, strict=True)]
+        items = [{"prompt": prompt, "expected": text} for prompt, text in zip(prompts, expected, strict=True)]
         (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
         (tmp_path / "continue.yaml").write_text(
             "task: tiny_continue\noutput_type: generate_until\ncustom_dataset: !function items.load\n"
@@ -186,6 +186,36 @@ def test_answers_leave_room_for_the_prompt(short, generation_task, asked):
     tokens = "256" if "do_sample" in asked else asked.split()[-1]
     assert short.shortened[f"answers of up to {tokens} tokens, to 4"] == 4
     assert short.shortened["prompts, at their beginning"] > 0
+
+
+def test_an_empty_prompt_is_answered_as_in_any_batch(saved, generation_task):
+    folder = generation_task(["owl", "owl"], ["", "the cat"])
+    answers = [
+        [
+            sample["filtered_resps"]
+            for sample in run(saved, "random:0.5", ["tiny_continue"], size, folders=[folder])["samples"][
+                "tiny_continue"
+            ]
+        ]
+        for size in (1, 2)
+    ]
+    assert answers[0] == answers[1]
+    assert answers[0][0][0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("max_gen_toks: 0", "answers of 0 tokens; set its max_gen_toks to at least 1"),
+        ("max_gen_toks: 4, do_sample: true", "generation_kwargs are refused: .temperature. .*; correct them"),
+    ],
+)
+def test_settings_of_a_task_that_cannot_be_used_are_named(saved, generation_task, asked, message):
+    folder = generation_task(["owl"], ["the cat"])
+    text = (folder / "continue.yaml").read_text()
+    (folder / "continue.yaml").write_text(text.replace("max_gen_toks: 6, do_sample: false", asked))
+    with pytest.raises(UserError, match=message):
+        run(saved, "all-big", ["tiny_continue"], folders=[folder])
 
 
 def test_contexts_lose_their_beginning_and_are_counted(short, tmp_path):

@@ -8,6 +8,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from duollm.models.branch import Branch
+from duollm.models.compat import CACHE
 from tiny import random_ids, random_routes, tiny_model
 
 NAMES = ("cache", "past_key_values")
@@ -35,6 +36,25 @@ def test_a_text_is_read_in_pieces_with_the_cache_under_either_name(told, name, b
     torch.testing.assert_close(second[0], model(ids)[0][:, 4:], atol=1e-5, rtol=1e-5)
     assert second.cache.get_seq_length() == 9
     assert told() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cache_of_an_output_is_read_and_replaced_under_either_name(told, name):
+    output = tiny_model()(random_ids())
+    assert output.get(name) is output.cache
+    setattr(output, name, "another")
+    assert output.cache == output.past_key_values == "another"
+    output[name] = "a third"
+    assert output.cache == output.past_key_values == output.get(name) == "a third"
+    assert told() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loop_of_ones_own_may_prepare_its_inputs_under_either_name(name):
+    model, ids = tiny_model(attention="sdpa"), random_ids()
+    mask, cache = torch.ones_like(ids), model(ids[:, :8]).cache
+    inputs = model.prepare_inputs_for_generation(ids, **{name: cache}, attention_mask=mask)
+    assert {each: value for each, value in inputs.items() if each in NAMES} == {CACHE: cache}
 
 
 @pytest.mark.parametrize("name", NAMES)

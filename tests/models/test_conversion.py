@@ -238,7 +238,10 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "index",
-        ["{}", "[]", "{", "[" * 10_000, '{"weight_map": []}', '{"weight_map": {"a": "b"}}', '{"metadata": {}}'],
+        [
+            *("{}", "[]", "{", "[" * 10_000, '{"weight_map": []}', '{"weight_map": {"a": "b"}}', '{"metadata": {}}'),
+            '{"weight_map": {}, "metadata": {"total_size": 1}}',
+        ],
         ids=lambda text: text[:20],
     )
     def test_a_damaged_index(self, index, tmp_path):
@@ -253,6 +256,36 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"which model.safetensors.index.json names, is missing"):
             DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
 
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.complex64], ids=str)
+    def test_weights_of_a_type_without_real_numbers(self, dtype, tmp_path):
+        saved(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        weights["model.norm.weight"] = weights["model.norm.weight"].to(dtype)
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(
+            ValueError, match=r"model.norm.weight as \w+; give the checkpoint in floating-point numbers"
+        ):
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+
+    @pytest.mark.parametrize("content", ["", "[]", "null", "<html>", "[" * 10_000], ids=lambda text: text[:6])
+    def test_damaged_settings_of_generation(self, content, tmp_path):
+        saved(tmp_path)
+        (tmp_path / "generation_config.json").write_text(content)
+        with pytest.raises(ValueError, match=r"generation_config\.json cannot be read"):
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+
+    def test_settings_of_generation_that_could_not_be_saved(self, tmp_path):
+        saved(tmp_path)
+        (tmp_path / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.5}')
+        with pytest.raises(ValueError, match=r"generation_config\.json is not allowed .*temperature"):
+            DuoForCausalLM.from_dense(tmp_path, small_intermediate_size=6)
+
+    def test_a_path_that_has_no_configuration(self, tmp_path):
+        saved(tmp_path / "dense")
+        for path in (tmp_path, tmp_path / "dense" / "config.json", tmp_path / "dense" / "model.safetensors"):
+            with pytest.raises(ValueError, match=r"is no folder with a config\.json"):
+                DuoForCausalLM.from_dense(path, small_intermediate_size=6)
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_weights_that_are_no_numbers(self, value, tmp_path):
         model = saved(tmp_path)
@@ -266,6 +299,7 @@ class TestRefusals:
         [
             ({"rms_norm_eps": 1}, "rms_norm_eps.*correct it there"),
             ({"rms_norm_eps": -1.0}, "rms_norm_eps must not be below 0"),
+            ({"rms_norm_eps": float("inf")}, "rms_norm_eps must not be below 0, nor infinite"),
             ({"num_attention_heads": 3}, "not a multiple of the number of attention heads|must divide"),
             ({"num_attention_heads": 0}, "not allowed|at least 1"),
             ({"hidden_act": "nonsense"}, "hidden_act 'nonsense' is not known; known are gelu"),

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from duollm.models.branch import Branch
 from duollm.models.dispatch import Dispatch
+from tiny import random_ids, random_routes, tiny_model
 
 choices = st.lists(st.sampled_from(Branch), min_size=1, max_size=20).map(lambda drawn: torch.tensor(drawn)[None])
 
@@ -37,6 +38,16 @@ def test_gradients_follow_the_tokens(choice_BT):
     groups = [group * (1 + branch) for branch, group in zip(Branch, dispatch.group(states_ND), strict=True)]
     (dispatch.ungroup(groups) * scale_N1).sum().backward()
     assert torch.equal(states_ND.grad, (scale_N1 * (1 + choice_BT.flatten()[:, None])).expand(-1, 2))
+
+
+def test_transforms_of_functions_differentiate_mixed_routes():
+    model, ids, routes = tiny_model(), random_ids(), random_routes()
+    model(ids, labels=ids, routes=routes).loss.backward()
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    inputs = {"labels": ids, "routes": routes, "use_cache": False}
+    found = torch.func.grad(lambda each: torch.func.functional_call(model, each, (ids,), inputs).loss)(weights)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad)
 
 
 @given(st.sampled_from(Branch), st.integers(1, 9))

@@ -222,6 +222,7 @@ def test_another_search_is_refused_in_one_line(finished, stage):
         ({"more_budgets": ["at-most 4"]}, "a budget of 4 big layers is impossible here; allowed: 0 .. 3"),
         ({"more_budgets": ["ramp 9 1"]}, "a budget of 9 big layers"),
         ({"more_budgets": ["flops 0.1"]}, "no route costs at most 0.1"),
+        ({"more_budgets": ["at-most 1", "at-most 01"]}, "one or more different ones"),
         ({"branches": ["skip", "small"]}, "allowed: 0 .. 0"),
     ],
     ids=str,
@@ -334,3 +335,10 @@ def test_the_exact_search_of_many_routes_compares_drawn_patterns(stage, tmp_path
     routes, table = read(tmp_path / "oracle", kind="routes"), read(tmp_path / "oracle")
     assert RouteSpace(3).count_big(routes["route"].to_numpy()).tolist() == [0, 1, 2, 3] * 2
     assert {"nll_random1_k1", "resampled_nll_shared_k1", "nll_static_k1"} <= set(table)
+
+
+def test_routes_of_no_searched_budget_are_not_in_the_table(stage, tmp_path):
+    stage(tmp_path, big_layers=[1], committed_big_layers=None, more_budgets=[], contexts=["shared"]).run()
+    routes = read(tmp_path, kind="routes")
+    assert set(routes["route"]) == {0, 1, 2, 4, 7}
+    assert np.isfinite(routes["nll_sum"]).all()

@@ -265,6 +265,9 @@ def test_impossible_searches_are_refused(options, message):
     [
         (torch.tensor([[1, 97]]), RouteSpace(3), "token ids must be in 0 .. 96"),
         (torch.tensor([[1]]), RouteSpace(3), "T >= 2"),
+        (torch.zeros(0, 4, dtype=torch.long), RouteSpace(3), "B >= 1"),
+        (torch.ones(1, 4), RouteSpace(3), r"a tensor of integers, got torch.float32"),
+        ([[1, 2]], RouteSpace(3), "a tensor of integers, got <class 'list'>"),
         (torch.tensor([[1, 2]]), RouteSpace(4), "the route space has 4 layers, the model 3"),
     ],
 )
@@ -279,6 +282,37 @@ def test_dropout_is_refused():
     search_oracle(model, tiny_tokens(1, 3), RouteSpace(3))
     with pytest.raises(ValueError, match=r"without dropout; call model.eval\(\) first"):
         search_oracle(model.train(), tiny_tokens(1, 3), RouteSpace(3))
+    model = tiny_model()
+    model.model.layers[0].mlp.big.up_proj = torch.nn.Sequential(
+        model.model.layers[0].mlp.big.up_proj, torch.nn.Dropout(0.1)
+    )
+    with pytest.raises(ValueError, match="without dropout"):  # adapters come in training mode
+        search_oracle(model, tiny_tokens(1, 3), RouteSpace(3))
+
+
+def test_attention_to_later_tokens_is_refused():
+    model = tiny_model()
+    model.config.is_causal = False
+    with pytest.raises(ValueError, match=r"needs causal attention: config\.is_causal must be True"):
+        search_oracle(model, tiny_tokens(1, 3), RouteSpace(3))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model.model, torch.nn.DataParallel], ids=["base model", "DataParallel"])
+def test_what_is_no_language_model_is_refused(wrap):
+    with pytest.raises(ValueError, match=r"takes a DuoForCausalLM, got .*; give the model inside"):
+        search_oracle(wrap(tiny_model()), tiny_tokens(1, 3), RouteSpace(3))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_losses_are_float32_whatever_the_default_type(default):
+    model, ids, space = tiny_model(), tiny_tokens(1, 4), RouteSpace(3)
+    expected, table = search_oracle(model, ids, space).nll, loss_table(model, ids, space, "shared")
+    torch.set_default_dtype(default)
+    try:
+        assert search_oracle(model, ids, space).nll.equal(expected)
+        assert loss_table(model, ids, space, "shared").equal(table)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_table_of_committed_losses_is_refused():
@@ -302,6 +336,16 @@ def test_what_would_have_no_effect_in_a_search_is_refused():
         touched(lambda model: setattr(model, "lm_head", type("Adapter", (torch.nn.Linear,), {})(32, 97)))
     with pytest.raises(ValueError, match="merge adapters, do not offload"):
         touched(lambda model: model.lm_head.to("meta"))
+    with pytest.raises(ValueError, match="without bias"):
+        touched(lambda model: setattr(model, "lm_head", torch.nn.Linear(32, 97)))
+    for part in ("model.layers.1", "model.layers.0.self_attn", "model.layers.2.mlp"):
+
+        def override(model, part=part):
+            kind = type(model.get_submodule(part))
+            model.get_submodule(part).__class__ = type("Mine", (kind,), {"forward": lambda *given: given[1]})
+
+        with pytest.raises(ValueError, match=f"put on {part} would have no effect"):
+            touched(override)
     for part in ("model", "model.layers.1", "model.layers.0.self_attn", "model.layers.2.mlp"):
         with pytest.raises(ValueError, match=f"put on {part} would have no effect"):
             touched(lambda model, part=part: model.get_submodule(part).register_forward_hook(nothing))

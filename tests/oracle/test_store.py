@@ -24,6 +24,15 @@ def test_claiming_leaves_a_manifest_and_is_repeatable(store):
     assert json.loads((store.folder / "manifest.json").read_text()) == FACTS
 
 
+@pytest.mark.parametrize("content", ["", "[1]", "5", "[" * 100_000], ids=["empty", "list", "number", "deep"])
+def test_a_damaged_manifest_is_refused_in_one_line(store, content):
+    store.folder.mkdir()
+    (store.folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json: damaged \(.*\); delete the folder") as error:
+        store.claim()
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("model_fingerprint", "b"), ("big_layers", [0, 1, 2]), ("further", True)], ids=str
 )

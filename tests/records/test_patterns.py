@@ -42,7 +42,7 @@ def test_halves_split_evenly_by_the_seed():
 
 
 def test_halves_need_two_documents():
-    with pytest.raises(UserError, match="at least 2 per domain, got 1"):
+    with pytest.raises(UserError, match="at least 2 documents per domain, got 1"):
         first_half(1, 0)
 
 

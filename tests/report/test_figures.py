@@ -5,13 +5,14 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from duollm.analysis.analyse import analyse
 from duollm.analysis.results import BestOfRow, PolicyRow
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
-from duollm.report.figures import draw_figures, shown_budget
+from duollm.report.figures import draw_figures, shorten_names, shown_budget
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
 from duollm.report.style import policy_look, router_looks, smaller
@@ -184,3 +185,12 @@ def test_a_smaller_svg_keeps_scales_colours_and_labels():
         '<svg><path d="M 31.18 -0 L 3 4" transform="scale(0.015625)" style="stroke-width: 0.8123"/>'
         '<use x="2" y="-2.5" href="#m0.12345"/><g transform="translate(3.14 2.0) scale(0.105 -0.105)"/></svg>'
     )
+
+
+def test_titles_hold_long_names_without_their_middle():
+    figure = Figure()
+    axes = figure.subplots()
+    name = "first" + 200 * "x" + "last"
+    axes.set_title(f"{name}, k = 2")
+    shorten_names(["owls", name], [figure])
+    assert axes.get_title() == "firstxxxxxxxxxx…xxxxxxxxxxxlast, k = 2"

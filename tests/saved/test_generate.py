@@ -113,6 +113,12 @@ def test_the_prompt_may_come_from_standard_input(shown, folder, monkeypatch):
     assert shown(folder, "-", *FLAGS).startswith(f"{text}\n\nall-big: 6 tokens")
 
 
+def test_standard_input_is_utf8_whatever_the_locale(shown, folder, monkeypatch):
+    given = io.BytesIO("\ufeffthe na\u00efve owl".encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(given, "ascii", errors="surrogateescape"))
+    assert shown(folder, "-", *FLAGS).startswith("the na\u00efve owl")
+
+
 def test_a_seed_repeats_a_sample(shown, folder):
     texts = [
         shown(folder, PROMPT, "--max-new-tokens", 8, "--seed", seed, "--temperature", 2).partition("\n\nall-big")[0]
@@ -203,6 +209,8 @@ def test_a_chat_prompt_goes_through_the_template(shown, folder, model, tokenizer
         (["FOLDER", PROMPT, "--policy", "all-bog"], "did you mean 'all-big'"),
         (["FOLDER", PROMPT, "--policy", "router:nowhere"], "not a router folder"),
         (["FOLDER", PROMPT, "--chat"], "no chat template"),
+        (["FOLDER", PROMPT, "--num-beams", "1000000000"], "--num-beams: takes a whole number up to 1,000"),
+        (["FOLDER", PROMPT, "--policy", "all-big", "--policy", "all-small"], "--policy is given 2 times"),
         (["FOLDER"], "PROMPT"),
     ],
     ids=lambda value: " ".join(value)[:40].strip() if isinstance(value, list) else None,

@@ -100,6 +100,14 @@ def test_shares_are_disjoint_and_complete():
         ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE to 'two'"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK to '-1'"),
         ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "RANK must be below WORLD_SIZE"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"},
+            "cannot meet at localhost, port 99999, .*65535",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "9" * 20, "MASTER_ADDR": "localhost", "MASTER_PORT": "29501"},
+            "cannot meet at localhost, port 29501",
+        ),
     ],
 )
 def test_half_of_what_torchrun_sets_is_refused_in_a_line(monkeypatch, environment, expected):

@@ -252,7 +252,10 @@ def read_results(run: Path) -> Results:
     """
     path = run / "results.json"
     try:
-        return TypeAdapter(Results).validate_python(read_json(path))
+        results = TypeAdapter(Results).validate_python(read_json(path))
+        if not (results.data and isinstance(results.model.get("num_layers"), int)):
+            raise UserError(f"{path}: names no data, or no model; run `duollm report` on the run again")
+        return results
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

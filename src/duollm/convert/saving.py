@@ -84,8 +84,9 @@ class History:
             header = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data
         except (ValueError, YAMLError):  # somebody else's, without a readable header
             return cls()
-        ours = header.get("duollm") or {}
-        return cls(tuple(ours.get("steps", ())), header.get("base_model"), header.get("license"))
+        ours = header.get("duollm")
+        steps = ours.get("steps") if isinstance(ours, dict) else None
+        return cls(tuple(steps or ()), header.get("base_model"), header.get("license"))
 
 
 def save_model(model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerBase", folder: Path, history: History) -> None:

@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from torch import Tensor
 
 from duollm.data.tokenizer import for_prompts
-from duollm.errors import UserError, did_you_mean
+from duollm.errors import UserError, did_you_mean, in_a_line
 from duollm.measure.executor import route_digits
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.outputs import DuoCausalLMOutput
@@ -84,6 +84,8 @@ class RoutedLM(HFLM):
 
     def _within_positions(self, settings: dict[str, Any]) -> dict[str, Any]:
         asked = next((int(settings[key]) for key in _NEW_TOKENS if settings.get(key) is not None), self.max_gen_toks)
+        if asked < 1:
+            raise UserError(f"a task asks for answers of {asked} tokens; set its max_gen_toks to at least 1")
         if asked < self.max_length:
             return settings
         most = max(1, self.max_length // 2)
@@ -104,7 +106,8 @@ class RoutedLM(HFLM):
     def tok_batch_encode(
         self, strings: list[str], *given: Any, left_truncate_len: int | None = None, **settings: Any
     ) -> tuple[Tensor, Tensor]:
-        """Encode prompts, and count those that lose their beginning."""
+        """Encode prompts, and count those that lose their beginning. An empty one is what begins a text."""
+        strings = [string or str(self.tokenizer.decode([self.prefix_token_id])) for string in strings]
         if left_truncate_len:
             too_long = sum(len(self.tok_encode(string)) > left_truncate_len for string in strings)
             self.shortened["prompts, at their beginning"] += too_long
@@ -130,6 +133,10 @@ class RoutedLM(HFLM):
         hook = self.model.register_forward_hook(keep)
         try:
             tokens_BT: Tensor = super()._model_generate(context, policy=self.policy, **settings)
+        except (ValueError, TypeError) as error:  # what a task's generation_kwargs lead transformers to
+            raise UserError(
+                f"a task's generation_kwargs are refused: {in_a_line(error)}; correct them, or leave that task out"
+            ) from error
         finally:
             hook.remove()
         self._rows = iter(self._until_end(torch.stack(steps, 1), tokens_BT[:, context.shape[1] :]))

@@ -65,8 +65,18 @@ class BothCacheNames:
         def __getitem__(self, key: Any) -> Any:
             return super().__getitem__(_current_name(key))
 
+        def __setitem__(self, key: Any, value: Any) -> None:
+            super().__setitem__(_current_name(key), value)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(_current_name(name), value)
+
         def __contains__(self, key: Any) -> bool:
             return super().__contains__(_current_name(key))
+
+        def get(self, key: Any, default: Any = None) -> Any:
+            """As of a dictionary."""
+            return super().get(_current_name(key), default)
 
 
 def _current_name(key: Any) -> Any:

@@ -28,6 +28,9 @@ _WRONG_TYPES = (TypeError, AttributeError, StrictDataclassError)
 _DAMAGE = (OSError, ValueError, LookupError, ArithmeticError, RecursionError, *_WRONG_TYPES)
 """What transformers raises for a configuration that is damaged, or holds a value that is not allowed."""
 
+_NO_REAL_NUMBERS = ("I", "U", "BOOL", "C")
+"""How safetensors' names of such types begin: transformers would cast quantised weights without their scales."""
+
 
 def from_dense(
     cls: type[DuoForCausalLM],
@@ -73,10 +76,13 @@ def read_dense_config(folder_or_id: str | os.PathLike[str], **options: Any) -> P
     Raises:
         ValueError: there is none, it is damaged, or it is of a family that is not supported.
     """
+    config_file = Path(folder_or_id, options.get("subfolder") or "", "config.json")
     try:
+        if Path(folder_or_id).exists() and not config_file.is_file():  # transformers would take it for an empty one
+            raise FileNotFoundError(config_file)
         given, _ = PreTrainedConfig.get_config_dict(folder_or_id, **options)
     except _DAMAGE as error:
-        if isinstance(error, OSError) and not Path(folder_or_id, "config.json").is_file():
+        if isinstance(error, OSError) and not os.path.isfile(config_file):
             fault = "is no folder with a config.json, nor a model on the hub that can be reached"
         else:
             fault = f"has a config.json that cannot be read ({_in_a_line(error)}); fetch it again"
@@ -96,6 +102,15 @@ def read_dense_config(folder_or_id: str | os.PathLike[str], **options: Any) -> P
     return config
 
 
+def _check_generation_file(file: Path) -> None:
+    """Refuse settings of generation that transformers would leave out without a word, or stumble over."""
+    try:
+        if file.is_file() and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+            raise TypeError("it is no mapping")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read ({_in_a_line(error)}); fetch it again, or delete it") from error
+
+
 def _check_weights(folder: Path) -> None:
     """Find damaged or missing files of a local checkpoint; transformers would raise whatever they lead it to."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -104,7 +119,7 @@ def _check_weights(folder: Path) -> None:
         try:
             content = json.loads(index.read_text(encoding="utf-8"))
             files = sorted({folder / name for name in content["weight_map"].values()})
-            content["metadata"]["total_size"]
+            _ = files[0], content["metadata"]["total_size"]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{index} is damaged: it must hold a weight_map and metadata with total_size; fetch it again"
@@ -116,10 +131,13 @@ def _check_weights(folder: Path) -> None:
             if opened.read(23) == b"version https://git-lfs":
                 raise ValueError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in that folder")
         try:
-            with safe_open(file, "pt"):
-                pass
+            with safe_open(file, "pt") as weights:
+                types = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{file} is no whole safetensors file ({error}); fetch it again") from error
+        for name, kind in types.items():
+            if name.endswith((".weight", ".bias")) and kind.startswith(_NO_REAL_NUMBERS):
+                raise ValueError(f"{file} holds {name} as {kind}; give the checkpoint in floating-point numbers")
 
 
 def _in_a_line(error: Exception) -> str:
@@ -129,7 +147,9 @@ def _in_a_line(error: Exception) -> str:
 def _load(cls: type[DuoForCausalLM], dense: PreTrainedConfig, config: DuoConfig, **source: Any) -> DuoForCausalLM:
     """Load dense weights under the duo's names; small FFNs get their random start."""
     if source["pretrained_model_name_or_path"] is not None:
-        _check_weights(Path(source["pretrained_model_name_or_path"], source.get("subfolder") or ""))
+        folder = Path(source["pretrained_model_name_or_path"], source.get("subfolder") or "")
+        _check_generation_file(folder / "generation_config.json")
+        _check_weights(folder)
     renamed = {re.escape(dense_part): duo_part for dense_part, duo_part in family_of(dense.model_type).weights.items()}
     try:
         with _quiet():
@@ -147,6 +167,10 @@ def _load(cls: type[DuoForCausalLM], dense: PreTrainedConfig, config: DuoConfig,
             "opened: load the model with transformers and pass that"
         ) from error
     _check_complete(loading)
+    try:  # transformers loads settings that it refuses to save
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        raise ValueError(f"its generation_config.json is not allowed ({_in_a_line(error)}); correct it") from error
     _check_finite(model)
     del model._weight_conversions  # else save_pretrained would write the dense model's names
     return cast(DuoForCausalLM, model)

@@ -93,12 +93,20 @@ def _permute(states_ND: Tensor, order_N: Tensor | None, inverse_N: Tensor | None
 
 
 class _Permute(torch.autograd.Function):
-    """Reorder rows. Autograd would scatter-add the gradient; a permutation only needs its inverse."""
+    """Reorder rows. Autograd would scatter-add the gradient; a permutation only needs its inverse.
+
+    In the form that torch.func's transforms take too.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, states_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse_N)
+    def forward(states_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
         return states_ND.index_select(0, order_N)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
 
     @staticmethod
     def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, None, None]:

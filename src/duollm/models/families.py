@@ -145,8 +145,8 @@ def _check_values(found: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be from 1 to {_LARGEST_SIZE:,}, got {found[name]}")
     if found["hidden_act"] not in ACT2FN:
         raise ValueError(f"hidden_act {found['hidden_act']!r} is not known; known are {', '.join(sorted(ACT2FN))}")
-    if not found.get("rms_norm_eps", 0.0) >= 0:
-        raise ValueError(f"rms_norm_eps must not be below 0, got {found['rms_norm_eps']}")
+    if not 0 <= found.get("rms_norm_eps", 0.0) < float("inf"):
+        raise ValueError(f"rms_norm_eps must not be below 0, nor infinite, got {found['rms_norm_eps']}")
     for dropout in ("attention_dropout", "hidden_dropout"):
         if not 0 <= found.get(dropout, 0.0) < 1:
             raise ValueError(f"{dropout} must be at least 0 and below 1, got {found[dropout]}")

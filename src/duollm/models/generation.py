@@ -20,6 +20,11 @@ class DuoGenerationMixin(GenerationMixin):
         """As everywhere, the cache may be given under either of its names."""
         return cast(Any, super()).generate(*inputs, **with_current_cache_name(kwargs))
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """So for those who write the loop themselves."""
+        return cast(Any, super()).prepare_inputs_for_generation(*inputs, **with_current_cache_name(kwargs))
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:

@@ -176,7 +176,7 @@ def _random_routes(space: RouteSpace, tokens: int, generator: torch.Generator) -
 
 def _pool_table(model: DuoForCausalLM, ids_BT: Tensor, wanted_SND: Tensor, routes_RL: Tensor) -> Tensor:
     """Losses [S, B, N, R] of whole windows on each route."""
-    table_SNR = torch.empty(*wanted_SND.shape[:2], len(routes_RL), device=ids_BT.device)
+    table_SNR = torch.empty(*wanted_SND.shape[:2], len(routes_RL), dtype=torch.float32, device=ids_BT.device)
     for index, route_L in enumerate(routes_RL):
         policy = FixedRoutes(route_L)
         final_BND = model.model(input_ids=ids_BT[:, :-1], policy=policy, use_cache=False).last_hidden_state
@@ -188,7 +188,7 @@ def _pool_table(model: DuoForCausalLM, ids_BT: Tensor, wanted_SND: Tensor, route
 def mean_prediction(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace, generator: torch.Generator) -> Tensor:
     """Return the mean of the predictions of random routes, each taken by all tokens: probabilities [B, T, V]."""
     route_ids = torch.randint(space.size, (_MEAN_ROUTES,), generator=generator, device=generator.device)
-    total_BTV = torch.zeros(*ids_BT.shape, model.config.vocab_size, device=ids_BT.device)
+    total_BTV = torch.zeros(*ids_BT.shape, model.config.vocab_size, dtype=torch.float32, device=ids_BT.device)
     for route in space.decode(route_ids):
         total_BTV += model(input_ids=ids_BT, routes=route, use_cache=False).logits.float().softmax(-1)
     return total_BTV / _MEAN_ROUTES

@@ -96,7 +96,8 @@ class Reduction:
     @property
     def bar_QN(self) -> Tensor:
         """The loss at or below which a leaf matters."""
-        return torch.full((len(self.cells.spent), len(self.rows_N)), torch.inf, device=self.rows_N.device)
+        shape = (len(self.cells.spent), len(self.rows_N))
+        return torch.full(shape, torch.inf, dtype=torch.float32, device=self.rows_N.device)
 
     def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
         """Return a lower bound [P, N] of what would be kept of the leaves, given one of their log-normalisers.
@@ -136,7 +137,9 @@ class BestSoFar(Reduction):
     def start(self, rows_N: Tensor) -> None:
         """Forget what was kept; leaves of these tokens of the batch follow."""
         super().start(rows_N)
-        self.nll_QN = torch.full((len(self.cells.spent), len(rows_N)), torch.inf, device=rows_N.device)
+        self.nll_QN = torch.full(
+            (len(self.cells.spent), len(rows_N)), torch.inf, dtype=torch.float32, device=rows_N.device
+        )
         self.ids_QN = torch.full_like(self.nll_QN, torch.iinfo(torch.long).max, dtype=torch.long)
         self.score_QN = self.nll_QN.clone()
 
@@ -218,11 +221,11 @@ class LeafTable(Reduction):
 
     def __init__(self, counted_N: Tensor, routes: int) -> None:
         self.counted_N, self.counted_M = counted_N, counted_N.nonzero()[:, 0]
-        self.nll_MR = torch.full((len(self.counted_M), routes), torch.nan, device=counted_N.device)
+        self.nll_MR = torch.full((len(self.counted_M), routes), torch.nan, dtype=torch.float32, device=counted_N.device)
 
     def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
         """Return -inf for the tokens of the table, because every route is needed, and +inf for other tokens."""
-        return torch.where(self.counted_N, -torch.inf, torch.inf).expand(log_z_PN.shape)
+        return torch.where(self.counted_N, -torch.inf, torch.inf).to(log_z_PN).expand(log_z_PN.shape)
 
     def update(self, entered: Entered) -> None:
         """Take in the leaves of the table's tokens."""

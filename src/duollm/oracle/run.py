@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,7 +21,7 @@ from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget
+from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget, parse_budgets
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
@@ -145,6 +146,8 @@ class OracleRun:
         )
         for name, column in fixed.items():
             tables["tokens"] = tables["tokens"].append_column(name, [column])
+        searched_R = ~np.isnan(sums_GR).all(0)  # the others belong to no budget that was asked for
+        tables["routes"] = tables["routes"].filter(pa.array(np.tile(searched_R, len(sums_GR))))
         self.store.complete(domain, shards, tables)
 
     @cached_property
@@ -262,7 +265,7 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
     cells = Cells(space, sizes.small_intermediate_size, sizes.intermediate_size)
     try:
         for context in plan.contexts:
-            cells.wanted(plan.budgets(context), range(sequence_length - 1))
+            cells.wanted(parse_budgets(None, plan.budgets(context), space), range(sequence_length - 1))
     except ValueError as error:
         raise UserError(f"big_layers or more_budgets: {error}") from None
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from duollm.measure.executor import policy_losses
+from duollm.models.attention import DuoAttention
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.fused import is_plain, is_watched
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -267,7 +268,7 @@ def loss_tables(
     cells = Cells(space, model.config.small_intermediate_size, model.config.intermediate_size)
     every_Q = torch.ones(len(cells.spent), dtype=torch.bool)
     max_rows = max_rows_for(model.config, space, memory_bytes)
-    tables_SNR = torch.empty(*wanted_SND.shape[:2], space.size, device=input_ids.device)
+    tables_SNR = torch.empty(*wanted_SND.shape[:2], space.size, dtype=torch.float32, device=input_ids.device)
     for leaves in _walk(batch, cells, every_Q, max_rows, batch.hidden_BTD.flatten(0, 1), attend):
         final_PND = model.model.norm(leaves.hidden_PND)
         log_z_PN = log_normaliser(model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
@@ -313,6 +314,11 @@ def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int
 
 def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:
     """Raise a ValueError that says what is allowed, if the search cannot be done."""
+    if not (hasattr(model, "lm_head") and hasattr(getattr(model, "model", None), "layers")):
+        raise ValueError(
+            f"a search takes a DuoForCausalLM, got {type(model).__name__}; give the model inside: of PEFT's "
+            "get_base_model(), of DataParallel and DDP the attribute module"
+        )
     config = model.config
     _check_untouched(model)
     if context not in CONTEXTS:
@@ -321,14 +327,18 @@ def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, co
         raise ValueError(
             f"the route space has {space.num_layers} layers, the model {config.num_hidden_layers}; make them equal"
         )
-    if input_ids.ndim != 2 or input_ids.shape[1] < 2:
-        raise ValueError(f"input_ids must be [B, T] with T >= 2, got shape {list(input_ids.shape)}")
+    if not isinstance(input_ids, Tensor) or input_ids.is_floating_point():
+        raise ValueError(f"input_ids must be a tensor of integers, got {getattr(input_ids, 'dtype', type(input_ids))}")
+    if input_ids.ndim != 2 or input_ids.shape[1] < 2 or not len(input_ids):
+        raise ValueError(f"input_ids must be [B, T] with B >= 1 and T >= 2, got shape {list(input_ids.shape)}")
     if input_ids.min() < 0 or input_ids.max() >= config.vocab_size:
         raise ValueError(
             f"token ids must be in 0 .. {config.vocab_size - 1}, got {input_ids.min()} .. {input_ids.max()}"
         )
-    if model.training and (config.hidden_dropout or config.attention_dropout):
+    if any(_draws(part) for part in model.modules()):  # an adapter's part may be in training mode alone
         raise ValueError("a search needs a model without dropout; call model.eval() first")
+    if not getattr(config, "is_causal", True):
+        raise ValueError("a search needs causal attention: config.is_causal must be True, got False")
     longest = _longest(config, context)
     if longest is not None and input_ids.shape[1] - 1 > longest:
         raise ValueError(
@@ -339,22 +349,32 @@ def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, co
 
 def _check_untouched(model: DuoForCausalLM) -> None:
     """The search reads the head's matrix, and runs the parts of a layer itself: what is put around them has no say."""
-    if not is_plain(model.lm_head):
+    if not is_plain(model.lm_head) or model.lm_head.bias is not None:
         kinds = f"{type(model.lm_head).__name__} with {type(getattr(model.lm_head, 'weight', None)).__name__}"
         raise ValueError(
-            f"a search reads the head's matrix: lm_head must be an nn.Linear without hooks, its weights in memory and "
-            f"not quantised, got {kinds}; merge adapters, do not offload, and leave lm_head out of quantisation"
+            "a search reads the head's matrix: lm_head must be an nn.Linear without bias or hooks, its weights in "
+            f"memory and not quantised, got {kinds}; merge adapters, do not offload, leave lm_head out of quantisation"
         )
-    walked: dict[str, nn.Module] = {"model": model.model}
+    walked: dict[str, tuple[nn.Module, str]] = {"model": (model.model, "DuoModel")}
     for index, layer in enumerate(decoder_layers(model.model)):
         name = f"model.layers.{index}"
-        walked |= {name: layer, f"{name}.self_attn": layer.self_attn, f"{name}.mlp": layer.mlp}
-    for name, part in walked.items():
-        if is_watched(part):
+        walked[name] = (layer, "DuoDecoderLayer")
+        walked |= {f"{name}.self_attn": (layer.self_attn, "DuoAttention"), f"{name}.mlp": (layer.mlp, "DuoMLP")}
+    for name, (part, kind) in walked.items():
+        # By name: a model may run the code that was saved with it. A subclass may have a forward of its own.
+        if is_watched(part) or type(part).forward.__qualname__ != f"{kind}.forward":
             raise ValueError(
                 f"a search runs the parts of a layer itself, so the hook or the forward that was put on {name} would "
                 f"have no effect; remove it, or put it on a norm, a projection or an FFN"
             )
+
+
+def _draws(part: nn.Module) -> bool:
+    """Whether a dropout, torch's or the attention's, is at work."""
+    dropout = part.p if isinstance(part, nn.Dropout) else 0.0
+    if isinstance(part, DuoAttention):
+        dropout = part.config.attention_dropout
+    return part.training and dropout > 0
 
 
 def _longest(config: DuoConfig, context: str) -> int | None:

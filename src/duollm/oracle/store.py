@@ -4,7 +4,6 @@ Formats: docs/formats.md. A shard is a file that exists only when it is complete
 missing shards. The manifest says from which model, data and search the results come.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from duollm.errors import UserError
-from duollm.files import write_json
+from duollm.errors import UserError, in_a_line
+from duollm.files import read_json, write_json
 from duollm.records.files import KINDS, write_result
 
 Columns = dict[str, Any]
@@ -39,7 +38,10 @@ class OracleStore:
         """
         path = self.folder / "manifest.json"
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = dict(read_json(path))
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{path}: damaged ({in_a_line(error)}); delete the folder {self.folder}") from None
             other = [key for key, value in self.facts.items() if found.get(key) != value]
             if other:
                 key = other[0]

@@ -102,7 +102,7 @@ class Trial:
         final_PND = self.model.model.norm(hidden_PND)
         leaves = Leaves(self.rows_N, ids_PN, cell_PN, final_PND)
         if self.bound is None:
-            bound_PN = torch.full(final_PND.shape[:2], -torch.inf, device=final_PND.device)
+            bound_PN = torch.full(final_PND.shape[:2], -torch.inf, dtype=torch.float32, device=final_PND.device)
         else:
             bound_PN = self.bound(final_PND) - _ROUNDING
         lower = [each.lower(leaves, bound_PN) for each in self._kept]

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from duollm import files
 from duollm.errors import UserError
 from duollm.records.tokens import Tokens
 
@@ -49,7 +50,7 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is {path.parent} a run folder of duollm?") from None
     except (OSError, ValueError) as error:

@@ -1,11 +1,11 @@
 """Reads how long forwards took under every policy (evaluate/timing.json; see docs/formats.md)."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from duollm.errors import UserError
+from duollm.files import read_json
 from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, RANDOM, STATIC, Key
 
 _PATTERN, _ROUTES = "pattern", "routes"
@@ -43,7 +43,7 @@ def read_timing(run: Path) -> Timing | None:
     """
     path = run / "evaluate" / "timing.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         rows = {(row["policy"], row["big_layers"]): row for row in facts.pop("policies")}
     except FileNotFoundError:
         return None

@@ -6,7 +6,6 @@ know from which file a policy came.
 Shape letters: T tokens of the oracle, N rows of a file, D documents, L layers.
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from duollm.errors import UserError
+from duollm.files import read_json
 from duollm.records.bootstrap import Floats, Integers, sum_by_document
 from duollm.records.files import KINDS, ResultFile
 from duollm.records.keys import (
@@ -167,7 +167,7 @@ def _recipe_order(manifest: Path) -> dict[str, int]:
     if not manifest.exists():
         return {}
     try:
-        sources = json.loads(manifest.read_text(encoding="utf-8"))["sources"]
+        sources = read_json(manifest)["sources"]
         return {source["domain"]: place for place, source in enumerate(sources)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{manifest}: not the manifest of packed data ({error}); delete {manifest.parent}") from None

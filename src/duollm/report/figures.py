@@ -1,7 +1,10 @@
 """Draws all figures of a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from duollm.analysis.comparison import shown_routers
 from duollm.analysis.results import Results
@@ -17,6 +20,7 @@ from duollm.report.token_figures import difficulty_by_loss, route_strips
 from duollm.routes.space import focus_budgets
 
 _STRIP_TOKENS = 56
+_LONGEST_NAME = 32
 
 
 def shown_budget(domains: Sequence[Tokens]) -> int:
@@ -56,8 +60,17 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bo
             figures["decomposition"] = parts_by_budget(results, names)
         if results.ceiling:
             figures["ceiling_by_depth"] = gain_by_depth(results, names, ceiling_budget(results, budget))
+        shorten_names(names, figures.values())
         use_fonts_for_all_text(figures.values())
         return {name: save(figure, run / "figures", name, pdf) for name, figure in figures.items()}
+
+
+def shorten_names(names: Sequence[str], figures: Iterable[Figure]) -> None:
+    """Cut the middle out of long names; a title wider than its panel would leave no room for the panel."""
+    long = [name for name in names if len(name) > _LONGEST_NAME]
+    for text in [text for figure in figures if long for text in figure.findobj(Text)]:
+        for name in long:
+            text.set_text(text.get_text().replace(name, f"{name[:15]}…{name[-15:]}"))
 
 
 def _strips(tokens: Tokens, k: int, shown: Sequence[str]) -> Iterator[tuple[str, Integers, list[str]]]:

@@ -3,7 +3,6 @@
 To add a kind, write a file like `routers/linear.py` and enter its class in `ROUTERS` (docs/adding-a-router.md).
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 from duollm.config import RouterConfig
 from duollm.convert.saving import load_model
 from duollm.errors import UserError, did_you_mean, in_a_line
-from duollm.files import replacing, write_json
+from duollm.files import read_json, replacing, write_json
 from duollm.measure.comparison import TrainedRouter
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -111,7 +110,7 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
         UserError: files are missing or damaged, or the router is for another model.
     """
     try:
-        facts = json.loads((folder / "router.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / "router.json")
         router = make_router(facts["kind"], config, facts["branches"])
         router.load_state_dict(load_file(folder / "router.safetensors"))
     except UserError:

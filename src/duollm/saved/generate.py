@@ -5,6 +5,7 @@ Shape letters: P prompt tokens, G generated tokens, L layers.
 
 import sys
 from dataclasses import dataclass
+from io import TextIOWrapper
 
 import torch
 from rich.console import Console
@@ -86,8 +87,9 @@ def _standard_input() -> str:
     if sys.stdin is None:
         raise UserError("the prompt is to come from standard input, which is closed; give a text")
     try:
+        if isinstance(sys.stdin, TextIOWrapper):  # whatever the locale says
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
         prompt = sys.stdin.read()
-        prompt.encode()  # a byte that is no text may have come through as a lone surrogate
     except UnicodeError:
         raise UserError("the prompt from standard input is not UTF-8; convert it to UTF-8") from None
     return prompt

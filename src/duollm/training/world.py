@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from duollm.errors import UserError
+from duollm.errors import UserError, in_a_line
 
 _TOGETHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -76,7 +76,14 @@ def join_world() -> World:
     if not together:
         return World(0, 1, device)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if on_gpu else "gloo")
+        try:
+            distributed.init_process_group("nccl" if on_gpu else "gloo")
+        except (ValueError, TypeError, RuntimeError) as error:  # a port that is taken, or that does not exist
+            place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+            raise UserError(
+                f"the processes cannot meet at {place}, as the environment says: {in_a_line(error)}; "
+                "start them with torchrun, and another port"
+            ) from None
     return World(distributed.get_rank(), distributed.get_world_size(), device)
 
 
