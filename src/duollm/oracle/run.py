@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -146,8 +145,6 @@ class OracleRun:
         )
         for name, column in fixed.items():
             tables["tokens"] = tables["tokens"].append_column(name, [column])
-        searched_R = ~np.isnan(sums_GR).all(0)  # the others belong to no budget that was asked for
-        tables["routes"] = tables["routes"].filter(pa.array(np.tile(searched_R, len(sums_GR))))
         self.store.complete(domain, shards, tables)
 
     @cached_property
