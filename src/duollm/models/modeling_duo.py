@@ -351,13 +351,10 @@ class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
 
         Args:
             input_ids: token ids [B, T].
-            attention_mask: 1 for tokens, 0 for padding, [B, T past and present]; or masks made for the
-                attention, for all layers or by their kind.
+            attention_mask: 1 for tokens, 0 for padding, [B, T past and present]; or masks made for the attention.
             past_key_values, cache: keys and values of the tokens before; two names of one argument.
-            labels: token ids [B, T], -100 to leave a position out; shifted inside, so the loss is
-                the mean nll (nats) of token t + 1 given tokens up to t.
-            logits_to_keep: compute only the last so many logits (0: all), a slice, those at positions [K] or
-                [B, K], or under a mask [B, T], which returns logits [number of True, V].
+            labels: token ids [B, T], -100 to leave a position out; the loss is the mean nll (nats) of the next token.
+            logits_to_keep: only the last so many logits (0: all), a slice, positions [K] or [B, K], or a mask [B, T].
             routes: integers [L] (all tokens alike) or [B, T, L], values of `Branch`.
             policy: says which branch each token takes at each layer.
             execution: "sparse" computes only the chosen branches, "reference" computes all and selects.
