@@ -190,9 +190,11 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FOLDER", required=True, help="folder for the duo; it must be new or empty")
     width = "inner width of the small FFNs (default: a sixteenth of the big ones)"
     add("--small-intermediate-size", type=whole_number(0), metavar="N", help=width)
-    start = "how to set the small FFNs: at random; from the most used neurons of the big FFN (slice); or like slice, "
-    start += "then trained to imitate the big FFN (distilled). Default: %(default)s"
-    add("--small-init", choices=["random", "slice", "distilled"], default="distilled", help=start)
+    start = "how to set the small FFNs: at random; from the most used neurons of the big FFN (slice); like slice, "
+    start += (
+        "then trained to imitate the big FFN (distilled); or as linear maps of low rank (linear). Default: %(default)s"
+    )
+    add("--small-init", choices=["random", "slice", "distilled", "linear"], default="distilled", help=start)
     fitted = "text to fit the small FFNs to: prose, code, a file or folder, ... (default: %(default)s)"
     add("--domains", type=listed(str), default="prose,code", metavar="LIST", help=fitted)
     add("--sample-tokens", type=int, default=32_768, metavar="N", help="tokens of that text (default: %(default)s)")

@@ -99,8 +99,8 @@ class ModelConfig(Section):
 class ConvertConfig(Section):
     """Stage 0, only with model.dense: its FFNs become the big ones, and the small ones are derived from them."""
 
-    small_init: Literal["random", "slice", "distilled"] = "distilled"
-    """Start of the small FFNs: random, neurons of the big FFN, or trained to imitate it (docs/checkpoints.md)."""
+    small_init: Literal["random", "slice", "distilled", "linear"] = "distilled"
+    """Small FFNs: random, neurons of the big FFN, trained to imitate it, or low-rank maps (docs/checkpoints.md)."""
     sample_tokens: int = Field(default=32_768, ge=2)
     """Tokens of training text that slice and distilled run through the big FFNs."""
     steps: int = Field(default=300, ge=1)

@@ -65,8 +65,10 @@ def count_parameters(config: DuoConfig) -> Parameters:
 
 def ffn_parameters(config: DuoConfig) -> ByBranch:
     """Count the matrix entries of one layer's FFN by branch: gate (if it is gated), up and down."""
-    per_neuron = (3 if config.gated_ffn else 2) * config.hidden_size
-    return ByBranch(0, per_neuron * config.small_intermediate_size, per_neuron * config.intermediate_size)
+    big = 3 if config.gated_ffn else 2
+    small = 2 if config.small_linear else big
+    widths = config.small_intermediate_size, config.intermediate_size
+    return ByBranch(0, *(config.hidden_size * each * width for each, width in zip((small, big), widths, strict=True)))
 
 
 def layer_parameters(config: DuoConfig) -> ByBranch:
@@ -193,7 +195,6 @@ def _attention_biases(config: DuoConfig) -> int:
 
 
 def _ffn_biases(config: DuoConfig) -> ByBranch:
-    if not config.mlp_bias:
-        return ByBranch(0, 0, 0)
     per_neuron, widths = 2 if config.gated_ffn else 1, (config.small_intermediate_size, config.intermediate_size)
-    return ByBranch(0, *(per_neuron * width + config.hidden_size for width in widths))
+    small, big = (config.mlp_bias * (per_neuron * width + config.hidden_size) for width in widths)
+    return ByBranch(0, config.hidden_size if config.small_linear else small, big)

@@ -21,6 +21,7 @@ _SMALL = {
     "random": "Small FFNs drawn at random",
     "slice": "Small FFNs cut out of the big ones: their most used neurons, the output matrix refitted,",
     "distilled": "Small FFNs cut out of the big ones and trained to imitate them, layer by layer,",
+    "linear": "Small FFNs replaced by linear maps of low rank, fitted to the big ones in closed form,",
 }
 
 

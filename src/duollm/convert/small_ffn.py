@@ -18,12 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from duollm.convert.linear_small import fit_linear, make_linear
 from duollm.machine import Precision, faster_precision
 from duollm.models.modeling_duo import DuoFFN, DuoForCausalLM
 from duollm.ridge import ridge
 from duollm.routes.sampling import derived_seed
 
-SmallInit = Literal["random", "slice", "distilled"]
+SmallInit = Literal["random", "slice", "distilled", "linear"]
 
 _BATCH_TOKENS = 2048
 _HELD_OUT_SHARE = 0.125
@@ -72,7 +73,8 @@ def initialise_small_ffns(
     Args:
         how: "random" leaves them as they are. "slice" takes the big FFN's neurons with the largest expected
             output on the sample and solves for the output matrix that makes up best for the others (ridge
-            regression). "distilled" starts there and trains all of the small FFN by gradient descent.
+            regression). "distilled" starts there and trains all of the small FFN by gradient descent. "linear"
+            puts a linear map of rank `small_intermediate_size` in its place, fitted in closed form.
         sample_WT: token ids [W, T].
         seed: random seed of the distillation's batches.
         steps: distillation steps per layer.
@@ -93,6 +95,8 @@ def initialise_small_ffns(
             f"needs two windows of text or more (got {len(sample_WT)}) and small FFNs no wider than the big ones "
             f"(got {config.small_intermediate_size} and {config.intermediate_size})"
         )
+    if how == "linear":
+        make_linear(model)
     precision = faster_precision()
     held_out = sample_WT.shape[1] * max(1, round(_HELD_OUT_SHARE * len(sample_WT)))
     fitted = sample_WT.numel() - held_out
@@ -103,7 +107,12 @@ def initialise_small_ffns(
         for layer, states_ND, weights_N in zip(model.model.layers, states_LND, weights_LN, strict=True):
             examples, energies_F = _examples(layer.mlp.big, states_ND, weights_N, precision)
             small = deepcopy(layer.mlp.small).float()
-            cut_out(small, layer.mlp.big, energies_F, examples.rows(slice(fitted)))
+            if how == "linear":
+                fit_linear(
+                    small, examples.states_ND[:fitted], examples.outputs_ND[:fitted], examples.weights_N[:fitted]
+                )
+            else:
+                cut_out(small, layer.mlp.big, energies_F, examples.rows(slice(fitted)))
             if how == "distilled":
                 generator = torch.Generator().manual_seed(derived_seed(seed, len(explained)))
                 distil(small, examples.rows(slice(fitted)), steps, generator, precision)

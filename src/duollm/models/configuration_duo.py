@@ -47,6 +47,7 @@ class DuoConfig(PreTrainedConfig):
     Attributes:
         intermediate_size: inner width of the big FFN.
         small_intermediate_size: inner width of the small FFN.
+        small_linear: whether the small FFN is a linear map of rank `small_intermediate_size` with a bias.
         skip_scope: what `Branch.SKIP` bypasses: "ffn" (attention still acts) or "layer" (the
             token's attention output is dropped too; its keys and values are still computed).
         norm: "rms" (root mean square) or "layer" (mean and variance, with a bias). Both use `rms_norm_eps`.
@@ -97,6 +98,7 @@ class DuoConfig(PreTrainedConfig):
     attention_bias: bool = False
     attention_dropout: float = 0.0
     mlp_bias: bool = False
+    small_linear: bool = False
     skip_scope: Literal["ffn", "layer"] = "ffn"
     norm: Literal["rms", "layer"] = "rms"
     positions: Literal["rotary", "learned"] = "rotary"
@@ -161,6 +163,8 @@ class DuoConfig(PreTrainedConfig):
         ffn = [f"mlp.{size}" for size in ("small", "big")]
         split = {f"self_attn.{part}_proj": "colwise" for part in "qkv"}
         split |= {f"{each}.{part}_proj": "colwise" for each in ffn for part in ("gate", "up")[not self.gated_ffn :]}
+        if self.small_linear:
+            split.pop("mlp.small.gate_proj", None)
         split |= dict.fromkeys(("self_attn.o_proj", *(f"{each}.down_proj" for each in ffn)), "rowwise")
         if self.qk_norm:
             split |= {f"self_attn.{part}_norm": "replicated_with_grad_allreduce" for part in "qk"}

@@ -180,6 +180,7 @@ def dense_config(duo: DuoConfig, branch: Branch) -> PreTrainedConfig:
     family = family_of(duo.dense_family)
     wanted = {name: getattr(duo, name) for name in DuoConfig.__annotations__}
     wanted["intermediate_size"] = duo.small_intermediate_size if branch == Branch.SMALL else duo.intermediate_size
+    wanted["small_linear"] = duo.small_linear and branch == Branch.SMALL
     if hasattr(duo, "is_causal"):  # no field: a configuration has it only where it was set
         wanted["is_causal"] = duo.is_causal
     given = {key: wanted[names[0]] for key, names in family.fields.items() if names[0] in wanted}

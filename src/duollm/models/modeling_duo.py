@@ -49,15 +49,16 @@ POSITION_OFFSET = 2
 
 
 class DuoFFN(FFN):
-    """One feed-forward network, sized by the configuration."""
+    """One feed-forward network, sized by the configuration; `linear`: down(up(x)) + b."""
 
-    def __init__(self, config: DuoConfig, intermediate_size: int) -> None:
+    def __init__(self, config: DuoConfig, intermediate_size: int, linear: bool = False) -> None:
         super().__init__()
-        width, bias = config.hidden_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, intermediate_size, bias=bias) if config.gated_ffn else None
+        width, bias = config.hidden_size, config.mlp_bias and not linear
+        gated = config.gated_ffn and not linear
+        self.gate_proj = nn.Linear(width, intermediate_size, bias=bias) if gated else None
         self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, width, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.down_proj = nn.Linear(intermediate_size, width, bias=bias or linear)
+        self.act_fn = nn.Identity() if linear else ACT2FN[config.hidden_act]
 
 
 class DuoMLP(nn.Module):
@@ -65,7 +66,7 @@ class DuoMLP(nn.Module):
 
     def __init__(self, config: DuoConfig) -> None:
         super().__init__()
-        self.small = DuoFFN(config, config.small_intermediate_size)
+        self.small = DuoFFN(config, config.small_intermediate_size, config.small_linear)
         self.big = DuoFFN(config, config.intermediate_size)
 
     def ffn(self, branch: Branch) -> DuoFFN:

@@ -17,6 +17,7 @@ from torch import Tensor
 from duollm.config import ModelConfig, OracleConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.errors import UserError
+from duollm.flops import ffn_parameters
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -161,8 +162,8 @@ class OracleRun:
 
     def _searched(self) -> NDArray[np.int64]:
         """Ids of the routes that some budget allows; the search leaves the others out."""
-        plan, sizes = self.plan, self.model.config
-        cells = Cells(plan.space, sizes.small_intermediate_size, sizes.intermediate_size)
+        plan = self.plan
+        cells = Cells(plan.space, *ffn_parameters(self.model.config)[1:])
         wanted_Q = cells.wanted(plan.budgets("shared"), range(plan.sequence_length - 1))
         routes_RL = plan.space.decode(torch.arange(plan.space.size))
         small_R, big_R = ((routes_RL == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG))
@@ -259,7 +260,8 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
     extra = sorted(set(plan.big_layers("committed")) - set(plan.big_layers("shared")))
     if extra and "committed" in config.contexts:
         raise UserError(f"committed_big_layers holds {extra[0]}, which big_layers lacks; add it there")
-    cells = Cells(space, sizes.small_intermediate_size, sizes.intermediate_size)
+    costs = sizes.small_intermediate_size, sizes.intermediate_size
+    cells = Cells(space, *(ffn_parameters(sizes)[1:] if isinstance(sizes, DuoConfig) else costs))
     try:
         for context in plan.contexts:
             cells.wanted(parse_budgets(None, plan.budgets(context), space), range(sequence_length - 1))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from duollm.flops import ffn_parameters
 from duollm.measure.executor import policy_losses
 from duollm.models.attention import DuoAttention
 from duollm.models.configuration_duo import DuoConfig
@@ -128,7 +129,7 @@ def search_oracle(
     wanted, method = parse_budgets(big_layers, budgets, space), _method_of(method)
     _check_options(method, context, wanted, reference, reductions)
     batch = Batch(model, input_ids, attention_mask)
-    cells = Cells(space, model.config.small_intermediate_size, model.config.intermediate_size)
+    cells = Cells(space, *ffn_parameters(model.config)[1:])
     method.begin(wanted, cells, batch.padding_BT.shape)
     bound = HeadBound.around(model, batch.states()) if prune else None
     generator = generator or torch.Generator(model.device).manual_seed(0)
@@ -265,7 +266,7 @@ def loss_tables(
         raise ValueError("a loss table needs context 'shared' or 'reference'; use search_oracle for 'committed'")
     batch = Batch(model, input_ids, attention_mask)
     attend = batch.shared_context() if context == "shared" else batch.reference_context(reference)
-    cells = Cells(space, model.config.small_intermediate_size, model.config.intermediate_size)
+    cells = Cells(space, *ffn_parameters(model.config)[1:])
     every_Q = torch.ones(len(cells.spent), dtype=torch.bool)
     max_rows = max_rows_for(model.config, space, memory_bytes)
     tables_SNR = torch.empty(*wanted_SND.shape[:2], space.size, dtype=torch.float32, device=input_ids.device)
