@@ -22,7 +22,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import DuoAttention, Rotary, attention_function
-from .branch import Branch
+from .branch import BRANCHES, Branch
 from .compat import (
     CACHE,
     checkpoint_nested,
@@ -97,7 +97,8 @@ class DuoMLP(nn.Module):
         if dispatch.branch is not None:
             return self.branch(dispatch.branch, states_BTD)
         groups = dispatch.group(states_BTD.flatten(0, 1))
-        outputs = [self.branch(each, rows, some=True) for each, rows in zip(Branch, groups, strict=True) if len(rows)]
+        taken = zip(BRANCHES, groups, strict=True)
+        outputs = [self.branch(each, rows, some=True) for each, rows in taken if len(rows)]
         return dispatch.ungroup(outputs).view_as(states_BTD)
 
 
