@@ -13,7 +13,7 @@ from torch import nn
 
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
-from duollm.ceiling.training import train_ceiling
+from duollm.ceiling.predictor import train_ceiling
 from duollm.config import DataConfig, ModelConfig, OracleConfig, Recipe, save_recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
