@@ -1,5 +1,6 @@
 """The recipe: every setting of a study, typed, read from YAML and overridden from the command line."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -52,6 +53,11 @@ def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
             raise ValueError(f"{key} holds {value!r} twice")
 
 
+def _home_folder(path: str | None) -> str | None:
+    """Replace a leading ~, which a shell leaves alone in a file and behind --key=."""
+    return path and os.path.expanduser(path)
+
+
 class ModelConfig(Section):
     """The duo model. The vocabulary size comes from the tokenizer unless it is given here."""
 
@@ -81,6 +87,8 @@ class ModelConfig(Section):
     """Longest sequence that the model accepts, in tokens."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary embedding."""
+
+    _expand = field_validator("path", "dense")(_home_folder)
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> "ModelConfig":
@@ -122,6 +130,8 @@ class DataConfig(Section):
     """Share of each domain's documents held out for calibration."""
     test_share: float = Field(default=0.15, gt=0, lt=1)
     """Share of each domain's documents held out for results."""
+
+    _expand = field_validator("tokenizer")(_home_folder)
 
     @model_validator(mode="after")
     def _domains_and_shares(self) -> "DataConfig":
