@@ -122,11 +122,14 @@ def make_mask(kind: str, config: Any, embedded_BTD: Tensor, cache: Any, **given:
     return _MASKS[kind](config, inputs_embeds=like_BTD, **{CACHE: cache}, **given)
 
 
-def refuse_unknown(owner: object, keywords: dict[str, Any], *receivers: Callable[..., Any]) -> None:
-    """Raise a TypeError for keywords that neither transformers nor a function that receives them knows."""
+def refuse_unknown(owner: object, keywords: dict[str, Any], receiver: Callable[[], Callable[..., Any]]) -> None:
+    """Raise a TypeError for keywords that neither transformers nor the function that receives them knows.
+
+    `receiver` returns that function; finding it takes time that every decoded token would pay.
+    """
     unknown = [name for name in keywords if name not in _KNOWN]
     if unknown:
-        received = {name for receiver in receivers for name in inspect.signature(receiver).parameters}
+        received = inspect.signature(receiver()).parameters
         unknown = [name for name in unknown if name not in received]
     if unknown:
         names = ", ".join(map(repr, sorted(unknown)))

@@ -227,7 +227,7 @@ class DuoModel(DuoPreTrainedModel):
 
         The arguments are those of `DuoForCausalLM`. The first `config.num_hidden_layers` layers run.
         """
-        refuse_unknown(self, kwargs, attention_function(self.config))
+        refuse_unknown(self, kwargs, lambda: attention_function(self.config))
         given = _only_one(input_ids, inputs_embeds)
         hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
         cache = given_cache = only_cache(cache, past_key_values, kwargs)
@@ -373,7 +373,7 @@ class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
             batch, tokens = _only_one(input_ids, inputs_embeds).shape[:2]
             policy = FixedRoutes(check_routes(routes, batch, tokens, self.config.num_hidden_layers))
         for_loss = pop_loss_keywords(kwargs, self.loss_function)
-        refuse_unknown(self, kwargs, attention_function(self.config))
+        refuse_unknown(self, kwargs, lambda: attention_function(self.config))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
