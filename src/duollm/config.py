@@ -276,9 +276,11 @@ class RouterConfig(Section):
     distilled_share: float = Field(default=0.5, ge=0, le=1)
     """distilled: share of the steps that imitate the oracle. The others minimise the loss of the language model."""
     codebook_routes: int = Field(default=16, ge=2, le=LARGEST_CODEBOOK)
-    """codebook: largest number of routes to choose from."""
+    """codebook, knn: largest number of routes to choose from."""
     decide_at: int = Field(default=3, ge=0)
-    """codebook: layer whose states choose the route, counted from 0. Earlier layers are the same for all tokens."""
+    """codebook, knn: layer whose states choose the route, from 0. Earlier layers are the same for all tokens."""
+    neighbours: int = Field(default=64, ge=1)
+    """knn: number of labelled tokens with the most similar states, whose losses are averaged."""
 
     @property
     def tokens_for_all(self) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from duollm import __version__
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
-from duollm.ceiling.training import train_ceiling
+from duollm.ceiling.predictor import train_ceiling
 from duollm.config import DataConfig, Recipe, to_yaml
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
