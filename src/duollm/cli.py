@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
 from duollm.files import check_folder
 from duollm.options import Parser, WideHelp, add_recipe_options, listed, number, rows, whole_number
@@ -93,9 +94,7 @@ def _dispatch(given: list[str]) -> None:
     if not given or given[0] in ("-h", "--help", "help"):
         print(_overview())
     elif given[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"duollm {version('duollm')}")
+        print(f"duollm {__version__}")
     elif given[0] not in VERBS:
         raise UserError(f"unknown verb {given[0]!r}; {did_you_mean(given[0], VERBS)}")
     else:
@@ -173,13 +172,25 @@ def _prepare_for_torch() -> None:
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--gpus", type=whole_number(1, 10**6), default=1, metavar="N", help="number of devices (default: %(default)s)")
+    peak = "peak of one of them for matrix products, TFLOP/s (default: measured on this machine)"
+    add("--peak-tflops", type=number(1e-3, 1e6), metavar="X", help=peak)
+    used = "share of the peak that is used (default: %(default)s, as measured for recipes/quick.yaml)"
+    add("--mfu", type=number(0.001, 1), default=0.4, metavar="SHARE", help=used)
     add_recipe_options(parser, DEFAULT_RECIPE)
 
 
 def _plan(options: argparse.Namespace, command: list[str]) -> None:
-    from duollm.plan import plan, render
+    recipe = _resolve(options)
+    from duollm.machine import faster_precision, matmul_peak
+    from duollm.plan import Devices, plan, render
 
-    print(render(plan(_resolve(options))))
+    peak = options.peak_tflops and options.peak_tflops * 1e12
+    if peak is None:
+        given = recipe.pretrain.precision
+        peak = matmul_peak(faster_precision() if given == "auto" else given)
+    print(render(plan(recipe, Devices(options.gpus, peak, options.mfu))))
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:
@@ -385,7 +396,7 @@ def _study_verb(summary: str, until: str) -> Verb:
 
 VERBS = {
     "study": _study_verb("run a whole study: train a duo, search, train routers, compare, report", until="report"),
-    "plan": Verb("print what a recipe takes: parameters, FLOPs, memory, steps", _add_plan_options, _plan),
+    "plan": Verb("print what a recipe takes: parameters, FLOPs, memory, steps, time", _add_plan_options, _plan),
     "convert": Verb("make a duo of a dense checkpoint", _add_convert_options, _convert),
     "pretrain": _study_verb("run a study up to the trained duo", until="pretrain"),
     "oracle": _study_verb("run a study up to the best route of every token", until="oracle"),

@@ -1,5 +1,6 @@
 """The recipe: every setting of a study, typed, read from YAML and overridden from the command line."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -8,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from duollm import strict_yaml
 from duollm.errors import UserError, did_you_mean
-from duollm.files import write_text
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_CODEBOOK = 32  # routes
@@ -52,6 +52,11 @@ def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
             raise ValueError(f"{key} holds {value!r} twice")
 
 
+def _home_folder(path: str | None) -> str | None:
+    """Replace a leading ~, which a shell leaves alone in a file and behind --key=."""
+    return path and os.path.expanduser(path)
+
+
 class ModelConfig(Section):
     """The duo model. The vocabulary size comes from the tokenizer unless it is given here."""
 
@@ -81,6 +86,8 @@ class ModelConfig(Section):
     """Longest sequence that the model accepts, in tokens."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary embedding."""
+
+    _expand = field_validator("path", "dense")(_home_folder)
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> "ModelConfig":
@@ -122,6 +129,8 @@ class DataConfig(Section):
     """Share of each domain's documents held out for calibration."""
     test_share: float = Field(default=0.15, gt=0, lt=1)
     """Share of each domain's documents held out for results."""
+
+    _expand = field_validator("tokenizer")(_home_folder)
 
     @model_validator(mode="after")
     def _domains_and_shares(self) -> "DataConfig":
@@ -412,13 +421,18 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
     """Read a YAML recipe and apply overrides such as {"pretrain.tokens": "5e5"}.
 
     Raises:
-        UserError: missing or unreadable file, unknown key, illegal value; the message names the
-            key, what was given and what is allowed.
+        UserError: unreadable file, unknown key, illegal value; the message names the key and what is allowed.
     """
     values: dict[str, Any] = _read_yaml(path) if path else {}
     overrides = overrides or {}
     for key, text in overrides.items():
-        _set(values, key.split("."), _parse_override(key, text))
+        *sections, name = key.split(".")
+        section = values
+        for each in sections:
+            section = section.setdefault(each, {})
+            if not isinstance(section, dict):
+                raise UserError(f"--{key}: {each} is not a section")
+        section[name] = _parse_override(key, text)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -426,11 +440,6 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
         overridden = [name for name in overrides if f"{key}.".startswith(f"{name}.")]
         place = f"--{overridden[0]}" if overridden else ": ".join(filter(None, (str(path or ""), key)))
         raise UserError(f"{place}: {message}" if place else message) from None
-
-
-def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, every key present, as YAML."""
-    write_text(path, to_yaml(recipe))
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -472,15 +481,6 @@ def _takes_text(key: str) -> bool:
     owner: Any = Recipe.model_fields[section].annotation if section in Recipe.model_fields else Recipe
     field = getattr(owner, "model_fields", {}).get(name)
     return field is not None and field.annotation in (str, str | None)
-
-
-def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        nested = values.setdefault(key, {})
-        if not isinstance(nested, dict):
-            raise UserError(f"--{'.'.join(keys)}: {key} is not a section")
-        values = nested
-    values[keys[-1]] = value
 
 
 def explain(error: ValidationError) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Plans a recipe without building the model: parameters, FLOPs, memory, steps, routes."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import NamedTuple
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from duollm.config import Recipe
+from duollm.config import ModelConfig, Recipe
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.families import duo_config
 from duollm.oracle.beam import Beam
+from duollm.oracle.run import check_settings
+from duollm.routers.registry import check_kinds
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -30,13 +33,35 @@ class Row(NamedTuple):
     remark: str = ""
 
 
-def plan(recipe: Recipe) -> list[Row]:
+class Devices(NamedTuple):
+    """What a recipe is to run on.
+
+    Attributes:
+        peak: FLOP/s of matrix products on one device, in the precision of the training.
+        used: share of the peak that training and search reach.
+    """
+
+    number: int
+    peak: float
+    used: float
+
+    def seconds(self, flops: int) -> int:
+        """Return how long the devices together take."""
+        return round(Decimal(flops) / Decimal(self.number * self.peak * self.used))
+
+
+def plan(recipe: Recipe, devices: Devices | None = None) -> list[Row]:
     """Count what `recipe` will take and return the rows, table by table.
 
+    Args:
+        devices: adds the time on them, and shares the batch among them; default: memory on one device, no time.
+
     Raises:
-        UserError: the configuration of the recipe's model is missing, or is neither a duo's nor of a known family.
+        UserError: the configuration of the recipe's model is missing, or is neither a duo's nor of a known family;
+            or a study would refuse the recipe.
     """
     config, length = planned_config(recipe), recipe.data.sequence_length
+    check_recipe(recipe, config, recipe.model.path or recipe.model.dense or "the model")
     parts, layers = count_parameters(config), config.num_hidden_layers
     rows = [Row("parameters", name, each, "", f"{each / parts.total:.1%}") for name, each in parts._asdict().items()]
     rows += [Row("parameters", "total", parts.total)]
@@ -47,8 +72,52 @@ def plan(recipe: Recipe) -> list[Row]:
         Row(table, name, each, "FLOP", f"{each / flops['all big']:.2f} of all big") for name, each in flops.items()
     ]
     if not recipe.model.path and recipe.pretrain.tokens:
-        rows += [*_training(recipe, config), *_training_memory(recipe, config)]
-    return [*rows, *_oracle(recipe, config), *_routers(recipe)]
+        rows += [*_training(recipe, config), *_training_memory(recipe, config, devices.number if devices else 1)]
+    rows += [*_oracle(recipe, config), *_routers(recipe)]
+    if devices:
+        machine = f"time on {devices.number} x {si(round(devices.peak), 'FLOP/s')}, {devices.used:.0%} of it used"
+        rows += [
+            Row(machine, f"{name}{row.label.removeprefix('compute')}", devices.seconds(row.value), "s")
+            for table, name in (("training", "training"), ("oracle", "oracle"))
+            for row in rows
+            if row.table.split(",")[0] == table and row.label.startswith("compute")
+        ]
+    return rows
+
+
+def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig | None, given: str = "the model") -> None:
+    """Refuse settings that a study could not carry out, before it works for hours.
+
+    Args:
+        sizes: those of the model; None if they are known only once it is loaded. Then only the rest is checked.
+        given: names the model in messages.
+
+    Raises:
+        UserError: the message begins with a key of the recipe.
+    """
+    length = recipe.data.sequence_length
+    with _names_section("router"):
+        check_kinds(recipe.router, length)
+    if sizes is None:
+        return
+    layers, positions = sizes.num_hidden_layers, sizes.max_position_embeddings
+    if length > positions:
+        raise UserError(f"data.sequence_length ({length}) must not exceed the {positions} positions of {given}")
+    with _names_section("oracle"):
+        check_settings(recipe.oracle, sizes, length)
+    recipe.ceiling.depths_in(layers)
+    for big in recipe.router.big_layers:
+        if not 0 <= big <= layers:
+            raise UserError(f"router.big_layers holds {big}; {given} has {layers} layers")
+
+
+@contextmanager
+def _names_section(section: str) -> Iterator[None]:
+    """Complete the name of the setting that a message of the library begins with."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{section}.{error}") from None
 
 
 def planned_config(recipe: Recipe) -> DuoConfig:
@@ -85,8 +154,12 @@ def render(rows: Sequence[Row]) -> str:
 
 def si(number: int, unit: str = "") -> str:
     """Write a number for people: exact below 100,000, else three digits and a prefix (counts: B is billion)."""
+    if unit == "s" and 120 <= number < 360_000:
+        return f"{number / 60:.0f} min" if number < 7200 else f"{number / 3600:.1f} h"
     if number < 100_000:
         return f"{number:,} {unit}".rstrip()
+    if unit == "s":  # a long time
+        return f"{number / 3600:,.0f} h" if number < 10**12 else f"{Decimal(number) / 31_557_600:.2e} years"
     value, prefixes = Decimal(number), ["", *("kMGTPEZYRQ" if unit else "kMBT")]
     while value >= 1000 and len(prefixes) > 1:
         value, prefixes = value / 1000, prefixes[1:]
@@ -103,12 +176,17 @@ def _training(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     yield Row("training", "compute", flops, "FLOP", "three times the forward pass")
 
 
-def _training_memory(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
-    """Bytes on one device; master weights stay float32 whatever the precision, and "auto" counts as the larger."""
+def _training_memory(recipe: Recipe, config: DuoConfig, devices: int) -> Iterator[Row]:
+    """Bytes on each device; master weights stay float32 whatever the precision, and "auto" counts as the larger."""
     pretrain, weights = recipe.pretrain, FLOAT32 * count_parameters(config).total
     compute = BFLOAT16 if pretrain.precision == "bf16" else FLOAT32
     precision = "fp32 (auto: the larger)" if pretrain.precision == "auto" else pretrain.precision
-    sequences = pretrain.batch_size // pretrain.accumulate
+    sequences, left = divmod(pretrain.batch_size, pretrain.accumulate * devices)
+    if left:
+        raise UserError(
+            f"pretrain.batch_size ({pretrain.batch_size}) must be divisible by {devices} devices x "
+            f"pretrain.accumulate ({pretrain.accumulate})"
+        )
     tokens = sequences * recipe.data.sequence_length
     layers = config.num_hidden_layers * _activation_bytes(config, pretrain.branch_shares, compute)
     # Logits in the compute precision, their float32 log-probabilities, and the gradient of those.
@@ -118,7 +196,13 @@ def _training_memory(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     remarks = {"activations": f"estimate: {sequences} sequences in {precision}, fused attention"}
     remarks |= {"moments": "AdamW's two", "logits": f"{sequences} sequences"}
     for name, size in [*sizes.items(), ("total", sum(sizes.values()))]:
-        yield Row("training memory on one device, not sharded", name, size, "B", remarks.get(name, ""))
+        yield Row(
+            f"training memory on {'each' if devices > 1 else 'one'} device, not sharded",
+            name,
+            size,
+            "B",
+            remarks.get(name, ""),
+        )
 
 
 def _activation_bytes(config: DuoConfig, shares: tuple[float, float, float], compute: int) -> int:
