@@ -72,8 +72,10 @@ def test_a_converted_model_is_counted_saved_and_loaded(sizes, tmp_path):
     assert ffn_parameters(model.config).small == small.up_proj.weight.numel() + small.down_proj.weight.numel()
     model.save_pretrained(tmp_path)
     loaded = DuoForCausalLM.from_pretrained(tmp_path).eval()
-    for routes in ([1, 1, 1], [2, 1, 0]):
-        assert torch.equal(loaded(ids, routes=routes).logits, model(ids, routes=routes).logits)
+    weights = model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in loaded.state_dict().items())
+    for routes in ([1, 1, 1], [2, 1, 0]):  # closely: products round by how the weights lie in memory
+        torch.testing.assert_close(loaded(ids, routes=routes).logits, model(ids, routes=routes).logits)
     reference = model(ids, routes=[1, 2, 1], execution="reference").logits
     torch.testing.assert_close(model(ids, routes=[1, 2, 1]).logits, reference, atol=1e-5, rtol=1e-4)
 
