@@ -2,11 +2,13 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
 
+import duollm
 from duollm import cli
 from duollm.config import Recipe, find_recipe, load_recipe
 from duollm.errors import UserError
@@ -267,3 +269,11 @@ def test_bench_passes_its_options_on(monkeypatch):
     monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
     assert cli.main(["bench", "oracle", "--seconds", "2", "--json"]) == 0
     assert asked == [("oracle", 2.0, "fp32", True)]
+
+
+def test_the_version_needs_no_installed_metadata():
+    """In a source tree on the path, without the metadata of an installation."""
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from duollm.cli import main; sys.exit(main(['--version']))"
+    source = str(Path(duollm.__file__).parents[1])
+    shown = subprocess.run([sys.executable, "-S", "-c", code, source], capture_output=True, text=True, check=True)
+    assert shown.stdout == f"duollm {duollm.__version__}\n"

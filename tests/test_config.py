@@ -230,3 +230,10 @@ def test_an_unknown_recipe_is_answered_with_the_shipped_ones(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="did you mean 'quick'"):
         find_recipe(name)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_recipe(None, {"model.path": "~/duo"}).model.path == str(tmp_path / "duo")
+    recipe = load_recipe(None, {"model.dense": "~/dense", "data.tokenizer": "~/tok"})
+    assert (recipe.model.dense, recipe.data.tokenizer) == (str(tmp_path / "dense"), str(tmp_path / "tok"))

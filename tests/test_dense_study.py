@@ -112,7 +112,8 @@ def test_contradictions_in_a_recipe_are_refused(overrides, complaint):
 
 
 def test_a_plan_reads_the_checkpoints_sizes(dense):
-    recipe = load_recipe(None, {"model.dense": str(dense), "model.small_intermediate_size": "4"})
+    fits = {"data.sequence_length": "16", "router.big_layers": "[1]"}
+    recipe = load_recipe(None, fits | {"model.dense": str(dense), "model.small_intermediate_size": "4"})
     parts = {row.label: row.value for row in plan(recipe) if row.table == "parameters"}
     assert (parts["embedding"], parts["big"], parts["small"]) == (300 * 16, 3 * 3 * 16 * 24, 3 * 3 * 16 * 4)
 

@@ -183,7 +183,10 @@ class TestDenseFamilies:
         cache = model(ids[:, :-1], use_cache=True).past_key_values
         with FlopCounterMode(display=False) as counter:
             model(ids[:, -1:], past_key_values=cache, routes=route)
-        assert counter.get_total_flops() == token_flops(config, route, ids.shape[1]) + head_flops(config)
+        by_module = counter.get_flop_counts()
+        rotation = sum(by_module.get("DuoForCausalLM.model.rotary_emb", {}).values())  # a product in torch 2.8 alone
+        counted = counter.get_total_flops() - rotation
+        assert counted == token_flops(config, route, ids.shape[1]) + head_flops(config)
 
     @pytest.mark.parametrize("variant", ["llama", "mistral", "qwen3-sliding", "opt"])
     def test_a_sequence_is_the_sum_of_its_tokens(self, variant):

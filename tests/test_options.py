@@ -13,6 +13,8 @@ def test_values_in_range_are_read():
     assert listed(str)("[a],b") == ["[a]", "b"]
     assert listed(whole_number(), brackets=True)("[4, 6]") == [4, 6]
     assert (rows("auto"), rows("3")) == ("auto", 3)
+    with pytest.raises(ArgumentTypeError, match="takes a whole number or auto, got 'auto:4'"):
+        rows("auto:4")
 
 
 @pytest.mark.parametrize(

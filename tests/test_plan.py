@@ -16,6 +16,7 @@ from duollm.config import Recipe, load_recipe
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops
 from duollm.plan import plan, planned_config, render, si
+from duollm.study import run_study
 
 SMALL = {
     "model.vocab_size": "1000",
@@ -120,7 +121,7 @@ def test_the_search_is_the_recipes_own():
 def checkpoint(config, folder):
     """A recipe on a dense checkpoint, of which only the configuration is there."""
     config.save_pretrained(folder)
-    return small(model__dense=str(folder), pretrain__accumulate="1")
+    return small(model__dense=str(folder), pretrain__accumulate="1", oracle__search="beam")
 
 
 def of_sizes(config_class, vocab_size, hidden, layers, heads, **more):
@@ -242,8 +243,32 @@ def test_the_table_shows_the_numbers():
         assert shown in text
 
 
-def test_a_network_too_deep_to_search_is_still_planned():
-    assert "e+" in render(plan(small(model__num_hidden_layers="2000", router__big_layers="[1]")))
+def test_a_network_too_deep_to_search_in_full_is_still_planned():
+    rows = plan(small(model__num_hidden_layers="60", oracle__search="beam"))
+    assert "6.92e+7 T" in render(rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__num_hidden_layers": "40"}, r"oracle\.search: exact would try 2\^40 routes"),
+        ({"router__kinds": "[liner]"}, r"router\.kinds: unknown router 'liner'; did you mean 'linear'"),
+        ({"oracle__more_budgets": "[at-most 9]"}, r"oracle\.big_layers or more_budgets: "),
+    ],
+)
+def test_a_plan_refuses_what_a_study_refuses(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        plan(small(**changes))
+    with pytest.raises(UserError, match=message):
+        run_study(small(**changes), tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_knows_the_layers_of_a_checkpoint(tmp_path):
+    recipe = checkpoint(CHECKPOINTS["OPT-125m"], tmp_path)
+    router = recipe.router.model_copy(update={"big_layers": [13]})
+    with pytest.raises(UserError, match=r"router\.big_layers holds 13; .* has 12 layers"):
+        plan(recipe.model_copy(update={"router": router}))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import Any
 
 from duollm import _registration
 
+__version__ = "0.1.0"
+
 _HOME = {
     "Branch": "duollm.models.branch",
     "DuoConfig": "duollm.models.configuration_duo",

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
 from duollm.files import check_folder
 from duollm.options import Parser, WideHelp, add_recipe_options, listed, number, rows, whole_number
@@ -93,9 +94,7 @@ def _dispatch(given: list[str]) -> None:
     if not given or given[0] in ("-h", "--help", "help"):
         print(_overview())
     elif given[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"duollm {version('duollm')}")
+        print(f"duollm {__version__}")
     elif given[0] not in VERBS:
         raise UserError(f"unknown verb {given[0]!r}; {did_you_mean(given[0], VERBS)}")
     else:

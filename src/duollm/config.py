@@ -1,5 +1,6 @@
 """The recipe: every setting of a study, typed, read from YAML and overridden from the command line."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -52,6 +53,11 @@ def _refuse_repeats(key: str, values: Sequence[Any]) -> None:
             raise ValueError(f"{key} holds {value!r} twice")
 
 
+def _home_folder(path: str | None) -> str | None:
+    """Replace a leading ~, which a shell leaves alone in a file and behind --key=."""
+    return path and os.path.expanduser(path)
+
+
 class ModelConfig(Section):
     """The duo model. The vocabulary size comes from the tokenizer unless it is given here."""
 
@@ -81,6 +87,8 @@ class ModelConfig(Section):
     """Longest sequence that the model accepts, in tokens."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary embedding."""
+
+    _expand = field_validator("path", "dense")(_home_folder)
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> "ModelConfig":
@@ -122,6 +130,8 @@ class DataConfig(Section):
     """Share of each domain's documents held out for calibration."""
     test_share: float = Field(default=0.15, gt=0, lt=1)
     """Share of each domain's documents held out for results."""
+
+    _expand = field_validator("tokenizer")(_home_folder)
 
     @model_validator(mode="after")
     def _domains_and_shares(self) -> "DataConfig":
@@ -267,9 +277,11 @@ class RouterConfig(Section):
     distilled_share: float = Field(default=0.5, ge=0, le=1)
     """distilled: share of the steps that imitate the oracle. The others minimise the loss of the language model."""
     codebook_routes: int = Field(default=16, ge=2, le=LARGEST_CODEBOOK)
-    """codebook: largest number of routes to choose from."""
+    """codebook, knn: largest number of routes to choose from."""
     decide_at: int = Field(default=3, ge=0)
-    """codebook: layer whose states choose the route, counted from 0. Earlier layers are the same for all tokens."""
+    """codebook, knn: layer whose states choose the route, from 0. Earlier layers are the same for all tokens."""
+    neighbours: int = Field(default=64, ge=1)
+    """knn: number of labelled tokens with the most similar states, whose losses are averaged."""
 
     @property
     def tokens_for_all(self) -> int:

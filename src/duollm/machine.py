@@ -14,6 +14,8 @@ from typing import Any, Literal
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from duollm import __version__
+
 Precision = Literal["fp32", "bf16"]
 Shape = tuple[int, int, int]
 
@@ -106,7 +108,7 @@ def describe_machine() -> dict[str, Any]:
 def provenance(command: list[str], seed: int, **details: Any) -> dict[str, Any]:
     """Return where a run's numbers come from, with `details` added, such as the fingerprint of the data."""
     return {
-        "version": version("duollm"),
+        "version": __version__,
         "commit": _commit(),
         "command": command,
         "seed": seed,

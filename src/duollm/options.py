@@ -137,6 +137,8 @@ def listed(read: Callable[[str], Value], brackets: bool = False) -> Callable[[st
 
 def rows(text: str) -> int | Literal["auto"]:
     """Read a number of rows per batch, or auto."""
+    if text.startswith("auto:"):
+        raise ArgumentTypeError(f"takes a whole number or auto, got {text[:50]!r}; write auto, which searches once")
     return "auto" if text == "auto" else whole_number()(text)
 
 

@@ -1,6 +1,7 @@
 """Plans a recipe without building the model: parameters, FLOPs, memory, steps, routes."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import NamedTuple
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from duollm.config import Recipe
+from duollm.config import ModelConfig, Recipe
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.families import duo_config
 from duollm.oracle.beam import Beam
+from duollm.oracle.run import check_settings
+from duollm.routers.registry import check_kinds
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 
@@ -34,9 +37,11 @@ def plan(recipe: Recipe) -> list[Row]:
     """Count what `recipe` will take and return the rows, table by table.
 
     Raises:
-        UserError: the configuration of the recipe's model is missing, or is neither a duo's nor of a known family.
+        UserError: the configuration of the recipe's model is missing, or is neither a duo's nor of a known family;
+            or a study would refuse the recipe.
     """
     config, length = planned_config(recipe), recipe.data.sequence_length
+    check_recipe(recipe, config, recipe.model.path or recipe.model.dense or "the model")
     parts, layers = count_parameters(config), config.num_hidden_layers
     rows = [Row("parameters", name, each, "", f"{each / parts.total:.1%}") for name, each in parts._asdict().items()]
     rows += [Row("parameters", "total", parts.total)]
@@ -49,6 +54,41 @@ def plan(recipe: Recipe) -> list[Row]:
     if not recipe.model.path and recipe.pretrain.tokens:
         rows += [*_training(recipe, config), *_training_memory(recipe, config)]
     return [*rows, *_oracle(recipe, config), *_routers(recipe)]
+
+
+def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig | None, given: str = "the model") -> None:
+    """Refuse settings that a study could not carry out, before it works for hours.
+
+    Args:
+        sizes: those of the model; None if they are known only once it is loaded. Then only the rest is checked.
+        given: names the model in messages.
+
+    Raises:
+        UserError: the message begins with a key of the recipe.
+    """
+    length = recipe.data.sequence_length
+    with _names_section("router"):
+        check_kinds(recipe.router, length)
+    if sizes is None:
+        return
+    layers, positions = sizes.num_hidden_layers, sizes.max_position_embeddings
+    if length > positions:
+        raise UserError(f"data.sequence_length ({length}) must not exceed the {positions} positions of {given}")
+    with _names_section("oracle"):
+        check_settings(recipe.oracle, sizes, length)
+    recipe.ceiling.depths_in(layers)
+    for big in recipe.router.big_layers:
+        if not 0 <= big <= layers:
+            raise UserError(f"router.big_layers holds {big}; {given} has {layers} layers")
+
+
+@contextmanager
+def _names_section(section: str) -> Iterator[None]:
+    """Complete the name of the setting that a message of the library begins with."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{section}.{error}") from None
 
 
 def planned_config(recipe: Recipe) -> DuoConfig:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
@@ -61,7 +61,8 @@ def working(name: str) -> Iterator[None]:
     outer, _line = _line, _Line(rewritten=Console().is_terminal)
     _line.begin(name, total=None)
     try:
-        with _line.progress:
+        # Even a disabled line of rich 13 ends in a line break.
+        with nullcontext() if _line.progress.disable else _line.progress:
             yield
     finally:
         _line = outer

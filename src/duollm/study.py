@@ -2,19 +2,17 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from duollm import __version__
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
-from duollm.ceiling.training import train_ceiling
-from duollm.config import DataConfig, ModelConfig, OracleConfig, Recipe, save_recipe
+from duollm.ceiling.predictor import train_ceiling
+from duollm.config import DataConfig, Recipe, save_recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
 from duollm.data.packed import PackedData, Windows
@@ -26,13 +24,14 @@ from duollm.measure.comparison import compare_patterns, compare_routers, compare
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
-from duollm.oracle.run import OracleRun, check_settings, search_facts
+from duollm.oracle.run import OracleRun, search_facts
 from duollm.oracle.store import OracleStore
+from duollm.plan import check_recipe
 from duollm.progress import counted, say, working
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.report.summary import print_summary
-from duollm.routers.registry import check_kinds, router_class, settings_of, trained_routers
+from duollm.routers.registry import router_class, settings_of, trained_routers
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
@@ -52,10 +51,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
-    with _names_section("router"):
-        check_kinds(recipe.router, recipe.data.sequence_length)
-    if recipe.model.path is None and recipe.model.dense is None:
-        _check_oracle(recipe.oracle, recipe.model, recipe.data.sequence_length)
+    check_recipe(recipe, None if recipe.model.path or recipe.model.dense else recipe.model)
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
@@ -257,24 +253,14 @@ class Study:
                 f"{key}: {given} knows {config.vocab_size} tokens, the data has {self._data.vocab_size}; "
                 "set data.tokenizer to the model's own"
             )
-        length = self.recipe.data.sequence_length
-        if length > config.max_position_embeddings:
-            raise UserError(
-                f"data.sequence_length ({length}) must not exceed the {config.max_position_embeddings} positions "
-                f"that {given} knows"
-            )
-        _check_oracle(self.recipe.oracle, config, length)
-        self.recipe.ceiling.depths_in(config.num_hidden_layers)
-        for big in self.recipe.router.big_layers:
-            if big > config.num_hidden_layers:
-                raise UserError(f"router.big_layers holds {big}; {given} has {config.num_hidden_layers} layers")
+        check_recipe(self.recipe, config, f"{key} {given}")
 
     def _search(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data
         fingerprints = {
             "model_fingerprint": _fingerprint_weights(self._model_folder, "model"),
             "data_fingerprint": data.fingerprint,
-            "version": version("duollm"),
+            "version": __version__,
         }
         facts = fingerprints | search_facts(recipe.oracle, model.config.num_hidden_layers, data.sequence_length)
         store = OracleStore(self.run / "oracle", facts)
@@ -353,20 +339,6 @@ class Study:
         model = load_model(self._model_folder)
         nn.Module.to(model, self.world.device)  # transformers wraps its own so that mypy does not see a method
         return model
-
-
-def _check_oracle(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequence_length: int) -> None:
-    with _names_section("oracle"):
-        check_settings(config, sizes, sequence_length)
-
-
-@contextmanager
-def _names_section(section: str) -> Iterator[None]:
-    """Complete the name of the setting that a message of the library begins with."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{section}.{error}") from None
 
 
 def _fingerprint_weights(folder: Path, key: str) -> str:

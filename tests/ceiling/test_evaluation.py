@@ -5,9 +5,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
-from duollm.ceiling.predictor import all_big_states, make_predictors
-from duollm.ceiling.routes import exact_routes, margins, predicted_margins
+from duollm.ceiling.evaluation import (
+    CeilingPolicy,
+    choose,
+    evaluate_ceiling,
+    exact_routes,
+    predicted_margins,
+    price_for,
+    validation_windows,
+)
+from duollm.ceiling.predictor import all_big_states, make_predictors, margins, priced_routes
 from duollm.config import CeilingConfig, EvaluateConfig
 from duollm.measure.comparison import compared_windows
 from duollm.models.branch import Branch
@@ -16,7 +23,8 @@ from duollm.routes.space import RouteSpace
 from tiny import tiny_model
 from tiny_corpus import packed_corpus
 
-BRANCHES = (Branch.SMALL, Branch.BIG)
+SKIP, SMALL, BIG = Branch
+BRANCHES = (SMALL, BIG)
 TEXT = EvaluateConfig(documents=3, windows_per_document=1)
 
 
@@ -103,3 +111,40 @@ def test_margins_do_not_depend_on_the_batch(model, predictors):
     single = predicted_margins(model, predictors, [1], RouteSpace(3), ids_WT[18:19])
     for ours, theirs in zip(single["l0", 1], whole["l0", 1], strict=True):
         torch.testing.assert_close(ours, theirs[18:19], atol=1e-4, rtol=1e-4)
+
+
+MARGIN_NL = torch.tensor([[0.3, -0.1, 0.2], [0.9, 0.8, 0.7], [-0.5, -0.4, -0.3]])
+OTHERWISE_NL = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("k", "routes"),
+    [
+        (0, [[1, 1, 0], [1, 1, 1], [0, 1, 1]]),
+        (1, [[2, 1, 0], [2, 1, 1], [0, 1, 2]]),
+        (2, [[2, 1, 2], [2, 2, 1], [0, 2, 2]]),
+        (3, [[2, 2, 2], [2, 2, 2], [2, 2, 2]]),
+    ],
+)
+def test_exact_routes_take_the_layers_that_gain_most(k, routes):
+    assert exact_routes(MARGIN_NL, OTHERWISE_NL, k).tolist() == routes
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+def test_priced_routes_spend_k_on_average(k):
+    routes_NL = priced_routes(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, k))
+    assert (routes_NL == BIG).sum() == 3 * k
+    assert torch.equal(routes_NL[routes_NL != BIG], OTHERWISE_NL[routes_NL != BIG])
+
+
+def test_a_price_gives_more_to_tokens_that_gain_more():
+    routes_NL = priced_routes(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, 1))
+    assert routes_NL.tolist() == [[1, 1, 0], [2, 2, 2], [0, 1, 1]]
+
+
+def test_the_depth_is_chosen_on_validation_text_and_never_the_control():
+    losses = {"l0": 3.0, "l5": 2.9, SHUFFLED: 2.0}
+    policies = [CeilingPolicy(name, 5, "exact", 4, None, loss) for name, loss in losses.items()]
+    policies += [CeilingPolicy(name, 5, "average", 4, 0.1, -loss) for name, loss in losses.items()]
+    chosen = [(policy.predictor, policy.spend) for policy in choose(policies) if policy.chosen]
+    assert chosen == [("l5", "exact"), ("l0", "average")]

@@ -135,7 +135,10 @@ TABLES = {
 def test_a_table_holds_a_document_per_row(tmp_path, format_name, kind):
     write, name = TABLES[format_name]
     texts = pa.array(["one", "zwölf"])
-    texts = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
+    try:
+        texts = texts.dictionary_encode() if pa.types.is_dictionary(kind) else texts.cast(kind)
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"pyarrow {pa.__version__}: {error}")
     write(pa.table({"id": [1, 2], "text": texts}), tmp_path / name)
     assert read(tmp_path / name) == [(f"{name}:1", "one"), (f"{name}:2", "zwölf")]
     raw = (tmp_path / name).read_bytes()

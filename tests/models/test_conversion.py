@@ -261,7 +261,10 @@ class TestRefusals:
         saved(tmp_path)
         weights = load_file(tmp_path / "model.safetensors")
         weights["model.norm.weight"] = weights["model.norm.weight"].to(dtype)
-        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        try:
+            save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        except KeyError:
+            pytest.skip(f"this safetensors cannot write {dtype}")
         with pytest.raises(
             ValueError, match=r"model.norm.weight as \w+; give the checkpoint in floating-point numbers"
         ):

@@ -79,3 +79,27 @@ def test_the_router_decides_at_the_price_of_each_sequences_share(monkeypatch):
     spent_B = big_LBT.mean((0, 2)).detach()
     assert spent_B.numpy() == pytest.approx(gates.big_B1.flatten().numpy(), abs=0.15)
     assert torch.stack([spent_B, gates.big_B1.flatten()]).corrcoef()[0, 1] > 0.95
+
+
+def test_off_policy_gains_are_those_of_all_big_and_the_choices_stay_in_the_memory(monkeypatch):
+    """The naive truth: the gates of a forward in which every layer is big."""
+    model, ids = tiny_model(), random_ids(2, 6)
+    router = make_router("sequential-off-policy", model.config, ["small", "big"])
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(router.weight_LCD, generator=generator)
+    remembered, remember = [], router.remember
+
+    def note(layer, choice, memory):
+        remembered.append(choice)
+        return remember(layer, choice, memory)
+
+    monkeypatch.setattr(router, "remember", note)
+    gates = RouterGates(router, ids, generator, off_policy=True)
+    gain_LBTC, nll = gates.measure(model, ids, progress=1.0)
+    big = [torch.tensor([0.0, 0.0, 1.0]).repeat(2, 6, 1).requires_grad_() for _ in range(3)]
+    logits = model(ids, policy=lambda layer, states, memory: (big[layer], memory)).logits
+    total = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    slopes_LBT3 = torch.stack(torch.autograd.grad(total, big))
+    assert nll == pytest.approx(total.item() / 10)
+    torch.testing.assert_close(gain_LBTC, -slopes_LBT3[:, :, :-1, 1:])
+    assert set(torch.stack(remembered[-3:]).argmax(-1).unique().tolist()) == {int(SMALL), int(BIG)}

@@ -109,6 +109,7 @@ def test_a_router_folder(model, make_random, tmp_path, form):
         ("routes:0123", "6 digits"),
         ("routes:000003", "0 skip, 1 small, 2 big"),
         ("router:nowhere", "not a router folder"),
+        ("router:", "policy router: names no router; give the folder of one"),
     ],
 )
 def test_mistakes_are_explained(model, text, complaint):

@@ -92,7 +92,10 @@ def test_an_unknown_kind_is_refused_with_the_nearest():
             {"kinds": ["distilled"], "train_backbone": True, "distilled_share": 1},
             "training distilled leaves the model as it is",
         ),
-        ({"kinds": ["codebook"]}, r"^label_tokens \(1024\): codebook is cross-fitted over windows; give at least 1025"),
+        (
+            {"kinds": ["codebook"]},
+            r"^label_tokens \(1024\): codebook and knn are cross-fitted over windows; give at least 1025",
+        ),
     ],
     ids=["unknown", "three branches", "backbone", "only imitation", "one window"],
 )
@@ -111,7 +114,7 @@ def test_a_training_depends_on_what_its_kind_reads_and_not_on_what_only_others_d
         told[key] = {kind for kind in ROUTERS if settings_of(kind, one) != settings_of(kind, other)}
     assert told == {
         "budget_weight": {"linear", "gumbel", "distilled"},
-        "decide_at": {"codebook"},
+        "decide_at": {"codebook", "knn"},
         "learning_rate": set(ROUTERS),
         "kinds": set(),
     }

@@ -1,10 +1,12 @@
 """The predictable ceiling on the text of the comparison: predicted gains become routes, and these are executed.
 
-Shape letters: W windows, T tokens, L layers.
+Layers are taken in the order of their gains, up to a price or an exact number.
+
+Shape letters: W windows, B windows per forward, T tokens, L layers, C branches to choose from.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -12,8 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import GainPredictor
-from duollm.ceiling.routes import CeilingPolicy, choose, predicted_margins, price_for
+from duollm.ceiling.predictor import GainPredictor, all_big_states, margins, priced_routes
 from duollm.data.packed import PackedData, Windows
 from duollm.files import replacing
 from duollm.measure.executor import policy_losses, token_columns
@@ -26,6 +27,44 @@ from duollm.routes.space import RouteSpace, focus_budgets
 
 _VALIDATION_WINDOWS = 64
 """Few, for every policy is executed on them."""
+_BATCH = 16
+
+Margins = dict[tuple[str, int], tuple[Tensor, Tensor]]
+"""By predictor and big layers: the margin of big and the other branch, [W, T, L] each."""
+
+
+@dataclass(frozen=True)
+class CeilingPolicy:
+    """One way from predicted gains to routes.
+
+    Attributes:
+        predictor: name of the predictor.
+        depth: the last layer whose states the predictor sees.
+        spend: "average" (big where the gain exceeds `price`) or "exact" (the `big_layers` with the largest gains).
+        price: price of big in the predictor's units; None with exact spending.
+        validation_nll: nats per token; None if it was not needed.
+        chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
+    """
+
+    predictor: str
+    depth: int
+    spend: str
+    big_layers: int
+    price: float | None
+    validation_nll: float | None = None
+    chosen: bool = False
+
+    @property
+    def column(self) -> str:
+        """The ending of the names of its columns."""
+        return f"{self.spend}_{self.predictor}_k{self.big_layers}"
+
+    def routes(self, found: Margins) -> Tensor:
+        """Return the routes of all tokens, [W, T, L]."""
+        margin, otherwise = found[self.predictor, self.big_layers]
+        if self.price is None:
+            return exact_routes(margin, otherwise, self.big_layers)
+        return priced_routes(margin, otherwise, self.price)
 
 
 def evaluate_ceiling(
@@ -47,7 +86,17 @@ def evaluate_ceiling(
         texts: of the comparison, by domain.
     """
     space = RouteSpace(model.config.num_hidden_layers, tuple(branches))
-    scored = choose(_on_validation(model, predictors, big_layers, space, validation_WT.to(model.device)))
+    scored, validation_WT = list[CeilingPolicy](), validation_WT.to(model.device)
+    found = predicted_margins(model, predictors, big_layers, space, validation_WT)
+    for (name, k), (margin_WTL, _) in found.items():
+        show("ceiling on validation text", len(scored), 2 * len(found), unit="policies")
+        for spend, price in (("average", price_for(margin_WTL, k)), ("exact", None)):
+            policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
+            if name != SHUFFLED:
+                nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found))
+                policy = replace(policy, validation_nll=nll_WT.mean().item())
+            scored.append(policy)
+    scored = choose(scored)
     by_depth = min(sorted(big_layers), key=lambda k: abs(k - focus_budgets(space.num_layers)[0]))
     policies = [each for each in scored if each.chosen or each.predictor == SHUFFLED or each.big_layers == by_depth]
     facts = {
@@ -73,22 +122,53 @@ def validation_windows(data: PackedData, windows_per_document: int, seed: int) -
     return torch.from_numpy(data.balanced_sample("validation", _VALIDATION_WINDOWS, windows_per_document, seed))
 
 
-def _on_validation(
+def choose(policies: Sequence[CeilingPolicy]) -> list[CeilingPolicy]:
+    """Mark, for every budget and way of spending it, the depth with the lowest loss on validation text."""
+    lowest: dict[tuple[str, int], float] = {}
+    for policy in policies:
+        if policy.predictor != SHUFFLED and policy.validation_nll is not None:
+            key = policy.spend, policy.big_layers
+            lowest[key] = min(lowest.get(key, float("inf")), policy.validation_nll)
+    return [
+        replace(
+            policy,
+            chosen=policy.predictor != SHUFFLED and policy.validation_nll == lowest[policy.spend, policy.big_layers],
+        )
+        for policy in policies
+    ]
+
+
+@torch.inference_mode()
+def predicted_margins(
     model: DuoForCausalLM,
     predictors: nn.ModuleDict,
     big_layers: Sequence[int],
     space: RouteSpace,
     token_ids_WT: Tensor,
-) -> list[CeilingPolicy]:
-    """Price every policy, and score those that a depth is chosen from."""
-    found = predicted_margins(model, predictors, big_layers, space, token_ids_WT)
-    policies: list[CeilingPolicy] = []
-    for (name, k), (margin_WTL, _) in found.items():
-        show("ceiling on validation text", len(policies), 2 * len(found), unit="policies")
-        for spend, price in (("average", price_for(margin_WTL, k)), ("exact", None)):
-            policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
-            if name != SHUFFLED:
-                nll_WT, _ = policy_losses(model, token_ids_WT, routes=policy.routes(found))
-                policy = replace(policy, validation_nll=nll_WT.mean().item())
-            policies.append(policy)
-    return policies
+) -> Margins:
+    """Predict by how much big beats the other branches, for every budget."""
+    parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+    for batch_BT in token_ids_WT.split(_BATCH):
+        states_BTF = all_big_states(model, batch_BT)
+        nowhere_BTL = torch.zeros(*batch_BT.shape, space.num_layers, device=batch_BT.device)
+        for name, predictor in cast(dict[str, GainPredictor], predictors).items():
+            from_states_BTLC = predictor.from_states(states_BTF)
+            for k in big_layers:
+                share_BT = torch.full(batch_BT.shape, k / space.num_layers, device=batch_BT.device)
+                gains_BTLC = from_states_BTLC + predictor.from_told(share_BT, nowhere_BTL)
+                found = margins(gains_BTLC, predictor.interactions(), space.branches)
+                parts.setdefault((name, k), []).append(found)
+    return {key: (torch.cat([m for m, _ in each]), torch.cat([o for _, o in each])) for key, each in parts.items()}
+
+
+def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:
+    """Return routes [., L] in which every token takes big in the `big_layers` layers with the largest gains."""
+    most = margin.topk(big_layers, dim=-1).indices
+    return otherwise.scatter(-1, most, int(Branch.BIG))
+
+
+def price_for(margin: Tensor, big_layers: int) -> float:
+    """Return the price at which `big_layers` layers are big on average over tokens."""
+    spent = round(margin.numel() * big_layers / margin.shape[-1])
+    descending = margin.flatten().sort(descending=True).values
+    return float("-inf") if spent == len(descending) else descending[spent].item()

@@ -1,25 +1,34 @@
-"""The predictable ceiling: routes from an offline prediction of what each branch gains (docs/concepts.md).
+"""The predictable ceiling: an offline prediction of what each branch gains (docs/concepts.md), and its training.
 
 The predictor sees the hidden states of a pass in which all layers are big, at layers 0 .. depth. It decides for all
 layers at once, also for those before `depth`. So no router can do the same. It never sees a label.
 
-Shape letters: B batch, T tokens, L layers, C branches to choose from, D hidden, F = (depth + 1) * D features, W inner
-width. A dot stands for any leading dimensions.
+Shape letters: B batch, T tokens, N = B * (T - 1), L layers, C branches to choose from, D hidden, F = (depth + 1) * D
+features, W inner width. A dot stands for any leading dimensions.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from duollm.config import CeilingConfig
+from duollm.flops import token_flops
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.records.keys import SHUFFLED
 from duollm.routers.base import Listener
+from duollm.routers.marginal import GAIN_SCALE, RandomGates, centred, explored_share, marginal_gains
+from duollm.routes.sampling import derived_seed
+from duollm.training.loop import Context, LossFn, Trainer
+from duollm.training.optimizer import TrainingPlan
+from duollm.training.pretrain import prepare_for_training
+from duollm.training.world import World
 
 _TOLD = 5.0
+_TIE = 1e-4  # far below what a gain (nats x 100) can be told from, far above the rounding of float32
 
 
 class GainPredictor(nn.Module):
@@ -76,6 +85,29 @@ class GainPredictor(nn.Module):
         return _TOLD * self.told.weight[:, 2:].T.unflatten(-1, self.shape_LC)
 
 
+def train_ceiling(
+    context: Context, model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch]
+) -> nn.ModuleDict:
+    """Fit a predictor of gains for every depth and the shuffled control, on training documents.
+
+    Returns:
+        The predictors: `l0` ... by depth, and `shuffled`. The model is left frozen, in evaluation mode.
+
+    Raises:
+        UserError: a depth that the model does not have.
+    """
+    world, seed, length = context.world, context.seed, context.data.sequence_length
+    predictors = make_predictors(model, config, branches, seed).to(world.device)
+    model.requires_grad_(False)
+    prepare_for_training(model)
+    model.eval()  # no dropout: the states are those that routers meet
+    plan = TrainingPlan.of(config, config.tokens, length)
+    flops_per_token = 3 * token_flops(model.config, model.config.num_hidden_layers, length // 2)
+    trainer = Trainer.of("ceiling", plan, context, seed + 2, flops_per_token)
+    trainer.train(predictors, ceiling_loss(model, predictors, branches, plan.steps, seed, world))
+    return predictors.eval()
+
+
 def make_predictors(
     model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch], seed: int
 ) -> nn.ModuleDict:
@@ -92,9 +124,109 @@ def make_predictors(
     )
 
 
+def ceiling_loss(
+    model: DuoForCausalLM,
+    predictors: nn.ModuleDict,
+    branches: Sequence[Branch],
+    steps: int,
+    seed: int,
+    world: World,
+) -> LossFn:
+    """Squared error of the predicted gains (nats x 100), summed over the predictors.
+
+    Gains are measured along the routes that the deepest predictor would choose, with some of the choices replaced by
+    random ones. For the control, the gains of a batch are shuffled among its tokens, so it can learn only what holds
+    for all tokens.
+    """
+    generator = torch.Generator(model.device)
+    deepest = [name for name in predictors if name != SHUFFLED][-1]
+
+    def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
+        generator.manual_seed(derived_seed(seed, step, part, world.rank))
+        states_BTF = all_big_states(model, batch_BT)
+        gates = _PredictedGates(cast(GainPredictor, predictors[deepest]), states_BTF, branches, batch_BT, generator)
+        gates.random_share = explored_share(step / steps)
+        gain_LBTC, nll = marginal_gains(model, batch_BT, gates)
+        gain_NLC = centred(gain_LBTC * GAIN_SCALE).flatten(1, 2).transpose(0, 1)
+        share_N = gates.big_B1.expand(-1, batch_BT.shape[1] - 1).flatten()
+        big_NL = torch.stack(gates.gates_LBT3)[:, :, :-1, Branch.BIG].detach().flatten(1).T
+        states_NF = states_BTF[:, :-1].flatten(0, 1)
+        other_N = torch.randperm(len(share_N), generator=generator, device=generator.device)
+        losses = {}
+        for name, predictor in predictors.items():
+            label_N = other_N if name == SHUFFLED else slice(None)
+            predicted_NLC = predictor(states_NF, share_N[label_N], big_NL[label_N])
+            error_NLC = centred(predicted_NLC) - gain_NLC[label_N]
+            losses[name] = error_NLC.square().sum(-1).mean()
+        explained = 1 - losses[deepest].item() / losses[SHUFFLED].item()
+        return torch.stack(list(losses.values())).sum(), {"nll": nll, "explained": explained}
+
+    return loss_fn
+
+
+class _PredictedGates(RandomGates):
+    """What a predictor would choose for each sequence's share of big, some of it replaced by random draws."""
+
+    def __init__(
+        self,
+        predictor: GainPredictor,
+        states_BTF: Tensor,
+        branches: Sequence[Branch],
+        batch_BT: Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(branches, batch_BT, generator)
+        nowhere_BTL = torch.zeros(*batch_BT.shape, predictor.shape_LC[0], device=batch_BT.device)
+        # Detached, not under no_grad: autocast would keep the copies of the weights that it makes there, graphless.
+        gains_BTLC = predictor(states_BTF, self.big_B1.expand(batch_BT.shape), nowhere_BTL).detach()
+        margin_BTL, otherwise_BTL = margins(gains_BTLC, predictor.interactions().detach(), branches)
+        pairs = zip(margin_BTL, 1 - self.big_B1[:, 0], strict=True)
+        price_B = torch.stack([margin_TL.flatten().quantile(other) for margin_TL, other in pairs])
+        self.routes_BTL = priced_routes(margin_BTL, otherwise_BTL, price_B[:, None, None])
+
+    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Choose for one layer, weights [B, T, 3]."""
+        return self.gate(self.explore(self.routes_BTL[..., layer_idx], states_BTD), states_BTD), memory
+
+
 @torch.no_grad()
 def all_big_states(model: DuoForCausalLM, batch_BT: Tensor) -> Tensor:
     """Return what routers see at every layer when all layers are big, side by side, [B, T, L * D]."""
     seen = Listener(torch.full((model.config.num_hidden_layers,), int(Branch.BIG)))
     model.model(input_ids=batch_BT, policy=seen, use_cache=False)
     return torch.cat(seen.states_LBTD, dim=-1)
+
+
+def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
+    """Make layers big one after another, the largest gain first, and return what each gained in its turn.
+
+    A gain is the mean of those predicted with and without big at the layer itself (the slopes at both ends of the
+    step). A turn that gains more than the one before counts as gaining as much, so taking layers down to any margin
+    takes the first turns.
+
+    Args:
+        gains: predicted where the token takes big nowhere, [., L, C].
+        interactions: [L, L, C], see `GainPredictor.interactions`.
+
+    Returns:
+        by how much big beat the best other branch, strictly falling in the order of the turns; and which branch that
+        is where nothing is big; both [., L].
+    """
+    gains = gains + interactions.diagonal().T / 2
+    otherwise = torch.tensor(branches, device=gains.device)[gains[..., :-1].argmax(-1)]
+    margin = torch.full_like(gains[..., 0], -torch.inf)
+    least = torch.full_like(margin[..., :1], torch.inf)
+    taken = torch.zeros_like(margin, dtype=torch.bool)
+    for _ in range(margin.shape[-1]):
+        beats = (gains[..., -1] - gains[..., :-1].amax(-1)).masked_fill(taken, -torch.inf)
+        most, layer = beats.max(-1, keepdim=True)
+        least = torch.minimum(least - _TIE, most)
+        margin.scatter_(-1, layer, least)
+        taken.scatter_(-1, layer, True)
+        gains = gains + interactions[layer[..., 0]]
+    return margin, otherwise
+
+
+def priced_routes(margin: Tensor, otherwise: Tensor, price: float | Tensor) -> Tensor:
+    """Return routes [., L] in which a layer is big where its gain exceeds the price."""
+    return torch.where(margin > price, int(Branch.BIG), otherwise)

@@ -71,13 +71,15 @@ class DuoAttention(nn.Module):
     def project(self, states_BTD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [B, H, T, d], keys and values [B, H_kv, T, d], normalised and rotated as configured."""
         shape = (*states_BTD.shape[:-1], -1, self.head_dim)
-        query, key, value = (
-            projection(states_BTD).view(shape).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query = self.q_proj(states_BTD).view(shape).transpose(1, 2)
+        key = self.k_proj(states_BTD).view(shape).transpose(1, 2)
+        value = self.v_proj(states_BTD).view(shape).transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if rotary is not None:
-            cos, sin = (table.to(query.dtype) for table in rotary)
+            cos, sin = rotary
+            if cos.dtype != query.dtype:
+                cos, sin = cos.to(query.dtype), sin.to(query.dtype)
             query, key = apply_rotary_pos_emb(query, key, cos, sin)
         return query, key, value
 

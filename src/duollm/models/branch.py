@@ -9,3 +9,7 @@ class Branch(IntEnum):
     SKIP = 0
     SMALL = 1
     BIG = 2
+
+
+BRANCHES = tuple(Branch)
+"""All branches, cheapest first: torch 2.8 cannot trace a loop over the class."""

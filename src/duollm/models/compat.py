@@ -122,11 +122,15 @@ def make_mask(kind: str, config: Any, embedded_BTD: Tensor, cache: Any, **given:
     return _MASKS[kind](config, inputs_embeds=like_BTD, **{CACHE: cache}, **given)
 
 
-def refuse_unknown(owner: object, keywords: dict[str, Any], *receivers: Callable[..., Any]) -> None:
-    """Raise a TypeError for keywords that neither transformers nor a function that receives them knows."""
-    unknown = set(keywords) - _KNOWN  # of dict_keys torch 2.8 would not trace it
+def refuse_unknown(owner: object, keywords: dict[str, Any], receiver: Callable[[], Callable[..., Any]]) -> None:
+    """Raise a TypeError for keywords that neither transformers nor the function that receives them knows.
+
+    `receiver` returns that function; finding it takes time that every decoded token would pay.
+    """
+    unknown = [name for name in keywords if name not in _KNOWN]
     if unknown:
-        unknown -= {name for receiver in receivers for name in inspect.signature(receiver).parameters}
+        received = inspect.signature(receiver()).parameters
+        unknown = [name for name in unknown if name not in received]
     if unknown:
         names = ", ".join(map(repr, sorted(unknown)))
         raise TypeError(f"{type(owner).__name__}.forward() got unexpected keyword arguments: {names}")
@@ -134,10 +138,11 @@ def refuse_unknown(owner: object, keywords: dict[str, Any], *receivers: Callable
 
 def pop_loss_keywords(keywords: dict[str, Any], loss_function: Callable[..., Any]) -> dict[str, Any]:
     """Take the loss function's keywords out of the others; a user's own function may have keywords of its own."""
-    names = set(_LOSS_KEYWORDS)
-    if keywords.keys() - _KNOWN:
-        names |= inspect.signature(loss_function).parameters.keys()
-    return {name: keywords.pop(name) for name in names & keywords.keys()}
+    names = [name for name in keywords if name in _LOSS_KEYWORDS]
+    if any(name not in _KNOWN for name in keywords):
+        own = inspect.signature(loss_function).parameters
+        names += [name for name in keywords if name in own and name not in names]
+    return {name: keywords.pop(name) for name in names}
 
 
 def without_values(tensor: Tensor) -> bool:
@@ -167,7 +172,7 @@ def hidden_to_keep(hidden_BTD: Tensor, keep: Any) -> Tensor:
         keep: the last so many (0: all); a slice; positions [K] or [B, K]; or a mask [T] or [B, T], which with a
             batch dimension flattens the result to [number of True, D].
     """
-    if isinstance(keep, int | slice):
+    if isinstance(keep, (int, slice)):  # not int | slice, which torch 2.8 cannot trace
         return hidden_BTD[:, slice(-keep, None) if isinstance(keep, int) else keep]
     keep = torch.as_tensor(keep, device=hidden_BTD.device)
     if keep.ndim == 1 and not keep.is_floating_point():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .branch import Branch
+from .branch import BRANCHES, Branch
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Dispatch:
     @classmethod
     def uniform(cls, branch: Branch, tokens: int) -> "Dispatch":
         """Return a dispatch in which all `tokens` tokens take `branch`."""
-        skip, small, big = (tokens if branch == each else 0 for each in Branch)
+        skip, small, big = (tokens if branch == each else 0 for each in BRANCHES)
         return cls((skip, small, big))
 
     @classmethod
@@ -45,7 +45,7 @@ class Dispatch:
         choice_N = choice_BT.reshape(-1)
         if counts is None and choice_N.numel() == 1:  # decoding one sequence
             taken = int(choice_N)
-            counts = [int(branch == taken) for branch in Branch]
+            counts = [int(branch == taken) for branch in BRANCHES]
         skip, small, big = torch.bincount(choice_N, minlength=len(Branch)).tolist() if counts is None else counts
         if choice_N.numel() in (skip, small, big):
             return cls((skip, small, big), given_N=choice_N)

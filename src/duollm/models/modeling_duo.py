@@ -22,7 +22,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import DuoAttention, Rotary, attention_function
-from .branch import Branch
+from .branch import BRANCHES, Branch
 from .compat import (
     CACHE,
     checkpoint_nested,
@@ -97,7 +97,8 @@ class DuoMLP(nn.Module):
         if dispatch.branch is not None:
             return self.branch(dispatch.branch, states_BTD)
         groups = dispatch.group(states_BTD.flatten(0, 1))
-        outputs = [self.branch(each, rows, some=True) for each, rows in zip(Branch, groups, strict=True) if len(rows)]
+        taken = zip(BRANCHES, groups, strict=True)
+        outputs = [self.branch(each, rows, some=True) for each, rows in taken if len(rows)]
         return dispatch.ungroup(outputs).view_as(states_BTD)
 
 
@@ -226,7 +227,7 @@ class DuoModel(DuoPreTrainedModel):
 
         The arguments are those of `DuoForCausalLM`. The first `config.num_hidden_layers` layers run.
         """
-        refuse_unknown(self, kwargs, attention_function(self.config))
+        refuse_unknown(self, kwargs, lambda: attention_function(self.config))
         given = _only_one(input_ids, inputs_embeds)
         hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
         cache = given_cache = only_cache(cache, past_key_values, kwargs)
@@ -372,7 +373,7 @@ class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
             batch, tokens = _only_one(input_ids, inputs_embeds).shape[:2]
             policy = FixedRoutes(check_routes(routes, batch, tokens, self.config.num_hidden_layers))
         for_loss = pop_loss_keywords(kwargs, self.loss_function)
-        refuse_unknown(self, kwargs, attention_function(self.config))
+        refuse_unknown(self, kwargs, lambda: attention_function(self.config))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

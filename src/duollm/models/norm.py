@@ -23,9 +23,12 @@ class DuoRMSNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        wide = states if states.dtype == self.weight.dtype else states.float()  # torch widens bf16 inside
-        normed = nn.functional.rms_norm(wide, self.weight.shape, self.weight.to(wide.dtype), self.eps)
-        return normed.to(compute_dtype(states))
+        weight, wanted = self.weight, compute_dtype(states)
+        if states.dtype == weight.dtype:  # torch widens bf16 inside
+            normed = nn.functional.rms_norm(states, weight.shape, weight, self.eps)
+        else:
+            normed = nn.functional.rms_norm(states.float(), weight.shape, weight.float(), self.eps)
+        return normed if normed.dtype == wanted else normed.to(wanted)
 
 
 def compute_dtype(states: Tensor) -> torch.dtype:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .branch import Branch
+from .branch import BRANCHES, Branch
 from .compat import without_values
 from .dispatch import Dispatch
 
@@ -55,7 +55,7 @@ class FixedRoutes:
         if routes.ndim == 1:
             self.branches = [Branch(branch) for branch in routes.tolist()]
         else:  # of all layers at once: a GPU is waited for once per forward, not once per layer
-            self.counts_L3 = torch.stack([(routes == branch).sum((0, 1)) for branch in Branch], dim=-1).tolist()
+            self.counts_L3 = torch.stack([(routes == branch).sum((0, 1)) for branch in BRANCHES], dim=-1).tolist()
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
         """Return the given choice of this layer."""

@@ -1,13 +1,13 @@
-"""A router that picks, early and once, one of a few whole routes.
+"""Routers that pick, early and once, one of a few whole routes.
 
-It is fitted in closed form: a ridge regression predicts the losses of routes, and a greedy search chooses the routes.
+A greedy search chooses the routes. `CodebookRouter` predicts their losses by a ridge regression, in closed form.
 
 Shape letters: B batch, T tokens, W windows, N labelled tokens of a window, M = W * N labelled tokens, L layers,
 C branches of the router, D hidden, F = D + 1 features, R routes, P penalties.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +27,20 @@ _PENALTIES = tuple(10.0**power for power in range(-3, 4))
 _BATCH = 16
 
 
-class CodebookRouter(Router):
-    """Predicts the loss of each route from the states at layer `decide_at`, and takes the route with the lowest.
+class RouteChooser(Router):
+    """Base of the kinds that predict the loss of each of a few routes at layer `decide_at`, and take the lowest.
 
     All routes are the same before that layer. A big layer adds `price` to the prediction, so that routes of
     neighbouring budgets together meet the budget on average. From `decide_at` on it is known which tokens take the same
     route. The memory is the index of the route taken; before `decide_at` it is the exact number of big layers, or None.
 
+    A kind says how losses are predicted: `lowered`, `cross_fit` and `keep`.
+
     Attributes:
         routes_RL: the codebook, `LARGEST_CODEBOOK` rows. A row with bias -inf is not in use.
     """
 
-    settings = (*LABEL_SETTINGS, "codebook_routes", "decide_at")
+    settings: ClassVar[tuple[str, ...]] = (*LABEL_SETTINGS, "codebook_routes", "decide_at")
     needs_labels = True
     joint = False
     routes_RL: Tensor
@@ -51,8 +53,19 @@ class CodebookRouter(Router):
         self.decide_at = 0
         self.register_buffer("routes_RL", space.decode(spread_R.long()))
         self.register_buffer("branch_cost_3", branch_costs(config), persistent=False)
-        self.weight_RD = nn.Parameter(torch.zeros(LARGEST_CODEBOOK, self.hidden_size))
         self.bias_R = nn.Parameter(torch.zeros(LARGEST_CODEBOOK))
+
+    def lowered(self, states_BTD: Tensor) -> Tensor:
+        """Return by how many nats each route lowers the loss, up to `bias_R`, [B, T, R], float32."""
+        raise NotImplementedError
+
+    def cross_fit(self, states_MD: Tensor, loss_MR: Tensor, fold_M: Tensor, config: RouterConfig) -> Tensor:
+        """Predict the losses of the tokens of each fold from the other folds, [M, R]."""
+        raise NotImplementedError
+
+    def keep(self, states_MD: Tensor, loss_MR: Tensor) -> None:
+        """Fit the predictions of the chosen routes, the first of `routes_RL`. The bias of the others is -inf."""
+        raise NotImplementedError
 
     def get_extra_state(self) -> Tensor:
         """Return `decide_at`, to be saved with the weights."""
@@ -68,17 +81,13 @@ class CodebookRouter(Router):
 
     def worth(self, states_BTD: Tensor, exactly: Any) -> Tensor:
         """Return how far the predicted loss of each route lies below the mean, minus its price, nats [B, T, R]."""
-        predicted_BTR = nn.functional.linear(states_BTD, self.weight_RD.to(states_BTD.dtype)).float()
-        worth_BTR = predicted_BTR + self.bias_R - self.price * self.branch_cost_3[self.routes_RL].sum(-1)
+        toll_R = self.price * self.branch_cost_3[self.routes_RL].sum(-1)
+        worth_BTR = self.lowered(states_BTD) + self.bias_R - toll_R
         if exactly is None:
             return worth_BTR
         wrong_R = (self.routes_RL == Branch.BIG).sum(-1) != exactly
         none_left = (wrong_R | self.bias_R.isinf()).all()
         return worth_BTR.masked_fill(wrong_R & ~none_left, -torch.inf)
-
-    def flops_per_token(self) -> int:
-        """Count one product per route in use, at one layer."""
-        return 2 * int(self.bias_R.isfinite().sum()) * self.hidden_size
 
     def decide(
         self, layer_idx: int, states_BTD: Tensor, memory: Any, price: Tensor | None = None
@@ -100,7 +109,7 @@ class CodebookRouter(Router):
         """Refuse too few labels."""
         if config.label_tokens < sequence_length:
             raise UserError(
-                f"label_tokens ({config.label_tokens}): codebook is cross-fitted over windows; "
+                f"label_tokens ({config.label_tokens}): codebook and knn are cross-fitted over windows; "
                 f"give at least {sequence_length} for two of them"
             )
 
@@ -109,9 +118,9 @@ class CodebookRouter(Router):
         """Choose the routes and fit the predictions to the labels, in closed form.
 
         Static is the route with k big layers and the lowest mean loss. Candidates are the labelled routes with k - 1, k
-        or k + 1 big layers that start like static. A ridge regression from the states at layer `decide_at` predicts the
-        loss of each candidate. For the choice of the routes (`choose_routes`) the predictions are cross-fitted: those
-        of a window come from the other windows, so that no token chooses a route by its own label.
+        or k + 1 big layers that start like static. For the choice of the routes (`choose_routes`) the predictions from
+        the states at layer `decide_at` are cross-fitted: those of a window come from the other windows, so that no
+        token chooses a route by its own label.
         """
         config, labels = training.config, training.labels
         assert labels is not None
@@ -123,15 +132,41 @@ class CodebookRouter(Router):
         routes_RL, loss_MR = routes_RL.to(device), losses_WNR.flatten(0, 1).to(device)
         states_MD = _states(training.model, labels.token_ids_WT, routes_RL[static], self.decide_at)
         fold_M = torch.arange(windows, device=device).repeat_interleave(len(loss_MR) // windows) % _FOLDS
-        penalty, predicted_MR = cross_fitted(states_MD, loss_MR, fold_M)
+        predicted_MR = self.cross_fit(states_MD, loss_MR, fold_M, config)
         toll_R = price * ((routes_RL == Branch.BIG).sum(-1) - big_layers)
         chosen = choose_routes(loss_MR + toll_R, predicted_MR + toll_R, static, config.codebook_routes)
-        weight_DR, bias_R = regress(states_MD, loss_MR[:, chosen], [penalty])[0].split([states_MD.shape[1], 1])
-        self.bias_R.fill_(-torch.inf)
         self.routes_RL[: len(chosen)] = routes_RL[chosen]
         self.routes_RL[len(chosen) :] = routes_RL[static]
-        self.weight_RD.zero_()[: len(chosen)] = -weight_DR.T
-        self.bias_R[: len(chosen)] = -bias_R[0]
+        self.bias_R.fill_(-torch.inf)
+        self.keep(states_MD, loss_MR[:, chosen])
+
+
+class CodebookRouter(RouteChooser):
+    """Predicts the losses by a linear map, a ridge regression with the penalty that predicts other windows best."""
+
+    def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
+        super().__init__(config, branches)
+        self.weight_RD = nn.Parameter(torch.zeros(LARGEST_CODEBOOK, self.hidden_size))
+        self.penalty = _PENALTIES[0]
+
+    def lowered(self, states_BTD: Tensor) -> Tensor:
+        """Return by how many nats each route lowers the loss, up to `bias_R`, [B, T, R], float32."""
+        return nn.functional.linear(states_BTD, self.weight_RD.to(states_BTD.dtype)).float()
+
+    def cross_fit(self, states_MD: Tensor, loss_MR: Tensor, fold_M: Tensor, config: RouterConfig) -> Tensor:
+        """Predict each fold from the others with the best penalty, [M, R]."""
+        self.penalty, predicted_MR = cross_fitted(states_MD, loss_MR, fold_M)
+        return predicted_MR
+
+    def keep(self, states_MD: Tensor, loss_MR: Tensor) -> None:
+        """Fit the linear map of the chosen routes."""
+        weight_DR, bias_R = regress(states_MD, loss_MR, [self.penalty])[0].split([states_MD.shape[1], 1])
+        self.weight_RD.zero_()[: loss_MR.shape[1]] = -weight_DR.T
+        self.bias_R[: loss_MR.shape[1]] = -bias_R[0]
+
+    def flops_per_token(self) -> int:
+        """Count one product per route in use, at one layer."""
+        return 2 * int(self.bias_R.isfinite().sum()) * self.hidden_size
 
 
 def choose_routes(loss_MR: Tensor, predicted_MR: Tensor, first: int, number: int) -> list[int]:

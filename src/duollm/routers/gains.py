@@ -7,7 +7,7 @@ Shape letters: B batch, T tokens, L layers, C branches of the router, D hidden, 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,16 @@ from duollm.training.loop import LossFn
 
 
 class GainRegression(Router):
-    """A router whose scores are the gains of its branches; one training serves every budget."""
+    """A router whose scores are the gains of its branches; one training serves every budget.
+
+    Attributes:
+        off_policy: whether gains are measured with all layers big instead of along the router's own routes.
+    """
 
     settings = ()
     every_budget = True
     joint = False
+    off_policy: ClassVar[bool] = False
 
     def loss_fn(self, training: RouterTraining) -> LossFn:
         """Return the squared error of predicted gains, along routes that the router itself would take (`RouterGates`).
@@ -38,7 +43,7 @@ class GainRegression(Router):
 
         def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
             generator.manual_seed(training.seed_of(step, part))
-            gates = RouterGates(self, batch_BT, generator)
+            gates = RouterGates(self, batch_BT, generator, self.off_policy)
             gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
             gain_LBTC = gain_LBTC * GAIN_SCALE
             predicted_LBTC = torch.stack(gates.scores_LBTC)[:, :, :-1]
@@ -50,6 +55,12 @@ class GainRegression(Router):
 
 class GainsRouter(GainRegression, LinearRouter):
     """A linear map per layer, fitted to marginal gains."""
+
+
+class OffPolicyGainsRouter(GainsRouter):
+    """`GainsRouter` with labels of the kind "all other layers run big", which are not those of its own routes."""
+
+    off_policy = True
 
 
 class DeepGainsRouter(GainRegression):

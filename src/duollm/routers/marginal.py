@@ -86,6 +86,10 @@ class RouterGates(RandomGates):
     What a layer gains depends on the other layers, so gains are measured on routes that the router will take. Each
     sequence gets its own share of big, uniform in 0 .. 1, and the router decides at the price that spends this share.
 
+    Args:
+        off_policy: run all layers big instead. The router still remembers its own choices, so the inputs of its
+            decisions stay those of use; the gains are those of layers beside which all others are big.
+
     Attributes:
         price_B1: the price of big in each sequence; without prices all choices are random.
         scores_LBTC: the router's scores, layer by layer.
@@ -93,9 +97,9 @@ class RouterGates(RandomGates):
 
     price_B1: Tensor | None = None
 
-    def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator, off_policy: bool = False) -> None:
         super().__init__(router.branches, batch_BT, generator)
-        self.router = router
+        self.router, self.off_policy = router, off_policy
         self.scores_LBTC: list[Tensor] = []
 
     def begin(self, position_ids_BT: Tensor) -> Any:
@@ -106,8 +110,10 @@ class RouterGates(RandomGates):
         """Choose for one layer, weights [B, T, 3], and keep the scores."""
         scores_BTC, memory = self.router.scores(layer_idx, states_BTD.detach(), memory)
         self.scores_LBTC.append(scores_BTC)
-        gates_BT3 = self.gate(self.choose(scores_BTC.detach(), states_BTD), states_BTD)
-        return gates_BT3, self.router.remember(layer_idx, gates_BT3.detach(), memory)
+        choice_BT = self.choose(scores_BTC.detach(), states_BTD)
+        executed_BT = torch.full_like(choice_BT, int(Branch.BIG)) if self.off_policy else choice_BT
+        chosen_BT3 = one_hot(choice_BT, len(Branch)).to(states_BTD.dtype)
+        return self.gate(executed_BT, states_BTD), self.router.remember(layer_idx, chosen_BT3, memory)
 
     def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
         """Return the router's choices with some replaced by random ones, integers [B, T]."""
@@ -129,7 +135,7 @@ class RouterGates(RandomGates):
         They are a function of the weights and the step alone, so that a resumed training repeats an uninterrupted one.
         """
         sample_BT = batch_BT[:_PRICED_SEQUENCES]
-        drawn = RouterGates(self.router, sample_BT, self.generator)
+        drawn = RouterGates(self.router, sample_BT, self.generator, self.off_policy)
         model.model(input_ids=sample_BT, policy=drawn, use_cache=False)
         scores_NC = torch.cat([scores_BTC.flatten(0, 1) for scores_BTC in drawn.scores_LBTC])
         margin_N = scores_NC[:, -1] - scores_NC[:, :-1].amax(-1)

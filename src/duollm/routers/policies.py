@@ -109,7 +109,9 @@ def _routes(argument: str, model: DuoForCausalLM) -> Policy:
 
 
 def _router(argument: str, model: DuoForCausalLM) -> Policy:
-    return load_router(Path(argument), model.config)[0].to(model.device)
+    if not argument:  # as of an unset shell variable
+        raise UserError("policy router: names no router; give the folder of one, as in router:FOLDER")
+    return load_router(Path(argument).expanduser(), model.config)[0].to(model.device)
 
 
 POLICIES: dict[str, tuple[str, Maker]] = {

@@ -23,11 +23,12 @@ from duollm.routers.calibration import ExactBudget
 from duollm.routers.codebook import CodebookRouter
 from duollm.routers.distilled import DistilledRouter
 from duollm.routers.early_exit import EarlyExitRouter
-from duollm.routers.gains import DeepGainsRouter, GainsRouter
+from duollm.routers.gains import DeepGainsRouter, GainsRouter, OffPolicyGainsRouter
+from duollm.routers.knn import KnnRouter
 from duollm.routers.linear import GumbelRouter, LinearRouter
 from duollm.routers.mixture_of_depths import MixtureOfDepthsRouter
 from duollm.routers.random import RandomRouter
-from duollm.routers.sequential import SequentialRouter
+from duollm.routers.sequential import OffPolicySequentialRouter, SequentialRouter
 from duollm.routes.space import RouteSpace, parse_branches
 
 ROUTERS: dict[str, type[Router]] = {
@@ -36,8 +37,11 @@ ROUTERS: dict[str, type[Router]] = {
     "gains": GainsRouter,
     "deep-gains": DeepGainsRouter,
     "sequential": SequentialRouter,
+    "gains-off-policy": OffPolicyGainsRouter,
+    "sequential-off-policy": OffPolicySequentialRouter,
     "distilled": DistilledRouter,
     "codebook": CodebookRouter,
+    "knn": KnnRouter,
     "random": RandomRouter,
     "early-exit": EarlyExitRouter,
     "mixture-of-depths": MixtureOfDepthsRouter,

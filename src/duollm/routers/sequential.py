@@ -91,7 +91,7 @@ class SequentialRouter(GainsRouter):
         def take_step(batch_BT: Tensor, step: int) -> dict[str, float]:
             generator.manual_seed(training.seed_of(step))
             with trainer.autocast():
-                gates = _RecordingGates(self, batch_BT, generator)
+                gates = _RecordingGates(self, batch_BT, generator, self.off_policy)
                 gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
             input_LNF = torch.stack([each_BTF[:, :-1].flatten(0, 1) for each_BTF in gates.inputs_LBTF]).float()
             sums.add(step, input_LNF, centred(gain_LBTC * GAIN_SCALE).flatten(1, 2), trainer.world)
@@ -102,11 +102,19 @@ class SequentialRouter(GainsRouter):
         trainer.take_steps(self, sums, take_step)
 
 
+class OffPolicySequentialRouter(SequentialRouter):
+    """`SequentialRouter` with labels of the kind "all other layers run big", which are not those of its own routes."""
+
+    off_policy = True
+
+
 class _RecordingGates(RouterGates):
     """Keeps the inputs of every decision."""
 
-    def __init__(self, router: SequentialRouter, batch_BT: Tensor, generator: torch.Generator) -> None:
-        super().__init__(router, batch_BT, generator)
+    def __init__(
+        self, router: SequentialRouter, batch_BT: Tensor, generator: torch.Generator, off_policy: bool
+    ) -> None:
+        super().__init__(router, batch_BT, generator, off_policy)
         self.inputs_of, self.inputs_LBTF = router.inputs_of, list[Tensor]()
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
