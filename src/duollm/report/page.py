@@ -12,8 +12,10 @@ from duollm.records.tokens import read_tokens
 from duollm.report.figures import draw_figures
 from duollm.report.payload import page_data
 
-MODULES = ("dom", "decode", "state", "colour", "chart", "table", "frontier", "story", "quantities", "text", "inspector")
-MODULES += ("explorer", "layers", "results", "main")
+MODULES = (
+    *("dom", "decode", "state", "colour", "chart", "table", "frontier", "story", "quantities", "text", "inspector"),
+    *("explorer", "layers", "results", "main"),
+)
 """The modules in page/, each after those that it imports."""
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=const|let|function|async|class)", re.MULTILINE)

@@ -30,8 +30,10 @@ MOST_TOKENS = 50_000
 _DIGITS = 5
 _HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp")
 """How the names of policies begin whose tokens are not on the page."""
-_FIELDS = ("provenance", "model", "context", "bootstrap", "nll", "comparison", "spend", "agreement", "timing")
-_FIELDS += ("selection_noise", "ceiling", "decomposition", "best_of_patterns", "best_of_routes", "difficulty", "claims")
+_FIELDS = (
+    *("provenance", "model", "context", "bootstrap", "nll", "comparison", "spend", "agreement", "timing"),
+    *("selection_noise", "ceiling", "decomposition", "best_of_patterns", "best_of_routes", "claims"),
+)
 
 
 def page_data(

@@ -2,7 +2,7 @@
 
 import { count, csv, download, el, number, svg } from "./dom.js";
 
-const MARGIN = { left: 58, right: 14, top: 12, bottom: 42 };
+const MARGIN = { left: 66, right: 14, top: 12, bottom: 42 };
 
 export function ticks(low, high, wanted) {
   const rough = (high - low || 1) / wanted;
@@ -77,10 +77,10 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
     const key = svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, stroke: one.colour, "stroke-width": 3, "stroke-dasharray": one.dash || null }));
     const toggle = (event) => {
       hidden.has(one.name) ? hidden.delete(one.name) : hidden.add(one.name);
-      event.currentTarget.setAttribute("aria-pressed", !hidden.has(one.name));
+      event.currentTarget.setAttribute("aria-pressed", String(!hidden.has(one.name)));
       draw();
     };
-    legend.append(el("button", { type: "button", "aria-pressed": !hidden.has(one.name), click: toggle }, key, one.name));
+    legend.append(el("button", { type: "button", "aria-pressed": String(!hidden.has(one.name)), click: toggle }, key, one.name));
   }
   const rows = [["line", x, y, "low", "high"]];
   for (const one of series) for (const p of one.points) rows.push([one.name, p.x, p.y, p.low, p.high]);

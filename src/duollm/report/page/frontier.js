@@ -16,7 +16,7 @@ export function frontier(data, domain, context, axis) {
   const kinds = routerKinds(results);
   const series = new Map();
   for (const row of results.nll) {
-    if (row.domain !== domain || /^oracle-ramp/.test(row.policy)) continue;
+    if (row.domain !== domain || /^oracle-ramp|^ceiling-shuffled/.test(row.policy)) continue;
     if (["oracle", "executed-together"].includes(row.policy) && row.context !== context) continue;
     if (row.policy === "executed-together" && row.context === "committed") continue; // equals its oracle
     const variant = variantOf(row);
