@@ -61,7 +61,7 @@ export function oneLine(text) {
 }
 
 export function select(label, options, value, change) {
-  const input = el("select", { change: (event) => change(event.target.value) });
+  const input = el("select", { "aria-label": label, change: (event) => change(event.target.value) });
   for (const [key, text] of options) input.append(el("option", { value: key, selected: String(key) === String(value) }, text));
   return el("label", { class: "control" }, el("span", {}, label), input);
 }

@@ -119,8 +119,8 @@ function showToken(t) {
 function controls(data, view, known, id) {
   const names = choosable(view.domain, state.context).map((variant) => [variant, policyLabel(variant)]);
   const budgets = Array.from({ length: data.layers + 1 }, (_, k) => [k, `${k} of ${data.layers}`]);
-  const field = (label, key, type, extra = {}) => el("label", { class: "control" }, el("span", {}, label), el("input", { type, value: state[key], input: (event) => setState({ [key]: event.target.value }), ...extra }));
-  const layer = el("input", { type: "range", min: -1, max: data.layers - 1, value: state.layer, "aria-valuetext": state.layer < 0 ? "no layer" : `layer ${state.layer}`, input: (event) => setState({ layer: Number(event.target.value) }) });
+  const field = (label, key, type, extra = {}) => el("label", { class: "control" }, el("span", {}, label), el("input", { "aria-label": label, type, value: state[key], input: (event) => setState({ [key]: event.target.value }), ...extra }));
+  const layer = el("input", { "aria-label": "Layer", type: "range", min: -1, max: data.layers - 1, value: state.layer, "aria-valuetext": state.layer < 0 ? "no layer" : `layer ${state.layer}`, input: (event) => setState({ layer: Number(event.target.value) }) });
   const keep = document.activeElement?.closest?.("#text-controls .control");
   const place = keep ? [...byId("text-controls").children].indexOf(keep) : -1;
   byId("text-controls").replaceChildren(
