@@ -15,7 +15,7 @@ from duollm import DuoForCausalLM
 from duollm.config import Recipe, load_recipe
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops
-from duollm.plan import plan, planned_config, render, si
+from duollm.plan import Devices, plan, planned_config, render, si
 from duollm.study import run_study
 
 SMALL = {
@@ -285,3 +285,31 @@ def test_a_plan_knows_the_layers_of_a_checkpoint(tmp_path):
 )
 def test_numbers_are_short(number, unit, text):
     assert si(number, unit) == text
+
+
+def test_time_is_compute_over_what_the_devices_do():
+    devices = Devices(2, 1e9, 0.5)
+    of = numbers(small(), "training")
+    times = {row.label: row.value for row in plan(small(), devices) if row.table.startswith("time on 2 x 1.00 GFLOP/s")}
+    assert times["training"] == round(of["compute"] / 1e9)
+    oracle = numbers(small(), "oracle")
+    for how in ("shared prefixes", "route by route"):
+        assert times[f"oracle, {how}"] == round(oracle[f"compute, {how}"] / 1e9)
+
+
+def test_devices_share_the_batch_and_not_the_weights():
+    table = "training memory on each device, not sharded"
+    shared = {row.label: row.value for row in plan(small(), Devices(4, 1e9, 0.5)) if row.table == table}
+    alone = memory(small())
+    assert shared["logits"] * 4 == alone["logits"]
+    assert (shared["weights"], shared["activations"] * 4) == (alone["weights"], alone["activations"])
+    with pytest.raises(UserError, match=r"batch_size \(8\) must be divisible by 3 devices x pretrain.accumulate \(2\)"):
+        plan(small(), Devices(3, 1e9, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(119, "119 s"), (600, "10 min"), (36_000, "10.0 h"), (3_600_000, "1,000 h"), (10**15, "3.17e+7 years")],
+)
+def test_times_are_short(seconds, text):
+    assert si(seconds, "s") == text

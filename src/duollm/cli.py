@@ -172,13 +172,25 @@ def _prepare_for_torch() -> None:
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--gpus", type=whole_number(1, 10**6), default=1, metavar="N", help="number of devices (default: %(default)s)")
+    peak = "peak of one of them for matrix products, TFLOP/s (default: measured on this machine)"
+    add("--peak-tflops", type=number(1e-3, 1e6), metavar="X", help=peak)
+    used = "share of the peak that is used (default: %(default)s, as measured for recipes/quick.yaml)"
+    add("--mfu", type=number(0.001, 1), default=0.4, metavar="SHARE", help=used)
     add_recipe_options(parser, DEFAULT_RECIPE)
 
 
 def _plan(options: argparse.Namespace, command: list[str]) -> None:
-    from duollm.plan import plan, render
+    recipe = _resolve(options)
+    from duollm.machine import faster_precision, matmul_peak
+    from duollm.plan import Devices, plan, render
 
-    print(render(plan(_resolve(options))))
+    peak = options.peak_tflops and options.peak_tflops * 1e12
+    if peak is None:
+        given = recipe.pretrain.precision
+        peak = matmul_peak(faster_precision() if given == "auto" else given)
+    print(render(plan(recipe, Devices(options.gpus, peak, options.mfu))))
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:
@@ -382,7 +394,7 @@ def _study_verb(summary: str, until: str) -> Verb:
 
 VERBS = {
     "study": _study_verb("run a whole study: train a duo, search, train routers, compare, report", until="report"),
-    "plan": Verb("print what a recipe takes: parameters, FLOPs, memory, steps", _add_plan_options, _plan),
+    "plan": Verb("print what a recipe takes: parameters, FLOPs, memory, steps, time", _add_plan_options, _plan),
     "convert": Verb("make a duo of a dense checkpoint", _add_convert_options, _convert),
     "pretrain": _study_verb("run a study up to the trained duo", until="pretrain"),
     "oracle": _study_verb("run a study up to the best route of every token", until="oracle"),

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from duollm import strict_yaml
 from duollm.errors import UserError, did_you_mean
-from duollm.files import write_text
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_CODEBOOK = 32  # routes
@@ -428,7 +427,13 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
     values: dict[str, Any] = _read_yaml(path) if path else {}
     overrides = overrides or {}
     for key, text in overrides.items():
-        _set(values, key.split("."), _parse_override(key, text))
+        *sections, name = key.split(".")
+        section = values
+        for each in sections:
+            section = section.setdefault(each, {})
+            if not isinstance(section, dict):
+                raise UserError(f"--{key}: {each} is not a section")
+        section[name] = _parse_override(key, text)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -436,11 +441,6 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
         overridden = [name for name in overrides if f"{key}.".startswith(f"{name}.")]
         place = f"--{overridden[0]}" if overridden else ": ".join(filter(None, (str(path or ""), key)))
         raise UserError(f"{place}: {message}" if place else message) from None
-
-
-def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe, every key present, as YAML."""
-    write_text(path, to_yaml(recipe))
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -482,15 +482,6 @@ def _takes_text(key: str) -> bool:
     owner: Any = Recipe.model_fields[section].annotation if section in Recipe.model_fields else Recipe
     field = getattr(owner, "model_fields", {}).get(name)
     return field is not None and field.annotation in (str, str | None)
-
-
-def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        nested = values.setdefault(key, {})
-        if not isinstance(nested, dict):
-            raise UserError(f"--{'.'.join(keys)}: {key} is not a section")
-        values = nested
-    values[keys[-1]] = value
 
 
 def explain(error: ValidationError) -> tuple[str, str]:

@@ -33,8 +33,28 @@ class Row(NamedTuple):
     remark: str = ""
 
 
-def plan(recipe: Recipe) -> list[Row]:
+class Devices(NamedTuple):
+    """What a recipe is to run on.
+
+    Attributes:
+        peak: FLOP/s of matrix products on one device, in the precision of the training.
+        used: share of the peak that training and search reach.
+    """
+
+    number: int
+    peak: float
+    used: float
+
+    def seconds(self, flops: int) -> int:
+        """Return how long the devices together take."""
+        return round(Decimal(flops) / Decimal(self.number * self.peak * self.used))
+
+
+def plan(recipe: Recipe, devices: Devices | None = None) -> list[Row]:
     """Count what `recipe` will take and return the rows, table by table.
+
+    Args:
+        devices: adds the time on them, and shares the batch among them; default: memory on one device, no time.
 
     Raises:
         UserError: the configuration of the recipe's model is missing, or is neither a duo's nor of a known family;
@@ -52,8 +72,17 @@ def plan(recipe: Recipe) -> list[Row]:
         Row(table, name, each, "FLOP", f"{each / flops['all big']:.2f} of all big") for name, each in flops.items()
     ]
     if not recipe.model.path and recipe.pretrain.tokens:
-        rows += [*_training(recipe, config), *_training_memory(recipe, config)]
-    return [*rows, *_oracle(recipe, config), *_routers(recipe)]
+        rows += [*_training(recipe, config), *_training_memory(recipe, config, devices.number if devices else 1)]
+    rows += [*_oracle(recipe, config), *_routers(recipe)]
+    if devices:
+        machine = f"time on {devices.number} x {si(round(devices.peak), 'FLOP/s')}, {devices.used:.0%} of it used"
+        rows += [
+            Row(machine, f"{name}{row.label.removeprefix('compute')}", devices.seconds(row.value), "s")
+            for table, name in (("training", "training"), ("oracle", "oracle"))
+            for row in rows
+            if row.table.split(",")[0] == table and row.label.startswith("compute")
+        ]
+    return rows
 
 
 def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig | None, given: str = "the model") -> None:
@@ -125,8 +154,12 @@ def render(rows: Sequence[Row]) -> str:
 
 def si(number: int, unit: str = "") -> str:
     """Write a number for people: exact below 100,000, else three digits and a prefix (counts: B is billion)."""
+    if unit == "s" and 120 <= number < 360_000:
+        return f"{number / 60:.0f} min" if number < 7200 else f"{number / 3600:.1f} h"
     if number < 100_000:
         return f"{number:,} {unit}".rstrip()
+    if unit == "s":  # a long time
+        return f"{number / 3600:,.0f} h" if number < 10**12 else f"{Decimal(number) / 31_557_600:.2e} years"
     value, prefixes = Decimal(number), ["", *("kMGTPEZYRQ" if unit else "kMBT")]
     while value >= 1000 and len(prefixes) > 1:
         value, prefixes = value / 1000, prefixes[1:]
@@ -143,12 +176,17 @@ def _training(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     yield Row("training", "compute", flops, "FLOP", "three times the forward pass")
 
 
-def _training_memory(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
-    """Bytes on one device; master weights stay float32 whatever the precision, and "auto" counts as the larger."""
+def _training_memory(recipe: Recipe, config: DuoConfig, devices: int) -> Iterator[Row]:
+    """Bytes on each device; master weights stay float32 whatever the precision, and "auto" counts as the larger."""
     pretrain, weights = recipe.pretrain, FLOAT32 * count_parameters(config).total
     compute = BFLOAT16 if pretrain.precision == "bf16" else FLOAT32
     precision = "fp32 (auto: the larger)" if pretrain.precision == "auto" else pretrain.precision
-    sequences = pretrain.batch_size // pretrain.accumulate
+    sequences, left = divmod(pretrain.batch_size, pretrain.accumulate * devices)
+    if left:
+        raise UserError(
+            f"pretrain.batch_size ({pretrain.batch_size}) must be divisible by {devices} devices x "
+            f"pretrain.accumulate ({pretrain.accumulate})"
+        )
     tokens = sequences * recipe.data.sequence_length
     layers = config.num_hidden_layers * _activation_bytes(config, pretrain.branch_shares, compute)
     # Logits in the compute precision, their float32 log-probabilities, and the gradient of those.
@@ -158,7 +196,13 @@ def _training_memory(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     remarks = {"activations": f"estimate: {sequences} sequences in {precision}, fused attention"}
     remarks |= {"moments": "AdamW's two", "logits": f"{sequences} sequences"}
     for name, size in [*sizes.items(), ("total", sum(sizes.values()))]:
-        yield Row("training memory on one device, not sharded", name, size, "B", remarks.get(name, ""))
+        yield Row(
+            f"training memory on {'each' if devices > 1 else 'one'} device, not sharded",
+            name,
+            size,
+            "B",
+            remarks.get(name, ""),
+        )
 
 
 def _activation_bytes(config: DuoConfig, shares: tuple[float, float, float], compute: int) -> int:

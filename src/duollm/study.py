@@ -12,13 +12,13 @@ from duollm import __version__
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.predictor import train_ceiling
-from duollm.config import DataConfig, Recipe, save_recipe
+from duollm.config import DataConfig, Recipe, to_yaml
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
 from duollm.data.packed import PackedData, Windows
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
-from duollm.files import write_json
+from duollm.files import write_json, write_text
 from duollm.machine import peak_memory_bytes, provenance
 from duollm.measure.comparison import compare_patterns, compare_routers, compared_windows
 from duollm.models.configuration_duo import DuoConfig
@@ -55,7 +55,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
-        save_recipe(recipe, run / "config.yaml")
+        write_text(run / "config.yaml", to_yaml(recipe))
         write_json(run / "provenance.json", provenance(command, recipe.seed))
     announce = _announce if world.first else lambda line: None
     run_stages(study.stages(), run, until, announce, world, partial(study.show_so_far, until))

@@ -26,7 +26,7 @@ def install(monkeypatch, rows=(), error=None):
     ("domain", "expected"),
     [
         ("allenai/c4", HubCorpus("allenai-c4", "allenai/c4", None, "train", 10_000)),
-        ("allenai/c4:en", HubCorpus("allenai-c4", "allenai/c4", "en", "train", 10_000)),
+        ("allenai/c4:en", HubCorpus("allenai-c4-en", "allenai/c4", "en", "train", 10_000)),
         ("a/b.v2::validation:7", HubCorpus("a-b.v2", "a/b.v2", None, "validation", 7)),
     ],
 )

@@ -11,9 +11,10 @@ from tokenizers import processors
 from transformers import GenerationConfig
 
 from duollm import cli
-from duollm.config import Recipe, save_recipe
+from duollm.config import Recipe, to_yaml
 from duollm.convert.saving import History, save_model
 from duollm.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
+from duollm.files import write_text
 from duollm.flops import head_flops, token_flops
 from duollm.routers.policies import RandomShare
 from duollm.routers.registry import make_router, save_router
@@ -52,7 +53,7 @@ def folder(model, tokenizer, tmp_path_factory):
 def run(folder, model, tmp_path):
     """A run folder with a router that takes small everywhere."""
     shutil.copytree(folder, tmp_path / "run" / "model")
-    save_recipe(Recipe(), tmp_path / "run" / "config.yaml")
+    write_text(tmp_path / "run" / "config.yaml", to_yaml(Recipe()))
     router = make_router("linear", model.config, ["small", "big"])
     router.price.fill_(1.0)
     facts = {"kind": "linear", "branches": ["small", "big"]}

@@ -87,7 +87,7 @@ def parse_data_set_id(domain: str) -> HubCorpus:
             f"{domain}: documents must be from 1 to {LARGEST_COUNT:,}, got {limit[:50]!r}; the form is {_FORM}"
         )
     return HubCorpus(
-        name=data_set.replace("/", "-"),
+        name=re.sub(r"[^\w.-]", "-", f"{data_set}:{config}" if config else data_set),  # parts of one set differ
         data_set=data_set,
         config=config or None,
         split=split or "train",
