@@ -421,8 +421,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
     """Read a YAML recipe and apply overrides such as {"pretrain.tokens": "5e5"}.
 
     Raises:
-        UserError: missing or unreadable file, unknown key, illegal value; the message names the
-            key, what was given and what is allowed.
+        UserError: unreadable file, unknown key, illegal value; the message names the key and what is allowed.
     """
     values: dict[str, Any] = _read_yaml(path) if path else {}
     overrides = overrides or {}
