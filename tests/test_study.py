@@ -250,7 +250,7 @@ def test_the_page_grows_and_ends_as_if_written_once(run, finished, values):
     changed = Recipe.model_validate(values | {"oracle": values["oracle"] | {"random_routes": 4}})
     run_study(changed, run, ["duollm", "study"], "oracle")
     html = (run / "report.html").read_text(encoding="utf-8")
-    assert "Still missing: evaluate." in html
+    assert '"missing":["evaluate"]' in html
     assert not (run / "evaluate").exists()
     run_study(Recipe.model_validate(values), run, ["duollm", "study"], "oracle")
     for name in ("evaluate", "ceiling"):

@@ -335,8 +335,8 @@ class ReportConfig(Section):
 
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Bootstrap resamples of documents behind each interval."""
-    shown_documents: int = Field(default=2, ge=1)
-    """Documents per domain that the report shows as coloured text."""
+    shown_documents: int = Field(default=1000, ge=1)
+    """Documents per domain, at most, whose text the report shows."""
 
 
 class Recipe(Section):

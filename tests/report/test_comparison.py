@@ -1,10 +1,6 @@
-from dataclasses import replace
-
 import pytest
 
-from duollm.analysis.results import SpendRow
-from duollm.records.bootstrap import Estimate
-from duollm.report.comparison import columns_in_use, compared, comparison_lines, estimate_cell, spend_table
+from duollm.report.comparison import columns_in_use, comparison_lines, estimate_cell
 from picking import pick
 
 
@@ -30,20 +26,7 @@ def test_cells_hold_the_numbers_of_the_results(results):
     assert line.cells["nll"].value == f"{row.nll.value:.3f}"
     assert line.cells["nll"].interval == f"[{row.nll.low:.3f}, {row.nll.high:.3f}]"
     assert line.cells["gain over static"].value == f"+{row.gain_at_spent.value:.4f}"
-    assert line.cells["gain over static"].mark == "better"
     assert line.cells["FLOPs"].value == f"{1310 / 1600:.3f}"
     assert str(line.cells["time"]) == "0.880 (router 4.5%)"
     assert str(line.cells["share of big"]) == "50.0% (+0.0 points)"
     assert estimate_cell(None) is None
-
-
-def test_spending_is_compared_for_kinds_with_both_ways(results):
-    budgets, costs = spend_table(results, "pooled")
-    assert budgets == compared(results) == [1, 2, 3, 4, 5]
-    assert list(costs) == ["gains"]
-
-
-def test_a_higher_loss_with_exact_spending_is_marked_as_worse(results):
-    row = SpendRow("pooled", "gains", 2, 2.0, Estimate(0.2, 0.1, 0.3))
-    [cell] = spend_table(replace(results, spend=[row]), "pooled")[1]["gains"]
-    assert (cell.value, cell.mark) == ("+0.2000", "worse")

@@ -1,4 +1,4 @@
-"""Makes the tables of the comparison, one per budget, for the page and for the terminal."""
+"""Makes the tables of the comparison, one per budget, for the terminal."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class Cell:
     value: str
     interval: str = ""
     note: str = ""
-    mark: str = ""
-    """A class of the page's style: "better", "worse", "off"."""
+    off: bool = False
+    """Whether the value misses its budget."""
 
     def __str__(self) -> str:
         """Return the cell on one line."""
-        note, warning = f"({self.note})" if self.note else "", "!" if self.mark == "off" else ""
+        note, warning = f"({self.note})" if self.note else "", "!" if self.off else ""
         return " ".join(part for part in (self.value + warning, self.interval, note) if part)
 
 
@@ -69,13 +69,6 @@ def columns_in_use(lines: Sequence[Line]) -> list[str]:
     return [column for column in COLUMNS if any(line.cells[column] for line in lines)]
 
 
-def spend_table(results: Results, domain: str) -> tuple[list[int], dict[str, list[Cell | None]]]:
-    """Return the budgets, and for each kind of router nll(exactly k) - nll(k on average) at each budget, nats."""
-    costs = {(row.kind, row.big_layers): row.exact_minus_average for row in results.spend if row.domain == domain}
-    kinds, budgets = sorted({kind for kind, _ in costs}), sorted({k for _, k in costs})
-    return budgets, {kind: [_signed(costs.get((kind, k)), ("worse", "better")) for k in budgets] for kind in kinds}
-
-
 def estimate_cell(measured: Estimate | None, form: Callable[[float], str] = nats, note: str = "") -> Cell | None:
     """Return an estimate as a cell."""
     return None if measured is None else Cell(form(measured.value), brackets(measured, form), note)
@@ -95,7 +88,7 @@ def _cells(row: ComparisonRow, layers: int) -> dict[str, Cell | None]:
     ungained, predicted = row.policy in (STATIC, ALL_SMALL, ALL_BIG), row.policy.startswith(CEILING)
     return {
         "nll": estimate_cell(row.nll),
-        "gain over static": None if ungained else _signed(row.fair_gain, ("better", "worse")),
+        "gain over static": None if ungained else _signed(row.fair_gain),
         "gap closed": estimate_cell(row.closed_at_spent or row.closed, percent),
         "of ceiling": None if predicted else estimate_cell(row.of_ceiling, percent),
         "share of big": _spent(row, layers),
@@ -104,17 +97,16 @@ def _cells(row: ComparisonRow, layers: int) -> dict[str, Cell | None]:
     }
 
 
-def _signed(measured: Estimate | None, marks: tuple[str, str]) -> Cell | None:
-    """Return a difference, with one of the marks where its interval lies wholly above or below 0."""
+def _signed(measured: Estimate | None) -> Cell | None:
+    """Return a difference with its sign."""
     if measured is None:
         return None
-    mark = marks[0] if measured.low > 0 else marks[1] if measured.high < 0 else ""
 
     def form(value: float) -> str:
         return nats(value, decimals=4)
 
     sign = "+" if measured.value > 0 else ""
-    return Cell(f"{sign}{form(measured.value)}", brackets(measured, form), mark=mark)
+    return Cell(f"{sign}{form(measured.value)}", brackets(measured, form))
 
 
 def _spent(row: ComparisonRow, layers: int) -> Cell:
@@ -123,7 +115,7 @@ def _spent(row: ComparisonRow, layers: int) -> Cell:
         return Cell(f"{row.big_share:.1%}")
     off = 100 * (row.big_share - row.big_layers / layers)
     note = f"{off:+.1f} points".replace("-", _MINUS)
-    return Cell(f"{row.big_share:.1%}", note=note, mark="" if row.within_budget else "off")
+    return Cell(f"{row.big_share:.1%}", note=note, off=not row.within_budget)
 
 
 def _relative(value: float | None, own_share: float | None) -> Cell | None:

@@ -1,4 +1,4 @@
-"""Figures and sentences about the oracle's gain over static: selection noise, its parts, the predictable ceiling."""
+"""Figures of the oracle's gain over static: selection noise, its parts, the predictable ceiling."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow, Results
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import AVERAGE, EXACT
-from duollm.records.numbers import with_interval
 from duollm.report import style
 from duollm.report.style import Look
 
@@ -28,30 +27,6 @@ _TOTAL = Look("oracle's gain over static", "#0072B2", "o")
 _BAR = 0.25
 _BY_SPEND = {AVERAGE: Look("k on average", "#0072B2", "o"), EXACT: Look("k on every token", "#009E73", "s")}
 _GAIN_LABEL = "gain over static (nats per token)"
-
-# What the page says of an estimate whose interval lies above 0, below 0 (then of the amount), or on both sides.
-_WORTH = (
-    "are {} better than static",
-    "are {} worse than static",
-    "differ from static by {}, which shows neither gain nor loss",
-)
-_BEYOND = (
-    "A true label thus buys {} more than a drawn one.",
-    "A true label thus buys {} less than a drawn one.",
-    "The two gains differ by {}: no difference is shown.",
-)
-_REACHED = ("reaches {}", "reaches nothing: it is {} worse than static", "reaches {}, which shows no gain")
-_LEFT = (
-    "That leaves {} unexplained.",
-    "The two together exceed it by {}, so none of it is left unexplained.",
-    "What they leave, {}, does not differ from nothing.",
-)
-_CONTROL = (
-    "But the control, fitted to gains of other tokens, gains {} as well: that much is a better fixed pattern, not a "
-    "prediction.",
-    "",
-    "The control, fitted to gains of other tokens, shows no gain: {}.",
-)
 
 Row = TypeVar("Row", NoiseRow, DecompositionRow)
 
@@ -124,36 +99,3 @@ def _draw_depths(axes: Axes, rows: Sequence[CeilingRow], look: Look) -> None:
             label = f"shuffled, {look.label}"
             error = style.errors([row.gain])
             axes.errorbar(row.depth, row.gain.value, error, color=look.colour, fmt="x", capsize=3, label=label)
-
-
-def noise_sentences(results: Results, domain: str, big_layers: int) -> str | None:
-    """Return sentences on selection noise at one budget; None if it was not measured."""
-    for row in of_first_context(results.selection_noise):
-        if (row.domain, row.big_layers) == (domain, big_layers):
-            return (
-                f"At k = {big_layers} the oracle gains {with_interval(row.gain)} nats over static with the true labels."
-                " The same search with labels drawn at random from the all-big prediction gains "
-                f"{with_interval(row.gain_drawn)}, and on a second draw its picks {_by_sign(row.second_draw, _WORTH)}. "
-                f"{_by_sign(row.gain_beyond_drawn, _BEYOND)}"
-            )
-    return None
-
-
-def decomposition_sentences(results: Results, domain: str, big_layers: int) -> str | None:
-    """Return sentences on the parts of the oracle's gain at one budget; None if they were not measured."""
-    for row in of_first_context(results.decomposition):
-        if (row.domain, row.big_layers) == (domain, big_layers):
-            return (
-                f"Of the oracle's gain over static at k = {big_layers}, {with_interval(row.total)} nats, an offline "
-                f"predictor without the label {_by_sign(row.predictable, _REACHED)}; a peek at a drawn label alone "
-                f"buys {with_interval(row.noise)}. {_by_sign(row.rest, _LEFT)} {_by_sign(row.shuffled, _CONTROL)}"
-            )
-    return None
-
-
-def _by_sign(measured: Estimate, above_below_neither: tuple[str, str, str]) -> str:
-    """Fill in the sentence that the interval allows: wholly above 0, wholly below (the amount), or neither."""
-    above, below, neither = above_below_neither
-    if measured.high < 0 and below:
-        return below.format(with_interval(-measured))
-    return (above if measured.low > 0 else neither).format(with_interval(measured))

@@ -1,0 +1,48 @@
+// Names and colours of policies (Okabe and Ito, safe for the colour-blind; page.css holds lighter ones for dark mode).
+
+const FIXED = {
+  oracle: ["oracle", "--oracle", ""],
+  "executed-together": ["oracle, executed together", "--executed", ""],
+  static: ["static (best fixed pattern)", "--static", ""],
+  "random-patterns": ["random patterns, mean", "--random", ""],
+  ceiling: ["predictable ceiling", "--ceiling", ""],
+  "ceiling-exact": ["predictable ceiling, exact", "--ceiling", "5 3"],
+  "all-small": ["all small", "--ink", "2 3"],
+  "all-big": ["all big", "--ink", "7 4"],
+  "drawn-oracle": ["oracle of a drawn label", "--drawn", ""],
+};
+const ROUTERS = 6;
+
+export function isRouter(variant) {
+  return !(variant in FIXED) && !/^(best-of|oracle-|ceiling|drawn-)/.test(variant);
+}
+
+export function policyLabel(variant) {
+  if (variant in FIXED) return FIXED[variant][0];
+  return isRouter(variant) ? `router (${variant})` : variant.replaceAll("-", " ");
+}
+
+// The look of a line: a colour of the style sheet and a pattern of dashes.
+export function policyLook(variant, kinds) {
+  if (variant in FIXED) return { colour: `var(${FIXED[variant][1]})`, dash: FIXED[variant][2] };
+  if (!isRouter(variant)) return { colour: "var(--bestof)", dash: variant.includes("routes") ? "" : "4 3" };
+  const [kind, exact] = variant.split(", ");
+  return { colour: `var(--router${Math.max(0, kinds.indexOf(kind)) % ROUTERS})`, dash: exact ? "5 3" : "" };
+}
+
+export function routerKinds(results) {
+  return [...new Set(results.nll.map((row) => row.kind).filter(Boolean))].sort();
+}
+
+export function variantOf(row) {
+  if (!row.kind) return row.policy;
+  return row.spend === "exact" ? `${row.kind}, exact` : row.kind;
+}
+
+// The background of a value: warm above 0 of a loss, cool for a gain; `full` is where the shade is darkest.
+export function shade(value, full, diverging, good) {
+  const strength = Math.min(1, Math.abs(value) / full) * 0.62;
+  if (!(strength > 0.012) || (!diverging && value < 0)) return "";
+  const cool = diverging ? (value > 0) === good : good;
+  return `rgb(var(${cool ? "--cool" : "--warm"}) / ${strength.toFixed(3)})`;
+}

@@ -1,0 +1,65 @@
+// Reads the packed tokens that duollm/report/payload.py writes. Losses and routes are read when they are first needed.
+
+export async function decode(data) {
+  await Promise.all(data.domains.map((domain) => unpack(domain, data.layers, data.lossUnit)));
+  return data;
+}
+
+async function unpack(domain, layers, unit) {
+  const packed = Uint8Array.from(atob(domain.block), (character) => character.charCodeAt(0));
+  const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  domain.bytes = new Uint8Array(await new Response(plain).arrayBuffer());
+  delete domain.block;
+  Object.assign(domain, { layers, unit, size: domain.text.length });
+  let offset = 0;
+  for (const policy of domain.policies) {
+    Object.assign(policy, { domain, offset });
+    offset += 2 * domain.size + (policy.routes ? Math.ceil((domain.size * layers) / 4) : 0);
+  }
+}
+
+function steps(policy) {
+  const { bytes, size } = policy.domain;
+  const values = new Int32Array(size);
+  for (let t = 0; t < size; t++) {
+    const zigzag = bytes[policy.offset + t] | (bytes[policy.offset + size + t] << 8);
+    values[t] = zigzag & 1 ? -(zigzag + 1) / 2 : zigzag / 2;
+  }
+  return values;
+}
+
+// The loss of every token, nats. All big comes first in the block; the others are stored as differences from it.
+export function losses(policy) {
+  if (!policy.losses) {
+    const [big] = policy.domain.policies;
+    const own = steps(policy);
+    const base = policy === big ? null : (big.steps ??= steps(big));
+    policy.losses = Float64Array.from(own, (step, t) => (step + (base ? base[t] : 0)) * policy.domain.unit);
+  }
+  return policy.losses;
+}
+
+// The branch of a token at a layer: 0 skip, 1 small, 2 big.
+export function branch(policy, t, layer) {
+  const { bytes, size, layers } = policy.domain;
+  const cell = t * layers + layer;
+  return (bytes[policy.offset + 2 * size + (cell >> 2)] >> (6 - 2 * (cell & 3))) & 3;
+}
+
+export function bigLayers(policy, t) {
+  let big = 0;
+  for (let layer = 0; layer < policy.domain.layers; layer++) big += branch(policy, t, layer) === 2;
+  return big;
+}
+
+// The last start at or before a row; starts are ascending.
+export function indexOf(starts, row) {
+  let low = 0;
+  let high = starts.length - 1;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (starts[middle] <= row) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}

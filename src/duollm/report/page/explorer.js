@@ -1,0 +1,198 @@
+// The token explorer: text coloured by a quantity, with filters, search, pins and two policies side by side.
+
+import { policyLabel, routerKinds, shade } from "./colour.js";
+import { byId, count, el, number, oneLine, percent, select } from "./dom.js";
+import { comparePins, inspect } from "./inspector.js";
+import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt } from "./quantities.js";
+import { setState, state } from "./state.js";
+import { contextsOf } from "./story.js";
+import { TextView } from "./text.js";
+
+const LISTED = 8;
+const MOST_PINS = 5;
+const memory = { text: null, view: null, hits: [] };
+
+function currentView(data) {
+  const domain = data.domains.find((one) => one.name === state.domain) ?? data.domains[0];
+  const at = (variant) => findPolicy(domain, variant, state.k, state.context);
+  const policy = at(state.policy) ?? at("oracle");
+  const other = state.other === "none" ? undefined : at(state.other);
+  return { domain, k: state.k, context: state.context, policy, other };
+}
+
+export function drawExplorer(data, changes = {}) {
+  const view = currentView(data);
+  const known = Object.keys(QUANTITIES).filter((id) => QUANTITIES[id].of(view));
+  const id = known.includes(state.q) ? state.q : "loss";
+  const quantity = QUANTITIES[id];
+  const values = quantity.of(view);
+  const classes = classify(view, data.highLoss);
+  const kept = (t) => (state.kind === "all" || classes[t] === state.kind) && (state.from === "" || values[t] >= Number(state.from)) && (state.to === "" || values[t] <= Number(state.to));
+  Object.assign(memory, { view, data, hits: search(view.domain, state.find) });
+  // The field that is being typed in keeps its element; all other controls follow the state.
+  if (!("find" in changes || "from" in changes || "to" in changes)) controls(data, view, known, id);
+  byId("legend").replaceChildren(...legend(values, quantity));
+  byId("counted").replaceChildren(...counted(view, kept, values));
+  byId("extremes").replaceChildren(...extremes(view, kept));
+  const full = fullAt(values, quantity);
+  const panes = [pane(view.policy, values, full, quantity)];
+  if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values, full, quantity));
+  const hits = new Set(memory.hits.flatMap(([from, to]) => Array.from({ length: to - from }, (_, i) => from + i)));
+  const paint = { panes, dim: (t) => !kept(t), found: (t) => hits.has(t), layer: state.layer, lanes: state.lanes === "on" };
+  byId("panenames").replaceChildren(...panes.map((one) => el("b", {}, `${policyLabel(one.policy.policy)}, k = ${one.policy.k}`)));
+  byId("panenames").className = panes.length > 1 ? "panes two" : "panes";
+  showText(view, paint, data);
+  showToken(state.token);
+}
+
+function pane(policy, values, full, quantity) {
+  return { policy, colour: (t) => shade(values[t], full, quantity.diverging, quantity.good) };
+}
+
+function showText(view, paint, data) {
+  if (memory.text?.domain === view.domain) {
+    memory.text.pins = state.pins;
+    memory.text.repaint(paint);
+    return;
+  }
+  memory.text?.close();
+  const holder = byId("text");
+  memory.text = new TextView(holder, view.domain, paint);
+  memory.text.pins = state.pins;
+  if (!holder.dataset.bound) bind(holder, data);
+  if (state.token >= 0 && state.token < view.domain.size && location.hash.includes("token=")) requestAnimationFrame(() => memory.text.reveal(state.token));
+}
+
+function bind(holder) {
+  holder.dataset.bound = "yes";
+  const under = (event) => {
+    const lanes = event.target.closest?.("svg.lanes");
+    if (lanes) {
+      const box = lanes.getBoundingClientRect();
+      return Number(lanes.dataset.from) + Math.floor(((event.clientX - box.left) / box.width) * lanes.viewBox.baseVal.width);
+    }
+    const word = event.target.closest?.("[data-t]");
+    return word ? Number(word.dataset.t) : null;
+  };
+  holder.addEventListener("pointermove", (event) => {
+    const t = under(event);
+    if (t !== null && t !== state.token) focusToken(t);
+  });
+  holder.addEventListener("click", (event) => {
+    const t = under(event);
+    if (t !== null && !String(getSelection())) togglePin(t);
+  });
+  holder.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1, PageDown: 64, PageUp: -64 }[event.key];
+    if (step) {
+      const t = Math.min(memory.view.domain.size - 1, Math.max(0, (state.token < 0 ? -1 : state.token) + step));
+      focusToken(t);
+      memory.text.reveal(t);
+    } else if (event.key === "Enter" && state.token >= 0) togglePin(state.token);
+    else return;
+    event.preventDefault();
+  });
+}
+
+// Pointing happens often, so it changes the card and the mark only and does not draw the view again.
+function focusToken(t) {
+  state.token = t;
+  memory.text.focus(t);
+  showToken(t);
+}
+
+export function togglePin(t) {
+  const others = state.pins.filter((pin) => pin !== t);
+  const pins = others.length < state.pins.length ? others : [...state.pins, t].slice(-MOST_PINS);
+  setState({ pins, token: t });
+}
+
+function showToken(t) {
+  const { view, data } = memory;
+  const known = t >= 0 && t < view.domain.size;
+  const hint = el("p", { class: "soft" }, "Point at a token, or move through the text with the arrow keys. A click or Enter pins a token to compare.");
+  byId("token").replaceChildren(...(known ? inspect(view, t, routerKinds(data.results), state.layer) : [hint]));
+  const pins = state.pins.filter((pin) => pin < view.domain.size);
+  byId("pinned").replaceChildren(...(pins.length ? [comparePins(view, pins, state.layer, togglePin)] : []));
+}
+
+function controls(data, view, known, id) {
+  const names = choosable(view.domain, state.context).map((variant) => [variant, policyLabel(variant)]);
+  const budgets = Array.from({ length: data.layers + 1 }, (_, k) => [k, `${k} of ${data.layers}`]);
+  const field = (label, key, type, extra = {}) => el("label", { class: "control" }, el("span", {}, label), el("input", { "aria-label": label, type, value: state[key], input: (event) => setState({ [key]: event.target.value }), ...extra }));
+  const layer = el("input", { "aria-label": "Layer", type: "range", min: -1, max: data.layers - 1, value: state.layer, "aria-valuetext": state.layer < 0 ? "no layer" : `layer ${state.layer}`, input: (event) => setState({ layer: Number(event.target.value) }) });
+  const keep = document.activeElement?.closest?.("#text-controls .control");
+  const place = keep ? [...byId("text-controls").children].indexOf(keep) : -1;
+  byId("text-controls").replaceChildren(
+    select("Text", data.domains.map((one) => [one.name, one.name]), view.domain.name, (value) => setState({ domain: value, token: -1, pins: [] })),
+    select("Colour", known.map((one) => [one, QUANTITIES[one].label]), id, (value) => setState({ q: value, from: "", to: "" })),
+    select("Policy", names, view.policy.policy, (value) => setState({ policy: value })),
+    select("Big layers", budgets, state.k, (value) => setState({ k: Number(value) })),
+    select("Beside it", [["none", "nothing"], ...names], view.other?.policy ?? "none", (value) => setState({ other: value })),
+    select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
+    select("Tokens", Object.entries(CLASSES), state.kind, (value) => setState({ kind: value })),
+    field("From", "from", "number", { step: "0.1" }),
+    field("To", "to", "number", { step: "0.1" }),
+    field("Search", "find", "search", { placeholder: "text" }),
+    select("Lanes", [["on", "shown"], ["off", "hidden"]], state.lanes, (value) => setState({ lanes: value })),
+    el("label", { class: "control" }, el("span", {}, state.layer < 0 ? "Layer: none" : `Layer: ${state.layer}`), layer),
+  );
+  if (place >= 0) byId("text-controls").children[place]?.querySelector("input,select")?.focus();
+}
+
+function legend(values, quantity) {
+  const full = fullAt(values, quantity);
+  const stops = Array.from({ length: 9 }, (_, i) => (quantity.diverging ? (i - 4) / 4 : i / 8) * full);
+  const form = quantity.share ? (value) => percent(value) : (value) => number(value, 2);
+  const cells = stops.map((value) => el("i", { style: `background:${shade(value, full, quantity.diverging, quantity.good)}` }));
+  return [el("b", {}, quantity.label), el("span", { class: "scale" }, form(stops[0]), el("span", { class: "ramp" }, cells), `${form(stops[8])}${quantity.share ? "" : " nats or more"}`), el("small", {}, quantity.help)];
+}
+
+function search(domain, wanted) {
+  if (!wanted) return [];
+  const text = domain.text.join("").toLowerCase();
+  const starts = [];
+  let length = 0;
+  for (const piece of domain.text) {
+    starts.push(length);
+    length += piece.toLowerCase().length;
+  }
+  const hits = [];
+  let t = 0;
+  for (let at = text.indexOf(wanted.toLowerCase()); at >= 0; at = text.indexOf(wanted.toLowerCase(), at + 1)) {
+    while (t + 1 < starts.length && starts[t + 1] <= at) t++;
+    let end = t + 1;
+    while (end < starts.length && starts[end] < at + wanted.length) end++;
+    hits.push([t, end]);
+  }
+  return hits;
+}
+
+function counted(view, kept, values) {
+  let [chosen, sum] = [0, 0];
+  values.forEach((value, t) => kept(t) && (chosen++, (sum += value)));
+  const all = view.domain.size;
+  const parts = [el("span", {}, `${count(chosen)} of ${count(all)} tokens (${percent(chosen / all)}), mean ${number(chosen ? sum / chosen : null)}`)];
+  if (all < view.domain.tokens) parts.push(el("span", {}, `; the page holds the first ${count(all)} of ${count(view.domain.tokens)}`));
+  if (state.find) {
+    const jump = () => {
+      const next = memory.hits.find(([from]) => from > state.token) ?? memory.hits[0];
+      focusToken(next[0]);
+      memory.text.reveal(next[0]);
+    };
+    parts.push(el("span", {}, `; “${state.find}” found ${count(memory.hits.length)} times `), memory.hits.length ? el("button", { type: "button", click: jump }, "next") : "");
+  }
+  return parts;
+}
+
+// The tokens that the policy helps most and least against static, among those that the filter keeps.
+function extremes(view, kept) {
+  const gain = QUANTITIES.gain.of(view);
+  if (!gain) return [];
+  const rows = Array.from(gain.keys()).filter(kept).sort((a, b) => gain[b] - gain[a]);
+  const list = (title, chosen) => {
+    const items = chosen.map((t) => el("li", {}, el("button", { type: "button", click: () => (focusToken(t), memory.text.reveal(t)) }, el("bdi", {}, oneLine(view.domain.text[t])), el("small", {}, number(gain[t], 2)))));
+    return el("div", {}, el("h4", {}, title), el("ol", {}, items));
+  };
+  return [list("helped most", rows.slice(0, LISTED)), list("helped least", rows.slice(-LISTED).reverse())];
+}

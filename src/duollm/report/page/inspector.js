@@ -1,0 +1,76 @@
+// What is known of one token: its losses, its routes, and its loss over budgets; and pinned tokens side by side.
+
+import { policyLabel, policyLook } from "./colour.js";
+import { bigLayers, branch, indexOf, losses } from "./decode.js";
+import { el, number, oneLine, percent, svg } from "./dom.js";
+import { QUANTITIES, choosable, findPolicy } from "./quantities.js";
+
+const CELL = 9;
+
+export function routeStrip(policy, t, scrubbed) {
+  const { layers } = policy.domain;
+  const names = Array.from({ length: layers }, (_, l) => branch(policy, t, l));
+  const picture = svg("svg", { class: "strip", width: layers * CELL + 1, height: 15, role: "img", "aria-label": `route ${names.join("")}, layer 0 first` });
+  names.forEach((b, l) => picture.append(svg("rect", { x: l * CELL + 1, y: l === scrubbed ? 0 : 2, width: CELL - 1, height: l === scrubbed ? 15 : 11, class: `branch${b}` })));
+  return picture;
+}
+
+export function placeOf(domain, t) {
+  const window = indexOf(domain.window, t);
+  return `${domain.documents[indexOf(domain.document, t)]}, position ${t - domain.window[window] + domain.position}`;
+}
+
+export function inspect(view, t, kinds, scrubbed) {
+  const { domain, k, context } = view;
+  const rows = choosable(domain, context).map((variant) => {
+    const policy = findPolicy(domain, variant, k, context);
+    const at = policy.k === k || /^all-/.test(variant) ? "" : ` (k = ${policy.k})`;
+    const chosen = policy === view.policy || policy === view.other;
+    const look = policyLook(variant, kinds);
+    return el(
+      "tr",
+      { class: chosen ? "marked" : null, "data-policy": variant },
+      el("th", { scope: "row" }, el("i", { style: `background:${look.colour}` }), policyLabel(variant) + at),
+      el("td", {}, number(losses(policy)[t])),
+      el("td", {}, policy.routes ? [routeStrip(policy, t, scrubbed), ` ${bigLayers(policy, t)}`] : ""),
+    );
+  });
+  const drawn = QUANTITIES.drawn.of(view);
+  return [
+    el("h3", { class: "token" }, el("bdi", {}, oneLine(domain.text[t]))),
+    el("p", { class: "soft" }, placeOf(domain, t)),
+    el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ["policy", "loss", "route, big"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)),
+    sparkline(view, t, kinds),
+    drawn ? el("p", { class: "soft" }, `On a label drawn from the model's prediction the oracle's search gains ${number(drawn[t])} nats over static.`) : null,
+  ].filter(Boolean);
+}
+
+// The token's loss over budgets, of the oracle and of static.
+function sparkline(view, t, kinds) {
+  const { domain, context } = view;
+  const [width, height] = [230, 62];
+  const lines = ["static", "oracle"].map((variant) => ({ variant, points: domain.policies.filter((p) => p.policy === variant && (!p.context || p.context === context)).map((p) => [p.k, losses(p)[t]]) }));
+  const values = lines.flatMap((line) => line.points.map((p) => p[1]));
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const x = (k) => 4 + (k / domain.layers) * (width - 8);
+  const y = (v) => 5 + ((high - v) / (high - low || 1)) * (height - 10);
+  const picture = svg("svg", { width, height, role: "img", "aria-label": `loss over budgets, from ${number(low)} to ${number(high)} nats` });
+  picture.append(svg("line", { x1: x(view.k), x2: x(view.k), y1: 0, y2: height, class: "zero" }));
+  for (const line of lines) picture.append(svg("polyline", { points: line.points.map(([k, v]) => `${x(k)},${y(v)}`).join(" "), fill: "none", stroke: policyLook(line.variant, kinds).colour, "stroke-width": 2 }));
+  return el("div", { class: "spark" }, picture, el("small", {}, `loss over 0 … ${domain.layers} big layers: oracle and static, ${number(low, 2)} … ${number(high, 2)} nats`));
+}
+
+export function comparePins(view, pins, scrubbed, unpin) {
+  const { domain } = view;
+  const lines = [
+    ["all small", (t) => number(losses(findPolicy(domain, "all-small", 0, view.context))[t])],
+    ["all big", (t) => number(losses(domain.policies[0])[t])],
+    ...[view.policy, view.other].filter(Boolean).flatMap((policy) => [
+      [policyLabel(policy.policy), (t) => number(losses(policy)[t])],
+      ...(policy.routes ? [["its route", (t) => routeStrip(policy, t, scrubbed)], ["share of big", (t) => percent(bigLayers(policy, t) / domain.layers)]] : []),
+    ]),
+  ];
+  const head = pins.map((t) => el("th", { scope: "col" }, el("bdi", {}, oneLine(domain.text[t])), el("button", { type: "button", class: "unpin", "aria-label": `unpin token ${t}`, click: () => unpin(t) }, "×")));
+  const body = lines.map(([name, of]) => el("tr", {}, el("th", { scope: "row" }, name), pins.map((t) => el("td", {}, of(t)))));
+  return el("table", { class: "plain pins" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "pinned"), head)), el("tbody", {}, body));
+}

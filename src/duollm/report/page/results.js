@@ -1,0 +1,171 @@
+// Claims, comparison, losses, further charts and the facts of the run.
+
+import { lineChart } from "./chart.js";
+import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
+import { byId, count, el, number, percent, select, signed, withInterval } from "./dom.js";
+import { paired } from "./frontier.js";
+import { setState, state } from "./state.js";
+import { chip, domainOptions } from "./story.js";
+import { sortableTable } from "./table.js";
+
+export function drawClaims(data) {
+  const groups = Map.groupBy?.(data.results.claims, (claim) => claim.id) ?? grouped(data.results.claims);
+  const cards = [...groups].map(([id, claims]) => {
+    const conditions = claims.flatMap((claim) => claim.conditions.map((one) => ({ ...one, domain: claim.domain })));
+    const rows = claims.map((claim) => el("li", {}, el("b", {}, claim.domain), chip(claim.verdict), el("span", {}, claim.finding)));
+    const table = el("table", { class: "plain stacked" }, el("thead", {}, el("tr", {}, ["text", "quantity", "reproduced if", "measured", "verdict"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, conditions.map(conditionRow)));
+    return el("article", { class: "claim", id: `claim-${id}` }, el("h3", {}, `${id}: ${claims[0].statement}`), el("ul", {}, rows), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
+  });
+  byId("claims").replaceChildren(...cards);
+  if (state.claim) byId(`claim-${state.claim}`)?.scrollIntoView();
+}
+
+function grouped(claims) {
+  const groups = new Map();
+  for (const claim of claims) groups.set(claim.id, [...(groups.get(claim.id) ?? []), claim]);
+  return groups;
+}
+
+function conditionRow(one) {
+  const cells = [["quantity", one.quantity], ["reproduced if", one.rule], ["measured", withInterval(one.estimate)], ["verdict", chip(one.verdict)]];
+  return el("tr", {}, el("th", { scope: "row", "data-label": "text" }, one.domain), cells.map(([label, content]) => el("td", { "data-label": label }, content)));
+}
+
+export function drawTables(data) {
+  const { results } = data;
+  const budgets = [...new Set(results.comparison.filter((row) => !/^all-/.test(row.policy)).map((row) => row.big_layers))].sort((a, b) => a - b);
+  const k = budgets.includes(state.k) ? state.k : budgets.reduce((best, one) => (Math.abs(one - state.k) < Math.abs(best - state.k) ? one : best), budgets[0]);
+  byId("table-controls").replaceChildren(
+    select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })),
+    select("Big layers", budgets.map((one) => [one, `${one} of ${data.layers}`]), k, (value) => setState({ k: Number(value) })),
+  );
+  const here = results.comparison.filter((row) => row.domain === state.pool && (row.big_layers === k || /^all-/.test(row.policy)) && !(row.policy === "executed-together" && row.context === "committed"));
+  byId("comparison").replaceChildren(comparison(data, here, k));
+  byId("losses").replaceChildren(lossTable(data));
+  const spend = results.spend.filter((row) => row.domain === state.pool);
+  byId("spend").replaceChildren(...(spend.length ? [spendTable(spend)] : []));
+}
+
+function nameOf(row, several) {
+  return policyLabel(variantOf(row)) + (several && row.context ? `, ${row.context}` : "");
+}
+
+function lies(estimate, above, below) {
+  return estimate?.[1] > 0 ? above : estimate?.[2] < 0 ? below : "";
+}
+
+function comparison(data, rows, k) {
+  const several = new Set(rows.filter((row) => row.policy === "oracle").map((row) => row.context)).size > 1;
+  const gain = (row) => (["static", "all-small", "all-big"].includes(row.policy) ? null : (row.gain_at_spent ?? row.gain_over_static));
+  const share = (name) => ({ estimate: (row) => row[name], value: (row) => row[name]?.[0], form: (value) => percent(value) });
+  const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
+  const columns = [
+    { name: "policy", label: "policy", text: (row) => nameOf(row, several), value: (row) => nameOf(row, several) },
+    { name: "gain", label: "gain over static", estimate: gain, value: (row) => gain(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gain(row), "better", "worse") },
+    { name: "nll", label: "loss", estimate: (row) => row.nll, value: (row) => row.nll[0] },
+    { name: "closed", label: "gap closed", estimate: (row) => row.closed_at_spent ?? row.closed, value: (row) => (row.closed_at_spent ?? row.closed)?.[0], form: (value) => percent(value) },
+    { name: "ceiling", label: "of ceiling", ...share("of_ceiling") },
+    { name: "share", label: "share of big", value: (row) => row.big_share, text: (row) => percent(row.big_share, 1) + (row.within_budget === false ? " (off budget)" : ""), mark: (row) => (row.within_budget === false ? "off" : "") },
+    { name: "flops", label: "FLOPs", ...relative("relative_flops", "router_flops_share") },
+    { name: "time", label: "time", ...relative("relative_time", "router_time_share") },
+  ].filter((column) => column.name === "policy" || rows.some((row) => column.value(row) !== undefined && column.value(row) !== null));
+  const marked = rows.map((row) => ({ ...row, marked: Boolean(row.kind) }));
+  return sortableTable({ name: `comparison-k${k}`, caption: `${state.pool}, ${k} of ${data.layers} layers big`, columns, rows: marked, sort: "gain" });
+}
+
+function lossTable(data) {
+  const rows = data.results.nll.filter((row) => row.domain === state.pool);
+  const name = (row) => nameOf(row, true);
+  const columns = [
+    { name: "policy", label: "policy", text: name, value: name },
+    { name: "k", label: "k", text: (row) => String(row.big_layers), value: (row) => row.big_layers },
+    { name: "spent", label: "big layers spent", text: (row) => number(row.mean_big_layers, 2), value: (row) => row.mean_big_layers },
+    { name: "nll", label: "loss", estimate: (row) => row.nll, value: (row) => row.nll[0] },
+    { name: "over", label: "above all big", estimate: (row) => row.over_all_big, value: (row) => row.over_all_big[0], form: (value) => signed(value) },
+    { name: "perplexity", label: "perplexity", text: (row) => number(row.perplexity, 2), value: (row) => row.perplexity },
+  ];
+  return sortableTable({ name: `losses-${state.pool}`, caption: `${state.pool}, ${count(rows[0]?.tokens ?? 0)} tokens`, columns, rows });
+}
+
+function spendTable(rows) {
+  const columns = [
+    { name: "kind", label: "router", text: (row) => row.kind, value: (row) => row.kind },
+    { name: "k", label: "k", text: (row) => String(row.big_layers), value: (row) => row.big_layers },
+    { name: "cost", label: "loss, exactly k minus k on average", estimate: (row) => row.exact_minus_average, value: (row) => row.exact_minus_average[0], form: (value) => signed(value, 4) },
+  ];
+  return sortableTable({ name: "spend", caption: "Above 0: it pays that the router decides how much each token gets.", columns, rows });
+}
+
+export function drawFigures(data) {
+  byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })));
+  byId("charts").replaceChildren(...[noiseChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data)].filter(Boolean));
+  const links = data.figures.map((name) => el("li", {}, `${name.replaceAll("_", " ")}: `, ...["svg", "pdf"].flatMap((kind) => [el("a", { href: `figures/${name}.${kind}` }, kind.toUpperCase()), " "])));
+  byId("files").replaceChildren(...links);
+}
+
+function chartOf(rows, lines, x, options) {
+  if (!rows.length) return null;
+  const series = lines.map(([field, name, colour]) => ({ name, colour, points: rows.map((row) => ({ x: row[x], y: row[field][0], low: row[field][1], high: row[field][2] })) }));
+  series.push({ name: "static", colour: "var(--soft)", dash: "2 3", level: true, points: [{ x: rows[0][x], y: 0 }] });
+  return lineChart({ y: "gain over static (nats)", series, height: 280, ...options });
+}
+
+function noiseChart(data) {
+  const rows = data.results.selection_noise.filter((row) => row.domain === state.pool && row.context === state.context);
+  const lines = [["gain", "oracle, true labels", "var(--oracle)"], ["gain_drawn", "the same search, drawn labels", "var(--drawn)"], ["second_draw", "those picks on a second draw", "var(--executed)"]];
+  return chartOf(rows, lines, "big_layers", { title: "How much does a peek at a label buy?", name: "selection-noise", x: "big layers per token" });
+}
+
+function partsChart(data) {
+  const rows = data.results.decomposition.filter((row) => row.domain === state.pool && row.context === state.context);
+  const lines = [["total", "oracle's gain", "var(--oracle)"], ["predictable", "predictable here", "var(--static)"], ["noise", "luck of a drawn label", "var(--drawn)"], ["rest", "rest", "var(--random)"]];
+  return chartOf(rows, lines, "big_layers", { title: "What the oracle's gain is made of", name: "decomposition", x: "big layers per token" });
+}
+
+function ceilingChart(data) {
+  const k = data.budget;
+  const rows = data.results.ceiling.filter((row) => row.domain === state.pool && row.big_layers === k);
+  const pick = (spend, shuffled) => rows.filter((row) => row.spend === spend && row.shuffled === shuffled).map((row) => ({ x: row.depth, y: row.gain[0], low: row.gain[1], high: row.gain[2] }));
+  const series = [
+    { name: `k on average`, colour: "var(--oracle)", points: pick("average", false) },
+    { name: "k on every token", colour: "var(--static)", points: pick("exact", false) },
+    { name: "control, fitted to other tokens", colour: "var(--random)", dash: "2 3", points: pick("average", true) },
+  ].filter((one) => one.points.length);
+  return series.length ? lineChart({ title: `From which layer on can routes be predicted? (k = ${k})`, name: "ceiling-by-depth", x: "last layer whose states are seen", y: "gain over static (nats)", series, height: 280 }) : null;
+}
+
+function bestOfChart(data) {
+  const domain = state.pool === "pooled" ? data.domains[0].name : state.pool;
+  const series = [["best_of_patterns", "best of N fixed patterns", "var(--random)"], ["best_of_routes", "best of N routes per token", "var(--bestof)"]].flatMap(([field, name, colour]) => {
+    const row = data.results[field].find((one) => one.domain === domain && one.big_layers === data.budget);
+    if (!row) return [];
+    const points = row.drawn.map((x, i) => ({ x, ...paired({ nll: row.nll[i], over_all_big: row.over_all_big[i] }) })).filter((p) => p.x <= data.randomRoutes);
+    return [{ name, colour, points }];
+  });
+  for (const row of data.results.nll) {
+    if (row.domain === domain && row.big_layers === data.budget && (row.kind ? row.spend !== "exact" : row.policy === "static")) {
+      series.push({ name: policyLabel(variantOf(row)), ...policyLook(variantOf(row), routerKinds(data.results)), level: true, points: [{ x: 1, ...paired(row) }] });
+    }
+  }
+  return series.length ? lineChart({ title: `How many blind tries is it worth? (${domain}, k = ${data.budget})`, name: "best-of-draws", x: "drawn at random, N", y: "mean loss (nats per token)", series, height: 280, log: true }) : null;
+}
+
+function costChart(data) {
+  const rows = data.results.comparison.filter((row) => row.domain === state.pool && row.relative_time !== undefined && (!row.context || row.context === state.context) && !/^all-/.test(row.policy));
+  const groups = new Map();
+  for (const row of rows) groups.set(variantOf(row), [...(groups.get(variantOf(row)) ?? []), row]);
+  const series = [...groups].map(([variant, own]) => ({ name: policyLabel(variant), ...policyLook(variant, routerKinds(data.results)), points: own.map((row) => ({ x: row.relative_time, y: row.nll[0], note: `k = ${row.big_layers}` })) }));
+  return series.length ? lineChart({ title: "Loss against measured time", name: "loss-by-time", x: "time per token, all big = 1", y: "mean loss (nats per token)", series, height: 280 }) : null;
+}
+
+export function drawRun(data) {
+  const { results } = data;
+  const facts = [...flat(results.model, "model"), ["context", results.context], ...flat(results.bootstrap, "bootstrap"), ...flat(results.provenance, ""), ...flat(results.timing ?? {}, "timing")];
+  byId("facts").replaceChildren(...facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ")), el("td", {}, value))));
+}
+
+function flat(value, name) {
+  if (Array.isArray(value)) return [[name, value.join(" ")]];
+  if (value === null || typeof value !== "object") return [[name, String(value)]];
+  return Object.entries(value).flatMap(([key, inner]) => flat(inner, name ? `${name}.${key}` : key));
+}

@@ -1,0 +1,101 @@
+// The overview: what was studied, what was found, in words, and the verdicts on the paper's claims.
+
+import { byId, count, el, interval, number, percent, select, signed, withInterval } from "./dom.js";
+import { frontier } from "./frontier.js";
+import { address, setState, state } from "./state.js";
+
+export const MARKS = { reproduced: "✓", "not reproduced": "✗", undecided: "?" };
+
+export function chip(verdict) {
+  return el("span", { class: `chip ${verdict.replace(" ", "-")}` }, `${MARKS[verdict]} ${verdict}`);
+}
+
+export function contextsOf(results) {
+  return [...new Set(results.nll.filter((row) => row.policy === "oracle").map((row) => row.context))];
+}
+
+export function domainOptions(data) {
+  const names = [...new Set(data.results.nll.map((row) => row.domain))];
+  return names.map((name) => [name, name === "pooled" ? "all domains" : name]);
+}
+
+export function drawOverview(data) {
+  byId("studied").replaceChildren(studied(data));
+  const budgets = [...new Set(data.results.comparison.filter((row) => row.gain_over_static || row.gain_at_spent).map((row) => row.big_layers))];
+  const k = budgets.includes(state.k) ? state.k : data.budget;
+  const domain = state.pool;
+  byId("overview-controls").replaceChildren(
+    select("Text", domainOptions(data), domain, (value) => setState({ pool: value })),
+    select("Big layers", budgets.sort((a, b) => a - b).map((one) => [one, `${one} of ${data.layers}`]), k, (value) => setState({ k: Number(value) })),
+    select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
+    select("Cost", [["layers", "big layers"], ["flops", "FLOPs"]], state.axis, (value) => setState({ axis: value })),
+  );
+  const facts = factsAt(data, domain, k);
+  byId("answer").replaceChildren(answer(facts, k, data.layers));
+  byId("cards").replaceChildren(...cards(facts));
+  byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
+  byId("verdicts").replaceChildren(...verdicts(data, domain));
+}
+
+function studied(data) {
+  const { model } = data.results;
+  const size = model.parameters ? ` with ${count(model.parameters)} parameters` : "";
+  const trained = model.training_tokens ? `, trained on ${count(model.training_tokens)} tokens` : "";
+  const texts = Object.entries(data.sizes).map(([name, one]) => `${count(one.tokens)} tokens of ${name} (${one.documents} documents)`);
+  const tried = data.search === "exact" ? "Every route through it was tried" : `Routes through it were searched, but not all of them (${data.search}),`;
+  return `A language model of ${data.layers} layers${size}${trained}. At each layer a token can take a ${data.branches.join(" or a ")} branch; the choices of all layers are its route. ${tried} on held-out text: ${texts.join(" and ")}.`;
+}
+
+// The numbers that the story is told with, at one budget; each is null if it was not measured.
+function factsAt(data, domain, k) {
+  const { results } = data;
+  const here = (row) => row.domain === domain && row.big_layers === k;
+  const noise = results.selection_noise.find((row) => here(row) && row.context === state.context) ?? null;
+  const gainOf = (row) => row.gain_at_spent ?? row.gain_over_static;
+  const routers = results.comparison.filter((row) => here(row) && row.kind && gainOf(row));
+  const best = routers.sort((a, b) => gainOf(b)[0] - gainOf(a)[0])[0];
+  const oracle = results.comparison.find((row) => here(row) && row.policy === "oracle" && row.context === state.context);
+  const ceiling = results.ceiling.filter((row) => here(row) && row.chosen).sort((a, b) => b.gain[0] - a.gain[0])[0];
+  return { noise, oracle: noise?.gain ?? oracle?.gain_over_static ?? null, router: best && { name: best.kind + (best.spend === "exact" ? ", exact" : ""), gain: gainOf(best) }, ceiling: ceiling?.gain ?? null };
+}
+
+function sign(estimate) {
+  return estimate[1] > 0 ? 1 : estimate[2] < 0 ? -1 : 0;
+}
+
+function answer({ noise, oracle, router }, k, layers) {
+  if (!oracle) return "The oracle's gain was not measured at this budget.";
+  const parts = [`With ${k} of ${layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed choice.`];
+  if (noise) {
+    const share = percent(noise.gain_drawn[0] / noise.gain[0]);
+    parts.push(`But a search on made-up labels, drawn from the model's own prediction, gains ${share} as much: ${sign(noise.gain_beyond_drawn) > 0 ? "only the rest can speak for real differences between tokens" : "the gain may be nothing but luck of the choice"}.`);
+  }
+  if (router) {
+    const kept = ["a router that sees no label is worse than the fixed choice", "no router is shown to beat the fixed choice", `the best router that sees no label gains ${number(router.gain[0])} nats`];
+    parts.push(`In practice ${kept[sign(router.gain) + 1]}.`);
+  }
+  return parts.join(" ");
+}
+
+function cards({ noise, oracle, router, ceiling }) {
+  const card = (kind, label, value, ...text) => el("div", { class: `card ${kind}` }, el("h3", {}, label), el("b", {}, value), text.map((one) => el("p", {}, one)));
+  const found = [];
+  if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${number(oracle[0])} nats`, `${interval(oracle)} over the best fixed pattern. The oracle picks a token's route with the next token in hand.`));
+  if (noise) {
+    const worth = ["worse than static", "not different from static", "better than static"][sign(noise.second_draw) + 1];
+    found.push(card("drawn", "A made-up label buys as much as", `${percent(noise.gain_drawn[0] / noise.gain[0])} of it`, `${withInterval(noise.gain_drawn)} nats, by the luck of choosing among many routes. On a second draw those picks are ${worth}: ${signed(noise.second_draw[0])} ${interval(noise.second_draw)}.`));
+  }
+  if (router) {
+    const of = oracle ? ` That is ${percent(router.gain[0] / oracle[0], 1)} of the oracle's gain.` : "";
+    const best = ceiling ? ` The best predictor without the label reached ${signed(ceiling[0])} ${interval(ceiling)}.` : "";
+    found.push(card("router", "The best router really gains", `${signed(router.gain[0])} nats`, `${interval(router.gain)}, by router ${router.name}.${of}${best}`));
+  }
+  return found;
+}
+
+function verdicts(data, domain) {
+  const own = data.results.claims.filter((claim) => claim.domain === domain);
+  return own.map((claim) =>
+    el("li", {}, el("a", { href: address({ view: "claims", claim: claim.id }) }, claim.id), chip(claim.verdict), el("span", {}, `${claim.statement}. `, el("small", {}, claim.finding))),
+  );
+}

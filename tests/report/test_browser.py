@@ -1,0 +1,165 @@
+"""The page in a real browser: Debian's chromium, driven by playwright; skipped where one of them is missing."""
+
+import shutil
+
+import pytest
+
+from duollm.analysis.analyse import analyse
+from duollm.records.keys import Key
+from duollm.records.tokens import read_tokens
+from duollm.report.page import write_report
+from synthetic_run import Plan, write_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "\u202e",
+    "\x00",
+    " $",
+    "漢",
+    "🙂",
+    "\n",
+]
+VIEWS = ("overview", "tokens", "layers", "claims", "tables", "figures", "run")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("browser")
+    write_run(run, Plan(more_routers=True, documents=8), {"prose": HOSTILE, "code": ["def", " f", "(", "\t"]})
+    analyse(run, 100)
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def tab(browser):
+    """A page that fails the test on any message, error, dialog or request."""
+    page, faults = browser.new_page(viewport={"width": 1280, "height": 900}), []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
+    yield page
+    page.close()
+    assert faults == []
+
+
+def visit(tab, run, address):
+    tab.goto("about:blank")
+    tab.goto(f"{(run / 'report.html').as_uri()}#{address}")
+    tab.wait_for_selector("html[data-ready]")
+
+
+def backgrounds(tab):
+    return tab.eval_on_selector_all("#text .words span", "nodes => nodes.map(node => node.style.background)")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_every_view_opens_and_nothing_is_wider_than_the_screen(tab, run, width, scheme):
+    tab.set_viewport_size({"width": width, "height": 800})
+    tab.emulate_media(color_scheme=scheme)
+    for view in VIEWS:
+        visit(tab, run, view)
+        assert len(tab.inner_text(f"#view-{view}")) > 100
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+
+
+def test_hostile_text_is_shown_and_never_run(tab, run):
+    visit(tab, run, "tokens?domain=prose")
+    words = tab.eval_on_selector_all("#text [data-t]", "nodes => nodes.slice(0, 8).map(node => node.textContent)")
+    assert words == [*HOSTILE[:2], "�", "�", " $", "漢", "🙂", "↵\n"]
+    assert tab.query_selector("#text img, #text script") is None
+
+
+def test_pointing_shows_the_numbers_of_the_files(tab, run):
+    tokens = read_tokens(run, "prose")[0]
+    visit(tab, run, "tokens?domain=prose&k=3")
+    for t in (0, 14):
+        tab.hover(f'#text [data-t="{t}"]')
+        shown = {"all-big": Key("all-big", 6), "oracle": Key("oracle", 3, context="shared")}
+        shown |= {"static": Key("static", 3), "gains": Key("gains_k3", 3, "gains", "average")}
+        for variant, key in shown.items():
+            if key in tokens.policies:
+                cell = tab.inner_text(f'#token tr[data-policy="{variant}"] td')
+                assert float(cell) == pytest.approx(tokens.policies[key].nll_T[t], abs=6e-4)
+        route = "".join(map(str, tokens.oracle(3).routes_TL[t]))
+        assert route in tab.get_attribute('#token tr[data-policy="oracle"] svg', "aria-label")
+
+
+def test_quantity_budget_and_policy_recolour(tab, run):
+    visit(tab, run, "tokens?domain=prose&q=loss")
+    before = backgrounds(tab)
+    for label, value in (("Colour", "difficulty"), ("Big layers", "4"), ("Colour", "above"), ("Policy", "linear")):
+        tab.get_by_label(label, exact=True).select_option(value)
+        assert backgrounds(tab) != before, label
+        before = backgrounds(tab)
+
+
+def test_filter_search_pins_and_sides_live_in_the_address(tab, run):
+    visit(tab, run, "tokens?domain=prose&q=loss")
+    tab.get_by_label("Tokens", exact=True).select_option("stuck")
+    assert tab.locator("#text .dim").count() > 0
+    tab.get_by_label("Search").type("漢")
+    assert "found 20 times" in tab.inner_text("#counted")
+    tab.click('#text [data-t="5"]')
+    tab.get_by_label("Beside it").select_option("linear")
+    assert tab.locator("#text .block").first.locator(".words").count() == 2
+    address = tab.evaluate("location.hash")
+    before = backgrounds(tab)
+    visit(tab, run, address[1:])
+    assert backgrounds(tab)[:20] == before[:20]
+    assert tab.locator("#pinned thead th").count() == 2
+
+
+def test_the_keyboard_moves_and_pins(tab, run):
+    visit(tab, run, "tokens")
+    tab.focus("#text")
+    for key in ("ArrowRight", "ArrowRight", "Enter"):
+        tab.keyboard.press(key)
+    assert "pins=1" in tab.evaluate("location.hash")
+
+
+def test_tables_sort_and_lines_can_be_hidden(tab, run):
+    visit(tab, run, "tables")
+    tab.click("#losses thead button >> text=k")
+    ks = [int(k) for k in tab.locator("#losses tbody td:nth-child(2)").all_inner_texts()]
+    assert ks == sorted(ks, reverse=True)
+    visit(tab, run, "overview")
+    assert tab.locator('#frontier [data-series="oracle"]').count() == 1
+    tab.click("#frontier .legend button >> text=/^oracle$/")
+    assert tab.locator('#frontier [data-series="oracle"]').count() == 0
+
+
+def test_fifty_thousand_tokens_hold_few_elements(tab, tmp_path):
+    write_run(tmp_path, Plan(documents=25, tokens_per_document=2000, num_layers=3, router_budgets=(), measures=False))
+    analyse(tmp_path, 100)
+    write_report(tmp_path)
+    visit(tab, tmp_path, "tokens")
+    longest = tab.evaluate(
+        """async () => {
+          const frame = () => new Promise(requestAnimationFrame);
+          let longest = 0;
+          for (let place = 0; place < 60000; place += 1500) {
+            scrollTo(0, place);
+            const start = performance.now();
+            await frame();
+            longest = Math.max(longest, performance.now() - start);
+          }
+          return longest;
+        }"""
+    )
+    assert tab.locator("#text [data-t]").count() < 4000
+    assert longest < 500  # milliseconds; a busy machine is no failure
