@@ -160,7 +160,8 @@ function costChart(data) {
 
 export function drawRun(data) {
   const { results } = data;
-  const facts = [...flat(results.model, "model"), ["context", results.context], ...flat(results.bootstrap, "bootstrap"), ...flat(results.provenance, ""), ...flat(results.timing ?? {}, "timing")];
+  const facts = [...flat(results.model, "model"), ["context", results.context], ...flat(results.bootstrap, "bootstrap"), ...flat(results.provenance, ""), ...flat({ ...results.timing, machine: {} }, "timing")]
+    .filter(([, value]) => `${value ?? ""}` !== "");
   byId("facts").replaceChildren(...facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ")), el("td", {}, value))));
 }
 
