@@ -61,8 +61,8 @@ def can_fuse(ffn: FFN, states: Tensor) -> bool:
         and states.numel() > states.shape[-1]  # one row is as fast either way
         and not torch.compiler.is_compiling()
         and type(ffn.act_fn) in _NAMES
+        and states.numel() * getattr(ffn.up_proj, "out_features", 0) >= _WORTHWHILE  # cheap, so before what is not
         and _is_own(ffn)
-        and states.numel() * ffn.up_proj.out_features >= _WORTHWHILE
         and type(states) is Tensor
         and not torch.is_autocast_enabled("cpu")
         and _nobody_watches()
