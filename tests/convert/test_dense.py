@@ -41,7 +41,7 @@ def converted(dense, data, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("small_init", ["random", "slice", "distilled"])
+@pytest.mark.parametrize("small_init", ["random", "slice", "distilled", "linear"])
 def test_all_big_is_the_dense_model_and_small_is_something_else(dense, converted, small_init):
     duo, ids = load_model(converted(small_init=small_init)), random_ids()
     theirs = AutoModelForCausalLM.from_pretrained(dense)(ids).logits
@@ -88,6 +88,15 @@ def test_an_unsupported_model_is_refused_in_a_line(tmp_path):
 def test_a_small_ffn_wider_than_the_big_one_is_refused(dense):
     with pytest.raises(UserError, match=r"small_intermediate_size \(25\) must not exceed .* \(24\)"):
         open_dense(str(dense), 25, "ffn", 0)
+
+
+def test_a_linear_small_ffn_of_a_rank_above_the_width_is_refused_before_the_work(dense, data, tmp_path):
+    model, told = open_dense(str(dense), 17, "ffn", 0), []
+    config = ConvertConfig(small_init="linear", sample_tokens=640)
+    with pytest.raises(UserError, match=r"small_intermediate_size \(17\) is the rank .* \(16\); give a smaller one"):
+        convert(model, str(dense), config, data, 0, tmp_path / "duo", told.append)
+    assert told == []
+    assert not (tmp_path / "duo").exists()
 
 
 def test_too_little_sample_text_is_refused(converted, tmp_path):

@@ -76,10 +76,17 @@ def convert(
         data: sample text in the tokens of the model; None only if the small FFNs stay random.
 
     Raises:
-        UserError: too little text is asked for, or the tokenizer has tokens that the model does not know.
+        UserError: too little text is asked for, the tokenizer has tokens that the model does not know, or the rank of
+            linear small FFNs exceeds the hidden size.
     """
     tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
     check_vocabulary(dense, model.config.vocab_size, vocabulary_size(tokenizer))
+    rank, width = model.config.small_intermediate_size, model.config.hidden_size
+    if config.small_init == "linear" and rank > width:
+        raise UserError(
+            f"small_intermediate_size ({rank}) is the rank of a linear map with small_init linear and must not exceed "
+            f"the hidden size of {dense} ({width}); give a smaller one"
+        )
     explained: list[float] = []
     if config.small_init != "random" and data is not None:
         windows = config.sample_tokens // data.sequence_length
