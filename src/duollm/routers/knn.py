@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from duollm.config import LARGEST_CODEBOOK, RouterConfig
 from duollm.models.branch import Branch
@@ -86,5 +86,4 @@ def nearest_mean(states: Tensor, keys_MD: Tensor, losses_MR: Tensor, neighbours:
     """Return the mean losses [., R] of the keys most similar to each state [., D]; of all keys if they are fewer."""
     similar = normalize(states.to(keys_MD.dtype), dim=-1) @ keys_MD.T
     nearest = similar.topk(min(neighbours, len(keys_MD)), dim=-1).indices
-    weights = torch.zeros_like(similar).scatter_(-1, nearest, 1 / nearest.shape[-1])
-    return weights @ losses_MR
+    return embedding_bag(nearest.flatten(0, -2), losses_MR, mode="mean").view(*states.shape[:-1], -1)
