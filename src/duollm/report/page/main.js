@@ -30,8 +30,8 @@ function prepare(data) {
   for (const node of document.querySelectorAll("[data-context]")) node.hidden = node.dataset.context !== data.results.context;
   for (const node of document.querySelectorAll("[data-random-routes]")) node.textContent = data.randomRoutes;
   byId("theme").addEventListener("click", () => {
-    const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
-    document.documentElement.dataset.theme = dark ? "light" : "dark";
+    const root = document.documentElement;
+    root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
   });
   byId("share").addEventListener("click", async () => {
     setState({});
