@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
@@ -194,7 +194,7 @@ def _plan(options: argparse.Namespace, command: list[str]) -> None:
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:
-    from duollm.config import LARGEST_SEED
+    from duollm.config import LARGEST_SEED, SmallInit
 
     add = parser.add_argument
     add("dense", metavar="DENSE", help="a dense checkpoint: a folder with safetensors, or a hub id")
@@ -202,10 +202,9 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     width = "inner width of the small FFNs (default: a sixteenth of the big ones)"
     add("--small-intermediate-size", type=whole_number(0), metavar="N", help=width)
     start = "how to set the small FFNs: at random; from the most used neurons of the big FFN (slice); like slice, "
-    start += (
-        "then trained to imitate the big FFN (distilled); or as linear maps of low rank (linear). Default: %(default)s"
-    )
-    add("--small-init", choices=["random", "slice", "distilled", "linear"], default="distilled", help=start)
+    start += "then trained to imitate the big FFN (distilled); or as linear maps of low rank (linear). "
+    start += "Default: %(default)s"
+    add("--small-init", choices=get_args(SmallInit), default="distilled", help=start)
     fitted = "text to fit the small FFNs to: prose, code, a file or folder, ... (default: %(default)s)"
     add("--domains", type=listed(str), default="prose,code", metavar="LIST", help=fitted)
     add("--sample-tokens", type=int, default=32_768, metavar="N", help="tokens of that text (default: %(default)s)")

@@ -12,6 +12,7 @@ from duollm.errors import UserError, did_you_mean
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_CODEBOOK = 32  # routes
+SmallInit = Literal["random", "slice", "distilled", "linear"]
 _LARGEST_NUMBER = 10**15
 
 
@@ -106,7 +107,7 @@ class ModelConfig(Section):
 class ConvertConfig(Section):
     """Stage 0, only with model.dense: its FFNs become the big ones, and the small ones are derived from them."""
 
-    small_init: Literal["random", "slice", "distilled", "linear"] = "distilled"
+    small_init: SmallInit = "distilled"
     """Small FFNs: random, neurons of the big FFN, trained to imitate it, or low-rank maps (docs/checkpoints.md)."""
     sample_tokens: int = Field(default=32_768, ge=2)
     """Tokens of training text that slice and distilled run through the big FFNs."""
@@ -426,13 +427,11 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
     values: dict[str, Any] = _read_yaml(path) if path else {}
     overrides = overrides or {}
     for key, text in overrides.items():
-        *sections, name = key.split(".")
-        section = values
-        for each in sections:
-            section = section.setdefault(each, {})
-            if not isinstance(section, dict):
-                raise UserError(f"--{key}: {each} is not a section")
-        section[name] = _parse_override(key, text)
+        section, _, name = key.rpartition(".")
+        owner = values.setdefault(section, {}) if section else values
+        if not isinstance(owner, dict):
+            raise UserError(f"--{key}: {section} is not a section")
+        owner[name] = _parse_override(key, text)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -13,18 +13,17 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from duollm.config import SmallInit
 from duollm.convert.linear_small import fit_linear, make_linear
 from duollm.machine import Precision, faster_precision
 from duollm.models.modeling_duo import DuoFFN, DuoForCausalLM
 from duollm.ridge import ridge
 from duollm.routes.sampling import derived_seed
-
-SmallInit = Literal["random", "slice", "distilled", "linear"]
 
 _BATCH_TOKENS = 2048
 _HELD_OUT_SHARE = 0.125
@@ -106,16 +105,14 @@ def initialise_small_ffns(
         start = time.perf_counter()
         for layer, states_ND, weights_N in zip(model.model.layers, states_LND, weights_LN, strict=True):
             examples, energies_F = _examples(layer.mlp.big, states_ND, weights_N, precision)
-            small = deepcopy(layer.mlp.small).float()
+            small, known = deepcopy(layer.mlp.small).float(), examples.rows(slice(fitted))
             if how == "linear":
-                fit_linear(
-                    small, examples.states_ND[:fitted], examples.outputs_ND[:fitted], examples.weights_N[:fitted]
-                )
+                fit_linear(small, known.states_ND, known.outputs_ND, known.weights_N)
             else:
-                cut_out(small, layer.mlp.big, energies_F, examples.rows(slice(fitted)))
+                cut_out(small, layer.mlp.big, energies_F, known)
             if how == "distilled":
                 generator = torch.Generator().manual_seed(derived_seed(seed, len(explained)))
-                distil(small, examples.rows(slice(fitted)), steps, generator, precision)
+                distil(small, known, steps, generator, precision)
             layer.mlp.small.load_state_dict(small.state_dict())
             explained.append(explained_variance(small, examples.rows(slice(fitted, None))))
             left = (time.perf_counter() - start) / len(explained) * (config.num_hidden_layers - len(explained))

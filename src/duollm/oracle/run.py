@@ -260,8 +260,11 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
     extra = sorted(set(plan.big_layers("committed")) - set(plan.big_layers("shared")))
     if extra and "committed" in config.contexts:
         raise UserError(f"committed_big_layers holds {extra[0]}, which big_layers lacks; add it there")
-    costs = sizes.small_intermediate_size, sizes.intermediate_size
-    cells = Cells(space, *(ffn_parameters(sizes)[1:] if isinstance(sizes, DuoConfig) else costs))
+    if isinstance(sizes, DuoConfig):
+        _, small, big = ffn_parameters(sizes)
+    else:  # a recipe's, whose FFNs are of one kind, so that they cost what they are wide
+        small, big = sizes.small_intermediate_size, sizes.intermediate_size
+    cells = Cells(space, small, big)
     try:
         for context in plan.contexts:
             cells.wanted(parse_budgets(None, plan.budgets(context), space), range(sequence_length - 1))
