@@ -77,10 +77,9 @@ def plan(recipe: Recipe, devices: Devices | None = None) -> list[Row]:
     if devices:
         machine = f"time on {devices.number} x {si(round(devices.peak), 'FLOP/s')}, {devices.used:.0%} of it used"
         rows += [
-            Row(machine, f"{name}{row.label.removeprefix('compute')}", devices.seconds(row.value), "s")
-            for table, name in (("training", "training"), ("oracle", "oracle"))
+            Row(machine, row.table.split(",")[0] + row.label.removeprefix("compute"), devices.seconds(row.value), "s")
             for row in rows
-            if row.table.split(",")[0] == table and row.label.startswith("compute")
+            if row.label.startswith("compute")
         ]
     return rows
 
