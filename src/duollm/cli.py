@@ -388,6 +388,26 @@ def _generate(options: argparse.Namespace, command: list[str]) -> None:
     generate(Saved.at(Path(options.model), "auto"), options.prompt, GenerateSettings(**settings))
 
 
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder; no model is loaded")
+    shown = "open the page in a browser; it is made anew only if it is missing or older than what was measured"
+    parser.add_argument("--open", action="store_true", help=shown)
+
+
+def _report(options: argparse.Namespace, command: list[str]) -> None:
+    from duollm.report.rewrite import is_current, recipe_of, rewrite_report
+
+    run = Path(options.run)
+    recipe_of(run)  # a folder of no run is refused before its page is looked for
+    page = run / "report.html" if options.open and is_current(run) else rewrite_report(run)
+    print(page)
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            print("no browser was found on this machine; open that file in one elsewhere")
+
+
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a finished run folder; only its results.json is read")
@@ -436,7 +456,7 @@ VERBS = {
     "oracle": _study_verb("run a study up to the best route of every token", until="oracle"),
     "train-router": _study_verb("run a study up to the trained routers", until="train-router"),
     "evaluate": _study_verb("run a study up to the losses of its routers and patterns", until="evaluate"),
-    "report": _study_verb("run a study up to its report, the last stage", until="report"),
+    "report": Verb("make the page of a run anew from its folder, or open it", _add_report_options, _report),
     "score": Verb("score a saved model under any policy: losses, or lm-eval tasks", _add_score_options, _score),
     "trace": Verb("write a CSV row per token: text, losses, route", _add_trace_options, _trace),
     "generate": Verb("continue a text, coloured by what each token cost", _add_generate_options, _generate),
