@@ -169,7 +169,7 @@ def test_runs_stand_side_by_side(tab, tmp_path):
         assert float(cell) == pytest.approx(nll_T[4], abs=6e-4)
     assert owl[4] != crow[4]
     tab.get_by_label("Run", exact=True).select_option("1")
-    assert tab.title() == "crow – duollm report"
+    assert tab.title().startswith("crow ")
     assert "run=1" in tab.evaluate("location.hash")
 
 
