@@ -142,7 +142,7 @@ def drop_loss_of_other_contexts(results: dict[str, Any]) -> None:
     """
     for row in results["comparison"]:
         if row["context"] not in (None, results["context"]):
-            del row["compared_nll"]
+            row.pop("compared_nll", None)
 
 
 MAY_LACK = {"closed", "closed_at_spent", "gain_over_static", "gain_at_spent", "of_ceiling", "estimate"}
