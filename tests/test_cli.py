@@ -19,7 +19,6 @@ STUDY_VERBS = {
     "oracle": "oracle",
     "train-router": "train-router",
     "evaluate": "evaluate",
-    "report": "report",
 }
 
 

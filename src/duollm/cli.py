@@ -260,19 +260,23 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add("--shares", type=listed(number(0, 1), brackets=True), metavar="LIST", help=shares)
     batch = "rows per forward; for tasks also auto, the largest batch that fits a GPU (default: %(default)s)"
     add("--batch-size", type=rows, default=8, metavar="N", help=batch)
-    add = parser.add_argument_group("losses", "Scores the test split of each domain. This is the default.").add_argument
-    texts = "prose, code, a file or folder, ... (default: the domains of the run, or prose,code)"
-    add("--domains", type=listed(str), metavar="LIST", help=texts)
-    add("--documents", type=whole_number(), metavar="N", help="documents per domain, at most (default: 40)")
-    add("--windows", type=whole_number(), metavar="N", help="windows per document, at most (default: 4)")
-    length = "tokens per window (default: that of the run, or 128)"
-    add("--sequence-length", type=whole_number(2), metavar="T", help=length)
+    _add_text_options(parser.add_argument_group("losses", "Scores the test split of each domain. This is the default."))
     add = parser.add_argument_group("lm-eval tasks", "Run instead of losses. Needs the extra `eval`.").add_argument
     tasks = "tasks to run: duollm_prose_continuation, duollm_code_continuation, arc_easy, ..."
     add("--tasks", type=listed(str), metavar="LIST", help=tasks)
     add("--limit", type=whole_number(), metavar="N", help="documents per task, at most (default: all)")
     add("--num-fewshot", type=whole_number(0), metavar="N", help="examples in the context (default: as the task says)")
     add("--include-path", action="append", metavar="FOLDER", help="a folder with task YAML files; may be repeated")
+
+
+def _add_text_options(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    texts = "prose, code, a file or folder, ... (default: the domains of the run, or prose,code)"
+    add("--domains", type=listed(str), metavar="LIST", help=texts)
+    add("--documents", type=whole_number(), metavar="N", help="documents per domain, at most (default: 40)")
+    add("--windows", type=whole_number(), metavar="N", help="windows per document, at most (default: 4)")
+    length = "tokens per window (default: that of the run, or 128)"
+    add("--sequence-length", type=whole_number(2), metavar="T", help=length)
 
 
 _TEXT_OPTIONS = ("domains", "documents", "windows", "sequence_length")
@@ -316,6 +320,37 @@ def _score(options: argparse.Namespace, command: list[str]) -> None:
         score_text(saved, policies, TextSettings(batch_size=options.batch_size, **text), out, command)
 
 
+def _add_trace_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run folder, or a saved duo")
+    forms = f"{_POLICY_HELP}; oracle:K, as the run recorded it"
+    add("--policy", default="all-big", metavar="SPEC", help=forms)
+    text = "a UTF-8 text, or - for standard input (default: the test split)"
+    add("--text", metavar="FILE", help=text)
+    add("--csv", metavar="FILE", default="-", help="where the rows go; - is standard output (default: %(default)s)")
+    batch = "windows per forward (default: %(default)s)"
+    add("--batch-size", type=whole_number(), default=8, metavar="N", help=batch)
+    _add_text_options(parser.add_argument_group("test split", "What is traced without --text."))
+
+
+def _trace(options: argparse.Namespace, command: list[str]) -> None:
+    given = {name: getattr(options, name) for name in _TEXT_OPTIONS if getattr(options, name) is not None}
+    for name in set(given) - {"sequence_length"} if options.text else ():
+        raise UserError(f"{name} is about the test split, and --text names another text; leave one of them out")
+    out = None if options.csv == "-" else Path(options.csv)
+    if out:
+        check_folder("--csv", out.parent)
+        if out.is_dir():
+            raise UserError(f"--csv {out}: a folder; give a file, such as {out / 'tokens.csv'}")
+    _prepare_for_torch()
+    from duollm.saved.model import Saved
+    from duollm.saved.text import TextSettings
+    from duollm.saved.trace import trace
+
+    settings = TextSettings(batch_size=options.batch_size, **given)
+    trace(Saved.at(Path(options.model)), options.policy, options.text, settings, out)
+
+
 def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     from duollm.config import LARGEST_SEED
 
@@ -353,6 +388,36 @@ def _generate(options: argparse.Namespace, command: list[str]) -> None:
     generate(Saved.at(Path(options.model), "auto"), options.prompt, GenerateSettings(**settings))
 
 
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run folder; several are put side by side on one page")
+    add("--out", metavar="FILE", help="the page of several runs (default: comparison.html)")
+    shown = "open the page in a browser; that of one run is made anew only if something was measured since"
+    add("--open", action="store_true", help=shown)
+
+
+def _report(options: argparse.Namespace, command: list[str]) -> None:
+    runs = [Path(run) for run in options.runs]
+    if options.out and len(runs) == 1:
+        raise UserError("--out is for several runs; the page of one run is report.html in its folder")
+    page = Path(options.out or "comparison.html") if len(runs) > 1 else runs[0] / "report.html"
+    if page.is_dir():
+        raise UserError(f"--out {page}: a folder; give a file, such as {page / 'comparison.html'}")
+    check_folder("--out", page.parent)
+    from duollm.report.rewrite import compare_reports, is_current, recipe_of, rewrite_report
+
+    if len(runs) > 1:
+        compare_reports(runs, page)
+    elif recipe_of(runs[0]) and not (options.open and is_current(runs[0])):
+        rewrite_report(runs[0])
+    print(page)
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            print("no browser was found on this machine; open that file in one elsewhere")
+
+
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a finished run folder; only its results.json is read")
@@ -369,6 +434,22 @@ def _compare(options: argparse.Namespace, command: list[str]) -> None:
     from duollm.report.compare import print_comparison
 
     print_comparison([Path(run) for run in options.runs], options.budget, options.domain, options.form)
+
+
+def _add_claims_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="finished runs: seeds of a study, and runs beside it (docs/claims.md)")
+    add("--domain", metavar="NAME", help="decide on the text of one domain (default: all domains pooled)")
+    form = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv"):
+        text = f"print {name.upper()} instead of a table"
+        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+
+
+def _claims(options: argparse.Namespace, command: list[str]) -> None:
+    from duollm.report.claims import print_claims
+
+    print_claims([Path(run) for run in options.runs], options.domain, options.form)
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
@@ -401,10 +482,12 @@ VERBS = {
     "oracle": _study_verb("run a study up to the best route of every token", until="oracle"),
     "train-router": _study_verb("run a study up to the trained routers", until="train-router"),
     "evaluate": _study_verb("run a study up to the losses of its routers and patterns", until="evaluate"),
-    "report": _study_verb("run a study up to its report, the last stage", until="report"),
+    "report": Verb("make the page of a run, or of several side by side, and open it", _add_report_options, _report),
     "score": Verb("score a saved model under any policy: losses, or lm-eval tasks", _add_score_options, _score),
+    "trace": Verb("write a CSV row per token: text, losses, route", _add_trace_options, _trace),
     "generate": Verb("continue a text, coloured by what each token cost", _add_generate_options, _generate),
     "compare": Verb("print all policies of one or several runs at equal budgets", _add_compare_options, _compare),
+    "claims": Verb("decide the claims of the paper by one or several runs", _add_claims_options, _claims),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
 }
 

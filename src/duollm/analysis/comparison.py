@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from duollm.analysis.areas import compared_budgets, fair_gain, gain_at_spent
-from duollm.analysis.claims import studied_router
+from duollm.analysis.claims.evidence import studied_router
 from duollm.analysis.losses import gap_rows
 from duollm.analysis.results import ComparisonRow, fields_of
 from duollm.records.bootstrap import interval, interval_if
