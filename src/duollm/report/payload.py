@@ -32,7 +32,7 @@ _HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp", "draw
 """How the names of policies begin whose tokens are not on the page."""
 _FIELDS = (
     *("provenance", "model", "context", "bootstrap", "nll", "comparison", "spend", "agreement", "timing"),
-    *("selection_noise", "ceiling", "decomposition", "best_of_patterns", "best_of_routes", "claims"),
+    *("selection_noise", "units", "ceiling", "decomposition", "best_of_patterns", "best_of_routes", "claims"),
 )
 
 
@@ -55,6 +55,7 @@ def page_data(
         "branches": [branch.name.lower() for branch in domains[0].space.branches],
         "highLoss": HIGH_LOSS_QUANTILE,
         "lossUnit": LOSS_UNIT,
+        "folder": "figures",
         "figures": sorted(path.stem for path in (run / "figures").glob("*.svg")),
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents) for tokens in domains],
