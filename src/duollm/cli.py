@@ -436,6 +436,22 @@ def _compare(options: argparse.Namespace, command: list[str]) -> None:
     print_comparison([Path(run) for run in options.runs], options.budget, options.domain, options.form)
 
 
+def _add_claims_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="finished runs: seeds of a study, and runs beside it (docs/claims.md)")
+    add("--domain", metavar="NAME", help="decide on the text of one domain (default: all domains pooled)")
+    form = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv"):
+        text = f"print {name.upper()} instead of a table"
+        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+
+
+def _claims(options: argparse.Namespace, command: list[str]) -> None:
+    from duollm.report.claims import print_claims
+
+    print_claims([Path(run) for run in options.runs], options.domain, options.form)
+
+
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("which", choices=["train", "oracle", "forward"], help="what to measure")
@@ -471,6 +487,7 @@ VERBS = {
     "trace": Verb("write a CSV row per token: text, losses, route", _add_trace_options, _trace),
     "generate": Verb("continue a text, coloured by what each token cost", _add_generate_options, _generate),
     "compare": Verb("print all policies of one or several runs at equal budgets", _add_compare_options, _compare),
+    "claims": Verb("decide the claims of the paper by one or several runs", _add_claims_options, _claims),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
 }
 
