@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace, search_oracle
-from duollm.oracle import beam, tree
+from duollm.oracle import beam
 from duollm.oracle.beam import Beam
 from duollm.oracle.local import Sampled
+from duollm.oracle.tree import Prefixes
 from naive_oracle import tiny_model, tiny_tokens
 
 
@@ -13,12 +14,12 @@ def test_rows_per_layer_stay_within_the_width(monkeypatch, context):
     """So time grows linearly with depth, whatever the number of budgets."""
     rows = []
 
-    def recorded(layer, entered_PND, *rest):
-        rows.append((layer.layer_idx, len(entered_PND)))
-        return branch_out(layer, entered_PND, *rest)
+    def recorded(prefixes, layer, *rest):
+        rows.append((layer.layer_idx, len(prefixes.hidden_PND)))
+        return expand(prefixes, layer, *rest)
 
-    branch_out = tree.branch_out
-    monkeypatch.setattr(tree, "branch_out", recorded)
+    expand = Prefixes.expand
+    monkeypatch.setattr(Prefixes, "expand", recorded)
     search_oracle(tiny_model(16), tiny_tokens(), RouteSpace(16), context, list(range(17)), method=Beam(width=20))
     per_layer = [sum(count for layer, count in rows if layer == depth) for depth in range(16)]
     assert per_layer == [1, 2, 4, 8, 16] + [20] * 11

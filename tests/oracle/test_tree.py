@@ -30,9 +30,11 @@ class Walk:
         with torch.inference_mode():
             self.blocks = list(tree.leaves(batch.hidden_BTD.flatten(0, 1), attend))
 
-    @property
-    def ids(self):
-        return torch.cat([block.ids_PG[:, 0] for block in self.blocks])
+        ids = torch.cat([block.ids_PG[:, 0] for block in self.blocks])
+        self.ids, order = ids.sort()
+        self.spent, self.hidden = (
+            torch.cat([getattr(block, name) for block in self.blocks])[order] for name in ("spent_PG2", "hidden_PND")
+        )
 
     def attended(self, depth):
         return sum(prefixes for layer, prefixes in self.rows_attended if layer == depth)
@@ -40,12 +42,11 @@ class Walk:
 
 @every_space
 @pytest.mark.parametrize("max_rows", [1, 3 * TOKENS, 10_000])
-def test_leaves_are_all_routes_ascending_with_what_they_spend(branches, max_rows):
+def test_leaves_are_all_routes_once_with_what_they_spend(branches, max_rows):
     walk = Walk(branches, max_rows=max_rows)
     assert walk.ids.tolist() == list(range(walk.space.size))
     routes = walk.space.decode(walk.ids)
-    spent = torch.cat([block.spent_PG2[:, 0] for block in walk.blocks])
-    assert spent.equal(torch.stack([(routes == branch).sum(-1) for branch in (SMALL, BIG)], dim=1))
+    assert walk.spent[:, 0].equal(torch.stack([(routes == branch).sum(-1) for branch in (SMALL, BIG)], dim=1))
 
 
 @every_space
@@ -53,11 +54,10 @@ def test_leaves_are_all_routes_ascending_with_what_they_spend(branches, max_rows
 @torch.inference_mode()
 def test_hidden_states_are_those_of_one_pass_per_route(branches, scope):
     walk = Walk(branches, max_rows=4 * TOKENS, scope=scope)
-    hidden = torch.cat([block.hidden_PND for block in walk.blocks])
     tokens = tiny_tokens(1, TOKENS + 1)
     for route in (0, 5, walk.space.size - 1):
         output = walk.model(tokens, routes=walk.space.decode(torch.tensor(route)))
-        logits = walk.model.lm_head(walk.model.model.norm(hidden[route]))
+        logits = walk.model.lm_head(walk.model.model.norm(walk.hidden[route]))
         torch.testing.assert_close(logits, output.logits[0, :-1], atol=1e-4, rtol=1e-4)
 
 
@@ -91,7 +91,8 @@ def test_only_prefixes_of_wanted_cells_are_walked(branches, wanted):
 @pytest.mark.parametrize("prefixes", [1, 2, 3, 7])
 def test_no_block_is_expanded_with_more_rows_than_allowed(branches, prefixes):
     walk = Walk(branches, max_rows=prefixes * TOKENS + 1)
-    assert max(rows for _, rows in walk.rows_attended) == min(prefixes, len(branches) ** (LAYERS - 1))
+    most = max(rows for _, rows in walk.rows_attended)
+    assert min(prefixes, len(branches) ** (LAYERS - 1)) / len(branches) < most <= prefixes
 
 
 def test_a_single_prefix_is_expanded_even_if_it_has_more_rows():

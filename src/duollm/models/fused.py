@@ -65,7 +65,7 @@ def can_fuse(ffn: FFN, states: Tensor) -> bool:
         and _is_own(ffn)
         and type(states) is Tensor
         and not torch.is_autocast_enabled("cpu")
-        and _nobody_watches()
+        and nobody_watches()
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
@@ -126,7 +126,7 @@ def _is_float32(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.layout == torch.strided
 
 
-def _nobody_watches() -> bool:
+def nobody_watches() -> bool:
     """Whether operations are called as they are: by no mode, no transform and no patched function."""
     modes = [mode for mode in _get_current_function_mode_stack() if type(mode) is not DeviceContext]
     return (

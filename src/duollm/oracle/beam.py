@@ -49,7 +49,8 @@ class Beam(Method):
         completed_1ND = [*trial.follow(bigs_K.new_full((1, trial.groups), space.size - 1))]
         block = Prefixes.root(trial.hidden_ND, trial.groups)
         for depth, layer in enumerate(layers, start=1):
-            block = join([part.expand(layer, space.branches, trial.attend) for part in block.parts(trial.max_rows)])
+            parts = block.parts(trial.max_rows)
+            block = join([child for part in parts for child in part.expand(layer, space.branches, trial.attend)])
             missing_PK = bigs_K - _big(block)[:, None]
             block = block.where(((missing_PK >= 0) & (missing_PK <= len(layers) - depth)).any(-1))
             if depth < len(layers):

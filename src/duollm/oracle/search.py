@@ -8,12 +8,11 @@ S labels, R routes, L layers, D hidden.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from duollm.flops import ffn_parameters
 from duollm.measure.executor import policy_losses
@@ -27,7 +26,7 @@ from duollm.oracle.contexts import CONTEXTS, Attend, Batch
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.local import Local, Sampled
 from duollm.oracle.reductions import BestSoFar, Reduction
-from duollm.oracle.tree import Prefixes, Tree, decoder_layers
+from duollm.oracle.tree import LEAVES, Prefixes, Tree, decoder_layers, follow
 from duollm.oracle.trial import Method, Trial
 from duollm.routes.space import RouteSpace
 
@@ -183,12 +182,14 @@ class _Search:
 
     def left_to_right(self, budget: Budget) -> OracleResult:
         """Search position by position; every pick is executed before the next."""
-        cache = DynamicCache()  # unlike the model's own, it keeps what has left a sliding window
-        steps = []
+        filled, steps = self.batch.empty_context(), []
         for position in self.positions:
-            attend = self.batch.step_context(cache, position)
+            attend = self.batch.step_context(filled, position)
             steps.append(self.at(range(position, position + 1), [budget], attend))
-            self.batch.commit(cache, position, self.cells.space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0)))
+            picked_1BL = self.cells.space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0))[None]
+            here_1BD = self.batch.hidden_BTD[None, :, position]
+            for _ in follow(self.batch.model.model, here_1BD, picked_1BL, replace(attend, keeps=True)):
+                pass
         return join(steps, axis=2)
 
 
@@ -306,11 +307,15 @@ def _walk(
 
 
 def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int:
-    """How many hidden vectors a block may hold within the memory budget, and where larger does not pay."""
+    """How many hidden vectors a block may hold within the memory budget, and where larger does not pay.
+
+    Beyond 2,048 a CPU's products slow down, because what passes between them leaves its caches.
+    """
     kept_per_level = (space.base + 1) * config.hidden_size
     working = 8 * config.hidden_size + 3 * config.intermediate_size
-    row_bytes = 4 * (space.num_layers * kept_per_level + working)
-    return max(1, min(memory_bytes // row_bytes, 4096))
+    leaves = LEAVES * (3 * config.hidden_size + 128)  # joined and normalised; the bound's scores and what is kept
+    row_bytes = 4 * (space.num_layers * kept_per_level + working + leaves)
+    return max(1, min(memory_bytes // row_bytes, 4096 if torch.cuda.is_available() else 2048))
 
 
 def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:

@@ -20,7 +20,7 @@ from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Attend, Batch
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.reductions import Entered, Leaves, Reduction
-from duollm.oracle.tree import decoder_layers
+from duollm.oracle.tree import follow
 
 # The bound and the exact loss are rounded differently; a leaf this close to the best is evaluated too.
 _ROUNDING = 1e-4
@@ -78,15 +78,7 @@ class Trial:
     def follow(self, ids_PG: Tensor) -> Iterator[Tensor]:
         """Yield the hidden states [P, N, D] that enter the first layer, and those after every layer."""
         routes_PNL = self.spread(self.cells.space.decode(ids_PG))
-        hidden_PND = self.hidden_ND.expand(len(ids_PG), -1, -1)
-        yield hidden_PND
-        for layer, choice_PN in zip(decoder_layers(self.model.model), routes_PNL.unbind(-1), strict=True):
-            attention_PND = self.attend(layer, layer.input_layernorm(hidden_PND))
-            output_PND = layer.branch(choice_PN, *layer.attended(hidden_PND, attention_PND))
-            if layer.skip_scope == "layer":
-                output_PND = output_PND.where((choice_PN != Branch.SKIP)[..., None], hidden_PND)
-            hidden_PND = output_PND
-            yield hidden_PND
+        yield from follow(self.model.model, self.hidden_ND.expand(len(ids_PG), -1, -1), routes_PNL, self.attend)
 
     def spread(self, values_PG: Tensor) -> Tensor:
         """Repeat values of groups for their tokens: [P, G, ...] to [P, N, ...]."""
