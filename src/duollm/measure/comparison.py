@@ -78,8 +78,7 @@ def _measured(router: TrainedRouter, windows: Windows) -> tuple[dict[str, Any], 
     space = RouteSpace(config.num_hidden_layers, router.branches)
     facts = router.facts | {
         "router": router.name,
-        "num_layers": space.num_layers,
-        "branches": [branch.name.lower() for branch in space.branches],
+        **space.facts,
         "router_flops_per_token": own,
         "flops_per_token": own + mean_token_flops(config, branch_shares(routes_WTL), token_ids_WT.shape[1]),
     }
@@ -98,7 +97,7 @@ def compare_patterns(model: DuoForCausalLM, texts: Mapping[str, Windows], run: P
     of_route = pa.concat_tables([file.table.select(["route", "nll_sum"]) for file in searched]).group_by("route")
     sums = of_route.aggregate([("nll_sum", "sum")])
     chosen_R = candidates(sums["route"].to_numpy(), sums["nll_sum_sum"].to_numpy(), space)
-    facts = {key: searched[0].fact(key) for key in ("num_layers", "branches")}
+    facts = space.facts
     for domain, windows in texts.items():
         token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
         names, document_W = np.unique(windows.documents, return_inverse=True)

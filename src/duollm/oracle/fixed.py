@@ -34,8 +34,8 @@ def draw_patterns(space: RouteSpace, big_layers: Sequence[int], number: int, see
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = [draw_route_ids(space, big, (number,), generator).numpy() for big in big_layers]
-    uniform = [branch for branch in (Branch.SMALL, Branch.BIG) if branch in space.branches]
-    return np.unique(np.concatenate([*drawn, space.encode(np.array([[b] * space.num_layers for b in uniform]))]))
+    uniform = [space.uniform(branch) for branch in (Branch.SMALL, Branch.BIG)]
+    return np.unique(np.concatenate([*drawn, [route for route in uniform if route is not None]])).astype(np.int64)
 
 
 @torch.inference_mode()

@@ -309,7 +309,7 @@ def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int
     """How many hidden vectors a block may hold within the memory budget, and where larger does not pay."""
     kept_per_level = (space.base + 1) * config.hidden_size
     working = 8 * config.hidden_size + 3 * config.intermediate_size
-    row_bytes = 4 * (space.num_layers * kept_per_level + working)
+    row_bytes = 4 * (len(space.group_layers) * kept_per_level + working)
     return max(1, min(memory_bytes // row_bytes, 4096))
 
 

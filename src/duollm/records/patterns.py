@@ -47,9 +47,9 @@ class PatternSums:
 
     def uniform(self, branch: Branch) -> Floats | None:
         """Return the nll sums [D] of the pattern that takes one branch at all layers, or None if it was not run."""
-        if branch not in self.space.branches:
+        route = self.space.uniform(branch)
+        if route is None:
             return None
-        route = self.space.encode(np.full(self.space.num_layers, branch))
         places = np.flatnonzero(self.route_R == route)
         return self.nll_DR[:, places[0]] if len(places) else None
 
