@@ -4,7 +4,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from dense import VARIANTS
-from duollm import DuoConfig, DuoForCausalLM
+from duollm import DuoConfig, DuoForCausalLM, RouteSpace
 from duollm.flops import (
     count_parameters,
     head_flops,
@@ -136,11 +136,11 @@ def test_twelve_layers_share_as_the_design_says():
 def test_searches_with_skip_match_counting_routes_and_prefixes(skip_scope):
     model, length, branches = toy(skip_scope=skip_scope), 5, (SKIP, SMALL, BIG)
     routes = list(product(branches, repeat=LAYERS))
-    naive = naive_search(model, length, branches)
+    naive = naive_search(model, length, RouteSpace(LAYERS, branches))
     assert naive.flops == sum(sequence_flops(model, route, length) for route in routes)
     assert naive.small == sum(route.count(SMALL) for route in routes)
     # The tree evaluates attention once for all branches of a prefix: skipping the FFN adds nothing.
-    with_skip = shared_search(model, length, branches)
+    with_skip = shared_search(model, length, RouteSpace(LAYERS, branches))
     assert (with_skip.attention, with_skip.head) == (sum(3**depth for depth in range(LAYERS)), len(routes))
     per_prefix = length * 2 * 3 * HIDDEN * (INNER + SMALL_INNER)
     attention = sum(layer_flops(toy(num_hidden_layers=1), context).skip for context in range(1, length + 1))

@@ -13,11 +13,10 @@ from transformers import AutoConfig
 from duollm.config import ModelConfig, Recipe
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
-from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.families import duo_config
 from duollm.oracle.beam import Beam
-from duollm.oracle.run import check_settings
+from duollm.oracle.run import SearchPlan, check_settings
 from duollm.routers.registry import check_kinds
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
@@ -105,9 +104,12 @@ def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig | None, given: s
     with _names_section("oracle"):
         check_settings(recipe.oracle, sizes, length)
     recipe.ceiling.depths_in(layers)
+    possible = SearchPlan(recipe.oracle, layers, length).space.big_layers
     for big in recipe.router.big_layers:
         if not 0 <= big <= layers:
             raise UserError(f"router.big_layers holds {big}; {given} has {layers} layers")
+        if big not in possible:
+            raise UserError(f"router.big_layers holds {big}; the oracle's groups of layers allow {possible}")
 
 
 @contextmanager
@@ -218,14 +220,14 @@ def _activation_bytes(config: DuoConfig, shares: tuple[float, float, float], com
 def _oracle(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     oracle, length = recipe.oracle, recipe.data.sequence_length
     windows = len(recipe.data.domains) * oracle.documents * oracle.windows_per_document
-    branches = [Branch[branch.upper()] for branch in oracle.branches]
-    naive = naive_search(config, length, branches)
+    space = SearchPlan(oracle, config.num_hidden_layers, length).space
+    naive = naive_search(config, length, space)
     table = f"oracle, {oracle.search} search of the routes of {'/'.join(oracle.branches)}, in one context"
     yield Row(table, "routes", naive.head, "", "per token")
     yield Row(table, "tokens", windows * length, "", f"in {windows:,} windows")
     if oracle.search in ("exact", "beam"):
         width = Beam.width if oracle.search == "beam" else None
-        search, how = shared_search(config, length, branches, width), f"beam of {width}" if width else "shared prefixes"
+        search, how = shared_search(config, length, space, width), f"beam of {width}" if width else "shared prefixes"
         less = f"{Decimal(naive.flops) / search.flops:.2g} times less"
         yield Row(table, f"layers, {how}", search.attention, "", "evaluations of a layer per token")
         yield Row(table, f"compute, {how}", windows * search.flops, "FLOP", less)
