@@ -20,7 +20,6 @@ STUDY_VERBS = {
     "oracle": "oracle",
     "train-router": "train-router",
     "evaluate": "evaluate",
-    "report": "report",
 }
 
 

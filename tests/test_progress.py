@@ -22,8 +22,7 @@ def terminal(monkeypatch):
     """A terminal in which everything is shown."""
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=120)
-    monkeypatch.setattr(progress, "Console", lambda: console)
-    monkeypatch.setattr("rich.progress.get_console", lambda: console)
+    monkeypatch.setattr(progress, "Console", lambda stderr: console)
     return shown
 
 

@@ -260,19 +260,23 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     add("--shares", type=listed(number(0, 1), brackets=True), metavar="LIST", help=shares)
     batch = "rows per forward; for tasks also auto, the largest batch that fits a GPU (default: %(default)s)"
     add("--batch-size", type=rows, default=8, metavar="N", help=batch)
-    add = parser.add_argument_group("losses", "Scores the test split of each domain. This is the default.").add_argument
-    texts = "prose, code, a file or folder, ... (default: the domains of the run, or prose,code)"
-    add("--domains", type=listed(str), metavar="LIST", help=texts)
-    add("--documents", type=whole_number(), metavar="N", help="documents per domain, at most (default: 40)")
-    add("--windows", type=whole_number(), metavar="N", help="windows per document, at most (default: 4)")
-    length = "tokens per window (default: that of the run, or 128)"
-    add("--sequence-length", type=whole_number(2), metavar="T", help=length)
+    _add_text_options(parser.add_argument_group("losses", "Scores the test split of each domain. This is the default."))
     add = parser.add_argument_group("lm-eval tasks", "Run instead of losses. Needs the extra `eval`.").add_argument
     tasks = "tasks to run: duollm_prose_continuation, duollm_code_continuation, arc_easy, ..."
     add("--tasks", type=listed(str), metavar="LIST", help=tasks)
     add("--limit", type=whole_number(), metavar="N", help="documents per task, at most (default: all)")
     add("--num-fewshot", type=whole_number(0), metavar="N", help="examples in the context (default: as the task says)")
     add("--include-path", action="append", metavar="FOLDER", help="a folder with task YAML files; may be repeated")
+
+
+def _add_text_options(group: "argparse._ArgumentGroup") -> None:
+    add = group.add_argument
+    texts = "prose, code, a file or folder, ... (default: the domains of the run, or prose,code)"
+    add("--domains", type=listed(str), metavar="LIST", help=texts)
+    add("--documents", type=whole_number(), metavar="N", help="documents per domain, at most (default: 40)")
+    add("--windows", type=whole_number(), metavar="N", help="windows per document, at most (default: 4)")
+    length = "tokens per window (default: that of the run, or 128)"
+    add("--sequence-length", type=whole_number(2), metavar="T", help=length)
 
 
 _TEXT_OPTIONS = ("domains", "documents", "windows", "sequence_length")
@@ -316,6 +320,37 @@ def _score(options: argparse.Namespace, command: list[str]) -> None:
         score_text(saved, policies, TextSettings(batch_size=options.batch_size, **text), out, command)
 
 
+def _add_trace_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="RUN|MODEL", help="a run folder, or a saved duo")
+    forms = f"{_POLICY_HELP}; oracle:K, as the run recorded it"
+    add("--policy", default="all-big", metavar="SPEC", help=forms)
+    text = "a UTF-8 text, or - for standard input (default: the test split)"
+    add("--text", metavar="FILE", help=text)
+    add("--csv", metavar="FILE", default="-", help="where the rows go; - is standard output (default: %(default)s)")
+    batch = "windows per forward (default: %(default)s)"
+    add("--batch-size", type=whole_number(), default=8, metavar="N", help=batch)
+    _add_text_options(parser.add_argument_group("test split", "What is traced without --text."))
+
+
+def _trace(options: argparse.Namespace, command: list[str]) -> None:
+    given = {name: getattr(options, name) for name in _TEXT_OPTIONS if getattr(options, name) is not None}
+    for name in set(given) - {"sequence_length"} if options.text else ():
+        raise UserError(f"{name} is about the test split, and --text names another text; leave one of them out")
+    out = None if options.csv == "-" else Path(options.csv)
+    if out:
+        check_folder("--csv", out.parent)
+        if out.is_dir():
+            raise UserError(f"--csv {out}: a folder; give a file, such as {out / 'tokens.csv'}")
+    _prepare_for_torch()
+    from duollm.saved.model import Saved
+    from duollm.saved.text import TextSettings
+    from duollm.saved.trace import trace
+
+    settings = TextSettings(batch_size=options.batch_size, **given)
+    trace(Saved.at(Path(options.model)), options.policy, options.text, settings, out)
+
+
 def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     from duollm.config import LARGEST_SEED
 
@@ -351,6 +386,26 @@ def _generate(options: argparse.Namespace, command: list[str]) -> None:
 
     settings = {name: value for name, value in vars(options).items() if name not in ("model", "prompt")}
     generate(Saved.at(Path(options.model), "auto"), options.prompt, GenerateSettings(**settings))
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder; no model is loaded")
+    shown = "open the page in a browser; it is made anew only if it is missing or older than what was measured"
+    parser.add_argument("--open", action="store_true", help=shown)
+
+
+def _report(options: argparse.Namespace, command: list[str]) -> None:
+    from duollm.report.rewrite import is_current, recipe_of, rewrite_report
+
+    run = Path(options.run)
+    recipe_of(run)  # a folder of no run is refused before its page is looked for
+    page = run / "report.html" if options.open and is_current(run) else rewrite_report(run)
+    print(page)
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            print("no browser was found on this machine; open that file in one elsewhere")
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -401,8 +456,9 @@ VERBS = {
     "oracle": _study_verb("run a study up to the best route of every token", until="oracle"),
     "train-router": _study_verb("run a study up to the trained routers", until="train-router"),
     "evaluate": _study_verb("run a study up to the losses of its routers and patterns", until="evaluate"),
-    "report": _study_verb("run a study up to its report, the last stage", until="report"),
+    "report": Verb("make the page of a run anew from its folder, or open it", _add_report_options, _report),
     "score": Verb("score a saved model under any policy: losses, or lm-eval tasks", _add_score_options, _score),
+    "trace": Verb("write a CSV row per token: text, losses, route", _add_trace_options, _trace),
     "generate": Verb("continue a text, coloured by what each token cost", _add_generate_options, _generate),
     "compare": Verb("print all policies of one or several runs at equal budgets", _add_compare_options, _compare),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),

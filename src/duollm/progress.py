@@ -14,12 +14,13 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class _Line:
-    """The line of one stage; `rewritten` in place, or printed now and then."""
+    """The line of one stage: rewritten in place on a terminal, printed now and then elsewhere."""
 
-    def __init__(self, rewritten: bool) -> None:
+    def __init__(self, console: Console, rewritten: bool) -> None:
         texts = [TextColumn("{task." + text + "}", markup=False) for text in ("description", "fields[note]")]
         self.progress = Progress(
             *(SpinnerColumn(), texts[0], BarColumn(), TaskProgressColumn(), texts[1]),
+            console=console,
             refresh_per_second=4,
             transient=True,
             disable=not rewritten,
@@ -48,17 +49,22 @@ class _Line:
         self.progress.update(task.id, completed=done, note=note)
         if self.progress.disable and now - self.printed >= _SECONDS_BETWEEN_LINES:
             self.printed = now
-            print(f"{name}  {done / total:.0%}  {note}", flush=True)
+            print(f"{name}  {done / total:.0%}  {note}", file=self.progress.console.file, flush=True)
 
 
-_line = _Line(rewritten=False)
+_line = _Line(Console(), rewritten=False)
 
 
 @contextmanager
-def working(name: str) -> Iterator[None]:
-    """Show that a stage works, until it ends: on a terminal, a line that `show` and `say` fill in."""
+def working(name: str, stderr: bool = False) -> Iterator[None]:
+    """Show that a stage works, until it ends: on a terminal, a line that `show` and `say` fill in.
+
+    Args:
+        stderr: write to standard error, where standard output takes the results.
+    """
     global _line
-    outer, _line = _line, _Line(rewritten=Console().is_terminal)
+    console = Console(stderr=stderr)
+    outer, _line = _line, _Line(console, console.is_terminal)
     _line.begin(name, total=None)
     try:
         # Even a disabled line of rich 13 ends in a line break.
@@ -83,6 +89,6 @@ def counted(items: Iterable[T], name: str, total: int) -> Iterator[T]:
 def say(text: str) -> None:
     """Say what is being done: beside the stage's name on a terminal, as a line of its own elsewhere."""
     if _line.progress.disable:
-        print(text, flush=True)
+        print(text, file=_line.progress.console.file, flush=True)
     else:
         _line.progress.update(_line.progress.task_ids[0], note=text)

@@ -20,7 +20,7 @@ def shown(compared, capsys):
 def test_times_of_stages_and_where_to_look_next(compared, shown):
     seconds = {row[1]: row[3] for row in map(str.split, shown.splitlines()) if row[:1] == ["│"] and len(row) == 5}
     assert seconds == {"oracle": "61.5", "report": "8.5", "all": "70"}
-    assert shown.endswith(f"Next: open {compared[0] / 'report.html'}\n      duollm compare {compared[0]}\n")
+    assert shown.endswith(f"Next: duollm report {compared[0]} --open\n      duollm compare {compared[0]}\n")
 
 
 def test_gains_are_those_of_the_results(compared, shown):

@@ -17,7 +17,7 @@ def clock(monkeypatch):
 
 def test_rates_and_time_left(tmp_path, clock, capsys, monkeypatch):
     monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 3.0)
-    monkeypatch.setattr(terminal, "_line", terminal._Line(rewritten=False))
+    monkeypatch.setattr(terminal, "_line", terminal._Line(terminal.Console(), rewritten=False))
     plan = TrainingPlan(steps=10, batch_size=2, learning_rate=1.0, log_every=2)
     progress = Progress("tiny", plan, 50, flops_per_token=4.0, peak=1000.0, metrics=tmp_path / "m.jsonl", start=4)
     clock[0] += 1

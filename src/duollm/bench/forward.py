@@ -19,6 +19,7 @@ from duollm.flops import ffn_parameters, token_flops
 from duollm.machine import Precision
 from duollm.measure.timing import durations
 from duollm.models.branch import Branch
+from duollm.models.compat import CACHE
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router
@@ -106,7 +107,7 @@ class _Work:
             here = slice(start, start + width)
             routes = {} if routes_BTL is None else {"routes": routes_BTL[:, here]}
             ids = self.ids_BT[:, here]
-            outputs.append(model(input_ids=ids, past_key_values=cache, logits_to_keep=1, **routes, **given))
+            outputs.append(model(input_ids=ids, logits_to_keep=1, **{CACHE: cache}, **routes, **given))
         if cache is not None:
             cache.crop(-self.ids_BT.shape[1])
         return outputs
@@ -117,7 +118,7 @@ class _Work:
         if not self.decoding:
             return None
         cache = DynamicCache(config=model.config)
-        model(input_ids=_random_ids(model, len(self.ids_BT), _PROMPT), past_key_values=cache)
+        model(input_ids=_random_ids(model, len(self.ids_BT), _PROMPT), cache=cache)
         return cache
 
 

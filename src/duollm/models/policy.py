@@ -45,22 +45,25 @@ class AllBig:
 class FixedRoutes:
     """Policy that follows given routes, integers [L] or [B, T, L]."""
 
-    branches: list[Branch] | None = None
-    counts_L3: list[list[int]] | None = None
+    counts_L3: list[list[int]] | None = None  # tokens of each branch, unless one branch each is all there is
 
     def __init__(self, routes: Tensor) -> None:
         self.routes = routes
+        self.branches: list[Branch | None] = [None] * routes.shape[-1]  # that all tokens of a layer take
         if without_values(routes):
             return
-        if routes.ndim == 1:
-            self.branches = [Branch(branch) for branch in routes.tolist()]
+        tokens = routes.shape[:-1].numel()  # 1 for routes [L]
+        if tokens == 1:
+            self.branches = [Branch(branch) for branch in routes.flatten().tolist()]
         else:  # of all layers at once: a GPU is waited for once per forward, not once per layer
             self.counts_L3 = torch.stack([(routes == branch).sum((0, 1)) for branch in BRANCHES], dim=-1).tolist()
+            self.branches = [Branch(each.index(tokens)) if tokens in each else None for each in self.counts_L3]
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
         """Return the given choice of this layer."""
-        if self.branches is not None:
-            return self.branches[layer_idx], None
+        branch = self.branches[layer_idx]
+        if branch is not None:
+            return branch, None
         choice_BT = self.routes[..., layer_idx].to(states_BTD.device).expand(states_BTD.shape[:2])
         if self.counts_L3 is None:
             return choice_BT, None

@@ -25,7 +25,7 @@ def print_summary(run: Path, stages: Sequence[str]) -> None:
     if gains:
         domains = "all domains" if results.headline == "pooled" else results.headline
         print_table(f"nats per token at {budget} big layers of {results.num_layers}, {domains}", gains)
-    print(f"Next: open {run / 'report.html'}\n      duollm compare {run}", flush=True)
+    print(f"Next: duollm report {run} --open\n      duollm compare {run}", flush=True)
 
 
 def summary_budget(results: Results) -> int:

@@ -84,7 +84,7 @@ def score_text(
         UserError: bad input, named in one line.
     """
     routed = [saved.routed(name) for name in policies]
-    with _test_text(saved, settings) as (data, domains):
+    with held_out_text(saved, settings) as (data, domains):
         check_vocabulary(str(saved.folder), saved.model.config.vocab_size, data.vocab_size)
         scored = {}
         for domain in domains:
@@ -124,7 +124,7 @@ def relative_flops(
 
 
 @contextmanager
-def _test_text(saved: Saved, settings: TextSettings) -> Iterator[tuple[PackedData, list[str]]]:
+def held_out_text(saved: Saved, settings: TextSettings) -> Iterator[tuple[PackedData, list[str]]]:
     """The test split and the domains to score: the run's own data if it has them, else tokenized for the occasion."""
     length = settings.sequence_length or saved.data.sequence_length
     asked = settings.domains
