@@ -28,13 +28,14 @@ _BATCH = 16
 
 
 def draw_patterns(space: RouteSpace, big_layers: Sequence[int], number: int, seed: int) -> NDArray[np.int64]:
-    """Draw up to `number` patterns per budget (fewer if draws coincide), and add all small and all big.
+    """Draw up to `number` patterns per budget (fewer if draws coincide), and add all small and all big
+    where they are in the space.
 
     Returns: route ids [R], ascending.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = [draw_route_ids(space, big, (number,), generator).numpy() for big in big_layers]
-    uniform = [space.uniform(branch) for branch in (Branch.SMALL, Branch.BIG)]
+    uniform = [space.uniform(branch) for branch in (space.lowest, Branch.BIG)]
     return np.unique(np.concatenate([*drawn, [route for route in uniform if route is not None]])).astype(np.int64)
 
 
@@ -68,6 +69,8 @@ def fixed_columns(
 ) -> dict[str, Any]:
     """Run all small, all big and static, and return their columns, one row per predicted token, in nats.
 
+    Where small is not among the branches, all small stands for all layers skipped.
+
     `nll_small`, `nll_big` and `nll_static_k<k>` are losses on the label. `expected_static_k<k>` is the expected loss
     when the label is drawn from the all-big prediction (the control for selection noise).
 
@@ -86,7 +89,7 @@ def fixed_columns(
         routes_WL[big] = torch.from_numpy(space.decode(route_D[document_W])).to(model.device)
     for part in np.array_split(np.arange(len(document_W)), -(-len(document_W) // _BATCH)):
         token_ids_BT = torch.from_numpy(windows.token_ids[part]).to(model.device)
-        small_BL, big_BL = (torch.full((len(part), space.num_layers), int(b)) for b in (Branch.SMALL, Branch.BIG))
+        small_BL, big_BL = (torch.full((len(part), space.num_layers), int(b)) for b in (space.lowest, Branch.BIG))
         reference_BTV = _log_probabilities(model, token_ids_BT, big_BL)
         of_part = {
             "nll_small": _nll(_log_probabilities(model, token_ids_BT, small_BL), token_ids_BT),

@@ -136,7 +136,7 @@ def whole_document_sums(oracle: Tokens, patterns: PatternSums) -> Floats:
     estimate_DR = scale_D[:, None] * patterns.nll_DR
     big_share_R = oracle.space.count_big(patterns.route_R) / layers
     for branch, key, weight_R in (
-        (Branch.SMALL, Key(ALL_SMALL, 0), 1 - big_share_R),
+        (oracle.space.lowest, Key(ALL_SMALL, 0), 1 - big_share_R),
         (Branch.BIG, Key(ALL_BIG, layers), big_share_R),
     ):
         counted_D = patterns.uniform(branch)

@@ -36,8 +36,8 @@ class Records:
         context: the main context.
         strata: number of documents per domain; the bootstrap resamples within each.
         sums: sums over the tokens of each document, [D, Q...], by quantity and policy.
-        skips: whether routes of policies other than routers may skip. Then k does not determine their cost, and they
-            cannot be compared with a router at what it spent.
+        skips: whether routes of policies other than routers may choose between skip and small. Then k does not
+            determine their cost, and they cannot be compared with a router at what it spent.
     """
 
     domain: str
@@ -104,7 +104,7 @@ def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: 
     sums: dict[tuple[str, Key], Floats] = {}
     for k, nll_DR in patterns.by_budget():
         sums |= _fixed(Key(STATIC, k), static(nll_DR, in_first_D), tokens_D)
-    ends = ((Key(ALL_SMALL, 0), Branch.SMALL), (Key(ALL_BIG, oracle.space.num_layers), Branch.BIG))
+    ends = ((Key(ALL_SMALL, 0), oracle.space.lowest), (Key(ALL_BIG, oracle.space.num_layers), Branch.BIG))
     for key, branch in ends:
         nll_D = patterns.uniform(branch)
         sums |= {} if nll_D is None else _fixed(key, nll_D, tokens_D)
@@ -120,7 +120,7 @@ def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: 
 
 
 def _records(oracle: Tokens, tokens_D: Integers, sums: dict[tuple[str, Key], Floats]) -> Records:
-    skips = Branch.SKIP in oracle.space.branches
+    skips = len(oracle.space.branches) > 2
     layers = oracle.space.num_layers
     return Records(oracle.domain, oracle.context, layers, (len(tokens_D),), tokens_D, sums, skips)
 

@@ -94,6 +94,11 @@ class RouteSpace:
         return [len(layers) for layers in self.group_layers]
 
     @property
+    def lowest(self) -> Branch:
+        """The branch of the cheapest uniform route that is compared: small, or skip where small is not allowed."""
+        return Branch.SMALL if Branch.SMALL in self.branches else Branch.SKIP
+
+    @property
     def base(self) -> int:
         """Number of branches, C."""
         return len(self.branches)
@@ -152,7 +157,7 @@ class RouteSpace:
         """Turn the branches of the groups, [..., J], into routes [..., L]."""
         fixed = np.array(list(self.fixed.values()), dtype=np.int64)
         choice = np.concatenate([choice, np.broadcast_to(fixed, (*choice.shape[:-1], len(fixed)))], axis=-1)
-        return choice[..., self._column_L]
+        return choice.take(self._column_L, axis=-1)
 
     def _choice(self, ids: Any) -> NDArray[np.int64]:
         """The branches of the groups, [..., J]."""
