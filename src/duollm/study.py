@@ -24,7 +24,7 @@ from duollm.measure.comparison import compare_patterns, compare_routers, compare
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
-from duollm.oracle.run import OracleRun, search_facts
+from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.plan import check_recipe
 from duollm.progress import counted, say, working
@@ -304,7 +304,8 @@ class Study:
             model, texts = self._load_model(), self._compared_texts()
             names, spend = self._router_names(), self.recipe.router.spend
             routers = counted(trained_routers(self.run, names, spend, model), "routers", len(names) * len(spend))
-            compare_routers(model, routers, texts, self.run)
+            searched = SearchPlan(self.recipe.oracle, model.config.num_hidden_layers, self._data.sequence_length)
+            compare_routers(model, routers, texts, searched.space.lowest, self.run)
             compare_patterns(model, texts, self.run)
         self.world.wait()
 

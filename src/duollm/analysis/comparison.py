@@ -21,8 +21,8 @@ NEAR_BUDGET = 0.01
 
 
 def compared_budgets(records: Records) -> list[int]:
-    """Return the budgets of the routers, or all searched budgets if there is no router, except 0 and L."""
-    between = [key for key in records.policies if 0 < key.big_layers < records.num_layers]
+    """Return the budgets of the routers, or all searched ones if there is no router; not the fewest and the most."""
+    between = [key for key in records.policies if records.offers_routes(key.big_layers)]
     routers = {key.big_layers for key in between if key.kind}
     return sorted(routers or {key.big_layers for key in between if key.policy == ORACLE})
 

@@ -43,16 +43,15 @@ def gap_rows(draws: Draws) -> Iterator[GapRow]:
 
     The share is given twice: with both ends at the nominal k, and with both at the big layers that the router spent.
     """
-    records, layers = draws.records, draws.records.num_layers
+    records = draws.records
     for key in records.policies:
-        # With no or all layers big there is one route only, so there is no gap to close.
-        if key.kind is None or not 0 < key.big_layers < layers:
+        if key.kind is None or not records.offers_routes(key.big_layers):
             continue
         nominal_X = _closed(draws[key], *(draws.nll(policy, key.big_layers) for policy in (STATIC, ORACLE)))
         if nominal_X is None:
             continue
         spent_X, at_spent_X = draws.spent(key), None
-        if 0 < spent_X[0] < layers and not records.skips:
+        if 0 < spent_X[0] < records.num_layers and not records.skips:
             at_spent_X = _closed(draws[key], *(draws.nll_at(policy, spent_X) for policy in (STATIC, ORACLE)))
         yield GapRow(
             **fields_of(records.domain, key),

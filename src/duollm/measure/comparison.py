@@ -52,11 +52,15 @@ def compared_windows(data: PackedData, text: EvaluateConfig, seed: int) -> dict[
 
 
 def compare_routers(
-    model: DuoForCausalLM, routers: Iterable[TrainedRouter], texts: Mapping[str, Windows], run: Path
+    model: DuoForCausalLM, routers: Iterable[TrainedRouter], texts: Mapping[str, Windows], lowest: Branch, run: Path
 ) -> None:
-    """Write `run/evaluate/<name>/<domain>.parquet` for every router, and the times of routers and patterns."""
+    """Write `run/evaluate/<name>/<domain>.parquet` for every router, and the times of routers and patterns.
+
+    Args:
+        lowest: the branch that patterns take where they are not big.
+    """
     timed_BT = torch.cat([torch.from_numpy(windows.token_ids) for windows in texts.values()]).to(model.device)
-    timer = Timer(model, timed_BT)
+    timer = Timer(model, timed_BT, lowest)
     budgets: set[int] = set()
     for router in routers:
         for domain, windows in texts.items():
@@ -65,7 +69,7 @@ def compare_routers(
         named = {"policy": router.name} | {key: router.facts[key] for key in ("kind", "spend", "big_layers")}
         timer.measure(Workload(named, router.policy, model=router.model))
         budgets.add(router.facts["big_layers"])
-    for workload in fixed_workloads(model, sorted(budgets), timer.token_ids_BT.shape):
+    for workload in fixed_workloads(model, sorted(budgets), timer.token_ids_BT.shape, lowest):
         timer.measure(workload)
     timer.write(run / "evaluate" / "timing.json")
 

@@ -38,6 +38,7 @@ class Records:
         sums: sums over the tokens of each document, [D, Q...], by quantity and policy.
         skips: whether routes of policies other than routers may choose between skip and small. Then k does not
             determine their cost, and they cannot be compared with a router at what it spent.
+        possible: the numbers of big layers that the oracle's routes may have, ascending; empty if all are possible.
     """
 
     domain: str
@@ -47,6 +48,12 @@ class Records:
     tokens_D: Integers
     sums: dict[tuple[str, Key], Floats]
     skips: bool = False
+    possible: tuple[int, ...] = ()
+
+    def offers_routes(self, big_layers: int) -> bool:
+        """Return whether a budget is neither the fewest nor the most big layers, at which there is one route."""
+        fewest, most = (self.possible[0], self.possible[-1]) if self.possible else (0, self.num_layers)
+        return fewest < big_layers < most
 
     @cached_property
     def policies(self) -> list[Key]:
@@ -72,6 +79,7 @@ def pool(domains: Sequence[Records]) -> Records:
             if all(name in one.sums for one in domains)
         },
         skips=first.skips,
+        possible=first.possible,
     )
 
 
@@ -121,8 +129,8 @@ def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: 
 
 def _records(oracle: Tokens, tokens_D: Integers, sums: dict[tuple[str, Key], Floats]) -> Records:
     skips = len(oracle.space.branches) > 2
-    layers = oracle.space.num_layers
-    return Records(oracle.domain, oracle.context, layers, (len(tokens_D),), tokens_D, sums, skips)
+    layers, possible = oracle.space.num_layers, tuple(oracle.space.big_layers)
+    return Records(oracle.domain, oracle.context, layers, (len(tokens_D),), tokens_D, sums, skips, possible)
 
 
 def _fixed(key: Key, nll_D: Floats, tokens_D: Integers) -> dict[tuple[str, Key], Floats]:
@@ -197,10 +205,12 @@ class Draws:
 
     def nll_at(self, policy: str, spent_X: Floats) -> Floats | None:
         """Return a policy's mean nll at `spent_X` big layers per token; see the function of the same name."""
-        return nll_at(self.nll, policy, spent_X)
+        return nll_at(self.nll, policy, spent_X, self.records.possible)
 
 
-def nll_at(nll: Callable[[str, int], Floats | None], policy: str, spent_X: Floats) -> Floats | None:
+def nll_at(
+    nll: Callable[[str, int], Floats | None], policy: str, spent_X: Floats, possible: Sequence[int] = ()
+) -> Floats | None:
     """Return a policy's mean nll [X] at `spent_X` big layers per token, linear between two neighbouring k.
 
     A router spends near, not exactly at, the k it was trained for, and the distance differs per domain. The data (draw
@@ -208,12 +218,14 @@ def nll_at(nll: Callable[[str, int], Floats | None], policy: str, spent_X: Float
 
     Args:
         nll: the draws of a policy at k; None if it was not measured there.
+        possible: the numbers of big layers among which the neighbours are; empty: all whole numbers.
 
     Returns:
         None if the policy was not measured at one of the neighbours.
     """
-    below, above = floor(spent_X[0]), ceil(spent_X[0])
+    below = max((k for k in possible if k <= spent_X[0]), default=floor(spent_X[0]))
+    above = min((k for k in possible if k >= spent_X[0]), default=ceil(spent_X[0]))
     below_X, above_X = nll(policy, below), nll(policy, above)
     if below_X is None or above_X is None:
         return None
-    return np.asarray(below_X + (spent_X - below) * (above_X - below_X))
+    return np.asarray(below_X + (spent_X - below) / max(1, above - below) * (above_X - below_X))

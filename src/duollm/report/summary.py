@@ -9,7 +9,6 @@ from duollm.records.bootstrap import Estimate
 from duollm.records.keys import AVERAGE, EXACT
 from duollm.records.numbers import with_interval
 from duollm.report.gain_figures import of_first_context
-from duollm.routes.space import focus_budgets
 from duollm.terminal import Cell, print_table
 
 
@@ -30,7 +29,7 @@ def print_summary(run: Path, stages: Sequence[str]) -> None:
 
 def summary_budget(results: Results) -> int:
     """Return the budget nearest to a third of the layers at which something was compared with static."""
-    wanted = focus_budgets(results.num_layers)[0]
+    wanted = results.focus_budgets[0]
     measured = {row.big_layers for row in results.selection_noise} or {row.big_layers for row in results.comparison}
     return min(sorted(measured), key=lambda k: abs(k - wanted), default=wanted)
 
