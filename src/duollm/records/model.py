@@ -18,7 +18,8 @@ def describe_model(run: Path, oracle: Tokens) -> dict[str, Any]:
     """Return the model's sizes. Sizes that the run folder does not hold (of a model kept elsewhere) are left out."""
     branches = [branch.name.lower() for branch in oracle.space.branches]
     description: dict[str, Any] = {"num_layers": oracle.space.num_layers, "branches": branches}
-    description["possible_big_layers"] = oracle.space.big_layers
+    if len(oracle.space.big_layers) <= oracle.space.num_layers:
+        description["possible_big_layers"] = oracle.space.big_layers
     config, weights = run / "model" / "config.json", sorted((run / "model").glob("*.safetensors"))
     if config.exists():
         description |= {key: value for key, value in read_json(config).items() if key in _SIZES}
