@@ -95,7 +95,7 @@ LEADING = {
 """By list: the estimate whose ends the golden files call only `low` and `high`; those of others begin with its name."""
 GONE = re.compile("(share|low|high)_by_position$")
 """What no reader of results.json ever used."""
-ONCE_ABSENT = {"best_of_routes", "compared_documents", "compared_tokens"}
+ONCE_ABSENT = {"best_of_routes", "compared_documents", "compared_tokens", "difficulty_by_class", "helped_most"}
 """What was added, or left out where it is now null."""
 
 
@@ -107,8 +107,18 @@ def as_in_golden(results: dict[str, Any]) -> dict[str, Any]:
         if name not in ONCE_ABSENT
     }
     drop_loss_of_other_contexts(flat)
+    flat["claims"] = [as_once_claimed(claim) for claim in flat["claims"] if int(claim["id"][1:]) <= 8]
     sizes = {domain: without_null(size, ONCE_ABSENT) for domain, size in results["data"].items()}
     return flat | {"data": sizes}
+
+
+def as_once_claimed(claim: dict[str, Any]) -> dict[str, Any]:
+    """Return a claim without what was added, and without its words; what was not measured used to be undecided."""
+    kept = {name: value for name, value in claim.items() if name not in WORDS}
+    kept["verdict"] = claim["verdict"].replace("not measured", "undecided")
+    if "conditions" in claim:
+        kept["conditions"] = [as_once_claimed(condition) for condition in claim["conditions"]]
+    return kept
 
 
 def flattened(row: dict[str, Any], leading: str | None) -> dict[str, Any]:
@@ -145,6 +155,8 @@ def drop_loss_of_other_contexts(results: dict[str, Any]) -> None:
             del row["compared_nll"]
 
 
+WORDS = {"finding", "quantity", "statement", "source", "readings", "above", "below"}
+"""Of a claim and its conditions."""
 MAY_LACK = {"closed", "closed_at_spent", "gain_over_static", "gain_at_spent", "of_ceiling", "estimate"}
 """Estimates that are null where nothing was measured."""
 
@@ -186,6 +198,7 @@ def read_golden(name: str) -> dict[str, Any]:
     for name in ("nll", "comparison"):
         results[name] = one_row_each(results[name])
     drop_loss_of_other_contexts(results)
+    results["claims"] = [as_once_claimed(claim) for claim in results["claims"]]
     return golden
 
 

@@ -389,17 +389,27 @@ def _generate(options: argparse.Namespace, command: list[str]) -> None:
 
 
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder; no model is loaded")
-    shown = "open the page in a browser; it is made anew only if it is missing or older than what was measured"
-    parser.add_argument("--open", action="store_true", help=shown)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run folder; several are put side by side on one page")
+    add("--out", metavar="FILE", help="the page of several runs (default: comparison.html)")
+    shown = "open the page in a browser; that of one run is made anew only if something was measured since"
+    add("--open", action="store_true", help=shown)
 
 
 def _report(options: argparse.Namespace, command: list[str]) -> None:
-    from duollm.report.rewrite import is_current, recipe_of, rewrite_report
+    runs = [Path(run) for run in options.runs]
+    if options.out and len(runs) == 1:
+        raise UserError("--out is for several runs; the page of one run is report.html in its folder")
+    page = Path(options.out or "comparison.html") if len(runs) > 1 else runs[0] / "report.html"
+    if page.is_dir():
+        raise UserError(f"--out {page}: a folder; give a file, such as {page / 'comparison.html'}")
+    check_folder("--out", page.parent)
+    from duollm.report.rewrite import compare_reports, is_current, recipe_of, rewrite_report
 
-    run = Path(options.run)
-    recipe_of(run)  # a folder of no run is refused before its page is looked for
-    page = run / "report.html" if options.open and is_current(run) else rewrite_report(run)
+    if len(runs) > 1:
+        compare_reports(runs, page)
+    elif recipe_of(runs[0]) and not (options.open and is_current(runs[0])):
+        rewrite_report(runs[0])
     print(page)
     if options.open:
         import webbrowser
@@ -424,6 +434,22 @@ def _compare(options: argparse.Namespace, command: list[str]) -> None:
     from duollm.report.compare import print_comparison
 
     print_comparison([Path(run) for run in options.runs], options.budget, options.domain, options.form)
+
+
+def _add_claims_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="finished runs: seeds of a study, and runs beside it (docs/claims.md)")
+    add("--domain", metavar="NAME", help="decide on the text of one domain (default: all domains pooled)")
+    form = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv"):
+        text = f"print {name.upper()} instead of a table"
+        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+
+
+def _claims(options: argparse.Namespace, command: list[str]) -> None:
+    from duollm.report.claims import print_claims
+
+    print_claims([Path(run) for run in options.runs], options.domain, options.form)
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:
@@ -456,11 +482,12 @@ VERBS = {
     "oracle": _study_verb("run a study up to the best route of every token", until="oracle"),
     "train-router": _study_verb("run a study up to the trained routers", until="train-router"),
     "evaluate": _study_verb("run a study up to the losses of its routers and patterns", until="evaluate"),
-    "report": Verb("make the page of a run anew from its folder, or open it", _add_report_options, _report),
+    "report": Verb("make the page of a run, or of several side by side, and open it", _add_report_options, _report),
     "score": Verb("score a saved model under any policy: losses, or lm-eval tasks", _add_score_options, _score),
     "trace": Verb("write a CSV row per token: text, losses, route", _add_trace_options, _trace),
     "generate": Verb("continue a text, coloured by what each token cost", _add_generate_options, _generate),
     "compare": Verb("print all policies of one or several runs at equal budgets", _add_compare_options, _compare),
+    "claims": Verb("decide the claims of the paper by one or several runs", _add_claims_options, _claims),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
 }
 

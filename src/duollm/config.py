@@ -14,6 +14,8 @@ LARGEST_SEED = 2**32 - 1
 LARGEST_CODEBOOK = 32  # routes
 SmallInit = Literal["random", "slice", "distilled", "linear"]
 _LARGEST_NUMBER = 10**15
+_OPT = {"norm": "layer", "positions": "learned", "gated_ffn": False, "hidden_act": "relu"}
+_OPT |= {"attention_bias": True, "mlp_bias": True}
 
 
 class Section(BaseModel):
@@ -65,6 +67,8 @@ class ModelConfig(Section):
     """Folder of a trained duo. The study uses it instead of training one."""
     dense: str | None = None
     """Folder or hub id of a dense model to convert. Its sizes replace those below, except small_intermediate_size."""
+    architecture: Literal["llama", "opt"] = "llama"
+    """llama: RMSNorm, rotary positions, SwiGLU. opt: LayerNorm, learned positions, ReLU, biases (paper, appendix A)."""
     vocab_size: int | None = Field(default=None, ge=2)
     """Number of rows of the embedding. Default: the size of the tokenizer's vocabulary."""
     hidden_size: int = Field(default=128, ge=1)
@@ -92,16 +96,14 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> "ModelConfig":
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})"
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads ({self.num_key_value_heads}) must divide "
-                f"num_attention_heads ({self.num_attention_heads})"
-            )
+        for part, whole in (("num_attention_heads", "hidden_size"), ("num_key_value_heads", "num_attention_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{part} ({getattr(self, part)}) must divide {whole} ({getattr(self, whole)})")
         return self
+
+    def duo_fields(self) -> dict[str, Any]:
+        """Return the fields of the duo's configuration."""
+        return self.model_dump(exclude={"path", "dense", "architecture"}) | (_OPT if self.architecture == "opt" else {})
 
 
 class ConvertConfig(Section):
@@ -395,11 +397,9 @@ class Recipe(Section):
             for budget in budgets or []:
                 if not 0 <= budget <= layers:
                     raise ValueError(f"{key} holds {budget}; a model of {layers} layers allows 0 .. {layers}")
-        if self.data.sequence_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"data.sequence_length ({self.data.sequence_length}) must not exceed "
-                f"model.max_position_embeddings ({self.model.max_position_embeddings})"
-            )
+        length, most = self.data.sequence_length, self.model.max_position_embeddings
+        if length > most:
+            raise ValueError(f"data.sequence_length ({length}) must not exceed model.max_position_embeddings ({most})")
         return self
 
 

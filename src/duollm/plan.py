@@ -139,7 +139,7 @@ def planned_config(recipe: Recipe) -> DuoConfig:
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
         if folder:
             return duo_config(AutoConfig.from_pretrained(folder), model.small_intermediate_size, model.skip_scope)
-        return DuoConfig(**model.model_dump(exclude={"path", "dense"}) | {"vocab_size": vocab_size})
+        return DuoConfig(**model.duo_fields() | {"vocab_size": vocab_size})
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise UserError(f"{given}: {' '.join(str(error).split())}") from None
 

@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 Cell = float | int | str | None
 
 
-def print_table(title: str, rows: Sequence[Mapping[str, Cell]]) -> None:
-    """Print rows as a table; columns are the keys in order of appearance, numbers stand right."""
+def print_table(title: str, rows: Sequence[Mapping[str, Cell]], width: int = 160) -> None:
+    """Print rows as a table; columns are the keys in order of appearance, numbers stand right.
+
+    Args:
+        width: in columns, where the output is no terminal.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -18,7 +22,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Cell]]) -> None:
         table.add_column(Text(column), justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
-    Console(width=None if Console().is_terminal else 160).print(table)
+    Console(width=None if Console().is_terminal else width).print(table)
 
 
 def _cell(value: Cell) -> str:

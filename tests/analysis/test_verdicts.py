@@ -33,9 +33,9 @@ def test_between_is_judged_by_the_interval(low, high, verdict):
 
 
 @pytest.mark.parametrize("draws_X", [None, np.array([np.nan, 1.0, 2.0])])
-def test_what_was_not_measured_is_undecided(draws_X):
+def test_what_was_not_measured_says_so(draws_X):
     judged = condition("x", draws_X, above=0)
-    assert judged.verdict == "undecided"
+    assert judged.verdict == "not measured"
     assert judged.estimate is None
 
 
@@ -45,6 +45,7 @@ def test_what_was_not_measured_is_undecided(draws_X):
         (["reproduced", "reproduced"], "reproduced", 0),
         (["reproduced", "undecided"], "undecided", 1),
         (["undecided", "not reproduced"], "not reproduced", 1),
+        (["not measured", "not measured"], "not measured", 0),
     ],
 )
 def test_a_claim_is_as_good_as_its_worst_condition(verdicts, whole, decisive):
@@ -55,8 +56,8 @@ def test_a_claim_is_as_good_as_its_worst_condition(verdicts, whole, decisive):
     assert claim.conditions == conditions
 
 
-def test_a_claim_of_which_nothing_was_measured_says_so():
+def test_a_claim_of_which_a_part_was_not_measured_is_undecided_at_best():
     unmeasured, measured = condition("x", None, below=0), condition("y", _draws(-3, -1), below=0)
-    finding = "x lies not measured below 0."
-    assert decide("C0", "text", "x is low", finding, unmeasured).finding == "Not measured in this run."
-    assert decide("C0", "text", "x is low", finding, unmeasured, measured).finding == finding
+    assert decide("C0", "text", "x is low", "", unmeasured, measured).verdict == "undecided"
+    against = condition("y", _draws(1, 3), below=0)
+    assert decide("C0", "text", "x is low", "", unmeasured, against).verdict == "not reproduced"

@@ -87,9 +87,12 @@ class TestTokens:
         assert table["document"].tolist() == np.repeat(windows.documents, 7).tolist()
         assert table["position"].tolist() == [*range(1, 8)] * len(windows.window)
         assert table["text"].tolist() == [packed.tokenizer.decode([token]) for token in table["token_id"]]
+        begins = [packed.tokenizer.decode([token]) for token in windows.token_ids[:, 0]]
+        assert table["before"].tolist() == [text for begin in begins for text in (begin, *[""] * 6)]
 
     def test_columns_are_those_of_the_documentation(self, finished):
-        kinds = {"document": "str", "window": "int32", "position": "int32", "token_id": "int32", "text": "str"}
+        kinds = {"document": "str", "window": "int32", "position": "int32", "token_id": "int32"}
+        kinds |= {"text": "str", "before": "str"}
         floats = ["nll_small", "nll_big"]
         floats += [f"{name}_k{k}" for name in ("nll_random4", "nll_static", "expected_static") for k in range(4)]
         limits = {"shared": ["atmost2", "flops0.6", "average1.5", "ramp3to1"], "committed": ["atmost2", "flops0.6"]}
@@ -99,10 +102,12 @@ class TestTokens:
                 kinds[f"route_{context}_{budget}"] = "int64"
                 floats += [f"nll_{context}_{budget}", f"executed_{context}_{budget}"]
                 if context != "committed":
+                    kinds[f"resampled_route_{context}_{budget}"] = "int64"
                     floats += [f"resampled_{what}_{context}_{budget}" for what in ("nll", "score")]
         expected = kinds | dict.fromkeys(floats, "float32")
         found = {
-            name: "str" if name in ("document", "text") else str(kind) for name, kind in read(finished).dtypes.items()
+            name: "str" if name in ("document", "text", "before") else str(kind)
+            for name, kind in read(finished).dtypes.items()
         }
         assert found == expected
 

@@ -5,9 +5,11 @@ import shutil
 import pytest
 
 from duollm.analysis.analyse import analyse
+from duollm.config import Recipe, ReportConfig, to_yaml
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
 from duollm.report.page import write_report
+from duollm.report.rewrite import compare_reports
 from synthetic_run import Plan, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -141,6 +143,34 @@ def test_tables_sort_and_lines_can_be_hidden(tab, run):
     assert tab.locator('#frontier [data-series="oracle"]').count() == 1
     tab.click("#frontier .legend button >> text=/^oracle$/")
     assert tab.locator('#frontier [data-series="oracle"]').count() == 0
+
+
+def test_runs_stand_side_by_side(tab, tmp_path):
+    """The same text under two models: the second run has a policy's losses of its own."""
+    for name, seed in (("owl", 0), ("crow", 1)):
+        run = tmp_path / name
+        write_run(run, Plan(documents=6, seed=seed), {"prose": ["a", " b"]})
+        recipe = Recipe(report=ReportConfig(bootstrap_samples=100), seed=seed)
+        (run / "config.yaml").write_text(to_yaml(recipe))
+    compare_reports([tmp_path / "owl", tmp_path / "crow"], tmp_path / "report.html")
+    owl, crow = (read_tokens(tmp_path / name, "prose")[0].oracle(3).nll_T for name in ("owl", "crow"))
+    visit(tab, tmp_path, "")
+    assert tab.locator('#runs-frontier [data-series="owl · oracle"]').count() == 1
+    assert tab.locator('#runs-frontier [data-series="crow · oracle"]').count() == 1
+    assert tab.locator("#runs-numbers tbody tr").count() == 2
+    assert [*tab.locator("#runs-settings tbody tr").all_inner_texts()] == ["seed\t0\t1"]
+    tab.click("#runs-texts a >> nth=0")
+    assert tab.locator("#panenames b").all_inner_texts() == ["owl · all big, k = 6", "crow · all big, k = 6"]
+    assert tab.locator("#text .block").first.locator(".words").count() == 2
+    tab.get_by_label("Big layers", exact=True).select_option("3")
+    tab.hover('#text [data-t="4"] >> nth=0')
+    for variant, nll_T in (("oracle", owl), ("crow · oracle", crow)):
+        cell = tab.inner_text(f'#token tr[data-policy="{variant}"] td')
+        assert float(cell) == pytest.approx(nll_T[4], abs=6e-4)
+    assert owl[4] != crow[4]
+    tab.get_by_label("Run", exact=True).select_option("1")
+    assert tab.title().startswith("crow ")
+    assert "run=1" in tab.evaluate("location.hash")
 
 
 def test_fifty_thousand_tokens_hold_few_elements(tab, tmp_path):

@@ -56,12 +56,12 @@ def test_no_text_ends_the_element_that_holds_it(tmp_path):
     analyse(tmp_path, 100)
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert html.count("</script>") == 3  # theme, data and modules: the page's own
-    assert data_of(html)["domains"][0]["text"][:5] == hostile
+    assert data_of(html)["runs"][0]["domains"][0]["text"][:5] == hostile
 
 
 def test_every_claim_and_every_loss_is_on_the_page(page):
     html, results = page
-    data = data_of(html)
+    [data] = data_of(html)["runs"]
     assert [claim["finding"] for claim in data["results"]["claims"]] == [claim.finding for claim in results.claims]
     for shown, row in zip(data["results"]["nll"], results.nll, strict=True):
         assert shown["nll"] == pytest.approx([row.nll.value, row.nll.low, row.nll.high], rel=1e-4)
@@ -69,7 +69,9 @@ def test_every_claim_and_every_loss_is_on_the_page(page):
 
 def test_the_page_names_missing_stages(own_run):
     analyse(own_run, 100)
-    assert data_of(write_report(own_run, missing=["evaluate"]).read_text(encoding="utf-8"))["missing"] == ["evaluate"]
+    assert data_of(write_report(own_run, missing=["evaluate"]).read_text(encoding="utf-8"))["runs"][0]["missing"] == [
+        "evaluate"
+    ]
 
 
 def test_a_run_that_was_not_analysed(own_run):

@@ -1,6 +1,9 @@
 """What `duollm report` makes of a run folder."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +11,7 @@ import pytest
 
 from duollm import cli
 from duollm.config import Recipe, ReportConfig, to_yaml
-from duollm.report.rewrite import rewrite_report
+from duollm.report.rewrite import differences, rewrite_report
 from synthetic_run import Plan, write_run
 
 
@@ -67,6 +70,30 @@ def test_without_a_browser_a_line_says_so(run, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == (
         "no browser was found on this machine; open that file in one elsewhere"
     )
+
+
+def test_several_runs_make_one_page(run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run, tmp_path / "a b" / "run")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", str(run), "a b/run", "--out", "pages/both.html"]) == 0
+    html = (tmp_path / "pages" / "both.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
+    assert [one["name"] for one in data["runs"]] == [str(run), "a b/run"]
+    assert data["runs"][1]["folder"] == "../a%20b/run/figures"
+    assert data["settings"] == []
+    for arguments, complaint in (
+        ([str(run), str(run)], "a run is given twice"),
+        ([str(run), "pages"], "pages: no run folder"),
+        ([str(run), "a b/run", "--out", "pages"], "--out pages: a folder"),
+        ([str(run), "--out", "x.html"], "--out is for several runs"),
+    ):
+        assert cli.main(["report", *arguments]) == 2
+        assert complaint in capsys.readouterr().err
+
+
+def test_differences_name_what_only_one_run_has():
+    rows = differences([{"seed": "1", "a": "x", "only": "y"}, {"seed": "2", "a": "x"}])
+    assert rows == [("seed", ["1", "2"]), ("only", ["y", ""])]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from duollm.analysis.claims import decide_claims, gather_evidence
+from duollm.analysis.claims import decide_claims
+from duollm.analysis.claims.evidence import gather_evidence
 from duollm.analysis.comparison import comparison_rows
+from duollm.analysis.difficulty import class_rows, difficulty_rows, helped_rows, with_difficulty
 from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows
-from duollm.analysis.layers import agreement_rows, difficulty_rows, layer_use_rows, position_edges
+from duollm.analysis.layers import agreement_rows, layer_use_rows, position_edges
 from duollm.analysis.losses import best_of_pattern_rows, best_of_route_rows, gap_rows, nll_rows, spend_rows
 from duollm.analysis.results import Results, Size, write_results
 from duollm.errors import UserError
@@ -67,9 +69,16 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
     draws = [Draws(one, bootstrap_samples, seed) for one in records]
     more = [Draws(one, bootstrap_samples, seed) for one in compared]
     single = list(zip(domains, draws, strict=False))  # without the pooled one
+    model = describe_model(run, first.tokens)
+    routers = [one.space.branches for one in first.tokens.routers().values() if one.space]
+    facts = (
+        first.tokens.space.branches,
+        routers[0] if routers else first.tokens.space.branches,
+        model.get("architecture") == "opt",
+    )
     results = Results(
         provenance=read_json(run / "provenance.json"),
-        model=describe_model(run, first.tokens),
+        model=model,
         data={one.tokens.domain: one.size for one in domains},
         context=first.tokens.context,
         bootstrap={"samples": bootstrap_samples, "seed": seed, "level": 0.95},
@@ -90,7 +99,13 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
         ],
         layer_use=[row for one, each in single for row in layer_use_rows(each, one.tokens, edges)],
         difficulty=[row for one, each in single for row in difficulty_rows(one.tokens, each.bootstrap)],
-        claims=[claim for each in draws for claim in decide_claims(gather_evidence(each))],
+        difficulty_by_class=[row for one, each in single for row in class_rows(one.tokens, each.bootstrap)],
+        helped_most=[row for one, _ in single for row in helped_rows(one.tokens, seed)],
+        claims=[
+            claim
+            for each, other in zip(draws, more, strict=True)
+            for claim in decide_claims(gather_evidence(each, other, *facts), each)
+        ],
     )
     write_results(run, results)
     return results
@@ -102,6 +117,8 @@ def _read_domain(run: Path, name: str, seed: int) -> _Domain:
     records = compared = records_of_oracle_text(tokens, patterns, seed)
     if more_patterns:
         compared = records_of_compared_text(tokens, files, more_patterns, seed)
+    same, records = compared is records, with_difficulty(records, tokens)
+    compared = records if same else compared
     predictors = [facts for one in files for facts in one.file.facts.get("policies", [])]
     return _Domain(tokens, patterns, records, compared, predictors)
 

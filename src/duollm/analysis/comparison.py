@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from duollm.analysis.claims import studied_router
+from duollm.analysis.claims.evidence import studied_router
 from duollm.analysis.losses import gap_rows
 from duollm.analysis.results import ComparisonRow, fields_of
 from duollm.records.bootstrap import Floats, interval, interval_if

@@ -1,4 +1,4 @@
-"""Layer use, agreement of routers with the oracle, and difficulty of tokens.
+"""Layer use, and agreement of routers with the oracle.
 
 Shape letters: T tokens, L layers, P bins of positions, X draws of the bootstrap.
 """
@@ -7,20 +7,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from duollm.analysis.results import AgreementRow, DifficultyRow, LayerUseRow, fields_of
+from duollm.analysis.results import AgreementRow, LayerUseRow, fields_of
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Bootstrap, Floats, Integers, interval, intervals, sum_by_document
-from duollm.records.keys import ALL_SMALL, ORACLE, Key
+from duollm.records.bootstrap import Floats, Integers, interval, intervals, sum_by_document
+from duollm.records.keys import DRAWN_ORACLE, ORACLE, Key
 from duollm.records.records import AGREEING, BRANCHES, Draws
 from duollm.records.tokens import Tokens
-
-HIGH_LOSS_QUANTILE = 0.75
 
 
 def layer_use_rows(draws: Draws, tokens: Tokens, edges: Integers) -> Iterator[LayerUseRow]:
     """Yield the share of tokens whose layer is big, by depth and position, for the oracle and every router."""
     for quantity, key in draws.records.sums:
-        if quantity == BRANCHES:
+        if quantity == BRANCHES and key.policy != DRAWN_ORACLE and key.context in (None, draws.records.context):
             share_XL = draws.mean(BRANCHES, key)[:, :, Branch.BIG]
             share_LP = share_by_position(tokens.policies[key].routes_TL, tokens.position_T, edges)
             yield LayerUseRow(
@@ -66,32 +64,3 @@ def agreement_rows(draws: Draws) -> Iterator[AgreementRow]:
                 share_by_layer=intervals(same_XL),
                 share_if_independent_by_layer=chance_XL[0].tolist(),
             )
-
-
-def difficulty(tokens: Tokens, big_layers: int) -> tuple[Floats, Floats]:
-    """Return, per token [T], the loss of all small and by how much the oracle of a budget lowers it, nats."""
-    nll_small_T = tokens.policies[Key(ALL_SMALL, 0)].nll_T
-    return nll_small_T, nll_small_T - tokens.oracle(big_layers).nll_T
-
-
-def difficulty_rows(tokens: Tokens, bootstrap: Bootstrap) -> Iterator[DifficultyRow]:
-    """Yield, per budget, how loss and difficulty relate (paper, figure 5)."""
-    for k in tokens.searched():
-        if tokens.space.big_layers[0] < k < tokens.space.big_layers[-1]:
-            nll_small_T, gain_T = difficulty(tokens, k)
-            share_X = hard_without_gain(nll_small_T, gain_T, tokens.document_T, bootstrap)
-            yield DifficultyRow(tokens.domain, k, float(np.median(gain_T)), interval(share_X))
-
-
-def hard_without_gain(nll_small_T: Floats, gain_T: Floats, document_T: Integers, bootstrap: Bootstrap) -> Floats:
-    """Return the share of high-loss tokens that gain less than the median token, draws [X].
-
-    High loss means the top quarter of nll under all small. The share would be 0 if difficulty were the loss itself, and
-    0.5 if the two were unrelated. Both thresholds come from the data and stay fixed over the resamples.
-    """
-    high_T = nll_small_T >= np.quantile(nll_small_T, HIGH_LOSS_QUANTILE)
-    wasted_T = high_T & (gain_T < np.median(gain_T))
-    counts_DQ = sum_by_document(
-        np.stack([wasted_T, high_T], 1).astype(np.float64), document_T, int(document_T.max()) + 1
-    )
-    return bootstrap.ratio(counts_DQ[:, 0], counts_DQ[:, 1])

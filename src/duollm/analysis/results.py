@@ -185,6 +185,47 @@ class DifficultyRow:
 
 
 @dataclass(frozen=True)
+class ClassRow:
+    """Loss and gains of a class of tokens at a budget, over all small, with what is left without selection noise.
+
+    Attributes:
+        kind: what kind of classes it belongs to: `all`, `form` or `python`.
+        gain, gain_all_big, gain_predicted: what the oracle, all big and the ceiling save, nats.
+        gain_drawn: what the same search saves at the same tokens on drawn labels.
+        high_loss: share of the class with a high loss.
+        unhelped, unhelped_drawn: of these, the share that neither all big nor the oracle helps; on drawn labels.
+    """
+
+    domain: str
+    big_layers: int
+    kind: str
+    name: str
+    tokens: int
+    nll_small: Estimate | None
+    gain: Estimate | None
+    gain_all_big: Estimate | None
+    gain_predicted: Estimate | None
+    gain_drawn: Estimate | None
+    high_loss: Estimate | None
+    unhelped: Estimate | None
+    unhelped_drawn: Estimate | None
+
+
+@dataclass(frozen=True)
+class HelpedRow:
+    """A token that the oracle helps much; its gains are those on other documents than it was chosen on."""
+
+    domain: str
+    big_layers: int
+    text: str
+    tokens: int
+    gain: float
+    gain_all_big: float | None = None
+    gain_predicted: float | None = None
+    gain_drawn: float | None = None
+
+
+@dataclass(frozen=True)
 class Size:
     """How much text of a domain the oracle searched, patterns were run on, and policies were compared on."""
 
@@ -217,6 +258,8 @@ class Results:
     best_of_routes: list[BestOfRow]
     layer_use: list[LayerUseRow]
     difficulty: list[DifficultyRow]
+    difficulty_by_class: list[ClassRow]
+    helped_most: list[HelpedRow]
     claims: list[Claim]
 
     @property

@@ -5,13 +5,15 @@ from math import isfinite
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from duollm.config import ConvertConfig
-from duollm.convert.saving import History, save_model
+from duollm.convert.saving import History, load_model, save_model
 from duollm.convert.small_ffn import initialise_small_ffns
 from duollm.data.packed import PackedData
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
+from duollm.files import read_json
 from duollm.models.conversion import read_dense_config
 from duollm.models.families import duo_config
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -35,7 +37,7 @@ def open_dense(
     """Load a dense checkpoint as a duo with random small FFNs, in evaluation mode.
 
     Args:
-        dense: a folder or hub id.
+        dense: a folder or hub id; of a duo, its big FFNs are taken.
         small_intermediate_size: inner width of the small FFNs; default: a sixteenth of the big ones'.
         dtype: of all weights; default: the checkpoint's.
 
@@ -44,11 +46,12 @@ def open_dense(
     """
     torch.manual_seed(seed)
     try:
+        duo = _big_of_duo(Path(dense))
         if small_intermediate_size is None:
-            config = duo_config(read_dense_config(dense), 1, skip_scope)
+            config = duo_config(duo.config if duo else read_dense_config(dense), 1, skip_scope)
             small_intermediate_size = max(1, config.intermediate_size // 16)
         model = DuoForCausalLM.from_dense(
-            dense, small_intermediate_size=small_intermediate_size, skip_scope=skip_scope, dtype=dtype
+            duo or dense, small_intermediate_size=small_intermediate_size, skip_scope=skip_scope, dtype=dtype
         )
     except (ValueError, OSError) as error:
         raise UserError(f"{dense}: cannot be converted: {' '.join(str(error).split())}") from None
@@ -58,6 +61,13 @@ def open_dense(
             f"{dense} ({model.config.intermediate_size})"
         )
     return model.eval()
+
+
+def _big_of_duo(folder: Path) -> PreTrainedModel | None:
+    """Return the dense model that a saved duo is with all layers big; None if the folder holds no duo."""
+    if not (folder / "config.json").is_file() or read_json(folder / "config.json").get("model_type") != "duo":
+        return None
+    return load_model(folder).to_dense()
 
 
 def convert(

@@ -59,11 +59,15 @@ class DrawnLabels(Reduction):
         return self.best_S
 
     def columns(self, frontier: Frontier) -> dict[str, Tensor]:
-        """Return the lowest nll of y' and the nll of y'' under the same routes, both minus their surprise."""
+        """Return the lowest nll of y' and the nll of y'' under the same routes, both minus their surprise.
+
+        The routes themselves are those of the first pair.
+        """
         picked_SKBT = torch.stack([frontier.read(each.nll_QN, each.nll_QN) for each in self.best_S])
         scored_SKBT = torch.stack([frontier.read(each.nll_QN, each.score_QN) for each in self.best_S])
         excess_2SBT = self.excess_2SN[..., self.rows_N].unflatten(-1, frontier.padding_BT.shape)
         return {
             "resampled_nll": (picked_SKBT - excess_2SBT[0][:, None]).mean(0),
+            "resampled_route": frontier.read(self.best_S[0].nll_QN, self.best_S[0].ids_QN),
             "resampled_score": (scored_SKBT - excess_2SBT[1][:, None]).mean(0),
         }

@@ -189,6 +189,8 @@ class OracleRun:
             tables = pattern_tables(self.model, windows, counted_WN, self.plan.space.decode(self.pattern_R))
         tokens: Columns = {**windows.columns()}
         tokens["text"] = self.data.tokenizer.batch_decode(tokens["token_id"][:, None].tolist())
+        begins = self.data.tokenizer.batch_decode(windows.token_ids[:, :1].tolist())
+        tokens["before"] = [text for begin in begins for text in (begin, *[""] * (windows.token_ids.shape[1] - 2))]
         for context in self.plan.contexts:
             found = self._search_context(context, windows, generator, tables)
             tokens |= self._token_columns(context, windows, found)

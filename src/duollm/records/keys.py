@@ -25,6 +25,8 @@ DRAWN_SECOND = "drawn-second"
 """The routes of `DRAWN_ORACLE` on a second draw."""
 DRAWN_STATIC = "drawn-static"
 """Static on drawn labels, in expectation."""
+NET_ORACLE = "net-oracle"
+"""The oracle, raised by what the same search gains on drawn labels over static."""
 
 AVERAGE, EXACT = "average", "exact"
 """How a budget is spent: on average, or on every token."""

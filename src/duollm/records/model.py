@@ -15,14 +15,20 @@ _SIZES = ("hidden_size", "intermediate_size", "small_intermediate_size", "num_at
 
 
 def describe_model(run: Path, oracle: Tokens) -> dict[str, Any]:
-    """Return the model's sizes. Sizes that the run folder does not hold (of a model kept elsewhere) are left out."""
+    """Return the model's sizes. Sizes that the run folder does not hold (of a model kept elsewhere) are left out.
+
+    A model with LayerNorm and learned positions has `architecture` "opt".
+    """
     branches = [branch.name.lower() for branch in oracle.space.branches]
     description: dict[str, Any] = {"num_layers": oracle.space.num_layers, "branches": branches}
     if len(oracle.space.big_layers) <= oracle.space.num_layers:
         description["possible_big_layers"] = oracle.space.big_layers
     config, weights = run / "model" / "config.json", sorted((run / "model").glob("*.safetensors"))
     if config.exists():
-        description |= {key: value for key, value in read_json(config).items() if key in _SIZES}
+        known = read_json(config)
+        description |= {key: value for key, value in known.items() if key in _SIZES}
+        if (known.get("norm"), known.get("positions")) == ("layer", "learned"):
+            description["architecture"] = "opt"
     if training_tokens := _training_tokens(run / "config.yaml"):
         description["training_tokens"] = training_tokens
     if weights:

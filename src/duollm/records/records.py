@@ -18,9 +18,21 @@ from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Bootstrap, Floats, Integers
 from duollm.records.halves import first_half
-from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, CEILING, ORACLE, PATTERNS_DRAWN, RANDOM, STATIC, Key
+from duollm.records.keys import (
+    ALL_BIG,
+    ALL_SMALL,
+    BEST_PATTERNS,
+    CEILING,
+    DRAWN_ORACLE,
+    ORACLE,
+    PATTERNS_DRAWN,
+    RANDOM,
+    STATIC,
+    Key,
+)
 from duollm.records.patterns import PatternSums, best_of, static, whole_document_sums
 from duollm.records.tokens import PolicyTokens, Tokens
+from duollm.records.windows import window_sums
 
 NLL, BIG, FLOPS, ROUTER_FLOPS = "nll", "big", "flops", "router_flops"
 """Sums over the tokens of a document: nats, big layers spent, FLOPs of forwards, and of routers alone."""
@@ -123,7 +135,7 @@ def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: 
                 "delete the run's folders evaluate and ceiling and run `duollm study` again"
             )
         for key, one in file.policies.items():
-            sums |= _sums(file, key, one)
+            sums |= _sums(file, key, one) | (window_sums(file, key, one) if key.kind else {})
     return _records(oracle, tokens_D, sums)
 
 
@@ -150,13 +162,19 @@ def _sums(tokens: Tokens, key: Key, one: PolicyTokens) -> dict[tuple[str, Key], 
 
 
 def _layer_sums(tokens: Tokens) -> dict[tuple[str, Key], Floats]:
-    """Count branches by layer, of routers and of the oracle in the main context, and where the two agree."""
+    """Count branches by layer, of routers and of every search, and where routers and the main oracle agree."""
     sums: dict[tuple[str, Key], Floats] = {}
     picked = {k: tokens.oracle(k).routes_TL for k in tokens.searched()}
-    oracles = {Key(ORACLE, k, context=tokens.context): routes_TL for k, routes_TL in picked.items()}
+    searches = {
+        key: one.routes_TL
+        for key, one in tokens.policies.items()
+        if key.policy in (ORACLE, DRAWN_ORACLE) and one.route_T is not None
+    }
     taken = {key: one.routes_TL for key, one in tokens.routers().items()}
-    for key, routes_TL in (oracles | taken).items():
+    for key, routes_TL in (searches | taken).items():
         sums[BRANCHES, key] = tokens.by_document((routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64))
+    for key, one in tokens.routers().items():
+        sums |= window_sums(tokens, key, one)
     for key, routes_TL in taken.items():
         if key.big_layers in picked:
             same_TL = routes_TL == picked[key.big_layers]

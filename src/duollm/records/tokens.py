@@ -212,6 +212,12 @@ def read_oracle(run: Path, domain: str) -> Tokens:
         for policy, column in _COLUMNS.items():
             columns |= {Key(policy, k, context=context): f"{column}_{context}_k{k}" for k in searched}
         routes |= {Key(ORACLE, k, context=context): file.route_ids(f"route_{context}_k{k}") for k in searched}
+        drawn_routes = {k: f"resampled_route_{context}_k{k}" for k in searched}
+        routes |= {
+            Key(DRAWN_ORACLE, k, context=context): file.route_ids(column)
+            for k, column in drawn_routes.items()
+            if file.has(column)
+        }
     for k in budgets:
         columns[Key(best_routes(drawn), k, context=RANDOM_ROUTES_CONTEXT)] = f"nll_random{drawn}_k{k}"
         columns |= {Key(STATIC, k): f"nll_static_k{k}", Key(DRAWN_STATIC, k): f"expected_static_k{k}"}

@@ -27,7 +27,7 @@ def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain
     Raises:
         UserError: a folder has no results, or a budget or domain was not compared.
     """
-    found = {_unique_name(run, runs): read_results(run) for run in runs}
+    found = {unique_name(run, runs): read_results(run) for run in runs}
     chosen = {name: _domain(name, results, domain) for name, results in found.items()}
     wanted = _budgets(found, budgets)
     if form == "json":
@@ -90,7 +90,7 @@ def _budgets(found: dict[str, Results], budgets: Sequence[int] | None) -> list[i
     return sorted(set(budgets or known))
 
 
-def _unique_name(run: Path, runs: Sequence[Path]) -> str:
+def unique_name(run: Path, runs: Sequence[Path]) -> str:
     """Return the folder's own name, or the path as given if another run has the same name."""
     names = [other.resolve().name for other in runs]
     return str(run) if names.count(run.resolve().name) > 1 else run.resolve().name

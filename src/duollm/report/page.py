@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from duollm.analysis.results import read_results
 from duollm.files import write_text
@@ -14,7 +15,7 @@ from duollm.report.payload import page_data
 
 MODULES = (
     *("dom", "decode", "state", "colour", "chart", "table", "frontier", "story", "quantities", "text", "inspector"),
-    *("explorer", "layers", "results", "main"),
+    *("explorer", "layers", "results", "runs", "main"),
 )
 """The modules in page/, each after those that it imports."""
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
@@ -35,12 +36,16 @@ def write_report(run: Path, shown_documents: int = 1000, missing: Sequence[str] 
     results = read_results(run)
     domains = [read_tokens(run, domain)[0] for domain in results.domains]
     draw_figures(run, results, domains, pdf=not missing)
-    write_text(run / "report.html", assemble(page_data(run, results, domains, shown_documents, missing)))
+    write_text(run / "report.html", assemble([page_data(run, results, domains, shown_documents, missing)]))
     return run / "report.html"
 
 
-def assemble(data: object) -> str:
+def assemble(runs: Sequence[Mapping[str, Any]], settings: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
     """Put style, modules and data into the page.
+
+    Args:
+        runs: the data of each run, see `page_data`.
+        settings: the settings in which several runs differ, each with its value in every run.
 
     The modules become one script, since a page opened from a file cannot import. Their top-level names must differ.
     """
@@ -49,7 +54,9 @@ def assemble(data: object) -> str:
     # In JSON "<" occurs only inside strings; escaped, no text of a token can end the element that holds the data.
     parts = {
         "style": (folder / "page.css").read_text(encoding="utf-8"),
-        "data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps({"runs": runs, "settings": settings}, ensure_ascii=False, separators=(",", ":")).replace(
+            "<", "\\u003c"
+        ),
         "script": _EXPORT.sub("", _IMPORT.sub("", script)),
     }
     page = (folder / "page.html").read_text(encoding="utf-8")

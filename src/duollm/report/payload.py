@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from duollm.analysis.claims import studied_router
-from duollm.analysis.layers import HIGH_LOSS_QUANTILE
+from duollm.analysis.claims.evidence import studied_router
+from duollm.analysis.difficulty import HIGH_LOSS_QUANTILE
 from duollm.analysis.results import Results
 from duollm.records.bootstrap import Floats, Integers
 from duollm.records.keys import ALL_BIG, SHUFFLED, Key
@@ -55,6 +55,7 @@ def page_data(
         "branches": [branch.name.lower() for branch in domains[0].space.branches],
         "highLoss": HIGH_LOSS_QUANTILE,
         "lossUnit": LOSS_UNIT,
+        "folder": "figures",
         "figures": sorted(path.stem for path in (run / "figures").glob("*.svg")),
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents) for tokens in domains],
@@ -73,7 +74,7 @@ def pack_tokens(tokens: Tokens, shown_documents: int) -> dict[str, Any]:
         if key != big and not key.policy.startswith(_HIDDEN):
             difference_T = _steps(one.nll_T[:shown]) - big_T
             blocks.append(_bytes(difference_T))
-            has_routes = one.route_T is not None
+            has_routes = one.route_T is not None and not key.auxiliary
             policies.append(_name(key) | {"routes": has_routes})
             blocks += [_routes(one.at(np.arange(shown)).routes_TL)] if has_routes else []
     return {

@@ -1,13 +1,24 @@
-"""`duollm report`: makes a run's page anew from the files in its folder, without a model."""
+"""`duollm report`: makes the page of a run, or of several, from the files in their folders, without a model."""
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from duollm.analysis.analyse import analyse
+from duollm.analysis.results import read_results
 from duollm.config import Recipe, load_recipe
 from duollm.errors import UserError
+from duollm.files import write_text
 from duollm.progress import say, working
-from duollm.report.page import write_report
+from duollm.records.tokens import read_tokens
+from duollm.report.compare import unique_name
+from duollm.report.page import assemble, write_report
+from duollm.report.payload import page_data
 
+_FACTS = ("version", "commit")
+"""What of a run's provenance is compared."""
 _MEASURED = ("oracle", "ceiling", "evaluate")
 
 
@@ -21,13 +32,53 @@ def rewrite_report(run: Path) -> Path:
         UserError: no run folder, or one whose oracle has not been searched.
     """
     recipe = recipe_of(run)
-    stages = [*(["ceiling"] if recipe.ceiling.enabled else []), "evaluate"]
-    missing = [name for name in stages if not (run / "stages" / f"{name}.json").is_file()]
     with working("report"):
         say("bootstraps the intervals")
         analyse(run, recipe.report.bootstrap_samples, recipe.seed)
         say("draws the figures")
-        return write_report(run, recipe.report.shown_documents, missing)
+        return write_report(run, recipe.report.shown_documents, missing_stages(run, recipe))
+
+
+def compare_reports(runs: Sequence[Path], out: Path) -> None:
+    """Write one page for several runs: their frontiers overlaid, their settings, and the text that they share.
+
+    Raises:
+        UserError: as `rewrite_report`; or a run is given twice.
+    """
+    recipes, data = [recipe_of(run) for run in runs], []
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError("a run is given twice; leave one of them out")
+    for run, recipe in zip(runs, recipes, strict=True):
+        if not is_current(run):
+            rewrite_report(run)
+        results, missing = read_results(run), missing_stages(run, recipe)
+        domains = [read_tokens(run, domain)[0] for domain in results.domains]
+        one = page_data(run, results, domains, recipe.report.shown_documents, missing)
+        folder = quote(Path(os.path.relpath(run / "figures", out.parent)).as_posix())
+        data.append(one | {"name": unique_name(run, runs), "folder": folder})
+    write_text(out, assemble(data, differences([_settings(*pair) for pair in zip(recipes, data, strict=True)])))
+
+
+def differences(settings: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:
+    """Return the keys whose values differ, each with the values of all runs."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    rows = [(key, [one.get(key, "") for one in settings]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _settings(recipe: Recipe, data: Mapping[str, Any]) -> dict[str, str]:
+    provenance = data["results"]["provenance"]
+    flat = {name: str(provenance[name]) for name in _FACTS if name in provenance}
+    for name, value in recipe.model_dump(exclude={"name"}).items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        flat |= {f"{name}.{key}".rstrip("."): str(one) for key, one in inner}
+    return flat
+
+
+def missing_stages(run: Path, recipe: Recipe) -> list[str]:
+    """Return the stages after the oracle that a run has not finished."""
+    stages = [*(["ceiling"] if recipe.ceiling.enabled else []), "evaluate"]
+    return [name for name in stages if not (run / "stages" / f"{name}.json").is_file()]
 
 
 def recipe_of(run: Path) -> Recipe:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from duollm.analysis.claims import PAPER_ROUTER
+from duollm.analysis.claims.evidence import PAPER_ROUTER
 from duollm.analysis.results import PolicyRow
 from duollm.files import replacing
 from duollm.records.bootstrap import Estimate

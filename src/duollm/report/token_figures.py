@@ -9,7 +9,7 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColor
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from duollm.analysis.layers import HIGH_LOSS_QUANTILE, difficulty
+from duollm.analysis.difficulty import HIGH_LOSS_QUANTILE, difficulty
 from duollm.analysis.results import Results
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Integers

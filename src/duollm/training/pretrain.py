@@ -89,7 +89,7 @@ def duo_config(sizes: ModelConfig, data: PackedData) -> DuoConfig:
     Raises:
         UserError: sizes that do not fit together or do not hold the vocabulary.
     """
-    given = sizes.model_dump(exclude={"path", "dense"})
+    given = sizes.duo_fields()
     given["vocab_size"] = given["vocab_size"] or data.vocab_size
     if given["vocab_size"] < data.vocab_size:
         raise UserError(

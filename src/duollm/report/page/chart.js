@@ -45,7 +45,7 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
       if (to === null) return;
       cursor.setAttribute("x1", scale.x(to));
       cursor.setAttribute("x2", scale.x(to));
-      readout.replaceChildren(...describe(lines, to, x, log));
+      readout.replaceChildren(...describe(lines, to, x, log ? 0 : (Math.max(...xs) - Math.min(...xs)) / 24));
       const left = scale.x(to) + 12;
       readout.style.left = left + readout.offsetWidth > width ? `${Math.max(0, scale.x(to) - readout.offsetWidth - 12)}px` : `${left}px`;
     }
@@ -130,11 +130,11 @@ function line(one, scale, width, band) {
   return group;
 }
 
-function describe(lines, at, xName, log) {
+function describe(lines, at, xName, reach) {
   const rows = [];
   for (const one of lines) {
     const near = one.level ? one.points[0] : one.points.reduce((best, p) => (Math.abs(p.x - at) < Math.abs(best.x - at) ? p : best), one.points[0]);
-    if (!one.level && Math.abs(near.x - at) > (log ? 0 : 0.5)) continue;
+    if (!one.level && Math.abs(near.x - at) > reach + 1e-9) continue;
     const range = Number.isFinite(near.low) ? `[${number(near.low)}, ${number(near.high)}]` : "";
     rows.push({ near, row: el("tr", {}, el("th", { scope: "row" }, el("i", { style: `background:${one.colour}` }), one.name), el("td", {}, number(near.y)), el("td", {}, range, near.note ? ` ${near.note}` : "")) });
   }

@@ -1,5 +1,7 @@
 // Names and colours of policies (Okabe and Ito, safe for the colour-blind; page.css holds lighter ones for dark mode).
 
+import { OF_RUN } from "./decode.js";
+
 const FIXED = {
   oracle: ["oracle", "--oracle", ""],
   "executed-together": ["oracle, executed together", "--executed", ""],
@@ -13,17 +15,24 @@ const FIXED = {
 };
 const ROUTERS = 6;
 
+// The name of a policy without that of the run that it is a guest from.
+function ownName(variant) {
+  return variant.split(OF_RUN).pop();
+}
+
 export function isRouter(variant) {
   return !(variant in FIXED) && !/^(best-of|oracle-|ceiling|drawn-)/.test(variant);
 }
 
 export function policyLabel(variant) {
+  if (variant.includes(OF_RUN)) return variant.replace(ownName(variant), "") + policyLabel(ownName(variant));
   if (variant in FIXED) return FIXED[variant][0];
   return isRouter(variant) ? `router (${variant})` : variant.replaceAll("-", " ");
 }
 
 // The look of a line: a colour of the style sheet and a pattern of dashes.
-export function policyLook(variant, kinds) {
+export function policyLook(given, kinds) {
+  const variant = ownName(given);
   if (variant in FIXED) return { colour: `var(${FIXED[variant][1]})`, dash: FIXED[variant][2] };
   if (!isRouter(variant)) return { colour: "var(--bestof)", dash: variant.includes("routes") ? "" : "4 3" };
   const [kind, exact] = variant.split(", ");

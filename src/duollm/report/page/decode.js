@@ -1,8 +1,24 @@
 // Reads the packed tokens that duollm/report/payload.py writes. Losses and routes are read when they are first needed.
 
-export async function decode(data) {
-  await Promise.all(data.domains.map((domain) => unpack(domain, data.layers, data.lossUnit)));
-  return data;
+export async function decode(page) {
+  await Promise.all(page.runs.flatMap((run) => run.domains.map((domain) => unpack(domain, run.layers, run.lossUnit))));
+  for (const run of page.runs) run.page = page;
+  invite(page.runs);
+  return page;
+}
+
+export const OF_RUN = " · ";
+
+// The policies of another run on the same text become guests of a domain, under the name of their run.
+function invite(runs) {
+  const same = (one, other) => one.size === other.size && `${one.document}` === `${other.document}` && one.text.every((piece, t) => piece === other.text[t]);
+  for (const run of runs) {
+    for (const domain of run.domains) {
+      const twins = runs.filter((other) => other !== run).flatMap((other) => other.domains.filter((one) => same(one, domain)).map((one) => [other.name, one]));
+      domain.guests = twins.flatMap(([name, twin]) => twin.policies.map((policy) => ({ ...policy, policy: name + OF_RUN + policy.policy })));
+    }
+  }
+  for (const domain of runs.flatMap((run) => run.domains)) domain.policies = [...domain.policies, ...domain.guests];
 }
 
 async function unpack(domain, layers, unit) {
@@ -33,7 +49,7 @@ export function losses(policy) {
   if (!policy.losses) {
     const [big] = policy.domain.policies;
     const own = steps(policy);
-    const base = policy === big ? null : (big.steps ??= steps(big));
+    const base = policy.offset === big.offset ? null : (big.steps ??= steps(big));
     policy.losses = Float64Array.from(own, (step, t) => (step + (base ? base[t] : 0)) * policy.domain.unit);
   }
   return policy.losses;

@@ -1,6 +1,7 @@
 // The token explorer: text coloured by a quantity, with filters, search, pins and two policies side by side.
 
 import { policyLabel, routerKinds, shade } from "./colour.js";
+import { OF_RUN } from "./decode.js";
 import { byId, count, el, number, oneLine, percent, select } from "./dom.js";
 import { comparePins, inspect } from "./inspector.js";
 import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt } from "./quantities.js";
@@ -39,7 +40,8 @@ export function drawExplorer(data, changes = {}) {
   if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values, full, quantity));
   const hits = new Set(memory.hits.flatMap(([from, to]) => Array.from({ length: to - from }, (_, i) => from + i)));
   const paint = { panes, dim: (t) => !kept(t), found: (t) => hits.has(t), layer: state.layer, lanes: state.lanes === "on" };
-  byId("panenames").replaceChildren(...panes.map((one) => el("b", {}, `${policyLabel(one.policy.policy)}, k = ${one.policy.k}`)));
+  const many = data.page.runs.length > 1;
+  byId("panenames").replaceChildren(...panes.map((one) => el("b", {}, `${many && one.policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(one.policy.policy)}, k = ${one.policy.k}`)));
   byId("panenames").className = panes.length > 1 ? "panes two" : "panes";
   showText(view, paint, data);
   showToken(state.token);

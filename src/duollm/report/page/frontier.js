@@ -10,7 +10,7 @@ export function paired(row) {
   return { y: row.nll[0], low: big + row.over_all_big[1], high: big + row.over_all_big[2] };
 }
 
-export function frontier(data, domain, context, axis) {
+export function frontierLines(data, domain, context, axis) {
   const { results } = data;
   const cost = new Map(results.comparison.map((row) => [keyOf(row), row.relative_flops]));
   const kinds = routerKinds(results);
@@ -25,18 +25,22 @@ export function frontier(data, domain, context, axis) {
     if (x === undefined && !level) continue;
     if (!series.has(variant)) {
       const off = /^best-of|, exact$|-exact$/.test(variant);
-      series.set(variant, { name: policyLabel(variant), ...policyLook(variant, kinds), level, off, points: [] });
+      series.set(variant, { variant, name: policyLabel(variant), ...policyLook(variant, kinds), level, off, points: [] });
     }
     const note = row.kind ? `at ${row.mean_big_layers.toFixed(2)} big layers` : "";
     series.get(variant).points.push({ x: x ?? (variant === "all-big" ? 1 : 0), ...paired(row), note });
   }
   if (axis === "flops") for (const one of series.values()) if (one.level && !one.points.some((p) => p.x > 0)) one.points[0].x = 1;
+  return [...series.values()];
+}
+
+export function frontier(data, domain, context, axis) {
   return lineChart({
     title: "Loss against what is spent",
     name: `frontier-${domain}-${context}`,
     x: axis === "flops" ? "FLOPs per token, all big = 1" : `big layers per token, of ${data.layers}`,
     y: "mean loss (nats per token)",
-    series: [...series.values()],
+    series: frontierLines(data, domain, context, axis),
     height: 380,
   });
 }

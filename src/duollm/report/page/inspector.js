@@ -24,7 +24,7 @@ export function inspect(view, t, kinds, scrubbed) {
   const { domain, k, context } = view;
   const rows = choosable(domain, context).map((variant) => {
     const policy = findPolicy(domain, variant, k, context);
-    const at = policy.k === k || /^all-/.test(variant) ? "" : ` (k = ${policy.k})`;
+    const at = policy.k === k || /(^| · )all-/.test(variant) ? "" : ` (k = ${policy.k})`;
     const chosen = policy === view.policy || policy === view.other;
     const look = policyLook(variant, kinds);
     return el(
@@ -67,7 +67,7 @@ export function comparePins(view, pins, scrubbed, unpin) {
     ["all big", (t) => number(losses(domain.policies[0])[t])],
     ...[view.policy, view.other].filter(Boolean).flatMap((policy) => [
       [policyLabel(policy.policy), (t) => number(losses(policy)[t])],
-      ...(policy.routes ? [["its route", (t) => routeStrip(policy, t, scrubbed)], ["share of big", (t) => percent(bigLayers(policy, t) / domain.layers)]] : []),
+      ...(policy.routes ? [["its route", (t) => routeStrip(policy, t, scrubbed)], ["share of big", (t) => percent(bigLayers(policy, t) / policy.domain.layers)]] : []),
     ]),
   ];
   const head = pins.map((t) => el("th", { scope: "col" }, el("bdi", {}, oneLine(domain.text[t])), el("button", { type: "button", class: "unpin", "aria-label": `unpin token ${t}`, click: () => unpin(t) }, "×")));

@@ -18,7 +18,7 @@ export function drawLayers(data) {
     select("Tokens", Object.entries(CLASSES), state.kind, (value) => setState({ kind: value })),
   );
   const budgets = shownBudgets(data, domain);
-  const variants = choosable(domain, state.context).filter((one) => domain.policies.some((p) => p.policy === one && p.routes));
+  const variants = choosable(domain, state.context).filter((one) => domain.policies.some((p) => p.policy === one && p.routes && p.domain === domain));
   byId("depth").replaceChildren(...budgets.map((k) => depthChart(data, domain, k)));
   const maps = variants.flatMap((variant) => budgets.map((k) => mapOf(data, domain, variant, k))).filter(Boolean);
   const end = Math.max(0.05, ...maps.flatMap((one) => one.values.flat().map(Math.abs)));
@@ -30,7 +30,7 @@ export function drawLayers(data) {
 
 // The budgets of the routers, or a third, a half and two thirds of the layers without any.
 function shownBudgets(data, domain) {
-  const own = [...new Set(domain.policies.filter((one) => isRouter(one.policy)).map((one) => one.k))];
+  const own = [...new Set(domain.policies.filter((one) => isRouter(one.policy) && one.domain === domain).map((one) => one.k))];
   const most = 4;
   const wanted = own.length ? own : [data.layers / 3, data.layers / 2, (2 * data.layers) / 3].map(Math.round);
   return wanted.sort((a, b) => a - b).filter((_, i) => i % Math.ceil(wanted.length / most) === 0);

@@ -1,17 +1,23 @@
 // Starts the page: decodes the data, and draws the view that the address names, again whenever the state changes.
 
 import { decode } from "./decode.js";
-import { byId } from "./dom.js";
+import { byId, select } from "./dom.js";
 import { drawExplorer } from "./explorer.js";
 import { drawLayers } from "./layers.js";
 import { drawClaims, drawFigures, drawRun, drawTables } from "./results.js";
+import { drawRuns } from "./runs.js";
 import { onChange, setState, startState, state, address } from "./state.js";
-import { drawOverview } from "./story.js";
+import { domainOptions, drawOverview } from "./story.js";
 
-const VIEWS = { overview: drawOverview, tokens: drawExplorer, layers: drawLayers, claims: drawClaims, tables: drawTables, figures: drawFigures, run: drawRun };
+const VIEWS = { runs: drawRuns, overview: drawOverview, tokens: drawExplorer, layers: drawLayers, claims: drawClaims, tables: drawTables, figures: drawFigures, run: drawRun };
 
-function show(data, changes) {
-  if (!(state.view in VIEWS)) state.view = "overview";
+function show(page, changes) {
+  const data = page.runs[state.run] ?? page.runs[0];
+  if (!(state.view in VIEWS) || (state.view === "runs" && page.runs.length < 2)) state.view = "overview";
+  if (!domainOptions(data).some(([name]) => name === state.pool)) state.pool = data.headline;
+  if (!data.results.nll.some((row) => row.context === state.context)) state.context = data.results.context;
+  state.k = Math.min(state.k, data.layers);
+  nameRun(page, data);
   for (const view of Object.keys(VIEWS)) {
     byId(`view-${view}`).hidden = view !== state.view;
     const link = document.querySelector(`nav a[data-view="${view}"]`);
@@ -22,13 +28,19 @@ function show(data, changes) {
   VIEWS[state.view](data, changes);
 }
 
-function prepare(data) {
+// What the page says about the run that it shows.
+function nameRun(page, data) {
   document.title = `${data.name} – duollm report`;
-  byId("name").textContent = data.name;
+  if (page.runs.length > 1) byId("run-choice").replaceChildren(select("Run", page.runs.map((run, i) => [i, run.name]), page.runs.indexOf(data), (value) => setState({ run: Number(value), token: -1, pins: [] })));
+  else byId("name").textContent = data.name;
   byId("missing").hidden = !data.missing.length;
   byId("missing-stages").textContent = `Still missing: ${data.missing.join(", ")}.`;
   for (const node of document.querySelectorAll("[data-context]")) node.hidden = node.dataset.context !== data.results.context;
   for (const node of document.querySelectorAll("[data-random-routes]")) node.textContent = data.randomRoutes;
+}
+
+function prepare(page) {
+  document.querySelector('nav a[data-view="runs"]').hidden = page.runs.length < 2;
   byId("theme").addEventListener("click", () => {
     const root = document.documentElement;
     root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
@@ -41,14 +53,14 @@ function prepare(data) {
   });
 }
 
-const data = await decode(JSON.parse(byId("data").textContent));
-const { headline, budget, results } = data;
-const texts = { pool: headline, domain: data.domains[0].name, context: results.context };
+const page = await decode(JSON.parse(byId("data").textContent));
+const { headline, budget, results, domains } = page.runs[0];
+const texts = { run: 0, pool: headline, domain: domains[0].name, context: results.context };
 const explored = { policy: "oracle", other: "none", q: "gain", kind: "all", from: "", to: "", find: "", token: -1, pins: [], layer: -1, lanes: "on" };
-startState({ view: "overview", k: budget, axis: "layers", claim: "", ...texts, ...explored });
-prepare(data);
-onChange((changes) => show(data, changes));
-show(data, {});
+startState({ view: page.runs.length > 1 ? "runs" : "overview", k: budget, axis: "layers", claim: "", ...texts, ...explored });
+prepare(page);
+onChange((changes) => show(page, changes));
+show(page, {});
 let last = state.view;
 onChange(() => {
   if (state.view !== last && !state.claim) scrollTo(0, 0);

@@ -9,7 +9,7 @@ export function findPolicy(domain, variant, k, context) {
 }
 
 export function choosable(domain, context) {
-  const found = domain.policies.filter((one) => !/^drawn-/.test(one.policy) && (!one.context || one.context === context));
+  const found = domain.policies.filter((one) => !/(^| · )drawn-/.test(one.policy) && (!one.context || one.context === context));
   return [...new Set(found.map((one) => one.policy))];
 }
 
@@ -26,7 +26,7 @@ export const QUANTITIES = {
   difficulty: { label: "difficulty", help: "loss of all small minus that of the oracle: what compute can remove", diverging: true, good: true, of: (v) => difference(named(v, "all-small"), named(v, "oracle")) },
   above: { label: "policy minus oracle", help: "loss of the policy minus that of the oracle", diverging: true, good: false, of: (v) => difference(v.policy, named(v, "oracle")) },
   drawn: { label: "gain on a drawn label", help: "what the oracle's search gains on a label drawn from the model's own prediction", diverging: true, good: true, of: (v) => difference(named(v, "drawn-static"), named(v, "drawn-oracle")) },
-  share: { label: "share of big layers", help: "big layers on the policy's route, of all layers", share: true, good: true, of: (v) => (v.policy.routes ? Float64Array.from({ length: v.domain.size }, (_, t) => bigLayers(v.policy, t) / v.domain.layers) : null) },
+  share: { label: "share of big layers", help: "big layers on the policy's route, of all layers", share: true, good: true, of: (v) => (v.policy.routes ? Float64Array.from({ length: v.domain.size }, (_, t) => bigLayers(v.policy, t) / v.policy.domain.layers) : null) },
   other: { label: "policy minus the second", help: "loss of the policy minus that of the second policy", diverging: true, good: false, of: (v) => difference(v.policy, v.other) },
 };
 

@@ -99,7 +99,7 @@ function spendTable(rows) {
 export function drawFigures(data) {
   byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })));
   byId("charts").replaceChildren(...[noiseChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data)].filter(Boolean));
-  const links = data.figures.map((name) => el("li", {}, `${name.replaceAll("_", " ")}: `, ...["svg", "pdf"].flatMap((kind) => [el("a", { href: `figures/${name}.${kind}` }, kind.toUpperCase()), " "])));
+  const links = data.figures.map((name) => el("li", {}, `${name.replaceAll("_", " ")}: `, ...["svg", "pdf"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "])));
   byId("files").replaceChildren(...links);
 }
 

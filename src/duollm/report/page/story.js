@@ -30,7 +30,7 @@ export function drawOverview(data) {
     select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
     select("Cost", [["layers", "big layers"], ["flops", "FLOPs"]], state.axis, (value) => setState({ axis: value })),
   );
-  const facts = factsAt(data, domain, k);
+  const facts = factsAt(data, domain, k, state.context);
   byId("answer").replaceChildren(answer(facts, k, data.layers));
   byId("cards").replaceChildren(...cards(facts));
   byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
@@ -47,14 +47,14 @@ function studied(data) {
 }
 
 // The numbers that the story is told with, at one budget; each is null if it was not measured.
-function factsAt(data, domain, k) {
+export function factsAt(data, domain, k, context) {
   const { results } = data;
   const here = (row) => row.domain === domain && row.big_layers === k;
-  const noise = results.selection_noise.find((row) => here(row) && row.context === state.context) ?? null;
+  const noise = results.selection_noise.find((row) => here(row) && row.context === context) ?? null;
   const gainOf = (row) => row.gain_at_spent ?? row.gain_over_static;
   const routers = results.comparison.filter((row) => here(row) && row.kind && gainOf(row));
   const best = routers.sort((a, b) => gainOf(b)[0] - gainOf(a)[0])[0];
-  const oracle = results.comparison.find((row) => here(row) && row.policy === "oracle" && row.context === state.context);
+  const oracle = results.comparison.find((row) => here(row) && row.policy === "oracle" && row.context === context);
   const ceiling = results.ceiling.filter((row) => here(row) && row.chosen).sort((a, b) => b.gain[0] - a.gain[0])[0];
   return { noise, oracle: noise?.gain ?? oracle?.gain_over_static ?? null, router: best && { name: best.kind + (best.spend === "exact" ? ", exact" : ""), gain: gainOf(best) }, ceiling: ceiling?.gain ?? null };
 }

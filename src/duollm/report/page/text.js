@@ -80,7 +80,7 @@ export class TextView {
 
   // Branch by layer under the words: a column per token, a row per layer, layer 0 on top.
   lanes(block, policy) {
-    const { layers } = this.domain;
+    const { layers } = policy.domain;
     const size = block.to - block.from;
     const paths = ["", "", ""];
     for (let t = block.from; t < block.to; t++) {

@@ -1,0 +1,239 @@
+"""The draws of the bootstrap by which claims are decided.
+
+Shape letters: X draws of the bootstrap (row 0 is the data), L layers, B branches.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from duollm.analysis.difficulty import HARD, LINE_STARTS
+from duollm.analysis.verdicts import Labels
+from duollm.models.branch import Branch
+from duollm.records.bootstrap import Floats
+from duollm.records.keys import (
+    ALL_BIG,
+    AVERAGE,
+    BEST_PATTERNS,
+    DRAWN_ORACLE,
+    DRAWN_STATIC,
+    EXACT,
+    NET_ORACLE,
+    ORACLE,
+    STATIC,
+    Key,
+)
+from duollm.records.records import BRANCHES, Draws
+from duollm.records.windows import HALVES, SKIPPED_AGAIN, correlation, within
+from duollm.routes.space import focus_budgets
+
+PAPER_ROUTER = "linear"
+SMALL_BIG = (Branch.SMALL, Branch.BIG)
+
+
+@dataclass(frozen=True)
+class RouterUse:
+    """How a router uses its branches at a budget.
+
+    Attributes:
+        share_XLB: share of each branch, by layer.
+        early_X: share of big in the first half of the window minus that in the second.
+        documents_X: share of documents whose first half uses big more than the second; ties count half.
+        again_X: correlation over (window, layer) of the share of skip in the first and in the second half.
+        again_within_X: the same after each layer's own means are taken out.
+    """
+
+    share_XLB: Floats
+    early_X: Floats
+    documents_X: Floats
+    again_X: Floats
+    again_within_X: Floats
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured on one domain; what was not is missing.
+
+    Attributes:
+        branches: those that the oracle may take.
+        nll_X: mean nll by (policy, big layers k); routers by their kind, as they spend k on average.
+        oracle_share_XL: the oracle's share of big per layer, by k.
+        hard_X: of the tokens with a high loss, the share that nothing helps, and the share that the oracle helps much.
+        line_starts_X: nll under all small, and share of it that the oracle removes, at line starts minus elsewhere.
+        router: the kind of router that the claims speak of.
+        router_branches: those that it may take.
+        router_spent_X: the mean number of big layers it spends, by the k it was trained for.
+        use: how it uses its branches, by k.
+        like_opt: whether the model has LayerNorm and learned positions.
+        area_X: gain over static, averaged over the budgets, by kind of router.
+        possible: the numbers of big layers that routes may have; empty if all are possible.
+    """
+
+    domain: str
+    num_layers: int
+    branches: tuple[Branch, ...] = SMALL_BIG
+    nll_X: dict[tuple[str, int], Floats] = field(default_factory=dict)
+    oracle_share_XL: dict[int, Floats] = field(default_factory=dict)
+    hard_X: tuple[Floats, Floats] | None = None
+    line_starts_X: tuple[Floats, Floats] | None = None
+    router: str | None = None
+    router_branches: tuple[Branch, ...] = SMALL_BIG
+    router_spent_X: dict[int, Floats] = field(default_factory=dict)
+    use: dict[int, RouterUse] = field(default_factory=dict)
+    like_opt: bool = False
+    area_X: dict[str, Floats] = field(default_factory=dict)
+    possible: tuple[int, ...] = ()
+
+    @property
+    def focus(self) -> tuple[int, int, int]:
+        """The low, middle and high budget."""
+        return focus_budgets(self.num_layers, self.possible)
+
+    def budgets(self, policy: str | None) -> list[int]:
+        """Return the numbers of big layers at which `policy` was measured, ascending."""
+        return sorted(k for name, k in self.nll_X if name == policy)
+
+    def nll(self, policy: str | None, k: int) -> Floats | None:
+        """Return the draws of a policy's mean nll; None if it was not measured at k."""
+        return self.nll_X.get((policy, k)) if policy else None
+
+    def difference(self, policy: tuple[str | None, int], other: tuple[str | None, int]) -> Floats | None:
+        """Return the paired draws of nll(policy) - nll(other); None if one was not measured."""
+        first, second = self.nll(*policy), self.nll(*other)
+        return None if first is None or second is None else first - second
+
+
+def studied_router(kinds: Iterable[str | None]) -> str | None:
+    """Return the kind of router that the claims are about: the paper's linear one, else the first by name."""
+    trained = {kind for kind in kinds if kind}
+    return PAPER_ROUTER if PAPER_ROUTER in trained else min(trained, default=None)
+
+
+def gather_evidence(
+    draws: Draws,
+    compared: Draws,
+    branches: tuple[Branch, ...],
+    router_branches: tuple[Branch, ...],
+    like_opt: bool = False,
+) -> Evidence:
+    """Collect the draws that the claims need, for the main context and the labels of the text.
+
+    Args:
+        draws: of the records of the oracle's text.
+        compared: of the records of the text of the comparison, for how routers use their branches.
+        branches, router_branches: those that the oracle and the routers may take.
+        like_opt: whether the model has LayerNorm and learned positions.
+    """
+    records = draws.records
+    main = [key for key in records.policies if key.context in (None, records.context) and key.spend != EXACT]
+    router = studied_router(key.kind for key in main)
+    evidence = Evidence(
+        records.domain,
+        records.num_layers,
+        branches,
+        nll_X={(key.kind or key.policy, key.big_layers): draws[key] for key in main},
+        router=router,
+        router_branches=router_branches,
+        router_spent_X={key.big_layers: draws.spent(key) for key in main if router and key.kind == router},
+        use={
+            key.big_layers: _router_use(compared, key)
+            for quantity, key in compared.records.sums
+            if quantity == HALVES and key.kind == router and key.spend == AVERAGE
+        },
+        like_opt=like_opt,
+        possible=records.possible,
+    )
+    return _with_searches(evidence, draws, records.context, "text")
+
+
+def contexts(draws: Draws) -> list[str]:
+    """Return the contexts in which the oracle was searched, the main one first."""
+    found = (key.context for key in draws.records.policies if key.policy == ORACLE and key.context)
+    return list(dict.fromkeys([draws.records.context, *found]))
+
+
+def readings(evidence: Evidence, draws: Draws) -> Iterator[tuple[str, Labels, Evidence]]:
+    """Yield the evidence of every context and kind of labels, without what no search of them has measured.
+
+    On drawn labels, the losses of y' are compared with the expected losses of static and of all big; there is neither a
+    router nor another policy. Net of selection noise, the oracle's loss is raised by what the same search gains on
+    drawn labels over static.
+    """
+    text = replace(evidence, use={}, area_X={}, oracle_share_XL={}, hard_X=None, line_starts_X=None)
+    layers = evidence.num_layers
+    for context in contexts(draws):
+        keys = [key for key in draws.records.policies if key.policy == ORACLE and key.context == context]
+        drawn = {key.big_layers: key._replace(policy=DRAWN_ORACLE) for key in keys}
+        drawn = {k: key for k, key in drawn.items() if key in draws and Key(DRAWN_STATIC, k) in draws}
+        others = {name: nll_X for name, nll_X in evidence.nll_X.items() if name[0] != ORACLE}
+        if context != draws.records.context:
+            others = {name: nll_X for name, nll_X in others.items() if not name[0].startswith(f"{ORACLE}-")}
+        oracle = {key.big_layers: draws[key] for key in keys}
+        noise = {k: draws[Key(DRAWN_STATIC, k)] - draws[key] for k, key in drawn.items()}
+        static = {k: draws[Key(DRAWN_STATIC, k)] for k in drawn}
+        on_drawn = {(name, k): nll_X for k, nll_X in static.items() for name in (STATIC, BEST_PATTERNS)}
+        on_drawn |= {(ORACLE, k): draws[key] for k, key in drawn.items()}
+        on_drawn |= {(ALL_BIG, layers): static[layers]} if layers in static else {}
+        net = {(ORACLE, k): oracle[k] + noise[k] for k in drawn}
+        found: dict[Labels, dict[tuple[str, int], Floats]] = {
+            "text": others | {(ORACLE, k): nll_X for k, nll_X in oracle.items()},
+            "drawn": on_drawn,
+            "net": {name: nll_X for name, nll_X in others.items() if not name[0].startswith(f"{ORACLE}-")} | net,
+        }
+        for labels, nll_X in found.items():
+            known = text if labels != "drawn" else replace(text, router=None, router_spent_X={})
+            yield context, labels, _with_searches(replace(known, nll_X=nll_X), draws, context, labels)
+
+
+SEARCHED: dict[Labels, str] = {"text": ORACLE, "drawn": DRAWN_ORACLE, "net": NET_ORACLE}
+
+
+def _with_searches(evidence: Evidence, draws: Draws, context: str, labels: Labels) -> Evidence:
+    """Add what is measured token by token of the searches: the layers of their picks, and whom they help."""
+    k = evidence.focus[0]
+    searched, sums = Key(SEARCHED[labels], k, context=context), draws.records.sums
+    ratio = draws.bootstrap.ratio
+    hard_X = line_starts_X = None
+    if (HARD, searched) in sums:
+        high_D, nothing_D, much_D = sums[HARD, searched].T
+        hard_X = ratio(nothing_D, high_D), ratio(much_D, high_D)
+    if (LINE_STARTS, searched) in sums:
+        tokens_DE, nll_DE, gain_DE = np.moveaxis(sums[LINE_STARTS, searched], -1, 0)
+        elsewhere_start = ratio(nll_DE, tokens_DE), ratio(gain_DE, nll_DE)
+        line_starts_X = elsewhere_start[0] @ [-1.0, 1.0], elsewhere_start[1] @ [-1.0, 1.0]
+    share_XL = _shares(draws, ORACLE, context)
+    if labels != "text":
+        drawn_XL = _shares(draws, DRAWN_ORACLE, context)
+        even = {k: k / evidence.num_layers for k in drawn_XL}
+        net_XL = {k: share_XL[k] - drawn_XL[k] + even[k] for k in drawn_XL if k in share_XL}
+        share_XL = drawn_XL if labels == "drawn" else net_XL
+    return replace(evidence, oracle_share_XL=share_XL, hard_X=hard_X, line_starts_X=line_starts_X)
+
+
+def _shares(draws: Draws, policy: str, context: str) -> dict[int, Floats]:
+    """The share of big per layer of a search's picks [X, L], by k."""
+    return {
+        key.big_layers: draws.mean(BRANCHES, key)[:, :, Branch.BIG]
+        for quantity, key in draws.records.sums
+        if quantity == BRANCHES and (key.policy, key.context) == (policy, context)
+    }
+
+
+def _router_use(draws: Draws, key: Key) -> RouterUse:
+    ratio, halves_DHLB = draws.bootstrap.ratio, draws.records.sums[HALVES, key]
+    by_layer_DLB, by_half_DHB = halves_DHLB.sum(1), halves_DHLB.sum(2)
+    all_DL, all_DH = by_layer_DLB.sum(-1), by_half_DHB.sum(-1)
+    share_XLB = np.stack([ratio(by_layer_DLB[..., branch], all_DL) for branch in Branch], axis=-1)
+    early_X = ratio(by_half_DHB[..., Branch.BIG], all_DH) @ [1.0, -1.0]
+    has_both_D = (all_DH > 0).all(-1)
+    share_DH = by_half_DHB[..., Branch.BIG] / np.maximum(all_DH, 1)
+    more_D = np.where(has_both_D, (np.sign(share_DH[:, 0] - share_DH[:, 1]) + 1) / 2, 0.0)
+    moments_XLM = np.tensordot(draws.bootstrap.weights_XD, draws.records.sums[SKIPPED_AGAIN, key], axes=1)
+    return RouterUse(
+        share_XLB,
+        early_X,
+        ratio(more_D, has_both_D.astype(np.float64)),
+        correlation(moments_XLM.sum(1)),
+        correlation(within(moments_XLM)),
+    )

@@ -1,0 +1,101 @@
+"""C14 and C15: the duo against models that were trained otherwise, all scored on the same text (paper, figure 8).
+
+Shape letters: X draws of the bootstrap, D documents, P models, T tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from duollm.analysis.verdicts import Claim, condition, decide
+from duollm.errors import UserError
+from duollm.records.bootstrap import BOOTSTRAP_SAMPLES, Bootstrap, Floats, sum_by_document
+from duollm.records.numbers import with_interval
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of big at which the paper compares the duo with dense models of equal FLOPs."""
+NEAR_DENSE = 0.1
+"""C14: nats per token by which the duo may be worse than a dense model of equal FLOPs."""
+FOLDER = "score"
+"""Where in a run folder its scores are: the folder that `duollm score RUN --out RUN/score` writes."""
+_TOKEN = ["document", "window", "position", "token_id"]
+
+
+def model_claims(
+    domain: str, over_dense_X: Mapping[float, Floats] | None = None, frozen_X: Floats | None = None
+) -> list[Claim]:
+    """Decide C14 and C15.
+
+    Args:
+        over_dense_X: nll of the duo at a share of big minus that of the dense model of equal FLOPs.
+        frozen_X: nll of the duo whose big FFNs were trained first and frozen, minus that of the other; share .5.
+    """
+    over = over_dense_X or {}
+    quantity = "nll: duo - dense of equal FLOPs, at big share "
+    mostly = [condition(f"{quantity}{share:g}", over.get(share), below=NEAR_DENSE) for share in (0.75, 1.0)]
+    small = condition(f"{quantity}0", over.get(0.0), above=0)
+    shown = [condition(f"{share:g}", over.get(share), above=0) for share in SHARES if share in over]
+    found = "; ".join(f"at {one.quantity} {with_interval(one.estimate)}" for one in shown)
+    c14 = "Duos are near dense models of equal FLOPs when mostly big, and below them when small only"
+    frozen = condition("nll: big trained first and frozen - both trained, at big share 0.5", frozen_X, above=0)
+    c15 = "Training big alone, freezing it, and then training small is worse than training both"
+    return [
+        decide("C14", domain, c14, f"Nats above the dense model: {found}.", *mostly, small),
+        decide(
+            "C15", domain, c15, f"Freezing costs {with_interval(frozen.estimate)} nats at a big share of 0.5.", frozen
+        ),
+    ]
+
+
+def scored_domains(run: Path) -> list[str]:
+    """Return the domains that were scored, by name; none if the run was not scored."""
+    return sorted(file.stem for file in (run / FOLDER).glob("*.parquet"))
+
+
+def paired_draws(domains: Sequence[str], pairs: Sequence[tuple[Path, str]], seed: int) -> Floats | None:
+    """Return the mean nll [X, P] of policies of runs, on the same resamples of the documents of all domains together.
+
+    Args:
+        pairs: P times a run folder and the policy that it was scored under.
+
+    Returns:
+        None if a run was not scored under its policy on one of the domains.
+
+    Raises:
+        UserError: the runs were scored on other text.
+    """
+    sums_DP, tokens_D, strata = [], [], []
+    for domain in domains:
+        found = [_losses(run / FOLDER / f"{domain}.parquet", policy) for run, policy in pairs]
+        tables = [table for table in found if table is not None]
+        if len(tables) < len(pairs):
+            return None
+        first = tables[0]
+        for table, (run, _) in zip(tables, pairs, strict=True):
+            if not table.select(_TOKEN).equals(first.select(_TOKEN)):
+                raise UserError(
+                    f"{run / FOLDER}: scored on other text than {pairs[0][0] / FOLDER}; give runs of the same data and "
+                    "seed, and score them with the same options"
+                )
+        names, document_T = np.unique(first.column("document").to_pylist(), return_inverse=True)
+        nll_TP = np.stack([table.column("nll").to_numpy() for table in tables], axis=1).astype(np.float64)
+        sums_DP.append(sum_by_document(nll_TP, document_T, len(names)))
+        tokens_D.append(np.bincount(document_T))
+        strata.append(len(names))
+    if not strata:
+        return None
+    return Bootstrap(strata, BOOTSTRAP_SAMPLES, seed).ratio(np.concatenate(sums_DP), np.concatenate(tokens_D))
+
+
+def _losses(path: Path, policy: str) -> pa.Table | None:
+    """Read the rows of a policy, in order of document, window and position; None if it was not scored."""
+    if not path.exists():
+        return None
+    try:
+        table = pq.read_table(path, columns=[*_TOKEN, "nll"], filters=[("policy", "==", policy)])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not what `duollm score` writes ({str(error).splitlines()[0]})") from None
+    return table.sort_by([(name, "ascending") for name in _TOKEN[:3]]).combine_chunks() if table.num_rows else None

@@ -1,0 +1,99 @@
+// Several runs side by side: their frontiers, their main numbers, the text that they share, and how their settings differ.
+
+import { lineChart } from "./chart.js";
+import { isRouter } from "./colour.js";
+import { OF_RUN, losses } from "./decode.js";
+import { byId, count, el, number, percent, select, signed } from "./dom.js";
+import { frontierLines } from "./frontier.js";
+import { findPolicy } from "./quantities.js";
+import { address, setState, state } from "./state.js";
+import { domainOptions, factsAt } from "./story.js";
+import { sortableTable } from "./table.js";
+
+const COLOURS = 6;
+const DASHES = { oracle: "", static: "6 3", "executed-together": "1 4" };
+const ROUTER = "2 3";
+
+export function drawRuns(data) {
+  const { runs } = data.page;
+  byId("runs-controls").replaceChildren(
+    select("Text", sharedDomains(runs), state.pool, (value) => setState({ pool: value })),
+    select("Cost", [["layers", "big layers"], ["flops", "FLOPs"]], state.axis, (value) => setState({ axis: value })),
+  );
+  byId("runs-frontier").replaceChildren(overlaid(runs));
+  byId("runs-numbers").replaceChildren(mainNumbers(runs));
+  byId("runs-texts").replaceChildren(...commonTexts(runs));
+  byId("runs-settings").replaceChildren(settingsTable(data.page));
+}
+
+function sharedDomains(runs) {
+  const others = runs.slice(1).map((run) => domainOptions(run).map(([name]) => name));
+  return domainOptions(runs[0]).filter(([name]) => others.every((names) => names.includes(name)));
+}
+
+function poolOf(run) {
+  return domainOptions(run).some(([name]) => name === state.pool) ? state.pool : run.headline;
+}
+
+// One colour a run, one pattern of dashes a kind of policy.
+function overlaid(runs) {
+  const flops = state.axis === "flops";
+  const series = runs.flatMap((run, i) =>
+    frontierLines(run, poolOf(run), run.results.context, state.axis)
+      .filter((one) => one.variant in DASHES || isRouter(one.variant))
+      .map((one) => ({
+        ...one,
+        name: run.name + OF_RUN + one.name,
+        colour: `var(--router${i % COLOURS})`,
+        dash: DASHES[one.variant] ?? ROUTER,
+        off: one.off || one.variant === "executed-together",
+        points: one.points.map((p) => ({ ...p, x: flops ? p.x : p.x / run.layers })),
+      })),
+  );
+  const x = flops ? "FLOPs per token, all big of its own model = 1" : "share of big layers";
+  return lineChart({ title: "Loss against what is spent", name: "runs", x, y: "mean loss (nats per token)", series, height: 380 });
+}
+
+function mainNumbers(runs) {
+  const rows = runs.map((run) => {
+    const facts = factsAt(run, poolOf(run), run.budget, run.results.context);
+    const loss = (policy) => run.results.nll.find((row) => row.domain === poolOf(run) && row.policy === policy && (policy !== "static" || row.big_layers === run.budget))?.nll;
+    return { run, ...facts, drawn: facts.noise?.gain_drawn, gain: facts.router?.gain, big: loss("all-big"), fixed: loss("static") };
+  });
+  const estimate = (name, label, form = number) => ({ name, label, form, estimate: (row) => row[name], value: (row) => row[name]?.[0] });
+  const { model } = runs[0].results;
+  const columns = [
+    { name: "run", label: "run", text: (row) => row.run.name, value: (row) => row.run.name },
+    { name: "layers", label: "big layers", text: (row) => `${row.run.budget} of ${row.run.layers}`, value: (row) => row.run.layers },
+    { name: "parameters", label: "parameters", text: (row) => count(row.run.results.model.parameters ?? 0), value: (row) => row.run.results.model.parameters },
+    estimate("big", "loss, all big"),
+    estimate("fixed", "loss, static"),
+    estimate("oracle", "oracle's gain", signed),
+    estimate("drawn", "gain on drawn labels", signed),
+    estimate("gain", "best router's gain", signed),
+  ].filter((column) => column.name !== "parameters" || model.parameters);
+  return sortableTable({ name: "runs", caption: "nats per token; gains are over static", columns, rows });
+}
+
+function commonTexts(runs) {
+  const links = runs.flatMap((run, i) =>
+    runs.slice(i + 1).flatMap((other) =>
+      run.domains.flatMap((domain) => {
+        const guest = findPolicy(domain, `${other.name}${OF_RUN}all-big`, run.layers, state.context);
+        if (!guest) return [];
+        const [mine, its] = [losses(domain.policies[0]), losses(guest)];
+        const lower = mine.reduce((sum, value, t) => sum + (value < its[t]), 0) / domain.size;
+        const view = { view: "tokens", run: i, domain: domain.name, policy: "all-big", other: guest.policy, q: "loss" };
+        return [el("li", {}, el("a", { href: address(view) }, `${domain.name}: ${run.name} beside ${other.name}`), `, ${count(domain.size)} tokens; with all big, ${run.name} has the lower loss on ${percent(lower)} of them`)];
+      }),
+    ),
+  );
+  return links.length ? links : [el("li", {}, "These runs show no text that is the same and cut into the same tokens.")];
+}
+
+function settingsTable({ runs, settings: rows }) {
+  if (!rows.length) return el("p", {}, "The recipes are the same.");
+  const head = ["setting", ...runs.map((run) => run.name)];
+  const line = ([name, values]) => el("tr", {}, el("th", { scope: "row", "data-label": "setting" }, name), values.map((value, i) => el("td", { "data-label": runs[i].name }, value)));
+  return el("table", { class: "plain stacked" }, el("thead", {}, el("tr", {}, head.map((one) => el("th", { scope: "col" }, one)))), el("tbody", {}, rows.map(line)));
+}
