@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
@@ -204,8 +204,9 @@ class OracleConfig(Section):
     """exact tries all routes; the others try some of them, for deep networks (docs/oracle.md, "Deep networks")."""
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a token may take at each layer."""
-    groups: int | list[list[int]] | None = None
-    """Layers that take the same branch: a number of equal groups, or the layers of each. Default: all layers vary."""
+    groups: int | list[list[int]] | Literal["auto"] | None = None
+    """Layers that take the same branch: a number of equal groups, the layers of each, or auto, which makes up to 12
+    groups so that the exact search has at most 4,096 routes. Default: every layer varies by itself."""
     fixed: dict[Literal["skip", "small", "big"], list[int]] = {}
     """Layers that always take the same branch, such as {big: [0, 11]}. They belong to no group."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
@@ -252,6 +253,8 @@ class RouterConfig(Section):
     """Kinds of router to train. docs/routers.md lists them; docs/adding-a-router.md shows how to add one."""
     big_layers: list[int] = Field(default=[2, 4, 6, 8, 10], min_length=1)
     """Budgets k, in big layers per token. Each router is trained, or at least calibrated, for each budget."""
+    shares: list[Annotated[float, Field(gt=0, lt=1)]] | None = Field(default=None, min_length=1)
+    """Budgets as shares of the layers, in place of big_layers: the nearest that the oracle's groups allow."""
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a router may choose at each layer."""
     spend: list[Literal["average", "exact"]] = Field(default=["average", "exact"], min_length=1)

@@ -31,7 +31,7 @@ from duollm.oracle.store import Columns, OracleStore
 from duollm.progress import show
 from duollm.records.order import draw_sizes, expected_best
 from duollm.routes.sampling import derived_seed
-from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
+from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches, searchable_groups
 
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16
@@ -61,8 +61,11 @@ class SearchPlan:
         """
         config = self.config
         fixed = {layer: Branch[name.upper()] for name, layers in config.fixed.items() for layer in layers}
+        groups = config.groups
+        if groups == "auto":
+            groups = searchable_groups(self.num_layers - len(fixed), len(config.branches))
         try:
-            return RouteSpace(self.num_layers, parse_branches(config.branches), config.groups, fixed)
+            return RouteSpace(self.num_layers, parse_branches(config.branches), groups, fixed)
         except ValueError as error:
             raise UserError(f"groups or fixed: {error}") from None
 

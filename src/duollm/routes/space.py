@@ -3,6 +3,7 @@
 Shape letters: L layers, J groups of layers, R routes.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 Integers = TypeVar("Integers", NDArray[np.int64], "torch.Tensor")
 
 _LARGEST_ID = 2**63 - 1
+
+_EASILY_SEARCHED = 2**12
 
 LARGEST_LISTED = 2**22
 """A space of more routes is never listed whole."""
@@ -259,6 +262,12 @@ def check_big_layers(space: RouteSpace, big: int) -> None:
         every = allowed == [*range(allowed[0], allowed[-1] + 1)]
         listed = f"{allowed[0]} .. {allowed[-1]}" if every else ", ".join(map(str, allowed))
         raise ValueError(f"a budget of {big} big layers is impossible here; allowed: {listed}")
+
+
+def searchable_groups(layers: int, branches: int) -> int:
+    """Return into how many groups to put layers so that there are at most 4,096 routes: of equal size if it can be."""
+    most = min(layers, int(math.log(_EASILY_SEARCHED, branches) + 1e-9))
+    return next((groups for groups in range(most, most * 2 // 3 - 1, -1) if layers % groups == 0), most)
 
 
 def focus_budgets(num_layers: int, allowed: Sequence[int] = ()) -> tuple[int, int, int]:
