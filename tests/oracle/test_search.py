@@ -101,7 +101,7 @@ def test_pruning_changes_nothing_and_spares_leaves(space, context):
     pruned = search_oracle(model, tokens, space, context, reductions=kept)
     full = search_oracle(model, tokens, space, context, reductions=kept, prune=False)
     assert pruned.route_ids.equal(full.route_ids)
-    assert set(pruned.columns) == {"nll", "route", "random_nll", "resampled_nll", "resampled_score"}
+    assert set(pruned.columns) == {"nll", "route", "random_nll", "resampled_nll", "resampled_score", "resampled_route"}
     for name, column in pruned.columns.items():
         torch.testing.assert_close(column, full.columns[name], atol=1e-5, rtol=0)
     assert full.evaluated_share == 1
