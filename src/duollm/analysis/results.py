@@ -17,6 +17,9 @@ from duollm.records.keys import EXECUTED, ORACLE, Key, variant
 from duollm.records.model import read_json
 from duollm.routes.space import focus_budgets
 
+FAMILY_LEVEL = 0.05
+"""Of `FamilyRow.gain_p` and `FamilyRow.best_p`."""
+
 
 @dataclass(frozen=True)
 class PolicyRow:
@@ -91,6 +94,37 @@ class ComparisonRow(PolicyRow):
 
 
 @dataclass(frozen=True)
+class FamilyRow:
+    """A router over all budgets, judged in the family of all routers (docs/claims.md).
+
+    Attributes:
+        router: the kind, with its way of spending if that is exact.
+        gain, gain_p: the gain over static at what was spent, by budget; its p-value, adjusted for the whole family.
+        area, area_p: the mean of the gains by the trapezoid rule, with its own p-value; None if a budget is missing.
+        best_p: the router is in the 95 % model confidence set of the best area if this is above 0.05.
+    """
+
+    domain: str
+    router: str
+    big_layers: list[int]
+    gain: list[Estimate]
+    gain_p: list[float]
+    area: Estimate | None
+    area_p: float | None
+    best_p: float | None
+
+    @property
+    def beats_static(self) -> list[int]:
+        """The budgets at which the router beats static; naming any by chance has a probability of at most 5 %."""
+        return [k for k, p in zip(self.big_layers, self.gain_p, strict=True) if p <= FAMILY_LEVEL]
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether the router cannot be told from the best."""
+        return self.best_p is not None and self.best_p > FAMILY_LEVEL
+
+
+@dataclass(frozen=True)
 class SpendRow:
     """The loss of a kind of router when it spends exactly k on every token, against k on average."""
 
@@ -118,6 +152,20 @@ class NoiseRow:
 
     domain: str
     context: str
+    big_layers: int
+    gain: Estimate
+    gain_drawn: Estimate
+    second_draw: Estimate
+    gain_beyond_drawn: Estimate
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """The gain of a search that chose one route for `unit` neighbouring tokens, and the same on drawn labels."""
+
+    domain: str
+    context: str
+    unit: int
     big_layers: int
     gain: Estimate
     gain_drawn: Estimate
@@ -248,10 +296,12 @@ class Results:
     nll: list[LossRow]
     gap_closed: list[GapRow]
     comparison: list[ComparisonRow]
+    families: list[FamilyRow]
     spend: list[SpendRow]
     agreement: list[AgreementRow]
     timing: dict[str, Any] | None
     selection_noise: list[NoiseRow]
+    units: list[UnitRow]
     ceiling: list[CeilingRow]
     decomposition: list[DecompositionRow]
     best_of_patterns: list[BestOfRow]

@@ -20,7 +20,7 @@ BEST_PATTERNS = f"best-of-{PATTERNS_DRAWN}-patterns"
 RANDOM_ROUTES_CONTEXT = "shared"
 
 DRAWN_ORACLE = "drawn-oracle"
-"""The oracle's search for a label drawn from the all-big prediction."""
+"""`on_drawn(ORACLE)`."""
 DRAWN_SECOND = "drawn-second"
 """The routes of `DRAWN_ORACLE` on a second draw."""
 DRAWN_STATIC = "drawn-static"
@@ -56,7 +56,7 @@ class Key(NamedTuple):
     @property
     def auxiliary(self) -> bool:
         """Whether the policy only serves other quantities and is in no table of losses."""
-        return self.policy.startswith(("drawn-", "predictor-"))
+        return self.policy.startswith(("drawn-", "predictor-", "unit"))
 
 
 def variant(policy: str, kind: str | None, spend: str | None) -> str:
@@ -66,9 +66,19 @@ def variant(policy: str, kind: str | None, spend: str | None) -> str:
     return f"{kind}, exact" if spend == EXACT else kind
 
 
+def of_unit(policy: str, unit: int) -> str:
+    """Return the name of a search that chose one route for `unit` neighbouring tokens."""
+    return policy if unit == 1 else f"unit{unit}-{policy}"
+
+
 def ramp_oracle(first: int, last: int) -> str:
     """Return the name of the oracle whose budget slides from `first` to `last` big layers over the window."""
     return f"oracle-ramp{first}to{last}"
+
+
+def on_drawn(policy: str) -> str:
+    """Return the name of an oracle's search for a label drawn from the all-big prediction."""
+    return f"drawn-{policy}"
 
 
 def best_routes(drawn: int) -> str:

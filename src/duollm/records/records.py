@@ -69,8 +69,9 @@ class Records:
 
     @cached_property
     def policies(self) -> list[Key]:
-        """The policies that tables show, in order."""
-        return [key for quantity, key in self.sums if quantity == NLL and not key.auxiliary]
+        """The policies that tables show, in order: of oracles whose budget slides, those of the main context."""
+        shown = [key for quantity, key in self.sums if quantity == NLL and not key.auxiliary]
+        return [key for key in shown if key.context == self.context or not key.policy.startswith(f"{ORACLE}-")]
 
 
 def pool(domains: Sequence[Records]) -> Records:
@@ -190,7 +191,8 @@ class Draws:
 
     def __init__(self, records: Records, samples: int, seed: int) -> None:
         self.records = records
-        self.bootstrap = Bootstrap(records.strata, samples, seed)
+        ends = np.cumsum(records.strata)[:-1]
+        self.bootstrap = Bootstrap(np.split(records.tokens_D, ends), samples, seed)
         self._means: dict[tuple[str, Key], Floats] = {}
         self._key = {
             (key.policy, key.big_layers): key
@@ -226,6 +228,12 @@ class Draws:
         return nll_at(self.nll, policy, spent_X, self.records.possible)
 
 
+def neighbours(spent: float, possible: Sequence[int]) -> tuple[int, int]:
+    """Return the possible numbers of big layers next to `spent`, which may be it twice; empty: all are possible."""
+    below = max((k for k in possible if k <= spent), default=floor(spent))
+    return below, min((k for k in possible if k >= spent), default=ceil(spent))
+
+
 def nll_at(
     nll: Callable[[str, int], Floats | None], policy: str, spent_X: Floats, possible: Sequence[int] = ()
 ) -> Floats | None:
@@ -241,8 +249,7 @@ def nll_at(
     Returns:
         None if the policy was not measured at one of the neighbours.
     """
-    below = max((k for k in possible if k <= spent_X[0]), default=floor(spent_X[0]))
-    above = min((k for k in possible if k >= spent_X[0]), default=ceil(spent_X[0]))
+    below, above = neighbours(spent_X[0], possible)
     below_X, above_X = nll(policy, below), nll(policy, above)
     if below_X is None or above_X is None:
         return None

@@ -32,6 +32,8 @@ from duollm.records.keys import (
     Key,
     best_routes,
     ceiling_policy,
+    of_unit,
+    on_drawn,
     predictor_policy,
     ramp_oracle,
 )
@@ -40,6 +42,7 @@ from duollm.routes.space import RouteSpace
 _CONTEXTS = ("shared", "reference", "committed")
 _COLUMNS = {ORACLE: "nll", EXECUTED: "executed", DRAWN_ORACLE: "resampled_nll", DRAWN_SECOND: "resampled_score"}
 """How the columns of an oracle's file begin, by policy; context and budget follow."""
+_UNIT_COLUMNS = {ORACLE: "nll", DRAWN_ORACLE: "drawn", DRAWN_SECOND: "second"}
 _REQUIRED = (ALL_SMALL, ALL_BIG, ORACLE)
 """The other policies are analysed where they were measured."""
 
@@ -205,11 +208,14 @@ def read_oracle(run: Path, domain: str) -> Tokens:
         file.space(),
     )
     columns = {Key(ALL_SMALL, 0): "nll_small", Key(ALL_BIG, space.num_layers): "nll_big"}
+    names = dict(_COLUMNS)
+    for unit in file.facts.get("units", []):
+        names |= {of_unit(policy, unit): f"unit{unit}_{column}" for policy, column in _UNIT_COLUMNS.items()}
     routes: dict[Key, Integers] = {}
     for context in _contexts(file, main):
         # A committed search is a run of its own for every budget, so it may have been made for fewer.
         searched = [k for k in budgets if context != "committed" or file.has(f"nll_{context}_k{k}")]
-        for policy, column in _COLUMNS.items():
+        for policy, column in names.items():
             columns |= {Key(policy, k, context=context): f"{column}_{context}_k{k}" for k in searched}
         routes |= {Key(ORACLE, k, context=context): file.route_ids(f"route_{context}_k{k}") for k in searched}
         drawn_routes = {k: f"resampled_route_{context}_k{k}" for k in searched}
@@ -226,7 +232,7 @@ def read_oracle(run: Path, domain: str) -> Tokens:
         for key, column in columns.items()
         if key.policy in _REQUIRED or file.has(column)
     }
-    return Tokens.of(file, policies | _ramps(file, main, space))
+    return Tokens.of(file, policies | _ramps(file, space))
 
 
 def _contexts(file: ResultFile, main: str) -> list[str]:
@@ -236,16 +242,21 @@ def _contexts(file: ResultFile, main: str) -> list[str]:
     return [main, *(name for name in others if any(column.startswith(f"nll_{name}_k") for column in names))]
 
 
-def _ramps(file: ResultFile, context: str, space: RouteSpace) -> dict[Key, PolicyTokens]:
-    """Read the oracles whose budget slides over the window. Their `big_layers` is the mean of both ends."""
+def _ramps(file: ResultFile, space: RouteSpace) -> dict[Key, PolicyTokens]:
+    """Read the oracles whose budget slides over the window, also on drawn labels.
+
+    Their `big_layers` is the mean of both ends.
+    """
     found = {}
     for column in file.table.column_names:
-        if match := re.fullmatch(rf"nll_{context}_ramp(\d+)to(\d+)", column):
-            first, last = map(int, match.groups())
+        if match := re.fullmatch(rf"nll_({'|'.join(_CONTEXTS)})_ramp(\d+)to(\d+)", column):
+            context, first, last = match[1], int(match[2]), int(match[3])
             route_T = file.route_ids(column.replace("nll_", "route_", 1))
             spent_T = space.count_big(route_T).astype(np.float64)
             key = Key(ramp_oracle(first, last), (first + last) // 2, context=context)
             found[key] = PolicyTokens(file.floats(column), route_T, space, spent_T)
+            if file.has(f"resampled_{column}"):
+                found[key._replace(policy=on_drawn(key.policy))] = PolicyTokens(file.floats(f"resampled_{column}"))
     return found
 
 
