@@ -165,7 +165,8 @@ def given_config(recipe: Recipe) -> DuoConfig | None:
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
         return duo_config(read_dense_config(str(model.dense)), model.small_intermediate_size, model.skip_scope)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"model.{'path' if model.path else 'dense'}: {' '.join(str(error).split())}") from None
+        key, given, fault = "path" if model.path else "dense", model.path or model.dense, " ".join(str(error).split())
+        raise UserError(f"model.{key}: {fault if str(given) in fault else f'{given}: {fault}'}") from None
 
 
 def render(rows: Sequence[Row]) -> str:
