@@ -22,10 +22,8 @@ def test_a_row_per_router_by_area(compared):
     assert high == dict(zip(names, ("high", "0.0200 [0.0100, 0.0300]", "0.012", "2", "yes"), strict=True))
     assert low["may be best"] == "no"
     assert part == dict(zip(names, ("part", "not measured", "", "2", ""), strict=True))
-    assert (
-        family_table(replace(results, families=[row("idle", 0, 1, (1.0, 1.0))]), "pooled")[0]["beats static at"]
-        == "none"
-    )
+    [idle] = family_table(replace(results, families=[row("idle", 0, 1, (1.0, 1.0))]), "pooled")
+    assert idle["beats static at"] == "none"
 
 
 def test_compare_shows_all_budgets_unless_some_are_asked_for(compared, capsys):

@@ -46,12 +46,12 @@ def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain
         {**({"run": name} if len(found) > 1 else {}), **row}
         for name, results in found.items()
         for row in family_table(results, chosen[name])
+        if not budgets
     ]
-    if families and not budgets:
+    if families:
         _print("over all budgets", chosen, families, form)
-    print(_LEGEND)
-    if families and not budgets:
         print(FAMILY_LEGEND)
+    print(_LEGEND)
     for name, results in found.items():
         sizes = results.data.values()
         if more := sum(size.compared_tokens or 0 for size in sizes):
