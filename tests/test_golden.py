@@ -102,6 +102,7 @@ ONCE_ABSENT = {
     "families",
     "difficulty_by_class",
     "helped_most",
+    "units",
 }
 """What was added, or left out where it is now null."""
 
