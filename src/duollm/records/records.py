@@ -62,8 +62,9 @@ class Records:
 
     @cached_property
     def policies(self) -> list[Key]:
-        """The policies that tables show, in order."""
-        return [key for quantity, key in self.sums if quantity == NLL and not key.auxiliary]
+        """The policies that tables show, in order: of oracles whose budget slides, those of the main context."""
+        shown = [key for quantity, key in self.sums if quantity == NLL and not key.auxiliary]
+        return [key for key in shown if key.context == self.context or not key.policy.startswith(f"{ORACLE}-")]
 
 
 def pool(domains: Sequence[Records]) -> Records:

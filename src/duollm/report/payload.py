@@ -28,7 +28,7 @@ LOSS_UNIT = 1e-3
 MOST_TOKENS = 50_000
 """Tokens per domain on the page, at most; whole documents are kept as long as they fit."""
 _DIGITS = 5
-_HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp")
+_HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp", "drawn-oracle-ramp")
 """How the names of policies begin whose tokens are not on the page."""
 _FIELDS = (
     *("provenance", "model", "context", "bootstrap", "nll", "comparison", "families", "spend", "agreement", "timing"),
