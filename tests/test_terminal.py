@@ -1,4 +1,19 @@
-from duollm.terminal import print_table
+import io
+import sys
+
+import pytest
+
+from duollm.terminal import print_table, sparkline
+
+
+@pytest.mark.parametrize(("encoding", "bars"), [("utf-8", "▁█ ▅"), ("ascii", "18 5")])
+def test_bars_rise_with_the_values(monkeypatch, encoding, bars):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert sparkline([1.0, 3.0, None, 2.0], 1.0, 3.0) == bars
+
+
+def test_equal_values_are_low_bars():
+    assert set(sparkline([2.0, 2.0], 2.0, 2.0)) <= {"▁", "1"}
 
 
 def test_columns_are_all_keys_in_order_and_cells_are_short(capsys):

@@ -30,7 +30,7 @@ from duollm.plan import check_recipe
 from duollm.progress import counted, say, working
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
-from duollm.report.summary import print_summary
+from duollm.report.summary import print_frontier, print_routers, print_summary
 from duollm.routers.registry import router_class, settings_of, trained_routers
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
@@ -123,21 +123,27 @@ class Study:
         ]
 
     def show_so_far(self, until: str, ended: str, missing: list[str]) -> None:
-        """Write the page from what is measured so far, once the oracle has been; the last stage writes it in full.
+        """Print what a stage found, and write the page from what is measured so far, once the oracle has been.
+
+        The last stage writes the page in full.
 
         Args:
             until: the stage that the study runs up to.
             ended: the stage that has just ended.
             missing: the stages that are not up to date.
         """
+        for name, kind, budgets in trainings(self.recipe.router):
+            if name == ended and self.world.first:
+                print_routers(self.run, [router_name(kind, big) for big in budgets], name)
         silent = {"train-router", "report"} | (set() if self.recipe.ceiling.enabled else {"ceiling"})
         to_come = [name for name in missing if name not in silent]
         is_next = until == "report" and not to_come
         adds = ended in {"oracle", "ceiling", "evaluate"} - silent and "oracle" not in missing
         if self.world.first and adds and not is_next:
             with working("report"):
-                analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
+                results = analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
                 write_report(self.run, self.recipe.report.shown_documents, to_come)
+            print_frontier(results)
 
     def _model_stages(self) -> list[Stage]:
         """Train a duo, convert and train one, or take the one that the recipe names."""

@@ -1,5 +1,6 @@
-"""Tables for the terminal. Their content is never read as rich's markup, because a name may hold square brackets."""
+"""Tables and bars for the terminal. Their content is never read as rich's markup: a name may hold square brackets."""
 
+import sys
 from collections.abc import Mapping, Sequence
 
 Cell = float | int | str | None
@@ -23,6 +24,17 @@ def print_table(title: str, rows: Sequence[Mapping[str, Cell]], width: int = 160
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
     Console(width=None if Console().is_terminal else width).print(table)
+
+
+def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
+    """Return a bar per value, the higher the larger; a gap for None. Digits stand in where a terminal has no bars."""
+    bars = "▁▂▃▄▅▆▇█"
+    try:
+        bars.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        bars = "12345678"
+    step = (high - low) / (len(bars) - 1) or 1.0
+    return "".join(" " if value is None else bars[round((value - low) / step)] for value in values)
 
 
 def _cell(value: Cell) -> str:

@@ -15,7 +15,7 @@ from picking import pick
 class TestDifficulty:
     def _share(self, nll_T, gain_T):
         document_T = np.repeat(np.arange(20), len(nll_T) // 20)
-        return interval(hard_without_gain(nll_T, gain_T, document_T, Bootstrap([20], 200, 0)))
+        return interval(hard_without_gain(nll_T, gain_T, document_T, Bootstrap([np.ones(20, np.int64)], 200, 0)))
 
     def test_the_share_equals_counting(self):
         generator = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's chromium, driven by playwright; skipped where one of them is missing."""
 
+import os
 import shutil
 
 import pytest
@@ -140,7 +141,7 @@ def test_tables_sort_and_lines_can_be_hidden(tab, run):
     ks = [int(k) for k in tab.locator("#losses tbody td:nth-child(2)").all_inner_texts()]
     assert ks == sorted(ks, reverse=True)
     visit(tab, run, "overview")
-    assert tab.locator('#frontier [data-series="oracle"]').count() == 1
+    tab.wait_for_selector('#frontier [data-series="oracle"]', state="attached")
     tab.click("#frontier .legend button >> text=/^oracle$/")
     assert tab.locator('#frontier [data-series="oracle"]').count() == 0
 
@@ -155,8 +156,8 @@ def test_runs_stand_side_by_side(tab, tmp_path):
     compare_reports([tmp_path / "owl", tmp_path / "crow"], tmp_path / "report.html")
     owl, crow = (read_tokens(tmp_path / name, "prose")[0].oracle(3).nll_T for name in ("owl", "crow"))
     visit(tab, tmp_path, "")
-    assert tab.locator('#runs-frontier [data-series="owl · oracle"]').count() == 1
-    assert tab.locator('#runs-frontier [data-series="crow · oracle"]').count() == 1
+    for name in ("owl", "crow"):
+        tab.wait_for_selector(f'#runs-frontier [data-series="{name} · oracle"]', state="attached")
     assert tab.locator("#runs-numbers tbody tr").count() == 2
     assert [*tab.locator("#runs-settings tbody tr").all_inner_texts()] == ["seed\t0\t1"]
     tab.click("#runs-texts a >> nth=0")
@@ -173,23 +174,49 @@ def test_runs_stand_side_by_side(tab, tmp_path):
     assert "run=1" in tab.evaluate("location.hash")
 
 
-def test_fifty_thousand_tokens_hold_few_elements(tab, tmp_path):
+def test_no_view_has_an_accessibility_fault(tab, run):
+    """axe-core knows the rules of WCAG that a program can check."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    for width, scheme in ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")):
+        tab.set_viewport_size({"width": width, "height": 800})
+        tab.emulate_media(color_scheme=scheme)
+        for view in (*VIEWS, "tokens?other=linear&pins=1,3&layer=2&kind=stuck&find=a"):
+            visit(tab, run, view)
+            if view.startswith("tokens"):
+                tab.hover('#text [data-t="4"] >> nth=0')
+            faults = axe.run(tab).response["violations"]
+            assert [fault["id"] for fault in faults] == [], f"{view}, {width} pixels, {scheme}"
+
+
+def test_fifty_thousand_tokens_scroll_without_long_tasks(tab, tmp_path):
     write_run(tmp_path, Plan(documents=25, tokens_per_document=2000, num_layers=3, router_budgets=(), measures=False))
     analyse(tmp_path, 100)
     write_report(tmp_path)
     visit(tab, tmp_path, "tokens")
-    longest = tab.evaluate(
+    painted, passes = tab.evaluate(
         """async () => {
           const frame = () => new Promise(requestAnimationFrame);
-          let longest = 0;
-          for (let place = 0; place < 60000; place += 1500) {
-            scrollTo(0, place);
-            const start = performance.now();
-            await frame();
-            longest = Math.max(longest, performance.now() - start);
+          const rest = () => new Promise((done) => setTimeout(done, 500));
+          const passes = [];
+          await rest();
+          for (let pass = 0; pass < 3; pass++) {
+            let longest = 0;
+            const watch = new PerformanceObserver((list) => {
+              for (const task of list.getEntries()) longest = Math.max(longest, task.duration);
+            });
+            watch.observe({ type: "longtask" });
+            for (let place = 0; place < 30000; place += 300) {
+              scrollTo(0, place + 30000 * pass);
+              await frame();
+            }
+            await rest();
+            watch.disconnect();
+            passes.push(longest);
           }
-          return longest;
+          return [performance.getEntriesByName("first-contentful-paint")[0].startTime, passes];
         }"""
     )
     assert tab.locator("#text [data-t]").count() < 4000
-    assert longest < 500  # milliseconds; a busy machine is no failure
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)  # then what else runs here makes tasks long
+    assert painted < (5000 if busy else 1000)
+    assert min(passes) <= (500 if busy else 50)

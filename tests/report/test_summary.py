@@ -3,7 +3,7 @@ import json
 import pytest
 
 from duollm.records.numbers import with_interval
-from duollm.report.summary import gains_at, print_summary, summary_budget
+from duollm.report.summary import gains_at, print_frontier, print_routers, print_summary, summary_budget
 from picking import pick
 
 
@@ -34,3 +34,37 @@ def test_gains_are_those_of_the_results(compared, shown):
     assert named["router linear"] == router.fair_gain
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines() if "│" in line]
     assert [[name, with_interval(gain)] for name, gain in named.items()] == [row for row in cells if "[" in row[-1]]
+
+
+def cells_of(shown):
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines() if line[:1] == "│"]
+
+
+def test_the_frontier_is_a_line_per_policy(compared, capsys):
+    results = compared[2]
+    print_frontier(results)
+    rows = {name: cells for name, *cells in cells_of(capsys.readouterr().out)}
+    assert {"oracle", "static", "random patterns", "linear"} <= set(rows)
+    losses = {
+        row.big_layers: row.nll.value for row in results.main_nll if (row.domain, row.policy) == ("pooled", "oracle")
+    }
+    best = min(losses, key=lambda k: losses[k])
+    bars, at_budget, lowest = rows["oracle"]
+    assert (at_budget, lowest) == (f"{losses[2]:.3f}", f"{losses[best]:.3f} at {best}")
+    assert len(bars) == 7
+    assert bars[best] == "▁", "the lowest loss of all is the oracle's"
+
+
+def test_a_training_says_what_its_routers_spend(tmp_path, capsys):
+    for k, share in ((1, 0.25), (2, 0.5)):
+        facts = {"kind": "linear", "big_layers": k, "budget": share, "calibrated_share": share + 0.01}
+        (tmp_path / "routers" / f"linear_k{k}").mkdir(parents=True)
+        (tmp_path / "routers" / f"linear_k{k}" / "router.json").write_text(json.dumps(facts))
+    print_routers(tmp_path, ["linear_k1", "linear_k2"], "linear")
+    shown = capsys.readouterr().out
+    assert cells_of(shown) == [["linear_k1", "0.25", "0.26"], ["linear_k2", "0.5", "0.51"]]
+    assert "training loss" not in shown
+    steps = [{"training": name, "nll": nll} for name in ("linear", "other") for nll in (4.0, 3.0, 2.0)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    print_routers(tmp_path, ["linear_k1"], "linear")
+    assert capsys.readouterr().out.endswith("training loss █▅▁ 4.000 .. 2.000\n")

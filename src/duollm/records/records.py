@@ -183,7 +183,8 @@ class Draws:
 
     def __init__(self, records: Records, samples: int, seed: int) -> None:
         self.records = records
-        self.bootstrap = Bootstrap(records.strata, samples, seed)
+        ends = np.cumsum(records.strata)[:-1]
+        self.bootstrap = Bootstrap(np.split(records.tokens_D, ends), samples, seed)
         self._means: dict[tuple[str, Key], Floats] = {}
         self._key = {
             (key.policy, key.big_layers): key

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from duollm.analysis.analyse import analyse
-from duollm.analysis.results import read_results
+from duollm.analysis.results import Results, read_results
 from duollm.config import Recipe, load_recipe
 from duollm.errors import UserError
 from duollm.files import write_text
@@ -49,14 +50,20 @@ def compare_reports(runs: Sequence[Path], out: Path) -> None:
     if len({run.resolve() for run in runs}) < len(runs):
         raise UserError("a run is given twice; leave one of them out")
     for run, recipe in zip(runs, recipes, strict=True):
-        if not is_current(run):
-            rewrite_report(run)
-        results, missing = read_results(run), missing_stages(run, recipe)
+        results, missing = _current_results(run), missing_stages(run, recipe)
         domains = [read_tokens(run, domain)[0] for domain in results.domains]
         one = page_data(run, results, domains, recipe.report.shown_documents, missing)
         folder = quote(Path(os.path.relpath(run / "figures", out.parent)).as_posix())
         data.append(one | {"name": unique_name(run, runs), "folder": folder})
     write_text(out, assemble(data, differences([_settings(*pair) for pair in zip(recipes, data, strict=True)])))
+
+
+def _current_results(run: Path) -> Results:
+    if is_current(run):
+        with suppress(UserError):  # of another version of duollm
+            return read_results(run)
+    rewrite_report(run)
+    return read_results(run)
 
 
 def differences(settings: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str]]]:

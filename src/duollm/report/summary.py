@@ -5,12 +5,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from duollm.analysis.results import Results, read_results
+from duollm.files import read_json
 from duollm.records.bootstrap import Estimate
-from duollm.records.keys import AVERAGE, EXACT
-from duollm.records.numbers import with_interval
+from duollm.records.keys import AVERAGE, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC
+from duollm.records.numbers import nats, with_interval
 from duollm.report.gain_figures import of_first_context
 from duollm.routes.space import focus_budgets
-from duollm.terminal import Cell, print_table
+from duollm.terminal import Cell, print_table, sparkline
+
+_FRONTIER = (RANDOM, STATIC, CEILING, EXECUTED, ORACLE)
+_MOST_BARS = 40
 
 
 def print_summary(run: Path, stages: Sequence[str]) -> None:
@@ -25,7 +29,44 @@ def print_summary(run: Path, stages: Sequence[str]) -> None:
     if gains:
         domains = "all domains" if results.headline == "pooled" else results.headline
         print_table(f"nats per token at {budget} big layers of {results.num_layers}, {domains}", gains)
+    print_frontier(results)
     print(f"Next: duollm report {run} --open\n      duollm compare {run}", flush=True)
+
+
+def print_frontier(results: Results) -> None:
+    """Print a line per policy: its loss over budgets as bars of one scale, at one budget, and where it is lowest."""
+    layers, domain = results.num_layers, results.headline
+    budget = summary_budget(results)
+    losses: dict[str, dict[int, float]] = {}
+    for row in results.main_nll:
+        if row.domain == domain and (row.policy in _FRONTIER or row.kind) and row.spend != EXACT:
+            losses.setdefault(row.variant, {})[row.big_layers] = row.nll.value
+    every = [loss for of_policy in losses.values() for loss in of_policy.values()]
+    rows: list[dict[str, Cell]] = []
+    for name, of_budget in losses.items():
+        bars = sparkline([of_budget.get(k) for k in range(layers + 1)], min(every), max(every))
+        best = min(of_budget, key=lambda k: of_budget[k])
+        at = nats(of_budget.get(budget))
+        lowest = f"{nats(of_budget[best])} at {best}"
+        rows.append(
+            {"policy": name.replace("-", " "), f"0 .. {layers} big layers": bars, f"at {budget}": at, "lowest": lowest}
+        )
+    print_table(f"nats per token, {'all domains' if domain == 'pooled' else domain}", rows)
+
+
+def print_routers(run: Path, names: Sequence[str], training: str) -> None:
+    """Print what routers of one training spend on validation text, and their loss while they were trained."""
+    metrics = run / "metrics.jsonl"  # not there if nothing was trained by steps
+    steps = map(json.loads, metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ())
+    losses = [step["nll"] for step in steps if step.get("training") == training and "nll" in step]
+    rows: list[dict[str, Cell]] = []
+    for name in names:
+        facts = read_json(run / "routers" / name / "router.json")
+        rows.append({"router": name, "share asked": facts["budget"], "share spent": facts["calibrated_share"]})
+    print_table(f"{training}: big layers on validation text", rows)
+    if losses:
+        thinned = losses[:: -(-len(losses) // _MOST_BARS)]
+        print(f"training loss {sparkline(thinned, min(thinned), max(thinned))} {nats(losses[0])} .. {nats(losses[-1])}")
 
 
 def summary_budget(results: Results) -> int:

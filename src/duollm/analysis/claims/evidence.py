@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from duollm.analysis.areas import areas
 from duollm.analysis.difficulty import HARD, LINE_STARTS
 from duollm.analysis.verdicts import Labels
 from duollm.models.branch import Branch
@@ -115,13 +116,14 @@ def gather_evidence(
 
     Args:
         draws: of the records of the oracle's text.
-        compared: of the records of the text of the comparison, for how routers use their branches.
+        compared: of the records of the text of the comparison, for how routers use their branches and what they gain.
         branches, router_branches: those that the oracle and the routers may take.
         like_opt: whether the model has LayerNorm and learned positions.
     """
     records = draws.records
     main = [key for key in records.policies if key.context in (None, records.context) and key.spend != EXACT]
-    router = studied_router(key.kind for key in main)
+    kinds = {key.kind for key in main if key.kind}
+    router = studied_router(kinds)
     evidence = Evidence(
         records.domain,
         records.num_layers,
@@ -136,6 +138,7 @@ def gather_evidence(
             if quantity == HALVES and key.kind == router and key.spend == AVERAGE
         },
         like_opt=like_opt,
+        area_X={kind: area_X for kind, area_X in areas(compared).items() if kind in kinds},
     )
     return _with_searches(evidence, draws, records.context, "text")
 

@@ -34,25 +34,19 @@ async function unpack(domain, layers, unit) {
   }
 }
 
-function steps(policy) {
-  const { bytes, size } = policy.domain;
-  const values = new Int32Array(size);
-  for (let t = 0; t < size; t++) {
-    const zigzag = bytes[policy.offset + t] | (bytes[policy.offset + size + t] << 8);
-    values[t] = zigzag & 1 ? -(zigzag + 1) / 2 : zigzag / 2;
-  }
-  return values;
+function step({ domain: { bytes, size }, offset }, t) {
+  const zigzag = bytes[offset + t] | (bytes[offset + size + t] << 8);
+  return zigzag & 1 ? -(zigzag + 1) / 2 : zigzag / 2;
 }
 
-// The loss of every token, nats. All big comes first in the block; the others are stored as differences from it.
+// The loss of a token, nats. All big comes first in the block; the others are stored as differences from it.
+export function lossAt(policy, t) {
+  const [big] = policy.domain.policies;
+  return (step(policy, t) + (policy.offset === big.offset ? 0 : step(big, t))) * policy.domain.unit;
+}
+
 export function losses(policy) {
-  if (!policy.losses) {
-    const [big] = policy.domain.policies;
-    const own = steps(policy);
-    const base = policy.offset === big.offset ? null : (big.steps ??= steps(big));
-    policy.losses = Float64Array.from(own, (step, t) => (step + (base ? base[t] : 0)) * policy.domain.unit);
-  }
-  return policy.losses;
+  return (policy.losses ??= Float64Array.from({ length: policy.domain.size }, (_, t) => lossAt(policy, t)));
 }
 
 // The branch of a token at a layer: 0 skip, 1 small, 2 big.

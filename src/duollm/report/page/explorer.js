@@ -187,11 +187,19 @@ function counted(view, kept, values) {
   return parts;
 }
 
+// The rows that are kept and lie at either end of the order, best first; sorting all of them would be slow.
+function ends(values, kept) {
+  const sorted = Float64Array.from(values.filter((_, t) => kept(t))).sort();
+  const [low, high] = [sorted[LISTED - 1] ?? Infinity, sorted.at(-LISTED) ?? -Infinity];
+  const rows = Array.from(values.keys()).filter((t) => (values[t] <= low || values[t] >= high) && kept(t));
+  return rows.sort((a, b) => values[b] - values[a]);
+}
+
 // The tokens that the policy helps most and least against static, among those that the filter keeps.
 function extremes(view, kept) {
   const gain = QUANTITIES.gain.of(view);
   if (!gain) return [];
-  const rows = Array.from(gain.keys()).filter(kept).sort((a, b) => gain[b] - gain[a]);
+  const rows = ends(gain, kept);
   const list = (title, chosen) => {
     const items = chosen.map((t) => el("li", {}, el("button", { type: "button", click: () => (focusToken(t), memory.text.reveal(t)) }, el("bdi", {}, oneLine(view.domain.text[t])), el("small", {}, number(gain[t], 2)))));
     return el("div", {}, el("h4", {}, title), el("ol", {}, items));

@@ -1,7 +1,7 @@
 // What is known of one token: its losses, its routes, and its loss over budgets; and pinned tokens side by side.
 
 import { policyLabel, policyLook } from "./colour.js";
-import { bigLayers, branch, indexOf, losses } from "./decode.js";
+import { bigLayers, branch, indexOf, lossAt } from "./decode.js";
 import { el, number, oneLine, percent, svg } from "./dom.js";
 import { QUANTITIES, choosable, findPolicy } from "./quantities.js";
 
@@ -31,7 +31,7 @@ export function inspect(view, t, kinds, scrubbed) {
       "tr",
       { class: chosen ? "marked" : null, "data-policy": variant },
       el("th", { scope: "row" }, el("i", { style: `background:${look.colour}` }), policyLabel(variant) + at),
-      el("td", {}, number(losses(policy)[t])),
+      el("td", {}, number(lossAt(policy, t))),
       el("td", {}, policy.routes ? [routeStrip(policy, t, scrubbed), ` ${bigLayers(policy, t)}`] : ""),
     );
   });
@@ -49,7 +49,7 @@ export function inspect(view, t, kinds, scrubbed) {
 function sparkline(view, t, kinds) {
   const { domain, context } = view;
   const [width, height] = [230, 62];
-  const lines = ["static", "oracle"].map((variant) => ({ variant, points: domain.policies.filter((p) => p.policy === variant && (!p.context || p.context === context)).map((p) => [p.k, losses(p)[t]]) }));
+  const lines = ["static", "oracle"].map((variant) => ({ variant, points: domain.policies.filter((p) => p.policy === variant && (!p.context || p.context === context)).map((p) => [p.k, lossAt(p, t)]) }));
   const values = lines.flatMap((line) => line.points.map((p) => p[1]));
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const x = (k) => 4 + (k / domain.layers) * (width - 8);
@@ -63,10 +63,10 @@ function sparkline(view, t, kinds) {
 export function comparePins(view, pins, scrubbed, unpin) {
   const { domain } = view;
   const lines = [
-    ["all small", (t) => number(losses(findPolicy(domain, "all-small", 0, view.context))[t])],
-    ["all big", (t) => number(losses(domain.policies[0])[t])],
+    ["all small", (t) => number(lossAt(findPolicy(domain, "all-small", 0, view.context), t))],
+    ["all big", (t) => number(lossAt(domain.policies[0], t))],
     ...[view.policy, view.other].filter(Boolean).flatMap((policy) => [
-      [policyLabel(policy.policy), (t) => number(losses(policy)[t])],
+      [policyLabel(policy.policy), (t) => number(lossAt(policy, t))],
       ...(policy.routes ? [["its route", (t) => routeStrip(policy, t, scrubbed)], ["share of big", (t) => percent(bigLayers(policy, t) / policy.domain.layers)]] : []),
     ]),
   ];

@@ -66,4 +66,5 @@ onChange(() => {
   if (state.view !== last && !state.claim) scrollTo(0, 0);
   last = state.view;
 });
-document.documentElement.dataset.ready = "yes";
+// Charts and text draw themselves when their size is known, in the first frame.
+requestAnimationFrame(() => requestAnimationFrame(() => (document.documentElement.dataset.ready = "yes")));

@@ -78,7 +78,7 @@ function answer({ noise, oracle, router }, k, layers) {
 }
 
 function cards({ noise, oracle, router, ceiling }) {
-  const card = (kind, label, value, ...text) => el("div", { class: `card ${kind}` }, el("h3", {}, label), el("b", {}, value), text.map((one) => el("p", {}, one)));
+  const card = (kind, label, value, ...text) => el("div", { class: `card ${kind}` }, el("h2", {}, label), el("b", {}, value), text.map((one) => el("p", {}, one)));
   const found = [];
   if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${number(oracle[0])} nats`, `${interval(oracle)} over the best fixed pattern. The oracle picks a token's route with the next token in hand.`));
   if (noise) {

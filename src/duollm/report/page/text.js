@@ -3,7 +3,8 @@
 import { branch, indexOf } from "./decode.js";
 import { el, svg, visible } from "./dom.js";
 
-const LONGEST = 160;
+const LONGEST = 96;
+const BUDGET = 6; // milliseconds of drawing per frame: what is far from the screen can wait for the next one
 const LANE = 5;
 
 // Cut a domain into blocks of consecutive rows: windows, and long windows at line ends.
@@ -29,8 +30,8 @@ function cut(text, from, end) {
 export class TextView {
   // paint: {panes: [{colour(t), policy}], dim(t), found(t), layer, lanes}; pane 0 is the chosen policy.
   constructor(holder, domain, paint) {
-    Object.assign(this, { holder, domain, paint, current: null, pins: [] });
-    this.observer = new IntersectionObserver((entries) => entries.forEach((entry) => this.seen(entry)), { rootMargin: "700px 0px" });
+    Object.assign(this, { holder, domain, paint, current: null, pins: [], near: new Set() });
+    this.observer = new IntersectionObserver((entries) => this.seen(entries), { rootMargin: "700px 0px" });
     this.blocks = blocksOf(domain);
     const perLine = Math.max(20, Math.floor((holder.clientWidth || 700) / 9));
     const starts = new Map(domain.document.map((row, i) => [row, domain.documents[i]]));
@@ -45,20 +46,34 @@ export class TextView {
     nodes.forEach((node) => this.observer.observe(node));
   }
 
-  seen({ target, isIntersecting }) {
-    const block = this.blocks[target.dataset.block];
-    if (isIntersecting && !block.drawn) this.draw(block);
-    else if (!isIntersecting && block.drawn) {
-      target.style.minHeight = `${target.offsetHeight}px`;
-      target.replaceChildren();
-      block.drawn = false;
+  seen(entries) {
+    for (const { target, isIntersecting, boundingClientRect } of entries) {
+      const block = this.blocks[target.dataset.block];
+      if (isIntersecting) this.near.add(block);
+      else {
+        this.near.delete(block);
+        if (block.drawn) block.node.style.minHeight = `${boundingClientRect.height}px`;
+        if (block.drawn) target.replaceChildren();
+        block.drawn = false;
+      }
     }
+    this.drawSome();
+  }
+
+  drawSome() {
+    const start = performance.now();
+    for (const block of this.near) {
+      if (performance.now() - start > BUDGET) break;
+      this.near.delete(block);
+      if (!block.drawn) this.draw(block);
+    }
+    if (this.near.size && !this.waiting) this.waiting = requestAnimationFrame(() => ((this.waiting = 0), this.drawSome()));
   }
 
   draw(block) {
     block.drawn = true;
     const panes = this.paint.panes.map((pane) => this.pane(block, pane));
-    const heading = block.title ? el("h4", { class: "document" }, block.title) : null;
+    const heading = block.title ? el("h2", { class: "document" }, block.title) : null;
     block.node.replaceChildren(...[heading, el("div", { class: panes.length > 1 ? "panes two" : "panes" }, panes)].filter(Boolean));
     block.node.style.minHeight = "";
   }
