@@ -95,7 +95,7 @@ LEADING = {
 """By list: the estimate whose ends the golden files call only `low` and `high`; those of others begin with its name."""
 GONE = re.compile("(share|low|high)_by_position$")
 """What no reader of results.json ever used."""
-ONCE_ABSENT = {"best_of_routes", "compared_documents", "compared_tokens", "difficulty_by_class", "helped_most"}
+ONCE_ABSENT = {"best_of_routes", "compared_documents", "compared_tokens", "difficulty_by_class", "helped_most", "units"}
 """What was added, or left out where it is now null."""
 
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
@@ -216,19 +216,19 @@ class OracleConfig(Section):
     """Pairs of drawn labels per position that measure selection noise. 0 leaves the measurement out."""
     counted_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the positions on which static is chosen. Each costs the full head for every route (docs/oracle.md)."""
+    units: list[Annotated[int, Field(ge=2)]] = []
+    """Numbers of neighbouring tokens that share a route, such as [8, 64] (docs/oracle.md). Runs every leaf's head."""
     memory_gib: float = Field(default=1.0, gt=0)
     """Memory that the hidden states of the exact search may take, in GiB."""
 
     @model_validator(mode="after")
     def _budgets_that_can_be_searched(self) -> "OracleConfig":
-        for key in ("contexts", "branches", "more_budgets"):
+        for key in ("contexts", "branches", "more_budgets", "units"):
             _refuse_repeats(key, getattr(self, key))
         refused = [budget for budget in self.more_budgets if not budget.startswith("at-most ")]
         if refused and self.search != "exact":
-            raise ValueError(
-                f"more_budgets holds {refused[0]!r}; search {self.search!r} knows only `at-most 4`, "
-                "leave it out or set search to exact"
-            )
+            known = f"search {self.search!r} knows only `at-most 4`"
+            raise ValueError(f"more_budgets holds {refused[0]!r}; {known}, leave it out or set search to exact")
         return self
 
 

@@ -1,6 +1,9 @@
 """Selection noise, the predictable ceiling and the decomposition, on planted gains."""
 
+import json
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -129,3 +132,33 @@ def test_nothing_where_nothing_was_measured(tmp_path):
     results = analyse(tmp_path, 50)
     assert results.selection_noise == results.ceiling == results.decomposition == []
     assert not [row for row in results.nll if row.policy.startswith("ceiling")]
+
+
+class TestUnits:
+    def test_a_run_without_units_has_no_rows(self, analysed):
+        assert analysed[2].units == []
+
+    def test_rows_are_the_means_of_their_columns_beside_those_of_single_tokens(self, tmp_path):
+        write_run(tmp_path, Plan(tokens_per_document=20))
+        raised = {
+            "nll": ("nll_shared", 0.1),
+            "drawn": ("resampled_nll_shared", 0.2),
+            "second": ("resampled_score_shared", 0.3),
+        }
+        for path in (tmp_path / "oracle").glob("*[a-z].parquet"):
+            table = pq.read_table(path)
+            facts = json.loads(table.schema.metadata[b"duollm"]) | {"units": [8]}
+            if "nll_shared_k2" not in table.column_names:
+                continue
+            for name, (column, by) in raised.items():
+                values = table.column(f"{column}_k2").to_numpy() + by
+                table = table.append_column(f"unit8_{name}_shared_k2", pa.array(values))
+            pq.write_table(table.replace_schema_metadata({"duollm": json.dumps(facts)}), path)
+        results = analyse(tmp_path, 50)
+        token, unit = (pick(results.units, domain="pooled", unit=unit, big_layers=2) for unit in (1, 8))
+        alone = pick(results.selection_noise, domain="pooled", big_layers=2)
+        assert [getattr(token, name) for name in GAINS] == [getattr(alone, name) for name in GAINS]
+        less = [getattr(token, name).value - getattr(unit, name).value for name in GAINS]
+        assert less == pytest.approx([0.1, 0.2, 0.3, -0.1], abs=1e-6)
+        assert {(row.unit, row.big_layers) for row in results.units if row.unit > 1} == {(8, 2)}
+        assert not any(row.policy.startswith("unit") for row in results.nll)

@@ -11,7 +11,7 @@ from duollm.analysis.claims import decide_claims
 from duollm.analysis.claims.evidence import gather_evidence
 from duollm.analysis.comparison import comparison_rows
 from duollm.analysis.difficulty import class_rows, difficulty_rows, helped_rows, with_difficulty
-from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows
+from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows, unit_rows
 from duollm.analysis.layers import agreement_rows, layer_use_rows, position_edges
 from duollm.analysis.losses import best_of_pattern_rows, best_of_route_rows, gap_rows, nll_rows, spend_rows
 from duollm.analysis.results import Results, Size, write_results
@@ -89,6 +89,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
         agreement=[row for each in draws for row in agreement_rows(each)],
         timing=timing.facts if timing else None,
         selection_noise=[row for each in draws for row in noise_rows(each)],
+        units=[row for each in draws for row in unit_rows(each)],
         ceiling=[row for each in more for row in ceiling_rows(each, first.predictors)],
         decomposition=[row for each in draws for row in decomposition_rows(each)],
         best_of_patterns=[

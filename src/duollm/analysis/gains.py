@@ -7,12 +7,13 @@ measures what the routes picked with y' are worth for another label.
 Shape letters: X draws of the bootstrap.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow
+from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow, UnitRow
 from duollm.records import keys
-from duollm.records.bootstrap import interval
+from duollm.records.bootstrap import Estimate, interval
 from duollm.records.keys import Key
 from duollm.records.records import NLL, Draws
 
@@ -31,18 +32,34 @@ def _drawn(draws: Draws) -> Iterator[Key]:
 def noise_rows(draws: Draws) -> Iterator[NoiseRow]:
     """Yield the gains over static with true and drawn labels, for every context and budget with drawn labels."""
     for drawn in _drawn(draws):
-        k, context = drawn.big_layers, drawn.context
-        expected_X = draws[Key(keys.DRAWN_STATIC, k)]
-        gain_X = draws[Key(keys.STATIC, k)] - draws[Key(keys.ORACLE, k, context=context)]
-        yield NoiseRow(
-            draws.records.domain,
-            str(context),
-            k,
-            gain=interval(gain_X),
-            gain_drawn=interval(expected_X - draws[drawn]),
-            second_draw=interval(expected_X - draws[drawn._replace(policy=keys.DRAWN_SECOND)]),
-            gain_beyond_drawn=interval(gain_X - expected_X + draws[drawn]),
-        )
+        yield NoiseRow(draws.records.domain, str(drawn.context), drawn.big_layers, **_peeks(draws, drawn, 1))
+
+
+def unit_rows(draws: Draws) -> Iterator[UnitRow]:
+    """Yield the same of searches that chose one route for several neighbouring tokens, and of one token's search."""
+    measured = {key.policy for quantity, key in draws.records.sums if quantity == NLL}
+    found = [re.fullmatch(rf"unit(\d+)-{keys.ORACLE}", policy) for policy in measured]
+    units = sorted(int(match[1]) for match in found if match)
+    for drawn in _drawn(draws) if units else ():
+        for unit in (1, *units):
+            if drawn._replace(policy=keys.of_unit(drawn.policy, unit)) in draws:
+                gains = _peeks(draws, drawn, unit)
+                yield UnitRow(draws.records.domain, str(drawn.context), unit, drawn.big_layers, **gains)
+
+
+def _peeks(draws: Draws, drawn: Key, unit: int) -> dict[str, Estimate]:
+    """What a peek at the labels of `unit` neighbouring tokens gains over static: on the text, and on drawn labels."""
+    oracle_X, drawn_X, second_X = (
+        draws[drawn._replace(policy=keys.of_unit(policy, unit))]
+        for policy in (keys.ORACLE, keys.DRAWN_ORACLE, keys.DRAWN_SECOND)
+    )
+    static_X, expected_X = (draws[Key(policy, drawn.big_layers)] for policy in (keys.STATIC, keys.DRAWN_STATIC))
+    return {
+        "gain": interval(static_X - oracle_X),
+        "gain_drawn": interval(expected_X - drawn_X),
+        "second_draw": interval(expected_X - second_X),
+        "gain_beyond_drawn": interval(static_X - oracle_X - expected_X + drawn_X),
+    }
 
 
 def decomposition_rows(draws: Draws) -> Iterator[DecompositionRow]:

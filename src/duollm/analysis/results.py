@@ -125,6 +125,20 @@ class NoiseRow:
 
 
 @dataclass(frozen=True)
+class UnitRow:
+    """The gain of a search that chose one route for `unit` neighbouring tokens, and the same on drawn labels."""
+
+    domain: str
+    context: str
+    unit: int
+    big_layers: int
+    gain: Estimate
+    gain_drawn: Estimate
+    second_draw: Estimate
+    gain_beyond_drawn: Estimate
+
+
+@dataclass(frozen=True)
 class CeilingRow:
     """The gain of one predictor over static, at the big layers it spent."""
 
@@ -251,6 +265,7 @@ class Results:
     agreement: list[AgreementRow]
     timing: dict[str, Any] | None
     selection_noise: list[NoiseRow]
+    units: list[UnitRow]
     ceiling: list[CeilingRow]
     decomposition: list[DecompositionRow]
     best_of_patterns: list[BestOfRow]

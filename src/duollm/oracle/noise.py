@@ -37,12 +37,7 @@ class DrawnLabels(Reduction):
     def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Draw the labels."""
         super().begin(batch, cells, budgets, generator)
-        logits_BTV = batch.model(input_ids=batch.ids_BT, use_cache=False).logits
-        probabilities_NV = logits_BTV.float().softmax(-1).flatten(0, 1)
-        drawn_NS = torch.multinomial(probabilities_NV, 2 * self.pairs, replacement=True, generator=generator)
-        entropy_N = -torch.xlogy(probabilities_NV, probabilities_NV).sum(-1)
-        excess_NS = -probabilities_NV.gather(1, drawn_NS).log() - entropy_N[:, None]
-        self.label_2SN, self.excess_2SN = (each.T.unflatten(0, (2, self.pairs)) for each in (drawn_NS, excess_NS))
+        self.label_2SN, self.excess_2SN = draw_labels(batch, self.pairs, generator)
         self.best_S = [BestSoFar(*batch.model.lm_head.weight[label_2N]) for label_2N in self.label_2SN.unbind(1)]
         for each in self.best_S:
             each.begin(batch, cells, budgets, generator)
@@ -71,3 +66,14 @@ class DrawnLabels(Reduction):
             "resampled_route": frontier.read(self.best_S[0].nll_QN, self.best_S[0].ids_QN),
             "resampled_score": (scored_SKBT - excess_2SBT[1][:, None]).mean(0),
         }
+
+
+def draw_labels(batch: Batch, pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw pairs of labels y', y'' from the all-big prediction; return them and their surprise in nats, [2, S, N]."""
+    logits_BTV = batch.model(input_ids=batch.ids_BT, use_cache=False).logits
+    probabilities_NV = logits_BTV.float().softmax(-1).flatten(0, 1)
+    drawn_NS = torch.multinomial(probabilities_NV, 2 * pairs, replacement=True, generator=generator)
+    entropy_N = -torch.xlogy(probabilities_NV, probabilities_NV).sum(-1)
+    excess_NS = -probabilities_NV.gather(1, drawn_NS).log() - entropy_N[:, None]
+    label_2SN, excess_2SN = (each.T.unflatten(0, (2, pairs)) for each in (drawn_NS, excess_NS))
+    return label_2SN, excess_2SN

@@ -27,6 +27,7 @@ from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
 from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
+from duollm.oracle.units import Units
 from duollm.progress import show
 from duollm.records.order import draw_sizes, expected_best
 from duollm.routes.sampling import derived_seed
@@ -39,6 +40,7 @@ _LARGEST_TABLE = 2**16
 REDUCTIONS: list[Callable[[OracleConfig], Reduction | None]] = [
     lambda config: DrawnLabels(config.resampled_labels) if config.resampled_labels else None,
     lambda config: RandomRoutes(config.random_routes),
+    lambda config: Units(config.units) if config.units else None,
 ]
 """What the oracle keeps beside the best routes, in contexts shared and reference (docs/adding-a-reduction.md)."""
 
@@ -259,6 +261,14 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
             f"search: exact would try {space.base}^{space.num_layers} routes per token; "
             "set it to beam, local or sampled"
         )
+    if config.units and config.search != "exact":
+        raise UserError(f"units needs every route, and search {config.search} tries some; leave it out or set exact")
+    table = 12 * space.size * sequence_length / 2**30
+    if config.units and table > config.memory_gib:
+        raise UserError(
+            f"units keeps the losses of {space.size:,} routes, {table:.3g} GiB for each window; raise memory_gib, "
+            "or leave units out"
+        )
     extra = sorted(set(plan.big_layers("committed")) - set(plan.big_layers("shared")))
     if extra and "committed" in config.contexts:
         raise UserError(f"committed_big_layers holds {extra[0]}, which big_layers lacks; add it there")
@@ -276,7 +286,7 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
 
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
     """Return what the manifest of a store says about the search, beside the fingerprints of model and data."""
-    kept = ("contexts", "search", "more_budgets", "random_routes", "resampled_labels", "counted_share")
+    kept = ("contexts", "search", "more_budgets", "random_routes", "resampled_labels", "counted_share", "units")
     return {
         "num_layers": num_layers,
         "branches": [branch.name.lower() for branch in parse_branches(config.branches)],

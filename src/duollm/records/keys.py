@@ -56,7 +56,7 @@ class Key(NamedTuple):
     @property
     def auxiliary(self) -> bool:
         """Whether the policy only serves other quantities and is in no table of losses."""
-        return self.policy.startswith(("drawn-", "predictor-"))
+        return self.policy.startswith(("drawn-", "predictor-", "unit"))
 
 
 def variant(policy: str, kind: str | None, spend: str | None) -> str:
@@ -64,6 +64,11 @@ def variant(policy: str, kind: str | None, spend: str | None) -> str:
     if kind is None:
         return policy
     return f"{kind}, exact" if spend == EXACT else kind
+
+
+def of_unit(policy: str, unit: int) -> str:
+    """Return the name of a search that chose one route for `unit` neighbouring tokens."""
+    return policy if unit == 1 else f"unit{unit}-{policy}"
 
 
 def ramp_oracle(first: int, last: int) -> str:

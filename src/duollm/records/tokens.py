@@ -32,6 +32,7 @@ from duollm.records.keys import (
     Key,
     best_routes,
     ceiling_policy,
+    of_unit,
     predictor_policy,
     ramp_oracle,
 )
@@ -40,6 +41,7 @@ from duollm.routes.space import RouteSpace
 _CONTEXTS = ("shared", "reference", "committed")
 _COLUMNS = {ORACLE: "nll", EXECUTED: "executed", DRAWN_ORACLE: "resampled_nll", DRAWN_SECOND: "resampled_score"}
 """How the columns of an oracle's file begin, by policy; context and budget follow."""
+_UNIT_COLUMNS = {ORACLE: "nll", DRAWN_ORACLE: "drawn", DRAWN_SECOND: "second"}
 _REQUIRED = (ALL_SMALL, ALL_BIG, ORACLE)
 """The other policies are analysed where they were measured."""
 
@@ -205,11 +207,14 @@ def read_oracle(run: Path, domain: str) -> Tokens:
         file.space(),
     )
     columns = {Key(ALL_SMALL, 0): "nll_small", Key(ALL_BIG, space.num_layers): "nll_big"}
+    names = dict(_COLUMNS)
+    for unit in file.facts.get("units", []):
+        names |= {of_unit(policy, unit): f"unit{unit}_{column}" for policy, column in _UNIT_COLUMNS.items()}
     routes: dict[Key, Integers] = {}
     for context in _contexts(file, main):
         # A committed search is a run of its own for every budget, so it may have been made for fewer.
         searched = [k for k in budgets if context != "committed" or file.has(f"nll_{context}_k{k}")]
-        for policy, column in _COLUMNS.items():
+        for policy, column in names.items():
             columns |= {Key(policy, k, context=context): f"{column}_{context}_k{k}" for k in searched}
         routes |= {Key(ORACLE, k, context=context): file.route_ids(f"route_{context}_k{k}") for k in searched}
         drawn_routes = {k: f"resampled_route_{context}_k{k}" for k in searched}

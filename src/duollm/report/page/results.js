@@ -98,7 +98,7 @@ function spendTable(rows) {
 
 export function drawFigures(data) {
   byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })));
-  byId("charts").replaceChildren(...[noiseChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data)].filter(Boolean));
+  byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data)].filter(Boolean));
   const links = data.figures.map((name) => el("li", {}, `${name.replaceAll("_", " ")}: `, ...["svg", "pdf"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "])));
   byId("files").replaceChildren(...links);
 }
@@ -114,6 +114,12 @@ function noiseChart(data) {
   const rows = data.results.selection_noise.filter((row) => row.domain === state.pool && row.context === state.context);
   const lines = [["gain", "oracle, true labels", "var(--oracle)"], ["gain_drawn", "the same search, drawn labels", "var(--drawn)"], ["second_draw", "those picks on a second draw", "var(--executed)"]];
   return chartOf(rows, lines, "big_layers", { title: "How much does a peek at a label buy?", name: "selection-noise", x: "big layers per token" });
+}
+
+function unitsChart(data) {
+  const rows = data.results.units.filter((row) => row.domain === state.pool && row.context === state.context && row.big_layers === data.budget);
+  const lines = [["gain", "one route per unit, true labels", "var(--oracle)"], ["gain_drawn", "the same search, drawn labels", "var(--drawn)"], ["second_draw", "those picks on a second draw", "var(--executed)"]];
+  return chartOf(rows, lines, "unit", { title: `What is left when neighbours share a route? (k = ${data.budget})`, name: "units", x: "tokens that share a route", log: true });
 }
 
 function partsChart(data) {

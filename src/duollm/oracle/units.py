@@ -1,0 +1,95 @@
+"""Units: one route for several tokens, chosen with all their labels in hand.
+
+Luck averages out within a unit. What is left of the oracle's gain where the unit is long is more than luck, because a
+label says little about the mean loss of many tokens.
+
+Shape letters: B sequences, T tokens, N = B * T, R routes, U units, Q cells, K budgets, D hidden.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from duollm.oracle.budgets import Budget, Cells, Frontier
+from duollm.oracle.contexts import Batch
+from duollm.oracle.noise import draw_labels
+from duollm.oracle.reductions import Entered, Reduction
+
+
+class Units(Reduction):
+    """The best route of every run of neighbouring tokens within a sequence, for the text and for drawn labels.
+
+    A route's loss is the mean over the tokens of the unit. Their earlier tokens take the routes of the context, as in
+    every search. The losses of all routes are held, 12 bytes per token and route, and every leaf runs the full head.
+
+    Attributes:
+        sizes: tokens per unit; the last unit of a sequence may be shorter.
+        nll_3NR: losses of the text, of y' and of y'' (`DrawnLabels`), nats, float32.
+        excess_3N: what is subtracted from them: the surprise of a drawn label, 0 for the text.
+    """
+
+    every_route = True
+    left_to_right = False
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+
+    def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
+        """Draw the labels."""
+        super().begin(batch, cells, budgets, generator)
+        label_2SN, excess_2SN = draw_labels(batch, 1, generator)
+        self.label_3ND = [batch.label_ND, *batch.model.lm_head.weight[label_2SN[:, 0]]]
+        self.excess_3N = torch.cat([torch.zeros_like(excess_2SN[:1, 0]), excess_2SN[:, 0]])
+
+    def start(self, rows_N: Tensor) -> None:
+        """Forget what was kept; leaves of these tokens of the batch follow."""
+        super().start(rows_N)
+        shape = (3, len(rows_N), self.cells.space.size)
+        self.nll_3NR = torch.full(shape, torch.inf, dtype=torch.float32, device=rows_N.device)
+
+    def update(self, entered: Entered) -> None:
+        """Take in leaves; a token may come under many routes."""
+        for nll_NR, label_ND in zip(self.nll_3NR, self.label_3ND, strict=True):
+            nll_NR[entered.tokens_M, entered.ids_M] = entered.nll(label_ND)
+
+    def columns(self, frontier: Frontier) -> dict[str, Tensor]:
+        """Return, for every size, the losses of each token under the route of its unit.
+
+        `unit8_nll`: chosen for the text and scored on it; `unit8_drawn`: the same with y'; `unit8_second`: chosen for
+        y' and scored on y''. The latter two are without their surprise.
+        """
+        route_R = torch.arange(self.cells.space.size, device=self.rows_N.device)
+        routes_RL = self.cells.space.decode(route_R)
+        cell_R = self.cells.index(*((routes_RL == branch).sum(-1) for branch in (1, 2)))
+        nll_3NR = self.nll_3NR - self.excess_3N[:, self.rows_N, None]
+        kept = {}
+        for size in self.sizes:
+            unit_N = _unit_of(frontier.padding_BT, size)
+            for name, chooses, scored in (("nll", 0, 0), ("drawn", 1, 1), ("second", 1, 2)):
+                mean_QN, nll_QN = _choose(nll_3NR[chooses], nll_3NR[scored], unit_N, cell_R, len(self.cells.spent))
+                kept[f"unit{size}_{name}"] = frontier.read(mean_QN, nll_QN)
+        return kept
+
+
+def _unit_of(padding_BT: Tensor, size: int) -> Tensor:
+    """The unit of each token, [N]; padding, at either end of a sequence, is in units that nobody reads."""
+    place_BT = (~padding_BT).cumsum(-1).sub(1).clamp(min=0) // size
+    units = int(place_BT.max()) + 1
+    row_B1 = torch.arange(len(padding_BT), device=padding_BT.device)[:, None]
+    return (row_B1 * units + place_BT).masked_fill(padding_BT, len(padding_BT) * units).flatten()
+
+
+def _choose(chooses_NR: Tensor, scored_NR: Tensor, unit_N: Tensor, cell_R: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Return, per cell and token, the mean loss of its unit's best route, and what the token loses there, [Q, N]."""
+    units = int(unit_N.max()) + 1
+    mean_UR = chooses_NR.new_zeros(units, len(cell_R)).index_add_(0, unit_N, chooses_NR)
+    mean_UR /= unit_N.bincount(minlength=units).clamp(min=1)[:, None]
+    mean_QN = chooses_NR.new_full((cells, len(unit_N)), torch.inf)
+    nll_QN = mean_QN.clone()
+    for cell in cell_R.unique().tolist():
+        routes = (cell_R == cell).nonzero()[:, 0]
+        lowest_U, best_U = mean_UR[:, routes].min(-1)
+        mean_QN[cell] = lowest_U[unit_N]
+        nll_QN[cell] = scored_NR[torch.arange(len(unit_N)), routes[best_U[unit_N]]]
+    return mean_QN, nll_QN
