@@ -95,7 +95,15 @@ LEADING = {
 """By list: the estimate whose ends the golden files call only `low` and `high`; those of others begin with its name."""
 GONE = re.compile("(share|low|high)_by_position$")
 """What no reader of results.json ever used."""
-ONCE_ABSENT = {"best_of_routes", "compared_documents", "compared_tokens", "difficulty_by_class", "helped_most", "units"}
+ONCE_ABSENT = {
+    "best_of_routes",
+    "compared_documents",
+    "compared_tokens",
+    "families",
+    "difficulty_by_class",
+    "helped_most",
+    "units",
+}
 """What was added, or left out where it is now null."""
 
 
@@ -152,7 +160,7 @@ def drop_loss_of_other_contexts(results: dict[str, Any]) -> None:
     """
     for row in results["comparison"]:
         if row["context"] not in (None, results["context"]):
-            del row["compared_nll"]
+            row.pop("compared_nll", None)
 
 
 WORDS = {"finding", "quantity", "statement", "source", "readings", "above", "below"}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.analysis.comparison import compared_budgets, comparison_rows, shown_routers
+from duollm.analysis.comparison import comparison_rows, shown_routers
 from duollm.analysis.losses import spend_rows
 from duollm.records.keys import CEILING, Key
 from duollm.records.records import Draws, Records
@@ -143,13 +143,6 @@ def test_the_worth_of_spending_on_average_is_paired():
     assert row.exact_minus_average.value == pytest.approx(0.1)
     assert row.exact_minus_average.low == pytest.approx(row.exact_minus_average.high)
     assert row.average_mean_big_layers == pytest.approx(3.1)
-
-
-def test_without_routers_the_searched_budgets_are_compared():
-    oracles = {Key("oracle", k, context="shared"): 4.0 for k in (0, 2, 4, 6)}
-    assert compared_budgets(_draws(oracles).records) == [2, 4]
-    ends = {Key(f"linear_k{k}", k, "linear", "average"): 4.0 for k in (0, 6)}
-    assert compared_budgets(_draws(oracles | ends).records) == [2, 4]
 
 
 def test_the_papers_router_is_shown_first_and_then_the_best_of_other_kinds():

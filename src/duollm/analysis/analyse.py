@@ -11,6 +11,7 @@ from duollm.analysis.claims import decide_claims
 from duollm.analysis.claims.evidence import gather_evidence
 from duollm.analysis.comparison import comparison_rows
 from duollm.analysis.difficulty import class_rows, difficulty_rows, helped_rows, with_difficulty
+from duollm.analysis.families import family_rows
 from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows, unit_rows
 from duollm.analysis.layers import agreement_rows, layer_use_rows, position_edges
 from duollm.analysis.losses import best_of_pattern_rows, best_of_route_rows, gap_rows, nll_rows, spend_rows
@@ -85,6 +86,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
         nll=[row for each in draws for row in nll_rows(each)],
         gap_closed=[row for each in draws for row in gap_rows(each)],
         comparison=[row for pair in zip(draws, more, strict=True) for row in comparison_rows(*pair, timing)],
+        families=[row for each in more for row in family_rows(each, bootstrap_samples, seed)],
         spend=[row for each in more for row in spend_rows(each)],
         agreement=[row for each in draws for row in agreement_rows(each)],
         timing=timing.facts if timing else None,

@@ -1,30 +1,21 @@
-"""Compares all policies at equal budgets: loss, gain over static, share of the reachable gain, and cost.
-
-Shape letters: X draws of the bootstrap.
-"""
+"""Compares all policies at equal budgets: loss, gain over static, share of the reachable gain, and cost."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from duollm.analysis.areas import compared_budgets, fair_gain, gain_at_spent
 from duollm.analysis.claims.evidence import studied_router
 from duollm.analysis.losses import gap_rows
 from duollm.analysis.results import ComparisonRow, fields_of
-from duollm.records.bootstrap import Floats, interval, interval_if
-from duollm.records.keys import ALL_BIG, ALL_SMALL, AVERAGE, CEILING, ORACLE, STATIC, Key, ceiling_policy
-from duollm.records.records import FLOPS, ROUTER_FLOPS, Draws, Records
+from duollm.records.bootstrap import interval, interval_if
+from duollm.records.keys import ALL_BIG, ALL_SMALL, AVERAGE, CEILING, STATIC, Key, ceiling_policy
+from duollm.records.records import FLOPS, ROUTER_FLOPS, Draws
 from duollm.records.timing import Timing
 
 NEAR_BUDGET = 0.01
 """A router keeps its budget if the share of big that it spends is at most this far from what was asked."""
-
-
-def compared_budgets(records: Records) -> list[int]:
-    """Return the budgets of the routers, or all searched budgets if there is no router, except 0 and L."""
-    between = [key for key in records.policies if 0 < key.big_layers < records.num_layers]
-    routers = {key.big_layers for key in between if key.kind}
-    return sorted(routers or {key.big_layers for key in between if key.policy == ORACLE})
 
 
 def comparison_rows(draws: Draws, compared: Draws, timing: Timing | None) -> Iterator[ComparisonRow]:
@@ -62,19 +53,16 @@ def _gains(draws: Draws, key: Key) -> dict[str, Any]:
 
     A share of the ceiling's gain is given where the ceiling shows one: where the interval of its gain is above 0.
     """
-
-    def at_spent(key: Key) -> Floats | None:
-        static_X = None if draws.records.skips else draws.nll_at(STATIC, draws.spent(key))
-        return None if static_X is None else static_X - draws[key]
-
-    static_X = draws.nll(STATIC, key.big_layers)
-    nominal_X, at_spent_X = None if static_X is None else static_X - draws[key], at_spent(key)
-    gain_X = nominal_X if at_spent_X is None else at_spent_X
+    static_X, gain_X = draws.nll(STATIC, key.big_layers), fair_gain(draws, key)
     ceiling = Key(ceiling_policy(key.spend or AVERAGE), key.big_layers)
-    ceiling_X, of_ceiling_X = at_spent(ceiling) if ceiling in draws else None, None
+    ceiling_X, of_ceiling_X = gain_at_spent(draws, ceiling) if ceiling in draws else None, None
     if gain_X is not None and ceiling_X is not None and interval(ceiling_X).low > 0:
         of_ceiling_X = gain_X / ceiling_X
-    drawn = {"gain_over_static": nominal_X, "gain_at_spent": at_spent_X, "of_ceiling": of_ceiling_X}
+    drawn = {
+        "gain_over_static": None if static_X is None else static_X - draws[key],
+        "gain_at_spent": gain_at_spent(draws, key),
+        "of_ceiling": of_ceiling_X,
+    }
     return {name: interval_if(draws_X) for name, draws_X in drawn.items()}
 
 

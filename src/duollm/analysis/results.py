@@ -16,6 +16,9 @@ from duollm.records.bootstrap import Estimate
 from duollm.records.keys import EXECUTED, ORACLE, Key, variant
 from duollm.records.model import read_json
 
+FAMILY_LEVEL = 0.05
+"""Of `FamilyRow.gain_p` and `FamilyRow.best_p`."""
+
 
 @dataclass(frozen=True)
 class PolicyRow:
@@ -87,6 +90,37 @@ class ComparisonRow(PolicyRow):
     def fair_gain(self) -> Estimate | None:
         """The gain over static at what was spent, or at k if that is not known."""
         return self.gain_at_spent or self.gain_over_static
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """A router over all budgets, judged in the family of all routers (docs/claims.md).
+
+    Attributes:
+        router: the kind, with its way of spending if that is exact.
+        gain, gain_p: the gain over static at what was spent, by budget; its p-value, adjusted for the whole family.
+        area, area_p: the mean of the gains by the trapezoid rule, with its own p-value; None if a budget is missing.
+        best_p: the router is in the 95 % model confidence set of the best area if this is above 0.05.
+    """
+
+    domain: str
+    router: str
+    big_layers: list[int]
+    gain: list[Estimate]
+    gain_p: list[float]
+    area: Estimate | None
+    area_p: float | None
+    best_p: float | None
+
+    @property
+    def beats_static(self) -> list[int]:
+        """The budgets at which the router beats static; naming any by chance has a probability of at most 5 %."""
+        return [k for k, p in zip(self.big_layers, self.gain_p, strict=True) if p <= FAMILY_LEVEL]
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether the router cannot be told from the best."""
+        return self.best_p is not None and self.best_p > FAMILY_LEVEL
 
 
 @dataclass(frozen=True)
@@ -261,6 +295,7 @@ class Results:
     nll: list[LossRow]
     gap_closed: list[GapRow]
     comparison: list[ComparisonRow]
+    families: list[FamilyRow]
     spend: list[SpendRow]
     agreement: list[AgreementRow]
     timing: dict[str, Any] | None

@@ -3,6 +3,10 @@
 Tokens of one document are correlated, so documents are resampled, never tokens. All quantities are computed on the same
 resamples, which makes differences between policies paired.
 
+Plain percentile intervals of few documents are too short: they take the variance as known, and as smaller than it is.
+So a resample has fewer documents than the data (see `Bootstrap`), which puts its percentiles as far apart as Student's
+t asks. `tools/interval_coverage.py` measures what that is worth (docs/evaluation.md).
+
 Shape letters: D documents, X draws (the data itself first, then the resamples), T tokens.
 A trailing Q stands for any further dimensions.
 """
@@ -15,6 +19,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+_STUDENT = (1.96**2 + 1) / 2
+"""t / 1.96 is to first order sqrt(1 + this / degrees of freedom) (Abramowitz and Stegun, 26.7.5)."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,30 @@ class Estimate:
 class Bootstrap:
     """Resamples of documents, drawn with replacement within each stratum (domain).
 
-    `weights_XD[x, d]` is how often document d occurs in draw x. Draw 0 is the data themselves.
+    `weights_XD[x, d]` is how much document d counts in draw x; a stratum counts as many as it has documents. Draw 0 is
+    the data themselves.
+
+    Of n documents a resample takes n (1 - 1/e) (1 - 2.42/f); that is n - 3.4 of n equal ones. e is the effective number
+    of documents, (sum of sizes)^2 / sum of squared sizes (Kish, 1965); f is the sum of e - 1 over the strata. The first
+    factor makes the variance unbiased, as n - 1 of n does (Rao and Wu, 1988). The second is to first order
+    (1.96 / t)^2, where t is the 97.5 % point of Student's t with f degrees of freedom. Hesterberg (2015) gets the same
+    lengths by wider percentiles. Numbers between two whole ones are met on average over the resamples.
     """
 
-    def __init__(self, documents: Sequence[int], samples: int, seed: int) -> None:
-        """Draw `samples` resamples. `documents` is the number of documents in each stratum."""
+    def __init__(self, tokens: Sequence[Integers], samples: int, seed: int) -> None:
+        """Draw `samples` resamples. `tokens` has the tokens of each document, [D], for each stratum."""
         generator = np.random.default_rng(seed)
-        counts = [generator.multinomial(size, np.full(size, 1 / size), size=samples) for size in documents]
-        resamples_SD = np.concatenate(counts, axis=1)
-        self.weights_XD: Floats = np.concatenate([np.ones((1, sum(documents))), resamples_SD])
+        effective = [1 / np.square(tokens_D / tokens_D.sum()).sum() for tokens_D in tokens]
+        freedom = sum(effective) - len(effective)
+        kept = 1 - _STUDENT / max(freedom, _STUDENT)
+        strata = []
+        for size, documents in zip(map(len, tokens), effective, strict=True):
+            wanted_S = size * (1 - 1 / documents) * kept + generator.random(samples)
+            drawn_S = np.maximum(np.floor(wanted_S), 1).astype(np.int64)
+            counts_SD = generator.multinomial(drawn_S, np.full(size, 1 / size))
+            strata.append(counts_SD * (size / drawn_S)[:, None])
+        resamples_SD = np.concatenate(strata, axis=1)
+        self.weights_XD: Floats = np.concatenate([np.ones((1, resamples_SD.shape[1])), resamples_SD])
 
     def ratio(self, totals_DQ: Floats, counts_DQ: Floats | Integers) -> Floats:
         """Return sum(totals) / sum(counts) over documents, for the data and every resample: [X, Q...].
@@ -94,7 +116,8 @@ def mean_draws(documents: Sequence[str] | NDArray[np.str_], nll_TP: Floats, seed
     """
     names, document_T = np.unique(np.asarray(documents), return_inverse=True)
     totals_DP = sum_by_document(nll_TP, document_T, len(names))
-    means_XP = Bootstrap([len(names)], BOOTSTRAP_SAMPLES, seed).ratio(totals_DP, np.bincount(document_T))
+    tokens_D = np.bincount(document_T)
+    means_XP = Bootstrap([tokens_D], BOOTSTRAP_SAMPLES, seed).ratio(totals_DP, tokens_D)
     if len(names) == 1:
         means_XP[1:] = np.nan
     return means_XP

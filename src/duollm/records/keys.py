@@ -20,7 +20,7 @@ BEST_PATTERNS = f"best-of-{PATTERNS_DRAWN}-patterns"
 RANDOM_ROUTES_CONTEXT = "shared"
 
 DRAWN_ORACLE = "drawn-oracle"
-"""The oracle's search for a label drawn from the all-big prediction."""
+"""`on_drawn(ORACLE)`."""
 DRAWN_SECOND = "drawn-second"
 """The routes of `DRAWN_ORACLE` on a second draw."""
 DRAWN_STATIC = "drawn-static"
@@ -74,6 +74,11 @@ def of_unit(policy: str, unit: int) -> str:
 def ramp_oracle(first: int, last: int) -> str:
     """Return the name of the oracle whose budget slides from `first` to `last` big layers over the window."""
     return f"oracle-ramp{first}to{last}"
+
+
+def on_drawn(policy: str) -> str:
+    """Return the name of an oracle's search for a label drawn from the all-big prediction."""
+    return f"drawn-{policy}"
 
 
 def best_routes(drawn: int) -> str:

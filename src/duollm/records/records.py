@@ -62,8 +62,9 @@ class Records:
 
     @cached_property
     def policies(self) -> list[Key]:
-        """The policies that tables show, in order."""
-        return [key for quantity, key in self.sums if quantity == NLL and not key.auxiliary]
+        """The policies that tables show, in order: of oracles whose budget slides, those of the main context."""
+        shown = [key for quantity, key in self.sums if quantity == NLL and not key.auxiliary]
+        return [key for key in shown if key.context == self.context or not key.policy.startswith(f"{ORACLE}-")]
 
 
 def pool(domains: Sequence[Records]) -> Records:
@@ -182,7 +183,8 @@ class Draws:
 
     def __init__(self, records: Records, samples: int, seed: int) -> None:
         self.records = records
-        self.bootstrap = Bootstrap(records.strata, samples, seed)
+        ends = np.cumsum(records.strata)[:-1]
+        self.bootstrap = Bootstrap(np.split(records.tokens_D, ends), samples, seed)
         self._means: dict[tuple[str, Key], Floats] = {}
         self._key = {
             (key.policy, key.big_layers): key

@@ -33,6 +33,7 @@ from duollm.records.keys import (
     best_routes,
     ceiling_policy,
     of_unit,
+    on_drawn,
     predictor_policy,
     ramp_oracle,
 )
@@ -232,7 +233,7 @@ def read_oracle(run: Path, domain: str) -> Tokens:
         for key, column in columns.items()
         if key.policy in _REQUIRED or file.has(column)
     }
-    return Tokens.of(file, policies | _ramps(file, main, space))
+    return Tokens.of(file, policies | _ramps(file, space))
 
 
 def _contexts(file: ResultFile, main: str) -> list[str]:
@@ -242,16 +243,21 @@ def _contexts(file: ResultFile, main: str) -> list[str]:
     return [main, *(name for name in others if any(column.startswith(f"nll_{name}_k") for column in names))]
 
 
-def _ramps(file: ResultFile, context: str, space: RouteSpace) -> dict[Key, PolicyTokens]:
-    """Read the oracles whose budget slides over the window. Their `big_layers` is the mean of both ends."""
+def _ramps(file: ResultFile, space: RouteSpace) -> dict[Key, PolicyTokens]:
+    """Read the oracles whose budget slides over the window, also on drawn labels.
+
+    Their `big_layers` is the mean of both ends.
+    """
     found = {}
     for column in file.table.column_names:
-        if match := re.fullmatch(rf"nll_{context}_ramp(\d+)to(\d+)", column):
-            first, last = map(int, match.groups())
+        if match := re.fullmatch(rf"nll_({'|'.join(_CONTEXTS)})_ramp(\d+)to(\d+)", column):
+            context, first, last = match[1], int(match[2]), int(match[3])
             route_T = file.route_ids(column.replace("nll_", "route_", 1))
             spent_T = space.count_big(route_T).astype(np.float64)
             key = Key(ramp_oracle(first, last), (first + last) // 2, context=context)
             found[key] = PolicyTokens(file.floats(column), route_T, space, spent_T)
+            if file.has(f"resampled_{column}"):
+                found[key._replace(policy=on_drawn(key.policy))] = PolicyTokens(file.floats(f"resampled_{column}"))
     return found
 
 

@@ -92,11 +92,15 @@ def _row(claim: Claim, seeds: Sequence[Verdict]) -> dict[str, Cell]:
         "": claim.id,
         "claim, and what decides it": f"{claim.statement}{where} [{claim.source}]\n{decided_by}\n",
         "verdict, estimate": f"{verdict}\n{with_interval(claim.estimate) if claim.estimate else ''}",
-        **{
-            labels: " ".join(_MARKS[one.verdict] for one in claim.readings if one.labels == labels)
-            for labels in get_args(Labels)
-        },
+        **{labels: _marks(claim, labels) for labels in get_args(Labels)},
     }
+
+
+def _marks(claim: Claim, labels: Labels) -> str:
+    """A mark for every context; contexts that have no drawn labels have none either."""
+    found = {one.context: _MARKS[one.verdict] for one in claim.readings if one.labels == labels}
+    contexts = dict.fromkeys(one.context for one in claim.readings)
+    return " ".join(found.get(context, _MARKS["not measured"]) for context in contexts)
 
 
 def _flat(claim: Claim) -> dict[str, Cell]:

@@ -31,7 +31,7 @@ MOST_TOKENS = 50_000
 _LARGEST = 2**15 - 1
 """The largest number that two bytes hold after `_bytes`' zigzag."""
 _DIGITS = 5
-_HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp")
+_HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp", "drawn-oracle-ramp")
 """How the names of policies begin whose tokens are not on the page."""
 _FIELDS = (
     *("provenance", "model", "context", "bootstrap", "nll", "comparison", "spend", "agreement", "timing"),

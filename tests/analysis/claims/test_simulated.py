@@ -97,7 +97,7 @@ class Simulation:
 
     def mean(self, value, spread=0.05):
         totals_D = self.scattered(value, spread) * self.tokens_D
-        return Bootstrap([DOCUMENTS], 200, 1).ratio(totals_D, self.tokens_D)
+        return Bootstrap([self.tokens_D], 200, 1).ratio(totals_D, self.tokens_D)
 
     def evidence(self, branches, sums):
         records = Records("code", "shared", LAYERS, (DOCUMENTS,), self.tokens_D, sums)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from duollm.analysis.areas import areas
 from duollm.analysis.difficulty import HARD, LINE_STARTS
 from duollm.analysis.verdicts import Labels
 from duollm.models.branch import Branch
@@ -23,8 +24,9 @@ from duollm.records.keys import (
     ORACLE,
     STATIC,
     Key,
+    on_drawn,
 )
-from duollm.records.records import BRANCHES, Draws
+from duollm.records.records import BRANCHES, NLL, Draws
 from duollm.records.windows import HALVES, SKIPPED_AGAIN, correlation, within
 from duollm.routes.space import focus_budgets
 
@@ -114,13 +116,14 @@ def gather_evidence(
 
     Args:
         draws: of the records of the oracle's text.
-        compared: of the records of the text of the comparison, for how routers use their branches.
+        compared: of the records of the text of the comparison, for how routers use their branches and what they gain.
         branches, router_branches: those that the oracle and the routers may take.
         like_opt: whether the model has LayerNorm and learned positions.
     """
     records = draws.records
     main = [key for key in records.policies if key.context in (None, records.context) and key.spend != EXACT]
-    router = studied_router(key.kind for key in main)
+    kinds = {key.kind for key in main if key.kind}
+    router = studied_router(kinds)
     evidence = Evidence(
         records.domain,
         records.num_layers,
@@ -135,6 +138,7 @@ def gather_evidence(
             if quantity == HALVES and key.kind == router and key.spend == AVERAGE
         },
         like_opt=like_opt,
+        area_X={kind: area_X for kind, area_X in areas(compared).items() if kind in kinds},
     )
     return _with_searches(evidence, draws, records.context, "text")
 
@@ -152,30 +156,30 @@ def readings(evidence: Evidence, draws: Draws) -> Iterator[tuple[str, Labels, Ev
     router nor another policy. Net of selection noise, the oracle's loss is raised by what the same search gains on
     drawn labels over static.
     """
-    text = replace(evidence, use={}, area_X={}, oracle_share_XL={}, hard_X=None, line_starts_X=None)
-    layers = evidence.num_layers
+    plain = replace(evidence, use={}, area_X={})
+    others = {name: nll_X for name, nll_X in evidence.nll_X.items() if not _is_search(name[0])}
+    static = {key.big_layers: draws[key] for quantity, key in draws.records.sums if key.policy == DRAWN_STATIC}
+    ends = {(ALL_BIG, k): nll_X for k, nll_X in static.items() if k == evidence.num_layers}
+    on_static = {(name, k): nll_X for k, nll_X in static.items() for name in (STATIC, BEST_PATTERNS)} | ends
     for context in contexts(draws):
-        keys = [key for key in draws.records.policies if key.policy == ORACLE and key.context == context]
-        drawn = {key.big_layers: key._replace(policy=DRAWN_ORACLE) for key in keys}
-        drawn = {k: key for k, key in drawn.items() if key in draws and Key(DRAWN_STATIC, k) in draws}
-        others = {name: nll_X for name, nll_X in evidence.nll_X.items() if name[0] != ORACLE}
-        if context != draws.records.context:
-            others = {name: nll_X for name, nll_X in others.items() if not name[0].startswith(f"{ORACLE}-")}
-        oracle = {key.big_layers: draws[key] for key in keys}
-        noise = {k: draws[Key(DRAWN_STATIC, k)] - draws[key] for k, key in drawn.items()}
-        static = {k: draws[Key(DRAWN_STATIC, k)] for k in drawn}
-        on_drawn = {(name, k): nll_X for k, nll_X in static.items() for name in (STATIC, BEST_PATTERNS)}
-        on_drawn |= {(ORACLE, k): draws[key] for k, key in drawn.items()}
-        on_drawn |= {(ALL_BIG, layers): static[layers]} if layers in static else {}
-        net = {(ORACLE, k): oracle[k] + noise[k] for k in drawn}
-        found: dict[Labels, dict[tuple[str, int], Floats]] = {
-            "text": others | {(ORACLE, k): nll_X for k, nll_X in oracle.items()},
-            "drawn": on_drawn,
-            "net": {name: nll_X for name, nll_X in others.items() if not name[0].startswith(f"{ORACLE}-")} | net,
-        }
-        for labels, nll_X in found.items():
-            known = text if labels != "drawn" else replace(text, router=None, router_spent_X={})
-            yield context, labels, _with_searches(replace(known, nll_X=nll_X), draws, context, labels)
+        keys = [key for quantity, key in draws.records.sums if quantity == NLL and key.context == context]
+        searched = {(key.policy, key.big_layers): draws[key] for key in keys if _is_search(key.policy)}
+        drawn = {(policy, k): draws[key] for policy, k in searched if (key := _drawn(policy, k, context)) in draws}
+        drawn = {(policy, k): nll_X for (policy, k), nll_X in drawn.items() if k in static}
+        net = {(policy, k): searched[policy, k] + static[k] - drawn_X for (policy, k), drawn_X in drawn.items()}
+        unseen = replace(plain, nll_X=on_static | drawn, router=None, router_spent_X={})
+        yield context, "text", _with_searches(replace(plain, nll_X=others | searched), draws, context, "text")
+        yield context, "drawn", _with_searches(unseen, draws, context, "drawn")
+        yield context, "net", _with_searches(replace(plain, nll_X=others | net), draws, context, "net")
+
+
+def _is_search(policy: str) -> bool:
+    """Whether it is the oracle, or one whose budget slides over the window."""
+    return policy == ORACLE or policy.startswith(f"{ORACLE}-")
+
+
+def _drawn(policy: str, k: int, context: str) -> Key:
+    return Key(on_drawn(policy), k, context=context)
 
 
 SEARCHED: dict[Labels, str] = {"text": ORACLE, "drawn": DRAWN_ORACLE, "net": NET_ORACLE}

@@ -67,7 +67,7 @@ def paired_draws(domains: Sequence[str], pairs: Sequence[tuple[Path, str]], seed
     Raises:
         UserError: the runs were scored on other text.
     """
-    sums_DP, tokens_D, strata = [], [], []
+    sums_DP, tokens_D = [], []
     for domain in domains:
         found = [_losses(run / FOLDER / f"{domain}.parquet", policy) for run, policy in pairs]
         tables = [table for table in found if table is not None]
@@ -84,10 +84,9 @@ def paired_draws(domains: Sequence[str], pairs: Sequence[tuple[Path, str]], seed
         nll_TP = np.stack([table.column("nll").to_numpy() for table in tables], axis=1).astype(np.float64)
         sums_DP.append(sum_by_document(nll_TP, document_T, len(names)))
         tokens_D.append(np.bincount(document_T))
-        strata.append(len(names))
-    if not strata:
+    if not tokens_D:
         return None
-    return Bootstrap(strata, BOOTSTRAP_SAMPLES, seed).ratio(np.concatenate(sums_DP), np.concatenate(tokens_D))
+    return Bootstrap(tokens_D, BOOTSTRAP_SAMPLES, seed).ratio(np.concatenate(sums_DP), np.concatenate(tokens_D))
 
 
 def _losses(path: Path, policy: str) -> pa.Table | None:

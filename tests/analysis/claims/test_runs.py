@@ -1,0 +1,143 @@
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from duollm.analysis.claims.models import SHARES
+from duollm.analysis.claims.runs import Run, columns_of, equal_share, mean_over_seeds, over_seeds, role_of, united
+from duollm.analysis.verdicts import Claim, Reading, condition, decide
+from duollm.config import Recipe
+from duollm.errors import UserError
+from duollm.records.bootstrap import Estimate
+from synthetic_scores import write_scores
+
+SIZES = {"intermediate_size": 512, "small_intermediate_size": 32}
+
+
+def recipe(seed=0, **sections):
+    given = {"model": SIZES, **sections}
+    return Recipe.model_validate({"seed": seed, **given})
+
+
+MAIN, SKIP = {}, {"oracle": {"branches": ["skip", "big"]}, "router": {"branches": ["skip", "big"]}}
+OPT = {"model": SIZES | {"architecture": "opt"}}
+FROZEN = {"model": SIZES | {"dense": "big/model"}, "pretrain": {"freeze": "big"}}
+
+
+def dense(width):
+    return {"model": SIZES | {"intermediate_size": width}, "pretrain": {"branch_shares": (0.0, 0.0, 1.0)}}
+
+
+def study(name, sections, *claims, seed=0):
+    results = SimpleNamespace(claims=list(claims), data={"prose": None})
+    beside = role_of(recipe(**sections)).startswith(("dense", "frozen"))
+    return Run(Path(name), recipe(seed, **sections), None if beside else results)
+
+
+def claim(name, *conditions, domain="prose"):
+    return decide(name, domain, "statement", "found.", *conditions)
+
+
+def low(quantity, value=-1.0, half=0.5):
+    draws_X = None if value is None else np.concatenate([[value], np.linspace(value - half, value + half, 101)])
+    return condition(quantity, draws_X, below=0)
+
+
+def test_parts_are_read_from_recipes():
+    parts = {name: role_of(recipe(**each)) for name, each in {"main": MAIN, "skip": SKIP, "opt": OPT}.items()}
+    assert len(set(parts.values())) == 3
+    assert role_of(recipe(**dense(272))) == "dense of width 272"
+    assert role_of(recipe(**FROZEN)) == "frozen"
+
+
+def test_a_column_holds_one_run_of_each_part_and_seed():
+    runs = [study("main", MAIN), study("skip", SKIP), study("other", MAIN, seed=1), study("again", MAIN)]
+    assert [[run.folder.name for run in column.runs.values()] for column in columns_of(runs)] == [
+        ["main", "skip"],
+        ["other"],
+        ["again"],
+    ]
+
+
+def test_runs_that_only_stand_beside_others_make_no_column():
+    assert columns_of([study("dense", dense(512))]) == []
+
+
+def test_conditions_of_several_runs_make_one_claim():
+    plain = claim("C10", low("big"), low("skip", None))
+    skipping = claim("C10", low("skip, router of skip, big at k = 6", 1.0), low("big", None))
+    whole = united([plain, skipping])
+    assert [one.quantity for one in whole.conditions] == ["big", "skip, router of skip, big at k = 6"]
+    assert (plain.verdict, skipping.verdict, whole.verdict) == ("undecided", "not reproduced", "not reproduced")
+
+
+def test_what_no_run_measured_stays():
+    whole = united([claim("C10", low("big"), low("skip", None)), claim("C10", low("big", None), low("skip", None))])
+    assert (whole.verdict, len(whole.conditions)) == ("undecided", 2)
+
+
+def test_claims_about_the_papers_model_are_not_taken_from_another():
+    main = study("main", MAIN, claim("C6", low("slope")), claim("C16", low("slope", None)))
+    opt = study("opt", OPT, claim("C6", low("slope", 1.0)), claim("C16", low("slope")))
+    [column] = columns_of([opt, main])
+    verdicts = {each.id: each.verdict for each in column.claims()}
+    assert (verdicts["C6"], verdicts["C16"]) == ("reproduced", "reproduced")
+    [alone] = columns_of([opt])
+    assert {each.id: each.verdict for each in alone.claims()}["C6"] == "not reproduced"
+
+
+def test_c14_and_c15_come_from_scores_of_runs_beside(tmp_path):
+    write_scores(tmp_path / "main", {f"random:{share:g}": 3 - share for share in SHARES})
+    widths = {share: round(32 + share * 480) for share in (0.0, 0.75, 1.0)}
+    for share, width in widths.items():
+        write_scores(tmp_path / f"dense{width}", {"all-big": 2.95 - share if share else 2.5})
+    write_scores(tmp_path / "frozen", {"random:0.5": 2.6})
+    runs = [study(tmp_path / f"dense{width}", dense(width)) for width in widths.values()]
+    runs += [study(tmp_path / "frozen", FROZEN), study(tmp_path / "main", MAIN, claim("C1", low("x")))]
+    claims = {each.id: each for each in columns_of(runs)[0].claims()}
+    assert (claims["C14"].verdict, claims["C15"].verdict) == ("reproduced", "reproduced")
+    assert claims["C15"].estimate.value == pytest.approx(0.1, abs=1e-6)
+
+
+def test_a_dense_model_must_take_the_flops_of_a_share():
+    main = study("main", MAIN)
+    assert [equal_share(study("dense", dense(width)), main) for width in (32, 152, 270, 392, 512)] == list(SHARES)
+    with pytest.raises(UserError, match="200 wide; those of equal FLOPs with main are 32, 152, 272, 392, 512 wide"):
+        equal_share(study("dense", dense(200)), main)
+
+
+def test_a_folder_without_a_recipe_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="no run folder"):
+        Run.read(tmp_path)
+
+
+class TestSeeds:
+    def test_verdicts_that_differ_are_unstable(self):
+        assert over_seeds([claim("C1", low("x")), claim("C1", low("x", 1.0))]).verdict == "unstable"
+        assert over_seeds([claim("C1", low("x")), claim("C1", low("x", None))]).verdict == "reproduced"
+        assert over_seeds([claim("C1", low("x", None))] * 2).verdict == "not measured"
+
+    def test_the_interval_covers_documents_and_seeds(self):
+        same = mean_over_seeds([Estimate(1.0, 0.9, 1.1)] * 2)
+        assert (same.value, same.low, same.high) == pytest.approx((1.0, 0.9, 1.1))
+        apart = mean_over_seeds([Estimate(1.0, 0.9, 1.1), Estimate(2.0, 1.9, 2.1)])
+        assert (apart.value, apart.high) == (1.5, pytest.approx(1.5 + 12.706 / 2))
+
+    def test_it_holds_the_truth_in_95_percent_of_studies_with_two_seeds(self):
+        """Seeds scatter, documents hardly do: only Student's interval is wide enough."""
+        random, held = np.random.default_rng(0), 0
+        for _ in range(2000):
+            seeds = [Estimate(value, value - 0.1, value + 0.1) for value in random.standard_normal(2)]
+            whole = mean_over_seeds(seeds)
+            held += whole.low < 0 < whole.high
+        assert 0.94 < held / 2000 < 0.97
+
+    def test_readings_are_compared_too(self):
+        readings = [
+            Reading("shared", "net", verdict, "x", Estimate(1.0, 0.9, 1.1)) for verdict in ("reproduced", "undecided")
+        ]
+        seeds = [replace(claim("C1", low("x")), readings=[each]) for each in readings]
+        whole: Claim = over_seeds(seeds)
+        assert [each.verdict for each in whole.readings] == ["unstable"]

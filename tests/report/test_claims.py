@@ -1,0 +1,74 @@
+import csv
+import io
+import json
+
+import pytest
+
+from duollm.analysis.analyse import analyse
+from duollm.config import Recipe, to_yaml
+from duollm.errors import UserError
+from duollm.report.claims import WIDTH, print_claims
+from synthetic_run import Plan, write_run
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Two finished runs that differ in the seed."""
+    folder, runs = tmp_path_factory.mktemp("claims"), []
+    for seed in (0, 1):
+        run = folder / f"study-{seed}"
+        write_run(run, Plan(seed=seed, documents=8))
+        analyse(run, bootstrap_samples=100)
+        sizes = {"num_hidden_layers": 6}
+        small = {"model": sizes, "router": {"big_layers": [1]}, "ceiling": {"depths": [1]}}
+        (run / "config.yaml").write_text(to_yaml(Recipe.model_validate({"seed": seed, **small})))
+        runs.append(run)
+    return runs
+
+
+def printed(capsys, runs, domain=None, form="table"):
+    print_claims(runs, domain, form)
+    return capsys.readouterr().out
+
+
+def test_a_row_for_every_claim_fits_a_terminal(seeds, capsys):
+    shown = printed(capsys, seeds)
+    assert max(map(len, shown.splitlines()[:-5])) <= WIDTH
+    for number in range(1, 20):
+        assert f"│ C{number} " in shown
+    assert "Not measured: it takes a router that may" in shown
+    assert "in the contexts shared, committed," in shown.replace("\n", " ")
+
+
+def test_every_seed_has_a_verdict_of_its_own(seeds, capsys):
+    one, both = (json.loads(printed(capsys, runs, form="json")) for runs in (seeds[:1], seeds))
+    assert [len(claim["seeds"]) for claim in (one[2], both[2])] == [1, 2]
+    for claim in both:
+        assert (claim["verdict"] == "unstable") == (len(set(claim["seeds"])) > 1)
+    first, mean = one[2]["estimate"], both[2]["estimate"]
+    assert first["value"] != mean["value"]
+
+
+def test_csv_has_a_column_for_every_seed_and_reading(seeds, capsys):
+    rows = list(csv.DictReader(io.StringIO(printed(capsys, seeds, form="csv"))))
+    assert [row["id"] for row in rows] == [f"C{number}" for number in range(1, 20)]
+    assert {"seed 0", "seed 1", "text shared", "drawn shared", "net shared", "text committed"} <= set(rows[0])
+
+
+def test_one_domain_can_be_asked_for(seeds, capsys):
+    claims = json.loads(printed(capsys, seeds[:1], "code", "json"))
+    assert {claim["domain"] for claim in claims} == {"code"}
+    with pytest.raises(UserError, match="did you mean 'code'"):
+        print_claims(seeds, "cod", "table")
+
+
+def test_a_run_twice_is_told_by_its_name(seeds, capsys):
+    rows = list(csv.DictReader(io.StringIO(printed(capsys, [seeds[0], seeds[0]], form="csv"))))
+    assert "study-0" in rows[0]
+
+
+def test_dense_runs_alone_are_refused(tmp_path):
+    dense = {"pretrain": {"branch_shares": (0.0, 0.0, 1.0)}}
+    (tmp_path / "config.yaml").write_text(to_yaml(Recipe.model_validate(dense)))
+    with pytest.raises(UserError, match="only stands beside a study"):
+        print_claims([tmp_path], None, "table")
