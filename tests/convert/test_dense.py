@@ -103,3 +103,12 @@ def test_too_little_sample_text_is_refused(converted, tmp_path):
     with pytest.raises(UserError, match=r"sample_tokens \(31\) must be at least two windows of 16 tokens"):
         converted(sample_tokens=31)
     assert not (tmp_path / "duo").exists()
+
+
+def test_a_duo_gives_its_big_ffns(converted):
+    """How big can be trained alone, frozen, and small trained after it."""
+    folder = converted(small_init="slice")
+    before, again = load_model(folder), open_dense(str(folder), 4, "ffn", 1)
+    ids = random_ids()
+    torch.testing.assert_close(again(ids).logits, before(ids).logits, atol=1e-5, rtol=0)
+    assert again.config.small_intermediate_size == 4

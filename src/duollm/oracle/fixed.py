@@ -29,14 +29,15 @@ _SHOWN_PREDICTIONS = 5
 
 
 def draw_patterns(space: RouteSpace, big_layers: Sequence[int], number: int, seed: int) -> NDArray[np.int64]:
-    """Draw up to `number` patterns per budget (fewer if draws coincide), and add all small and all big.
+    """Draw up to `number` patterns per budget (fewer if draws coincide), and add all small and all big
+    where they are in the space.
 
     Returns: route ids [R], ascending.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = [draw_route_ids(space, big, (number,), generator).numpy() for big in big_layers]
-    uniform = [branch for branch in (Branch.SMALL, Branch.BIG) if branch in space.branches]
-    return np.unique(np.concatenate([*drawn, space.encode(np.array([[b] * space.num_layers for b in uniform]))]))
+    uniform = [space.uniform(branch) for branch in (space.lowest, Branch.BIG)]
+    return np.unique(np.concatenate([*drawn, [route for route in uniform if route is not None]])).astype(np.int64)
 
 
 @torch.inference_mode()
@@ -69,6 +70,8 @@ def fixed_columns(
 ) -> dict[str, Any]:
     """Run all small, all big and static, and return their columns, one row per predicted token, in nats.
 
+    Where small is not among the branches, all small stands for all layers skipped.
+
     `nll_small`, `nll_big` and `nll_static_k<k>` are losses on the label. `expected_static_k<k>` is the expected loss
     when the label is drawn from the all-big prediction (the control for selection noise). `route_static_k<k>` are route
     ids. `rank` (1: the likeliest), `top5_id` and `top5_probability` (five a row) say what all big predicted.
@@ -89,7 +92,7 @@ def fixed_columns(
         routes_WL[big] = space.decode(route_W[big]).to(model.device)
     for part in np.array_split(np.arange(len(document_W)), -(-len(document_W) // _BATCH)):
         token_ids_BT = torch.from_numpy(windows.token_ids[part]).to(model.device)
-        small_BL, big_BL = (torch.full((len(part), space.num_layers), int(b)) for b in (Branch.SMALL, Branch.BIG))
+        small_BL, big_BL = (torch.full((len(part), space.num_layers), int(b)) for b in (space.lowest, Branch.BIG))
         reference_BTV = _log_probabilities(model, token_ids_BT, big_BL)
         of_part = {
             "nll_small": _nll(_log_probabilities(model, token_ids_BT, small_BL), token_ids_BT),

@@ -34,8 +34,9 @@ _DIGITS = 5
 _HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp", "drawn-oracle-ramp")
 """How the names of policies begin whose tokens are not on the page."""
 _FIELDS = (
-    *("provenance", "model", "context", "bootstrap", "nll", "comparison", "spend", "agreement", "timing", "claims"),
+    *("provenance", "model", "context", "bootstrap", "nll", "comparison", "families", "spend", "agreement", "timing"),
     *("selection_noise", "units", "difficulty", "ceiling", "decomposition", "best_of_patterns", "best_of_routes"),
+    "claims",
 )
 
 
