@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's chromium, driven by playwright; skipped where one of them is missing."""
 
+import json
 import os
 import shutil
 
@@ -98,6 +99,13 @@ def test_pointing_shows_the_numbers_of_the_files(tab, run):
             if key in tokens.policies:
                 cell = tab.inner_text(f'#token tr[data-policy="{variant}"] td')
                 assert float(cell) == pytest.approx(tokens.policies[key].nll_T[t], abs=6e-4)
+        rank = tokens.file.integers("rank")[t]
+        assert f"number {rank}" in tab.inner_text("#token h4")
+        words = tab.locator("#token .predicted bdi").all_inner_texts()
+        assert len(words) == 5
+        if "漢" in tokens.file.lists("top5_text")[t]:
+            assert "漢" in words
+        assert tab.locator("#token .predicted .hit").count() == (rank <= 5)
         route = "".join(map(str, tokens.oracle(3).routes_TL[t]))
         assert route in tab.get_attribute('#token tr[data-policy="oracle"] svg', "aria-label")
 
@@ -137,6 +145,7 @@ def test_the_keyboard_moves_and_pins(tab, run):
 
 def test_tables_sort_and_lines_can_be_hidden(tab, run):
     visit(tab, run, "tables")
+    tab.click("#all-losses summary")
     tab.click("#losses thead button >> text=k")
     ks = [int(k) for k in tab.locator("#losses tbody td:nth-child(2)").all_inner_texts()]
     assert ks == sorted(ks, reverse=True)
@@ -144,6 +153,23 @@ def test_tables_sort_and_lines_can_be_hidden(tab, run):
     tab.wait_for_selector('#frontier [data-series="oracle"]', state="attached")
     tab.click("#frontier .legend button >> text=/^oracle$/")
     assert tab.locator('#frontier [data-series="oracle"]').count() == 0
+
+
+def test_a_point_of_difficulty_leads_to_its_token(tab, run):
+    tokens = read_tokens(run, "prose")[0]
+    small_T, oracle_T = tokens.policies[Key("all-small", 0)].nll_T, tokens.oracle(2).nll_T
+    visit(tab, run, "figures?pool=prose")
+    chart = tab.locator("figure.chart", has_text="Difficulty against loss")
+    assert chart.locator("path[data-group]").count() == 3
+    chart.locator("svg").first.focus()
+    tab.keyboard.press("ArrowRight")  # the token of the lowest loss
+    t = int(small_T.argmin())
+    assert f"loss {small_T[t]:.3f}, of which the oracle removes " in chart.inner_text().replace("\u2212", "-")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#text .current")
+    assert tab.get_attribute("#text .current", "data-t") == str(t)
+    cell = tab.inner_text('#token tr[data-policy="oracle"] td')
+    assert float(cell) == pytest.approx(oracle_T[t], abs=6e-4)
 
 
 def test_runs_stand_side_by_side(tab, tmp_path):
@@ -161,6 +187,7 @@ def test_runs_stand_side_by_side(tab, tmp_path):
     assert tab.locator("#runs-numbers tbody tr").count() == 2
     assert [*tab.locator("#runs-settings tbody tr").all_inner_texts()] == ["seed\t0\t1"]
     tab.click("#runs-texts a >> nth=0")
+    tab.wait_for_selector("#text .words")
     assert tab.locator("#panenames b").all_inner_texts() == ["owl · all big, k = 6", "crow · all big, k = 6"]
     assert tab.locator("#text .block").first.locator(".words").count() == 2
     tab.get_by_label("Big layers", exact=True).select_option("3")
@@ -188,35 +215,28 @@ def test_no_view_has_an_accessibility_fault(tab, run):
             assert [fault["id"] for fault in faults] == [], f"{view}, {width} pixels, {scheme}"
 
 
-def test_fifty_thousand_tokens_scroll_without_long_tasks(tab, tmp_path):
+def test_fifty_thousand_tokens_scroll_without_long_tasks(browser, tab, tmp_path):
+    """A task's time is that of the processor, for what else this machine does makes a task wait, not work."""
     write_run(tmp_path, Plan(documents=25, tokens_per_document=2000, num_layers=3, router_budgets=(), measures=False))
     analyse(tmp_path, 100)
     write_report(tmp_path)
     visit(tab, tmp_path, "tokens")
-    painted, passes = tab.evaluate(
+    painted = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    tab.wait_for_timeout(500)
+    browser.start_tracing(page=tab, categories=["toplevel"])
+    tab.evaluate(
         """async () => {
           const frame = () => new Promise(requestAnimationFrame);
-          const rest = () => new Promise((done) => setTimeout(done, 500));
-          const passes = [];
-          await rest();
-          for (let pass = 0; pass < 3; pass++) {
-            let longest = 0;
-            const watch = new PerformanceObserver((list) => {
-              for (const task of list.getEntries()) longest = Math.max(longest, task.duration);
-            });
-            watch.observe({ type: "longtask" });
-            for (let place = 0; place < 30000; place += 300) {
-              scrollTo(0, place + 30000 * pass);
-              await frame();
-            }
-            await rest();
-            watch.disconnect();
-            passes.push(longest);
+          for (let place = 0; place < 60000; place += 300) {
+            scrollTo(0, place);
+            await frame();
           }
-          return [performance.getEntriesByName("first-contentful-paint")[0].startTime, passes];
         }"""
     )
+    events = json.loads(browser.stop_tracing())["traceEvents"]
     assert tab.locator("#text [data-t]").count() < 4000
-    busy = os.getloadavg()[0] > (os.cpu_count() or 1)  # then what else runs here makes tasks long
-    assert painted < (5000 if busy else 1000)
-    assert min(passes) <= (500 if busy else 50)
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    tasks = [event["tdur"] / 1000 for event in events if "tdur" in event and names.get(event["pid"]) == "Renderer"]
+    assert len(tasks) > 200
+    assert max(tasks) < 50  # milliseconds
+    assert painted < (1000 if os.getloadavg()[0] < (os.cpu_count() or 1) else 5000)

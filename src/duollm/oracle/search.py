@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from duollm.config import ModelConfig
 from duollm.flops import ffn_parameters
 from duollm.measure.executor import policy_losses
 from duollm.models.attention import DuoAttention
@@ -188,7 +189,7 @@ class _Search:
             steps.append(self.at(range(position, position + 1), [budget], attend))
             picked_1BL = self.cells.space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0))[None]
             here_1BD = self.batch.hidden_BTD[None, :, position]
-            for _ in follow(self.batch.model.model, here_1BD, picked_1BL, replace(attend, keeps=True)):
+            for _ in follow(self.batch.model.model, here_1BD, picked_1BL, replace(attend, keeps=True), True):
                 pass
         return join(steps, axis=2)
 
@@ -311,11 +312,16 @@ def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int
 
     Beyond 2,048 a CPU's products slow down, because what passes between them leaves its caches.
     """
-    kept_per_level = (space.base + 1) * config.hidden_size
-    working = 8 * config.hidden_size + 3 * config.intermediate_size
-    leaves = LEAVES * (3 * config.hidden_size + 128)  # joined and normalised; the bound's scores and what is kept
-    row_bytes = 4 * (space.num_layers * kept_per_level + working + leaves)
-    return max(1, min(memory_bytes // row_bytes, 4096 if torch.cuda.is_available() else 2048))
+    most = 4096 if torch.cuda.is_available() else 2048
+    return max(1, min(memory_bytes // row_bytes(config, space), most))
+
+
+def row_bytes(sizes: DuoConfig | ModelConfig, space: RouteSpace) -> int:
+    """Return the memory that the exact search takes for each hidden vector of a block."""
+    kept_per_level = (space.base + 1) * sizes.hidden_size
+    working = 8 * sizes.hidden_size + 3 * sizes.intermediate_size
+    leaves = LEAVES * (3 * sizes.hidden_size + 128)  # joined and normalised; the bound's scores and what is kept
+    return 4 * (len(space.group_layers) * kept_per_level + working + leaves)
 
 
 def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:

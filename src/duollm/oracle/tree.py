@@ -1,15 +1,15 @@
 """Walks the tree of routes: every prefix of choices is computed once.
 
-A node at depth l is a prefix of l choices. It holds the hidden states of all tokens under that prefix. All nodes of one
-depth are expanded together if they fit the row budget, so that the matrix products are large. The children of a wider
-block stay apart by branch and are walked to the leaves one after another, so that memory stays bounded and nothing is
-copied.
+A node at depth d is a prefix of d choices: of the branches of the first d groups of layers. It holds the hidden states
+of all tokens under that prefix, before the layer that asks for the next choice. All nodes of one depth are expanded
+together if they fit the row budget, so that the matrix products are large. The children of a wider block stay apart by
+branch and are walked to the leaves one after another, so that memory stays bounded and nothing is copied.
 
 Shape letters: P prefixes (nodes in a block), N tokens, G groups of them, D hidden, C branches, Q cells.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -27,20 +27,34 @@ def decoder_layers(model: DuoModel) -> list[DuoDecoderLayer]:
     return cast(list[DuoDecoderLayer], list(model.layers))
 
 
-def follow(model: DuoModel, hidden_PND: Tensor, routes_PNL: Tensor, attend: Attend) -> Iterator[Tensor]:
+def through(
+    layer: DuoDecoderLayer, hidden_PND: Tensor, choice_PN: Tensor, attend: Attend, attends_all: bool = False
+) -> Tensor:
+    """Send hidden states through a layer, each on its given branch, [P, N, D].
+
+    Prefixes that bypass the layer do not attend, unless `attends_all`: a context may keep their keys and values.
+    """
+    if not attends_all and layer.skip_scope == "layer" and (stays_P := (choice_PN == Branch.SKIP).all(-1)).any():
+        output_PND = hidden_PND.clone()
+        if not stays_P.all():
+            output_PND[~stays_P] = through(layer, hidden_PND[~stays_P], choice_PN[~stays_P], attend)
+        return output_PND
+    attention_PND = attend(layer, layer.input_layernorm(hidden_PND))
+    output_PND = layer.branch(choice_PN, *layer.attended(hidden_PND, attention_PND))
+    if layer.skip_scope == "layer":
+        output_PND = output_PND.where((choice_PN != Branch.SKIP)[..., None], hidden_PND)
+    return output_PND
+
+
+def follow(
+    model: DuoModel, hidden_PND: Tensor, routes_PNL: Tensor, attend: Attend, attends_all: bool = False
+) -> Iterator[Tensor]:
     """Send hidden states along given routes; yield them as they enter the first layer and after every layer."""
     yield hidden_PND
     for layer, choice_PN in zip(decoder_layers(model), routes_PNL.unbind(-1), strict=True):
-        attention_PND = attend(layer, layer.input_layernorm(hidden_PND))
-        output_PND = layer.branch(choice_PN, *layer.attended(hidden_PND, attention_PND))
-        if layer.skip_scope == "layer":
-            output_PND = output_PND.where((choice_PN != Branch.SKIP)[..., None], hidden_PND)
-        hidden_PND = output_PND
+        hidden_PND = through(layer, hidden_PND, choice_PN, attend, attends_all)
         yield hidden_PND
 
-
-Leads = Callable[[Tensor], Tensor]
-"""Whether numbers of small and big layers [P, G, 2] can still become wanted ones, [P]."""
 
 LEAVES = 4
 """How many blocks of leaves are handed on together: each costs many small steps, whatever its size."""
@@ -48,29 +62,17 @@ LEAVES = 4
 
 @dataclass(frozen=True)
 class Prefixes:
-    """P prefixes of one depth; G groups of tokens may each have their own. At depth L they are leaves.
+    """P prefixes of one depth; G groups of tokens may each have their own. At the last depth they are leaves.
 
     Attributes:
-        ids_PG: numbers in base C, first layer most significant; route ids at the leaves.
-        spent_PG2: numbers of small and of big layers so far.
+        ids_PG: numbers in base C, first choice most significant; route ids at the leaves.
+        spent_PG2: numbers of small and of big layers in what was chosen so far and in all fixed layers.
         hidden_PND: hidden states after the layers walked so far.
     """
 
     ids_PG: Tensor
     spent_PG2: Tensor
     hidden_PND: Tensor
-
-    @classmethod
-    def root(cls, hidden_ND: Tensor, groups: int = 1) -> "Prefixes":
-        """Return the empty prefix, with the embeddings of the tokens."""
-        ids_1G = torch.zeros(1, groups, dtype=torch.long, device=hidden_ND.device)
-        return cls(ids_1G, ids_1G.new_zeros(1, groups, 2), hidden_ND[None])
-
-    def where(self, kept_P: Tensor) -> "Prefixes":
-        """Return some of the prefixes."""
-        if kept_P.all():
-            return self
-        return Prefixes(self.ids_PG[kept_P], self.spent_PG2[kept_P], self.hidden_PND[kept_P])
 
     def parts(self, max_rows: int) -> "list[Prefixes]":
         """Split into parts of at most `max_rows` hidden vectors each (at least one prefix)."""
@@ -79,12 +81,17 @@ class Prefixes:
         return [Prefixes(*piece) for piece in zip(*pieces, strict=True)]
 
     def expand(
-        self, layer: DuoDecoderLayer, branches: Sequence[Branch], attend: Attend, leads: Leads | None = None
+        self,
+        layer: DuoDecoderLayer,
+        branches: Sequence[Branch],
+        attend: Attend,
+        group_size: int,
+        reaches: Callable[[Tensor], Tensor],
     ) -> "list[Prefixes]":
-        """Send the prefixes through a layer; return a block of children for every branch.
+        """Send the prefixes through the first layer of a group of this many; return a block of children per branch.
 
         Args:
-            leads: children that lead nowhere are not computed.
+            reaches: tells from what children have spent, [P, G, 2], which are wanted, [P]. No others are computed.
         """
         attended_PND, states_PND = layer.attended(
             self.hidden_PND, attend(layer, layer.input_layernorm(self.hidden_PND))
@@ -92,16 +99,17 @@ class Prefixes:
         children = []
         for digit, branch in enumerate(branches):
             spends_2 = self.spent_PG2.new_tensor([branch == Branch.SMALL, branch == Branch.BIG])
-            ids_PG, spent_PG2 = self.ids_PG * len(branches) + digit, self.spent_PG2 + spends_2
-            kept_P = None if leads is None else leads(spent_PG2)
-            every = kept_P is None or bool(kept_P.all())
-            if branch == Branch.SKIP and layer.skip_scope == "layer":
-                output_PND = self.hidden_PND if every else self.hidden_PND[kept_P]
-            else:
-                halfway = (attended_PND, states_PND) if every else (attended_PND[kept_P], states_PND[kept_P])
-                output_PND = layer.branch(branch, *halfway, fused=True)
-            kept = (ids_PG, spent_PG2) if every else (ids_PG[kept_P], spent_PG2[kept_P])
-            children.append(Prefixes(*kept, output_PND))
+            parts = [self.ids_PG * len(branches) + digit, self.spent_PG2 + group_size * spends_2, self.hidden_PND]
+            bypassed = branch == Branch.SKIP and layer.skip_scope == "layer"
+            halfway = [] if bypassed else [attended_PND, states_PND]
+            wanted_P = reaches(parts[1])
+            if not wanted_P.any():
+                continue
+            if not wanted_P.all():
+                parts, halfway = ([part[wanted_P] for part in each] for each in (parts, halfway))
+            if not bypassed:
+                parts[-1] = layer.branch(branch, halfway[0], halfway[1], fused=True)
+            children.append(Prefixes(*parts))
         return children
 
 
@@ -130,7 +138,7 @@ class Tree:
     def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Prefixes]:
         """Yield blocks of leaves from the embeddings [N, D] of the tokens."""
         waiting: list[Prefixes] = []
-        for block in self._walk(Prefixes.root(hidden_ND), 0, attend):
+        for block in self._walk(self.root(hidden_ND, attend), 0, attend):
             if waiting and _rows([*waiting, block]) > LEAVES * self.max_rows:
                 yield join(waiting)
                 waiting = []
@@ -138,24 +146,62 @@ class Tree:
         yield join(waiting)
 
     def _walk(self, block: Prefixes, depth: int, attend: Attend) -> Iterator[Prefixes]:
-        if depth == self.space.num_layers:
+        if depth == len(self.space.group_layers):
             yield block
             return
-        layer, remaining = decoder_layers(self.model)[depth], self.space.num_layers - depth - 1
         for part in block.parts(self.max_rows):
-            children = part.expand(layer, self.space.branches, attend, partial(self._leads, remaining))
-            if _rows(children) <= self.max_rows:
-                children = [join(children)]
-            for child in children:
+            for child in self.step(part, depth, attend):
                 yield from self._walk(child, depth + 1, attend)
 
-    def _leads(self, remaining: int, spent_PG2: Tensor) -> Tensor:
-        """Whether a wanted cell can be reached with this many layers left, [P]."""
-        left_PQ2 = self.wanted_Q2 - spent_PG2
-        reachable_PQ = (left_PQ2 >= 0).all(-1) & (left_PQ2.sum(-1) <= remaining)
-        if Branch.SKIP not in self.space.branches:
-            reachable_PQ &= left_PQ2.sum(-1) == remaining
-        return reachable_PQ.any(-1)
+    def root(self, hidden_ND: Tensor, attend: Attend, groups: int = 1) -> Prefixes:
+        """Return the empty prefix, which has passed the fixed layers before the first choice."""
+        ids_1G = torch.zeros(1, groups, dtype=torch.long, device=hidden_ND.device)
+        spent_PG2 = torch.tensor(self.space.spent_by_fixed, device=hidden_ND.device).expand(1, groups, 2)
+        return self._follow(Prefixes(ids_1G, spent_PG2, hidden_ND[None]), 0, attend)
+
+    def step(self, part: Prefixes, depth: int, attend: Attend) -> list[Prefixes]:
+        """Let the group of layers number `depth` choose, and walk on to the next; leave out what is not wanted.
+
+        A block of its own for every branch, or one for all if they fit together.
+        """
+        layers = self.space.group_layers[depth]
+        first, reaches = decoder_layers(self.model)[layers[0]], partial(self._reaches, depth + 1)
+        children = part.expand(first, self.space.branches, attend, len(layers), reaches)
+        if _rows(children) <= self.max_rows:
+            children = [join(children)]
+        return [self._follow(child, depth + 1, attend) for child in children]
+
+    def _reaches(self, depth: int, spent_PG2: Tensor) -> Tensor:
+        """Whether prefixes of this depth can still end in a wanted cell, bool [P]."""
+        sides = self.space.num_layers + 1
+        possible = torch.zeros(sides, sides, dtype=torch.bool, device=spent_PG2.device)
+        possible[tuple(zip(*self.space.sums[depth], strict=True))] = True
+        left_PQ2 = self.wanted_Q2 - spent_PG2[:, :1]
+        return ((left_PQ2 >= 0).all(-1) & possible[left_PQ2.clamp(min=0).unbind(-1)]).any(-1)
+
+    def _follow(self, block: Prefixes, depth: int, attend: Attend) -> Prefixes:
+        """Walk through the layers in which `depth` choices decide, up to the one that asks for the next."""
+        firsts = [-1, *(layers[0] for layers in self.space.group_layers), self.space.num_layers]
+        following = decoder_layers(self.model)[firsts[depth] + 1 : firsts[depth + 1]]
+        if not following:
+            return block
+        followed = []
+        for part in block.parts(self.max_rows):
+            hidden_PND = part.hidden_PND
+            for layer in following:
+                choice_PG = self._chosen(part.ids_PG, layer.layer_idx, depth)
+                choice_PN = choice_PG.repeat_interleave(hidden_PND.shape[1] // choice_PG.shape[1], dim=1)
+                hidden_PND = through(layer, hidden_PND, choice_PN, attend)
+            followed.append(replace(part, hidden_PND=hidden_PND))
+        return join(followed)
+
+    def _chosen(self, ids_PG: Tensor, layer_idx: int, depth: int) -> Tensor:
+        """The branches that prefixes of `depth` choices have fixed for a layer, [P, G]."""
+        if layer_idx in self.space.fixed:
+            return torch.full_like(ids_PG, int(self.space.fixed[layer_idx]))
+        group = next(index for index, layers in enumerate(self.space.group_layers) if layer_idx in layers)
+        digit_PG = ids_PG // self.space.base ** (depth - 1 - group) % self.space.base
+        return torch.tensor(self.space.branches, device=ids_PG.device)[digit_PG]
 
 
 def _rows(blocks: Sequence[Prefixes]) -> int:

@@ -19,15 +19,13 @@ from duollm.measure.comparison import TrainedRouter
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router, branch_costs
+from duollm.routers.baselines import EarlyExitRouter, MixtureOfDepthsRouter, RandomRouter
 from duollm.routers.calibration import ExactBudget
 from duollm.routers.codebook import CodebookRouter
 from duollm.routers.distilled import DistilledRouter
-from duollm.routers.early_exit import EarlyExitRouter
 from duollm.routers.gains import DeepGainsRouter, GainsRouter, OffPolicyGainsRouter
 from duollm.routers.knn import KnnRouter
 from duollm.routers.linear import GumbelRouter, LinearRouter
-from duollm.routers.mixture_of_depths import MixtureOfDepthsRouter
-from duollm.routers.random import RandomRouter
 from duollm.routers.sequential import OffPolicySequentialRouter, SequentialRouter
 from duollm.routes.space import RouteSpace, parse_branches
 
@@ -143,5 +141,5 @@ def trained_routers(
         branches = tuple(sorted({*router.branches, *RouteSpace(1).branches}))
         for way in spend:
             policy = ExactBudget(router, facts["big_layers"]) if way == "exact" else router
-            known = facts | {"spend": way, "branch_costs": branch_costs(model.config).tolist()}
+            known = facts | {"spend": way, "branch_costs": branch_costs(model.config, router.branches).tolist()}
             yield TrainedRouter(f"{name}_exact" if way == "exact" else name, backbone, policy, branches, known)
