@@ -5,7 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from duollm import RouteSpace, loss_table, search_oracle
+from duollm import Branch, RouteSpace, loss_table, search_oracle
+from duollm.oracle.contexts import CONTEXTS
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import RandomRoutes
 from duollm.oracle.search import executed_nll
@@ -75,3 +76,16 @@ def test_the_bound_spares_no_leaf_that_rounding_lets_win(scale):
     pruned, whole = (search_oracle(model, tiny_tokens(4, 8), SPACE, "shared", prune=prune) for prune in (True, False))
     assert pruned.nll.equal(whole.nll)
     assert pruned.route_ids.equal(whole.route_ids)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("scope", ["ffn", "layer"])
+def test_every_branch_and_scope_under_autocast(context, scope):
+    model, ids = tiny_model(3, scope), tiny_tokens()
+    space = RouteSpace(3, tuple(Branch))
+    exact = search_oracle(model, ids, space, context, [1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = search_oracle(model, ids, space, context, [1])
+        beam = search_oracle(model, ids, space, context, [1], method="beam")
+    torch.testing.assert_close(found.nll.mean(), exact.nll.mean(), atol=0.1, rtol=0)
+    assert beam.nll.isfinite().all()

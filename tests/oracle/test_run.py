@@ -1,5 +1,6 @@
 """The oracle stage on tiny data: what it leaves behind, in how many processes, killed or not."""
 
+import copy
 import json
 from functools import partial
 
@@ -416,3 +417,12 @@ def test_routes_of_no_searched_budget_are_not_in_the_table(stage, tmp_path):
     routes = read(tmp_path, kind="routes")
     assert set(routes["route"]) == {0, 1, 2, 4, 7}
     assert np.isfinite(routes["nll_sum"]).all()
+
+
+def test_a_model_in_low_precision_says_how_far_that_moves_its_oracle(stage, model, tmp_path, capsys):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    stage(tmp_path / "half", model=half, contexts=["shared"], documents=2, resampled_labels=0).run()
+    said = capsys.readouterr().out
+    assert "bfloat16" in said
+    stage(tmp_path / "full", contexts=["shared"], documents=2, resampled_labels=0).run()
+    assert "float32" not in capsys.readouterr().out

@@ -27,6 +27,7 @@ from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budge
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
+from duollm.oracle.rounding import describe_bias, rounding_bias
 from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, row_bytes, search_oracle
 from duollm.oracle.store import Columns, OracleStore
 from duollm.oracle.units import Units
@@ -129,11 +130,21 @@ class OracleRun:
         check_settings(self.config, self.model.config, self.data.sequence_length)
         if self.rank == 0:
             self.store.claim()
+            self._say_bias()
         self.wait()
         for domain in self.data.domains:
             if not self.store.path(domain).exists():
                 self._search(domain)
             self.wait()
+
+    def _say_bias(self) -> None:
+        """If the model is in low precision, say how far that moves the oracle of one window."""
+        budgets = [each for each in self.plan.budgets("shared") if isinstance(each, Exactly)]
+        window = self.data.windows("test", self.data.domains[0], 1, 1, self.seed)
+        token_ids_T = torch.from_numpy(window.token_ids[0]).to(self.model.device)
+        bias_K = rounding_bias(self.model, token_ids_T, self.plan.space, budgets, self.config.search)
+        if bias_K is not None:
+            print(describe_bias(self.model, bias_K, budgets, len(token_ids_T) - 1), flush=True)
 
     def _search(self, domain: str) -> None:
         windows = self.data.windows("test", domain, self.config.documents, self.config.windows_per_document, self.seed)
