@@ -44,6 +44,10 @@ def test_use_of_branches_equals_a_plain_loop(gathered):
     assert np.isnan(use.again_X[0])  # nothing is skipped
 
 
+def test_areas_are_those_of_routers_that_spend_on_average(gathered):
+    assert list(gathered[3].area_X) == ["gains", "linear"]
+
+
 def test_every_context_has_the_labels_that_were_searched(gathered):
     _, _, draws, _, found = gathered
     assert contexts(draws) == ["shared", "committed"]
