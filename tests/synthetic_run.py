@@ -109,6 +109,10 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
     if plan.measures:
         before["before"] = pa.array(["\n" if position == 1 else "" for position in position_T])
         oracle |= _further_columns(truth, plan, np.random.default_rng(plan.seed))
+        picked_T5 = np.random.default_rng(plan.seed).integers(len(texts), size=(tokens, 5))
+        oracle["rank"] = pa.array(np.arange(tokens, dtype=np.int32) % 9 + 1)
+        oracle["top5_text"] = pa.array([[texts[place] for place in row] for row in picked_T5])
+        oracle["top5_probability"] = pa.array([[0.5, 0.25, 0.125, 0.0625, 0.01]] * tokens)
     write_parquet(run / "oracle" / f"{domain}.parquet", {**keys, "text": pa.array(texts), **before, **oracle}, facts)
     write_parquet(run / "oracle" / f"{domain}.routes.parquet", _route_columns(truth, domain, counted_T), facts)
     for k, route_T in routers.items():

@@ -3,8 +3,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duollm.config import Recipe, find_recipe, load_recipe, to_yaml
+from duollm.config import Recipe, load_recipe, to_yaml
 from duollm.errors import UserError
+from duollm.options import find_recipe
 
 
 @pytest.fixture

@@ -98,6 +98,13 @@ def test_pointing_shows_the_numbers_of_the_files(tab, run):
             if key in tokens.policies:
                 cell = tab.inner_text(f'#token tr[data-policy="{variant}"] td')
                 assert float(cell) == pytest.approx(tokens.policies[key].nll_T[t], abs=6e-4)
+        rank = tokens.file.integers("rank")[t]
+        assert f"number {rank}" in tab.inner_text("#token h4")
+        words = tab.locator("#token .predicted bdi").all_inner_texts()
+        assert len(words) == 5
+        if "漢" in tokens.file.lists("top5_text")[t]:
+            assert "漢" in words
+        assert tab.locator("#token .predicted .hit").count() == (rank <= 5)
         route = "".join(map(str, tokens.oracle(3).routes_TL[t]))
         assert route in tab.get_attribute('#token tr[data-policy="oracle"] svg', "aria-label")
 

@@ -42,6 +42,8 @@ export function drawTables(data) {
   const here = results.comparison.filter((row) => row.domain === state.pool && (row.big_layers === k || /^all-/.test(row.policy)) && !(row.policy === "executed-together" && row.context === "committed"));
   byId("comparison").replaceChildren(comparison(data, here, k));
   byId("losses").replaceChildren(lossTable(data));
+  const families = results.families.filter((row) => row.domain === state.pool);
+  byId("families").replaceChildren(...(families.length ? [familyTable(families)] : []));
   const spend = results.spend.filter((row) => row.domain === state.pool);
   byId("spend").replaceChildren(...(spend.length ? [spendTable(spend)] : []));
 }
@@ -85,6 +87,19 @@ function lossTable(data) {
     { name: "perplexity", label: "perplexity", text: (row) => number(row.perplexity, 2), value: (row) => row.perplexity },
   ];
   return sortableTable({ name: `losses-${state.pool}`, caption: `${state.pool}, ${count(rows[0]?.tokens ?? 0)} tokens`, columns, rows });
+}
+
+function familyTable(rows) {
+  const beats = (row) => row.big_layers.filter((_, i) => row.gain_p[i] <= 0.05);
+  const p = (value) => (value === undefined ? "–" : value < 0.001 ? "< 0.001" : number(value));
+  const columns = [
+    { name: "router", label: "router", text: (row) => row.router, value: (row) => row.router },
+    { name: "area", label: "area", estimate: (row) => row.area, value: (row) => row.area?.[0], form: (value) => signed(value, 4), mark: (row) => lies(row.area, "better", "worse") },
+    { name: "p", label: "p", text: (row) => p(row.area_p), value: (row) => row.area_p },
+    { name: "beats", label: "beats static at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
+    { name: "best", label: "may be best", text: (row) => (row.best_p === undefined ? "–" : row.best_p > 0.05 ? "yes" : "no"), value: (row) => row.best_p },
+  ];
+  return sortableTable({ name: "families", caption: `${state.pool}, all budgets`, columns, rows, sort: "area" });
 }
 
 function spendTable(rows) {
