@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import get_args
 
 from duollm.analysis.claims.runs import Column, Run, columns_of, over_seeds
@@ -19,12 +20,14 @@ _MARKS: dict[Verdict, str] = {
     **{"reproduced": "+", "not reproduced": "\N{MINUS SIGN}", "undecided": "?"},
     **{"not measured": "\N{MIDDLE DOT}", "unstable": "~"},
 }
-_LEGEND = """\
-Estimates with 95 % intervals; over several seeds their mean, with an interval over documents and seeds.
-text, drawn, net: a claim about the oracle in the contexts {contexts}, in this order: on the labels of the text; on
-labels drawn from the model, where nothing is learned about the text; and net of this selection noise.
-Behind a verdict: that of each seed. + reproduced, \N{MINUS SIGN} not reproduced, ? undecided,
-\N{MIDDLE DOT} not measured, ~ unstable: differs between seeds. Definitions: docs/claims.md"""
+_LEGEND = (
+    "Estimates with 95 % intervals; over several seeds their mean, with an interval over documents and seeds.",
+    "Behind a verdict: that of each seed. + reproduced, \N{MINUS SIGN} not reproduced, ? undecided, \N{MIDDLE DOT} not "
+    "measured, ~ unstable: differs between seeds.",
+    "text, drawn, net: claims about the oracle, in the contexts {contexts}: on the labels of the text; on labels drawn "
+    "from the model, of which nothing about the text can be learned; and net of this selection noise.",
+    "Definitions: docs/claims.md",
+)
 
 
 def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None:
@@ -62,7 +65,8 @@ def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None
     title = f"{domain or main.results.headline}: {', '.join(map(str, folders))}"
     print_table(title, [_row(claim, seeds if len(columns) > 1 else []) for claim, seeds in claims], WIDTH)
     contexts = dict.fromkeys(reading.context for claim, _ in claims for reading in claim.readings)
-    print(_LEGEND.format(contexts=", ".join(contexts) or "none"))
+    for line in _LEGEND:
+        print(fill(line.format(contexts=", ".join(contexts) or "none"), WIDTH))
 
 
 def _claims(columns: Sequence[Column], domain: str, elsewhere: bool) -> Iterator[tuple[Claim, list[Verdict]]]:

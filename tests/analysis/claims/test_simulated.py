@@ -104,14 +104,14 @@ class Simulation:
         totals_D = self.scattered(value, spread) * self.tokens_D
         return Bootstrap([self.tokens_D], 200, 1).ratio(totals_D, self.tokens_D)
 
-    def evidence(self, branches, sums):
+    def evidence(self, sums):
         records = Records("code", "shared", LAYERS, (DOCUMENTS,), self.tokens_D, sums)
         draws = Draws(records, 200, 1)
-        return gather_evidence(draws, draws, (Branch.SMALL, Branch.BIG), branches)
+        return gather_evidence(draws, draws, (Branch.SMALL, Branch.BIG))
 
     def claims(self):
         sums = self.nll() | self.oracle_layers() | self.tokens() | self.router(Branch.BIG)
-        plain = self.evidence((Branch.SMALL, Branch.BIG), sums)
+        plain = self.evidence(sums)
         area_X = {"gains": 0.05 + 0.05 * self.effect, "gains-off-policy": 0.05, "linear": 0.0}
         area_X["knn"] = max(area_X.values()) - 0.005 + 0.05 * self.effect
         area_X = {kind: self.mean(area) for kind, area in area_X.items()}
@@ -120,7 +120,7 @@ class Simulation:
             *token_claims(plain),
             *router_claims(replace(plain, area_X=area_X, like_opt=True)),
         ]
-        skipping = self.evidence(SKIP_BIG, self.nll() | self.router(Branch.SKIP))
+        skipping = self.evidence(self.nll() | self.router(Branch.SKIP))
         yield from router_claims(skipping)
         spread = 0.2 + 0.1 * self.effect
         share_L = 0.5 + np.array([0, 0.5, 0, 0, -0.5, 0]) * spread
