@@ -84,7 +84,7 @@ def test_a_changed_setting_redoes_what_it_touches(study, changes, redone):
         ({"router": {"big_layers": [4]}}, r"router\.big_layers holds 4; .*llama has 3 layers"),
         ({"oracle": {"big_layers": [4]}}, r"oracle\.big_layers or more_budgets: a budget of 4"),
         ({"data": {"sequence_length": 65}}, r"sequence_length \(65\) must not exceed the 64 positions"),
-        ({"model": {"dense": "."}}, r"model\.dense: \. holds no config\.json"),
+        ({"model": {"dense": "."}}, r"model\.dense: \. is no folder with a config\.json"),
     ],
     ids=["router-budget", "oracle-budget", "positions", "no-checkpoint"],
 )

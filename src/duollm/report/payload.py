@@ -35,7 +35,8 @@ _HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp", "draw
 """How the names of policies begin whose tokens are not on the page."""
 _FIELDS = (
     *("provenance", "model", "context", "bootstrap", "nll", "comparison", "families", "spend", "agreement", "timing"),
-    *("selection_noise", "units", "ceiling", "decomposition", "best_of_patterns", "best_of_routes", "claims"),
+    *("selection_noise", "units", "difficulty", "ceiling", "decomposition", "best_of_patterns", "best_of_routes"),
+    "claims",
 )
 
 

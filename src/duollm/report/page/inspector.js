@@ -39,9 +39,9 @@ export function inspect(view, t, kinds, scrubbed) {
   return [
     el("h3", { class: "token" }, el("bdi", {}, oneLine(domain.text[t]))),
     el("p", { class: "soft" }, placeOf(domain, t)),
+    predicted(domain, t),
     el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ["policy", "loss", "route, big"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)),
     sparkline(view, t, kinds),
-    predicted(domain, t),
     drawn ? el("p", { class: "soft" }, `On a label drawn from the model's prediction the oracle's search gains ${number(drawn[t])} nats over static.`) : null,
   ].filter(Boolean);
 }
