@@ -51,7 +51,8 @@ def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None
     known = [*main.results.data, *(["pooled"] if len(main.results.data) > 1 else [])]
     if domain is not None and domain not in known:
         raise UserError(f"domain {domain}: not in {main.folder}; {did_you_mean(domain, known)}")
-    claims = list(_claims(columns, domain or main.results.headline, domain is None))
+    asked = domain or main.results.headline
+    claims = list(_claims(columns, asked, domain is None))
     if form == "json":
         print(json.dumps([asdict(claim) | {"seeds": seeds} for claim, seeds in claims], indent=2))
         return
@@ -62,8 +63,8 @@ def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None
         writer.writeheader()
         writer.writerows(rows)
         return
-    title = f"{domain or main.results.headline}: {', '.join(map(str, folders))}"
-    print_table(title, [_row(claim, seeds if len(columns) > 1 else []) for claim, seeds in claims], WIDTH)
+    title = f"{asked}: {', '.join(map(str, folders))}"
+    print_table(title, [_row(claim, seeds if len(columns) > 1 else [], asked) for claim, seeds in claims], WIDTH)
     contexts = dict.fromkeys(reading.context for claim, _ in claims for reading in claim.readings)
     for line in _LEGEND:
         print(fill(line.format(contexts=", ".join(contexts) or "none"), WIDTH))
@@ -73,25 +74,20 @@ def _claims(columns: Sequence[Column], domain: str, elsewhere: bool) -> Iterator
     """Yield every claim over all seeds, with its verdict in each."""
     by_column = [{(claim.id, claim.domain): claim for claim in column.claims()} for column in columns]
     for name in sorted({name for claims in by_column for name, _ in claims}, key=lambda name: int(name[1:])):
-        places = [domain]
-        if elsewhere:
-            places += sorted({place for claims in by_column for other, place in claims if other == name} - {domain})
-        for place in places:
-            found = [claims[name, place] for claims in by_column if (name, place) in claims]
-            if any(claim.verdict != "not measured" for claim in found) or place == places[-1]:
-                if not found:
-                    break
-                whole = over_seeds(found)
-                if whole.verdict == "not measured":
-                    whole = over_seeds([claims[name, domain] for claims in by_column if (name, domain) in claims])
-                yield whole, [claim.verdict for claim in found]
-                break
+        others = {place for claims in by_column for other, place in claims if other == name} if elsewhere else ()
+        found = {
+            place: [claims[name, place] for claims in by_column if (name, place) in claims]
+            for place in (domain, *sorted(others))
+        }
+        measured = (place for place, seeds in found.items() if any(seed.verdict != "not measured" for seed in seeds))
+        seeds = found[next(measured, domain)]
+        yield over_seeds(seeds), [seed.verdict for seed in seeds]
 
 
-def _row(claim: Claim, seeds: Sequence[Verdict]) -> dict[str, Cell]:
+def _row(claim: Claim, seeds: Sequence[Verdict], domain: str) -> dict[str, Cell]:
     decided_by = claim.finding if claim.verdict == "not measured" else f"{claim.quantity}: {_rule(claim)}"
     verdict = " ".join([claim.verdict, *(_MARKS[each] for each in seeds)])
-    where = "" if claim.domain == "pooled" else f" ({claim.domain})"
+    where = "" if claim.domain == domain else f" ({claim.domain})"
     return {
         "": claim.id,
         "claim, and what decides it": f"{claim.statement}{where} [{claim.source}]\n{decided_by}\n",
