@@ -23,7 +23,7 @@ import duollm
 from duollm.config import DataConfig
 from duollm.data.corpora import read_domain
 from duollm.data.documents import Document
-from duollm.data.splits import distinct, split_documents
+from duollm.data.packing import distinct, split_documents
 from duollm.errors import UserError
 from duollm.files import write_text
 

@@ -227,7 +227,7 @@ def _convert(options: argparse.Namespace, command: list[str]) -> None:
     _prepare_for_torch()
     import torch
 
-    from duollm.convert.checkpoint import convert_checkpoint
+    from duollm.convert.dense import convert_checkpoint
 
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     size, scope = options.small_intermediate_size, options.skip_scope

@@ -92,7 +92,9 @@ class TestTokens:
 
     def test_columns_are_those_of_the_documentation(self, finished):
         kinds = {"document": "str", "window": "int32", "position": "int32", "token_id": "int32"}
-        kinds |= {"text": "str", "before": "str"}
+        kinds |= {"text": "str", "before": "str", "rank": "int32"}
+        kinds |= dict.fromkeys(["top5_id", "top5_text", "top5_probability"], "object")
+        kinds |= {f"route_static_k{k}": "int64" for k in range(4)}
         floats = ["nll_small", "nll_big"]
         floats += [f"{name}_k{k}" for name in ("nll_random4", "nll_static", "expected_static") for k in range(4)]
         limits = {"shared": ["atmost2", "flops0.6", "average1.5", "ramp3to1"], "committed": ["atmost2", "flops0.6"]}
@@ -110,6 +112,16 @@ class TestTokens:
             for name, kind in read(finished).dtypes.items()
         }
         assert found == expected
+
+    def test_predictions_are_written_out(self, finished, packed):
+        table = read(finished)
+        for ids, texts in zip(table["top5_id"], table["top5_text"], strict=True):
+            assert list(texts) == [packed.tokenizer.decode([token]) for token in ids]
+        first = table[table["rank"] == 1]
+        assert first["token_id"].tolist() == [ids[0] for ids in first["top5_id"]]
+        assert np.exp(-first["nll_big"]).to_numpy() == pytest.approx(
+            [p[0] for p in first["top5_probability"]], abs=1e-4
+        )
 
     def test_no_number_is_missing(self, finished):
         table = read(finished)

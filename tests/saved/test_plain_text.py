@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from duollm.data.documents import Document
-from duollm.data.encoding import Encoder
-from duollm.data.tokenizer import train_tokenizer
+from duollm.data.tokenizer import Encoder, train_tokenizer
 from duollm.errors import UserError
 from duollm.saved import plain_text
 from duollm.saved.plain_text import PlainText, overlapping
@@ -48,7 +47,7 @@ def test_reading_in_pieces_gives_the_tokens_of_the_whole_text(tmp_path, tokenize
 
 def test_the_rest_of_a_text_is_estimated(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(plain_text, "_PIECE", 10_000)
-    monkeypatch.setattr("duollm.data.encoding._BATCH_CHARACTERS", 1)
+    monkeypatch.setattr("duollm.data.tokenizer._BATCH_CHARACTERS", 1)
     (tmp_path / "owls.txt").write_text(TEXT * 100)
     plain = PlainText(str(tmp_path / "owls.txt"), tokenizer)
     windows = plain.windows(8, 4)

@@ -5,7 +5,7 @@ import pytest
 
 from duollm.config import DataConfig
 from duollm.data.corpora import read_domain
-from duollm.data.splits import distinct, split_documents
+from duollm.data.packing import distinct, split_documents
 from make_tasks import CHOICES, ITEMS, TASKS_FOLDER, WORDS, as_json_lines, main, make_items
 
 

@@ -1,19 +1,24 @@
 """Stage 0: converts a dense checkpoint to a duo and derives its small FFNs from the big ones."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import PreTrainedModel
 
-from duollm.config import ConvertConfig
-from duollm.convert.saving import History, load_model, save_model
+from duollm.config import ConvertConfig, DataConfig
+from duollm.convert.saving import History, load_model, save_model, silence_transformers
 from duollm.convert.small_ffn import initialise_small_ffns
 from duollm.data.packed import PackedData
+from duollm.data.packing import prepare_data
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
 from duollm.files import read_json
+from duollm.flops import count_parameters
+from duollm.machine import peak_memory_bytes
 from duollm.models.conversion import read_dense_config
 from duollm.models.families import duo_config
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -65,9 +70,11 @@ def open_dense(
 
 def _big_of_duo(folder: Path) -> PreTrainedModel | None:
     """Return the dense model that a saved duo is with all layers big; None if the folder holds no duo."""
-    if not (folder / "config.json").is_file() or read_json(folder / "config.json").get("model_type") != "duo":
-        return None
-    return load_model(folder).to_dense()
+    settings = None
+    with suppress(OSError, ValueError):  # no folder, or one that is damaged: of that, the loading of a dense one tells
+        settings = read_json(folder / "config.json")
+    is_duo = isinstance(settings, dict) and settings.get("model_type") == "duo"
+    return load_model(folder).to_dense() if is_duo else None
 
 
 def convert(
@@ -91,12 +98,6 @@ def convert(
     """
     tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
     check_vocabulary(dense, model.config.vocab_size, vocabulary_size(tokenizer))
-    rank, width = model.config.small_intermediate_size, model.config.hidden_size
-    if config.small_init == "linear" and rank > width:
-        raise UserError(
-            f"small_intermediate_size ({rank}) is the rank of a linear map with small_init linear and must not exceed "
-            f"the hidden size of {dense} ({width}); give a smaller one"
-        )
     explained: list[float] = []
     if config.small_init != "random" and data is not None:
         windows = config.sample_tokens // data.sequence_length
@@ -122,3 +123,39 @@ def _history(dense: str, config: ConvertConfig, data: PackedData | None, explain
         return history.then(_SMALL[config.small_init])
     mean = f"explaining {sum(explained) / len(explained):.0%} of the variance of their outputs,"
     return history.then(f"{_SMALL[config.small_init]} {mean} on {config.sample_tokens:,} tokens", data)
+
+
+def convert_checkpoint(
+    dense: str,
+    out: Path,
+    config: ConvertConfig,
+    text: DataConfig,
+    small_intermediate_size: int | None = None,
+    skip_scope: str = "ffn",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> None:
+    """Write the folder `out`: a duo whose big FFNs are those of a dense checkpoint.
+
+    Args:
+        dense: a folder or hub id.
+        text: what the small FFNs are fitted to, tokenized as the model wants it.
+        small_intermediate_size, skip_scope, dtype: as of `open_dense`.
+
+    Raises:
+        UserError: bad input, named in one line.
+    """
+    silence_transformers()
+    model = open_dense(dense, small_intermediate_size, skip_scope, seed, dtype)
+    check_vocabulary(dense, model.config.vocab_size, vocabulary_size(load_tokenizer(dense)))
+    if config.small_init == "random":
+        convert(model, dense, config, None, seed, out)
+    else:
+        # The training split alone: a study of the same domains and seed then has unseen test text.
+        with TemporaryDirectory(prefix="duollm-") as folder:
+            data = prepare_data(text, seed, Path(folder, "data"), print, only=["train"])
+            convert(model, dense, config, data, seed, out, print)
+    parts = count_parameters(model.config)
+    total, big, small = (f"{number / 1e6:,.1f} M" for number in (parts.total, parts.big, parts.small))
+    memory = f"{peak_memory_bytes() / 2**30:.1f} GiB"
+    print(f"{out}: {total} parameters, {big} in big FFNs, {small} in small ones (at most {memory} of memory used)")

@@ -1,7 +1,7 @@
 """Makes the small FFNs of a converted duo: cuts them out of the big ones and fits them on sample text.
 
 Shape letters: W windows, B windows per forward, T tokens, N = W * T sample tokens, L layers, D hidden, F inner width of
-the big FFN, S of the small one.
+the big FFN, S of the small one, R rank of a linear one.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from duollm.config import SmallInit
-from duollm.convert.linear_small import fit_linear, make_linear
+from duollm.errors import UserError
 from duollm.machine import Precision, faster_precision
 from duollm.models.modeling_duo import DuoFFN, DuoForCausalLM
 from duollm.ridge import ridge
@@ -28,8 +28,8 @@ from duollm.routes.sampling import derived_seed
 _BATCH_TOKENS = 2048
 _HELD_OUT_SHARE = 0.125
 _STEP_TOKENS, _LEARNING_RATE = 1024, 0.03
-_PART = 2048  # tokens whose inner states are held at once
-_RIDGE = 1e-3  # of the mean squared activation
+_PART = 2048  # tokens whose inner states, or states in double precision, are held at once
+_RIDGE = 1e-3  # of the mean square of an input of the regression
 
 
 @dataclass(frozen=True)
@@ -247,3 +247,49 @@ def _run(model: DuoForCausalLM, batch_BT: Tensor, precision: Precision, states_L
             hooks.enter_context(layer.mlp.register_forward_pre_hook(partial(note_states, states_ND)))
             hooks.enter_context(layer.register_forward_hook(partial(note_weights, weights_N)))
         model.model(input_ids=batch_BT.to(device), use_cache=False)
+
+
+def make_linear(model: DuoForCausalLM) -> None:
+    """Replace the small FFNs by linear maps of rank `small_intermediate_size`, with a bias on the output.
+
+    Raises:
+        UserError: the rank exceeds the width of the model.
+    """
+    config = model.config
+    if config.small_intermediate_size > config.hidden_size:
+        raise UserError(
+            f"small_intermediate_size ({config.small_intermediate_size}) is the rank of a linear map with small_init "
+            f"linear and must not exceed the model's hidden_size ({config.hidden_size}); give a smaller one"
+        )
+    config.small_linear = True
+    config.base_model_tp_plan = config._tp_plan()  # type: ignore[misc]
+    for layer in model.model.layers:
+        like = layer.mlp.big.down_proj.weight
+        layer.mlp.small = DuoFFN(config, config.small_intermediate_size, linear=True).to(like.device, like.dtype)
+
+
+@torch.no_grad()
+def fit_linear(small: DuoFFN, states_ND: Tensor, outputs_ND: Tensor, weights_N: Tensor) -> None:
+    """Set the map to the one of its rank that predicts the outputs best: a reduced-rank ridge regression.
+
+    Of the full regression's predictions it keeps the R directions of the output in which they vary most (Izenman,
+    1975). So with any rank it gives the mean output for the mean input.
+
+    Args:
+        weights_N: how much the squared error of each token counts.
+    """
+    total, rank = weights_N.sum().double(), small.up_proj.out_features
+    states_D, outputs_D = ((weights_N @ each_ND).double() / total for each_ND in (states_ND, outputs_ND))
+    product_DD = torch.zeros(len(states_D), len(states_D), dtype=torch.float64, device=states_D.device)
+    aimed_DD = torch.zeros_like(product_DD)
+    for part in torch.arange(len(weights_N), device=weights_N.device).split(_PART):
+        centred_ND = states_ND[part].double() - states_D
+        weighted_DN = (centred_ND * weights_N[part, None]).T
+        product_DD += weighted_DN @ centred_ND
+        aimed_DD += weighted_DN @ (outputs_ND[part].double() - outputs_D)
+    full_DD = ridge(product_DD, aimed_DD, _RIDGE, held=len(product_DD))
+    varied_DD = aimed_DD.T @ full_DD
+    kept_DR = torch.linalg.eigh((varied_DD + varied_DD.T) / 2).eigenvectors[:, -rank:]  # ascending eigenvalues
+    small.up_proj.weight.copy_((full_DD @ kept_DR).T)
+    small.down_proj.weight.copy_(kept_DR)
+    small.down_proj.bias.copy_(outputs_D - states_D @ full_DD @ kept_DR @ kept_DR.T)

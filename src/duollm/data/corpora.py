@@ -9,19 +9,96 @@ import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from duollm.data.documents import SUFFIXES, Document, explained, read_file
-from duollm.data.hub import HubCorpus, is_data_set_id, parse_data_set_id
+from duollm.data.documents import SUFFIXES, TEXT_KEY, Document, explained, read_file
 from duollm.errors import UserError, did_you_mean
 from duollm.files import fingerprint
+from duollm.options import LARGEST_COUNT
 
-__all__ = ["Corpus", "Document", "FileCorpus", "files_fingerprint", "find_corpus", "read_domain"]
+DEFAULT_DOCUMENTS = 10_000
+"""Documents taken from a data set of the hub unless its id says otherwise."""
+_DATA_SET_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^:]*){0,3}")
+_FORM = "owner/name[:config[:split[:documents]]]"
 
 _COMPILED = frozenset({"__pycache__"})
 _NOT_CODE = _COMPILED | {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
 _BUILD_SETTINGS = ("config-", "_sysconfigdata")
 _FEWEST_CODE_BYTES = 200
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """The first `documents` non-empty rows of one split of a data set, streamed in their order."""
+
+    name: str
+    data_set: str
+    config: str | None = None
+    split: str = "train"
+    limit: int = DEFAULT_DOCUMENTS
+
+    @property
+    def origin(self) -> str:
+        """Where the text comes from, for the provenance."""
+        config = f", config {self.config}" if self.config else ""
+        return f"Hugging Face {self.data_set}{config}, split {self.split}, first {self.limit} documents"
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents, named by their row (from 1).
+
+        Raises:
+            UserError: `datasets` is not installed, the hub does not deliver, or there is no text column.
+        """
+        rows = enumerate(self._rows(), start=1)
+        with_text = ((row, text) for row, values in rows if (text := self._text(values)).strip())
+        for row, text in islice(with_text, self.limit):
+            yield Document(self.name, f"{self.split}:{row}", text)
+
+    def fingerprint(self) -> str:
+        """Return a fingerprint of the id alone. The hub is not contacted."""
+        return fingerprint([self.data_set, self.config, self.split, self.limit])
+
+    def _rows(self) -> Iterable[dict[str, Any]]:
+        try:
+            import datasets
+        except ImportError:
+            raise UserError(
+                f"{self.data_set}: no such file or folder; to read it as a Hugging Face data set: "
+                f"pip install 'duollm[data]'"
+            ) from None
+        try:
+            yield from datasets.load_dataset(self.data_set, self.config, split=self.split, streaming=True)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.data_set}: the Hugging Face hub does not deliver it: {reason}") from None
+
+    def _text(self, values: dict[str, Any]) -> str:
+        text = values.get(TEXT_KEY)
+        if not isinstance(text, str):
+            raise UserError(f"{self.data_set}: no text column {TEXT_KEY!r}; columns there: {', '.join(values)}")
+        return text
+
+
+def parse_data_set_id(domain: str) -> HubCorpus:
+    """Read `owner/name[:config[:split[:documents]]]`; empty parts keep their defaults.
+
+    Raises:
+        UserError: `documents` is not a positive integer.
+    """
+    data_set, config, split, limit = (domain.split(":") + [""] * 3)[:4]
+    if limit and not (limit.isdecimal() and 1 <= float(limit) <= LARGEST_COUNT):
+        raise UserError(
+            f"{domain}: documents must be from 1 to {LARGEST_COUNT:,}, got {limit[:50]!r}; the form is {_FORM}"
+        )
+    return HubCorpus(
+        name=re.sub(r"[^\w.-]", "-", f"{data_set}:{config}" if config else data_set),  # parts of one set differ
+        data_set=data_set,
+        config=config or None,
+        split=split or "train",
+        limit=int(limit or DEFAULT_DOCUMENTS),
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +167,7 @@ def find_corpus(domain: str) -> Corpus:
     if exists:
         return _local(path)
     looks_like_file = path.suffix in SUFFIXES or domain.startswith((".", "/", "~"))
-    if is_data_set_id(domain) and not looks_like_file:
+    if _DATA_SET_ID.fullmatch(domain) and not looks_like_file:
         return parse_data_set_id(domain)
     if looks_like_file or "/" in domain:
         raise UserError(f"{domain}: no such file or folder")
@@ -127,15 +204,7 @@ def _is_code(path: Path, root: Path) -> bool:
     if path.suffix != ".py" or path.relative_to(root).parts[0].startswith(_BUILD_SETTINGS) or not path.is_file():
         return False
     raw = path.read_bytes()
-    return len(raw) >= _FEWEST_CODE_BYTES and _is_utf8(raw)
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return len(raw) >= _FEWEST_CODE_BYTES and raw.decode(errors="ignore").encode() == raw
 
 
 def _local(path: Path) -> FileCorpus:

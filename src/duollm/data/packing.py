@@ -1,9 +1,11 @@
 """Writes a `data/` folder: reads, splits, tokenizes and packs documents."""
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -12,20 +14,17 @@ import pyarrow.parquet as pq
 from duollm.config import DataConfig
 from duollm.data.corpora import Corpus, files_fingerprint, find_corpus
 from duollm.data.documents import Document
-from duollm.data.encoding import Encoder
-from duollm.data.packed import PackedData, Windows, chunks_per_epoch
-from duollm.data.splits import SPLITS, distinct, split_documents, text_hash
-from duollm.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
+from duollm.data.packed import PackedData, chunks_per_epoch
+from duollm.data.tokenizer import Encoder, load_tokenizer, train_tokenizer, vocabulary_size
 from duollm.errors import UserError
 from duollm.files import fingerprint, replacing, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["PackedData", "Windows", "prepare_data", "source_fingerprint"]
-
+SPLITS = ("train", "validation", "test")
+FEWEST_PER_SPLIT = 2
 _TOKENIZER_CHARACTERS = 50_000_000
-
 _LARGEST_UINT16_VOCABULARY = 2**16
 
 Splits = Mapping[str, Sequence[Document]]
@@ -180,3 +179,47 @@ def _manifest(
 def _counts(rows: Sequence[Mapping[str, Any]], split: str, domain: str) -> dict[str, int]:
     lengths = [row["length"] for row in rows if row["split"] == split and row["domain"] == domain]
     return {"documents": len(lengths), "tokens": sum(lengths)}
+
+
+def distinct(documents: Iterable[Document]) -> list[Document]:
+    """Drop documents that repeat an earlier text, so that no text is in two splits."""
+    first_with: dict[str, Document] = {}
+    for document in documents:
+        first_with.setdefault(text_hash(document), document)
+    return list(first_with.values())
+
+
+def text_hash(document: Document) -> str:
+    """Return the sha256 of the text, hexadecimal."""
+    return hashlib.sha256(document.text.encode()).hexdigest()
+
+
+def split_documents(
+    domain: str, documents: Sequence[Document], validation_share: float, test_share: float, seed: int
+) -> dict[str, list[Document]]:
+    """Divide the documents of `domain` at random; each split gets at least two.
+
+    A document's split depends on the seed, the domain's name and the number of documents, not on other domains.
+
+    Raises:
+        UserError: there are too few documents, or the shares leave fewer than two for training.
+    """
+    order = np.random.default_rng([seed, crc32(domain.encode())]).permutation(len(documents))
+    validation = max(FEWEST_PER_SPLIT, round(validation_share * len(documents)))
+    test = max(FEWEST_PER_SPLIT, round(test_share * len(documents)))
+    if len(documents) < FEWEST_PER_SPLIT * len(SPLITS):
+        raise UserError(
+            f"domain {domain!r} has {len(documents)} different documents; at least {FEWEST_PER_SPLIT * len(SPLITS)} "
+            f"are needed, {FEWEST_PER_SPLIT} per split (a document is a text file, a JSON line or a Parquet row)"
+        )
+    if len(documents) - validation - test < FEWEST_PER_SPLIT:
+        raise UserError(
+            f"validation_share ({validation_share}) and test_share ({test_share}) leave fewer than "
+            f"{FEWEST_PER_SPLIT} of the {len(documents)} documents of {domain!r} for training; lower them"
+        )
+    shuffled = [documents[index] for index in order]
+    return {
+        "train": shuffled[validation + test :],
+        "validation": shuffled[:validation],
+        "test": shuffled[validation : validation + test],
+    }

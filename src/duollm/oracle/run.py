@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -154,13 +155,17 @@ class OracleRun:
 
     def _complete(self, domain: str, windows: Windows, shards: int) -> None:
         """Run the fixed patterns, whose choice needs all documents, and write the domain's files."""
-        tables = self.store.read_shards(domain, shards)
+        tables, total = self.store.read_shards(domain, shards), windows.token_ids[:, 1:].size
         sums_GR = tables["routes"]["nll_sum"].to_numpy().reshape(-1, len(self.pattern_R))
         fixed = fixed_columns(
             self.model, windows, sums_GR, self.pattern_R, self.plan.space, self.plan.big_layers("shared"), self.seed
         )
+        fixed["top5_text"] = self.data.tokenizer.batch_decode(fixed["top5_id"][:, None].tolist())
         for name, column in fixed.items():
-            tables["tokens"] = tables["tokens"].append_column(name, [column])
+            rows = (
+                pa.FixedSizeListArray.from_arrays(column, len(column) // total) if name.startswith("top5") else column
+            )
+            tables["tokens"] = tables["tokens"].append_column(name, [rows])
         self.store.complete(domain, shards, tables)
 
     @cached_property

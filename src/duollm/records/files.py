@@ -90,6 +90,10 @@ class ResultFile:
         """Return a required column as text."""
         return [str(value) for value in self._column(name).to_pylist()]
 
+    def lists(self, name: str) -> list[list[Any]]:
+        """Return a required column of lists, a list per row."""
+        return list(self._column(name).to_pylist())
+
     def route_ids(self, name: str) -> Integers:
         """Return a column of route ids, all of which must be in the space."""
         ids = self.integers(name)

@@ -1,14 +1,19 @@
 """`duollm generate`: text from a saved model under a policy, and what it cost.
 
+On a terminal, text is coloured by the share of big layers that each piece cost.
+
 Shape letters: P prompt tokens, G generated tokens, L layers.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 
 import torch
 from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.style import Style
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
@@ -20,9 +25,13 @@ from duollm.measure.generation import Generated, generate_traced
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
+from duollm.report.passages import one_line
 from duollm.routers.policies import parse_policy
-from duollm.saved.coloured import print_legend, print_piece, print_routes
 from duollm.saved.model import Saved
+
+_SHADES = [Style(color=colour) for colour in ("#3b7dd8", "#3f9fa0", "#7f9a3c", "#cf8a2b", "#d1495b")]
+_MARKS = {Branch.SKIP: "·", Branch.SMALL: "▪", Branch.BIG: "█"}
+_DIGITS = {branch: str(branch.value) for branch in Branch}
 
 
 @dataclass(frozen=True)
@@ -159,3 +168,43 @@ def _mean_flops(routes_GL: list[list[int]], prompt: int, model: DuoForCausalLM) 
     """Forward FLOPs per new token, head included; the first is predicted by the last token of the prompt."""
     layers = sum(token_flops(model.config, route, prompt + token) for token, route in enumerate(routes_GL))
     return layers / len(routes_GL) + head_flops(model.config)
+
+
+def print_piece(console: Console, piece: str, share: float | None = None) -> None:
+    """Print a piece of text as it is, in the colour of its share of big layers (None: as part of the prompt)."""
+    style = Style(dim=True) if share is None else _shade(share)
+    console.print(Segments([Segment(piece, style)]), end="", crop=False)
+    console.file.flush()
+
+
+def print_legend(console: Console) -> None:
+    """Say what the colours mean, where there are colours."""
+    if console.color_system is None or console.no_color:
+        return
+    steps = [Segment(f" {index / (len(_SHADES) - 1):.0%}", shade) for index, shade in enumerate(_SHADES)]
+    console.print(Segments([Segment("big layers per token:"), *steps, Segment("\n")]), end="", crop=False)
+
+
+def print_routes(console: Console, tokens: Sequence[str], routes_GL: Tensor) -> None:
+    """Print a line per token: a mark per layer, layer 0 first, the number of big layers, and the token."""
+    marks = _marks(console.encoding)
+    meanings = ", ".join(f"{marks[each]} {each.name.lower()}" for each in Branch)
+    console.print(f"routes, layer 0 first: {meanings}", soft_wrap=True)
+    for token, route in zip(tokens, routes_GL.tolist(), strict=True):
+        share = route.count(Branch.BIG) / len(route)
+        strip = "".join(marks[Branch(branch)] for branch in route)
+        label = f" {route.count(Branch.BIG):>{len(str(len(route)))}} big  {one_line(token)}\n"
+        console.print(Segments([Segment(strip, _shade(share)), Segment(label)]), end="", crop=False)
+
+
+def _marks(encoding: str) -> dict[Branch, str]:
+    """Digits where a terminal lacks the marks, as all would look the same."""
+    try:
+        "".join(_MARKS.values()).encode(encoding)
+    except UnicodeEncodeError:
+        return _DIGITS
+    return _MARKS
+
+
+def _shade(share: float) -> Style:
+    return _SHADES[round(share * (len(_SHADES) - 1))]

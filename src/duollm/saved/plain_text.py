@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duollm.data.documents import Document, explained
-from duollm.data.encoding import Encoder
+from duollm.data.tokenizer import Encoder
 from duollm.errors import UserError
 from duollm.files import check_no_pointer
 
