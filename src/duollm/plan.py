@@ -162,6 +162,8 @@ def given_config(recipe: Recipe) -> DuoConfig | None:
         return None
     try:
         if model.path:
+            if not Path(model.path, "config.json").is_file():
+                raise ValueError(f"{model.path} holds no config.json; give the folder of a saved model")
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
         return duo_config(read_dense_config(str(model.dense)), model.small_intermediate_size, model.skip_scope)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
