@@ -6,7 +6,17 @@ Shape letters: B sequences, T tokens, L layers, R routes.
 import torch
 from torch import Tensor
 
-from duollm import DuoConfig, DuoForCausalLM, RouteSpace
+from duollm import Branch, DuoConfig, DuoForCausalLM, RouteSpace
+
+SKIP, SMALL, BIG = Branch
+GROUPED = {
+    "groups": RouteSpace(5, (SMALL, BIG), [[0, 1], [2], [3, 4]]),
+    "two groups": RouteSpace(4, (SKIP, BIG), 2),
+    "groups with fixed": RouteSpace(5, (SKIP, SMALL, BIG), [[1, 2], [4]], {0: SMALL, 3: BIG}),
+    "interleaved groups": RouteSpace(5, (SKIP, BIG), [[2, 4], [1, 3]], {0: SKIP}),
+    "fixed alone": RouteSpace(4, (SMALL, BIG), None, {1: BIG, 3: SKIP}),
+}
+"""Spaces in which layers vary together, or not at all."""
 
 
 def tiny_model(num_layers: int = 3, skip_scope: str = "ffn", key_value_heads: int = 2, seed: int = 0) -> DuoForCausalLM:

@@ -105,9 +105,15 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
     if plan.counted_share < 1:
         counted_T = _sample(document_T, plan.counted_share, generator)
     oracle = _oracle_columns(truth, plan, generator)
+    before = {}
     if plan.measures:
+        before["before"] = pa.array(["\n" if position == 1 else "" for position in position_T])
         oracle |= _further_columns(truth, plan, np.random.default_rng(plan.seed))
-    write_parquet(run / "oracle" / f"{domain}.parquet", {**keys, "text": pa.array(texts), **oracle}, facts)
+        picked_T5 = np.random.default_rng(plan.seed).integers(len(texts), size=(tokens, 5))
+        oracle["rank"] = pa.array(np.arange(tokens, dtype=np.int32) % 9 + 1)
+        oracle["top5_text"] = pa.array([[texts[place] for place in row] for row in picked_T5])
+        oracle["top5_probability"] = pa.array([[0.5, 0.25, 0.125, 0.0625, 0.01]] * tokens)
+    write_parquet(run / "oracle" / f"{domain}.parquet", {**keys, "text": pa.array(texts), **before, **oracle}, facts)
     write_parquet(run / "oracle" / f"{domain}.routes.parquet", _route_columns(truth, domain, counted_T), facts)
     for k, route_T in routers.items():
         columns = {**keys, "nll": _float32(nll_TR[np.arange(tokens), route_T]), "route": pa.array(route_T)}
@@ -201,14 +207,18 @@ def _oracle_columns(truth: Truth, plan: Plan, generator: np.random.Generator) ->
 
 
 def _further_columns(truth: Truth, plan: Plan, generator: np.random.Generator) -> dict[str, pa.Array]:
-    """Picks that lose 0.1 nats when executed together; drawn labels that gain 0.4 with a peek and lose 0.1 without."""
-    columns = {}
+    """Picks that lose 0.1 nats when executed together; drawn labels that gain 0.4 with a peek and lose 0.1 without.
+
+    The routes that are best for drawn labels are random.
+    """
+    columns, drawn = {}, np.random.default_rng(plan.seed)
     for k in range(plan.num_layers + 1):
         best_T = truth.nll_TR[:, truth.space.ids_with(big=k)].min(1)
         noise_QT = 0.2 * generator.standard_normal((4, len(best_T)))
         expected_T = truth.nll_TR.mean(1) + noise_QT[0]
         columns[f"executed_shared_k{k}"] = _float32(best_T + 0.1 + noise_QT[1])
         columns[f"expected_static_k{k}"] = _float32(expected_T)
+        columns[f"resampled_route_shared_k{k}"] = pa.array(drawn.choice(truth.space.ids_with(big=k), len(best_T)))
         columns[f"resampled_nll_shared_k{k}"] = _float32(expected_T - 0.4 + noise_QT[2])
         columns[f"resampled_score_shared_k{k}"] = _float32(expected_T + 0.1 + noise_QT[3])
     return columns | _committed_columns(truth, plan) | _ramp_columns(truth, plan)

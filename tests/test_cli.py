@@ -10,8 +10,9 @@ import yaml
 
 import duollm
 from duollm import cli
-from duollm.config import Recipe, find_recipe, load_recipe
+from duollm.config import Recipe, load_recipe
 from duollm.errors import UserError
+from duollm.options import find_recipe
 
 STUDY_VERBS = {
     "study": "report",

@@ -3,8 +3,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duollm.config import Recipe, find_recipe, load_recipe, to_yaml
+from duollm.config import Recipe, load_recipe, to_yaml
 from duollm.errors import UserError
+from duollm.options import find_recipe
 
 
 @pytest.fixture
@@ -237,3 +238,16 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     assert load_recipe(None, {"model.path": "~/duo"}).model.path == str(tmp_path / "duo")
     recipe = load_recipe(None, {"model.dense": "~/dense", "data.tokenizer": "~/tok"})
     assert (recipe.model.dense, recipe.data.tokenizer) == (str(tmp_path / "dense"), str(tmp_path / "tok"))
+
+
+def test_an_opt_like_model_is_one_key():
+    from duollm.models.configuration_duo import DuoConfig
+
+    config = DuoConfig(
+        **Recipe.model_validate({"model": {"architecture": "opt"}}).model.duo_fields() | {"vocab_size": 9}
+    )
+    assert (config.norm, config.positions, config.gated_ffn, config.hidden_act) == ("layer", "learned", False, "relu")
+    assert config.mlp_bias
+    assert config.attention_bias
+    plain = DuoConfig(**Recipe().model.duo_fields() | {"vocab_size": 9})
+    assert (plain.norm, plain.positions, plain.gated_ffn) == ("rms", "rotary", True)

@@ -84,7 +84,7 @@ def test_a_changed_setting_redoes_what_it_touches(study, changes, redone):
         ({"router": {"big_layers": [4]}}, r"router\.big_layers holds 4; .*llama has 3 layers"),
         ({"oracle": {"big_layers": [4]}}, r"oracle\.big_layers or more_budgets: a budget of 4"),
         ({"data": {"sequence_length": 65}}, r"sequence_length \(65\) must not exceed the 64 positions"),
-        ({"model": {"dense": "."}}, r"model\.dense: \. holds no config\.json"),
+        ({"model": {"dense": "."}}, r"model\.dense: \. is no folder with a config\.json"),
     ],
     ids=["router-budget", "oracle-budget", "positions", "no-checkpoint"],
 )
@@ -122,4 +122,4 @@ def test_recipes_without_a_checkpoint_keep_their_fingerprints(monkeypatch):
     """A change of these repeats the training of every run folder there is."""
     monkeypatch.setattr("duollm.study.source_fingerprint", lambda config, seed: "the same text")
     made = _fingerprints(Study(Recipe(), Path("run"), ALONE).stages())
-    assert (made["data"], made["pretrain"]) == ("187001d1999515a8", "ede07fcd1f18dfea")
+    assert (made["data"], made["pretrain"]) == ("187001d1999515a8", "b64857a9e84c3b12")

@@ -1,11 +1,13 @@
 from itertools import product
 
+import numpy as np
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from dense import VARIANTS
-from duollm import DuoConfig, DuoForCausalLM
+from duollm import DuoConfig, DuoForCausalLM, RouteSpace
 from duollm.flops import (
+    ByBranch,
     count_parameters,
     head_flops,
     layer_flops,
@@ -136,15 +138,37 @@ def test_twelve_layers_share_as_the_design_says():
 def test_searches_with_skip_match_counting_routes_and_prefixes(skip_scope):
     model, length, branches = toy(skip_scope=skip_scope), 5, (SKIP, SMALL, BIG)
     routes = list(product(branches, repeat=LAYERS))
-    naive = naive_search(model, length, branches)
+    naive = naive_search(model, length, RouteSpace(LAYERS, branches))
     assert naive.flops == sum(sequence_flops(model, route, length) for route in routes)
     assert naive.small == sum(route.count(SMALL) for route in routes)
     # The tree evaluates attention once for all branches of a prefix: skipping the FFN adds nothing.
-    with_skip = shared_search(model, length, branches)
+    with_skip = shared_search(model, length, RouteSpace(LAYERS, branches))
     assert (with_skip.attention, with_skip.head) == (sum(3**depth for depth in range(LAYERS)), len(routes))
     per_prefix = length * 2 * 3 * HIDDEN * (INNER + SMALL_INNER)
     attention = sum(layer_flops(toy(num_hidden_layers=1), context).skip for context in range(1, length + 1))
     assert with_skip.flops == with_skip.attention * (attention + per_prefix) + len(routes) * length * head_flops(model)
+
+
+@pytest.mark.parametrize("skip_scope", ["ffn", "layer"])
+def test_searches_over_groups_match_counting_routes_and_prefixes(skip_scope):
+    model, length = toy(skip_scope=skip_scope), 5
+    space = RouteSpace(LAYERS, (SKIP, BIG), [[0, 1], [3]], {2: SMALL})
+    routes = space.decode(np.arange(space.size)).tolist()
+    naive, shared = naive_search(model, length, space), shared_search(model, length, space)
+    assert naive.flops == sum(sequence_flops(model, route, length) for route in routes)
+    assert (naive.small, naive.big) == (4, sum(route.count(BIG) for route in routes))
+    assert (shared.head, shared.attention) == (4, 1 + 2 + 2 + 2)
+    # Layer 0 does both branches of one prefix, layer 1 one each of two, layer 2 small of two, layer 3 both of two.
+    assert (shared.small, shared.big) == (2, 1 + 1 + 2)
+    layer = layer_flops_of_sequence(model, length)
+    followed = layer.skip + layer.big + 2 * layer.small
+    assert shared.flops == 3 * layer.big + followed + 4 * length * head_flops(model)
+
+
+def layer_flops_of_sequence(model, length):
+    """One layer's FLOPs over a sequence, by branch."""
+    one = toy(num_hidden_layers=1, skip_scope=model.skip_scope)
+    return ByBranch(*(sequence_flops(one, [each], length) - length * head_flops(one) for each in (SKIP, SMALL, BIG)))
 
 
 def test_a_beam_is_a_tree_that_grows_no_wider():

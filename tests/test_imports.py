@@ -19,8 +19,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     {"errors", "files", "options", "strict_yaml", "config", "machine", "progress", "ridge", "terminal"},
     {"models"},
-    {"flops"},
     {"routes"},
+    {"flops"},
     {"records"},
     {"data"},
     {"measure"},

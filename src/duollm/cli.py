@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
 from duollm.files import check_folder
-from duollm.options import Parser, WideHelp, add_recipe_options, listed, number, rows, whole_number
+from duollm.options import Parser, WideHelp, add_recipe_options, find_recipe, listed, number, rows, whole_number
 
 if TYPE_CHECKING:
     from duollm.config import ConvertConfig, DataConfig, Recipe
@@ -136,7 +136,7 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _resolve(options: argparse.Namespace) -> "Recipe":
-    from duollm.config import Recipe, find_recipe, load_recipe
+    from duollm.config import Recipe, load_recipe
 
     sections = tuple(Recipe.model_fields)
     overrides = {key: text for key, text in vars(options).items() if key.partition(".")[0] in sections}

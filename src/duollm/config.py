@@ -204,8 +204,13 @@ class OracleConfig(Section):
     """exact tries all routes; the others try some of them, for deep networks (docs/oracle.md, "Deep networks")."""
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a token may take at each layer."""
+    groups: int | list[list[int]] | Literal["auto"] | None = None
+    """Layers that take the same branch: a number of equal groups, the layers of each, or auto, which makes up to 12
+    groups so that the exact search has at most 4,096 routes. Default: every layer varies by itself."""
+    fixed: dict[Literal["skip", "small", "big"], list[int]] = {}
+    """Layers that always take the same branch, such as {big: [0, 11]}. They belong to no group."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
-    """Budgets k, in big layers per token. Default: all from 0 to L, or L/3, L/2 and 2L/3 if the search is not exact."""
+    """Budgets k, in big layers per token. Default: all that are possible, or about L/3, L/2 and 2L/3 if not exact."""
     committed_big_layers: list[int] | None = Field(default=None, min_length=1)
     """Budgets of context committed, which needs one search for each. Default: big_layers."""
     more_budgets: list[str] = []
@@ -248,6 +253,8 @@ class RouterConfig(Section):
     """Kinds of router to train. docs/routers.md lists them; docs/adding-a-router.md shows how to add one."""
     big_layers: list[int] = Field(default=[2, 4, 6, 8, 10], min_length=1)
     """Budgets k, in big layers per token. Each router is trained, or at least calibrated, for each budget."""
+    shares: list[Annotated[float, Field(gt=0, lt=1)]] | None = Field(default=None, min_length=1)
+    """Budgets as shares of the layers, in place of big_layers: the nearest that the oracle's groups allow."""
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a router may choose at each layer."""
     spend: list[Literal["average", "exact"]] = Field(default=["average", "exact"], min_length=1)
@@ -397,25 +404,6 @@ class Recipe(Section):
         if length > most:
             raise ValueError(f"data.sequence_length ({length}) must not exceed model.max_position_embeddings ({most})")
         return self
-
-
-SHIPPED_RECIPES = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
-"""Where the shipped recipes are: in an installed wheel, and in a checkout."""
-
-
-def find_recipe(given: str) -> Path:
-    """Return the recipe at path `given`, else the shipped one of that name ("quick", "recipes/quick.yaml").
-
-    Raises:
-        UserError: there is neither.
-    """
-    path = Path(given)
-    if path.is_file():
-        return path
-    shipped = {path.stem: path for folder in SHIPPED_RECIPES for path in folder.glob("*.yaml")}
-    if path.stem in shipped and path.parent in (Path(), Path("recipes")):
-        return shipped[path.stem]
-    raise UserError(f"{given}: no such recipe; give a path or a shipped one: {did_you_mean(path.stem, shipped)}")
 
 
 def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:

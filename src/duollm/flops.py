@@ -7,7 +7,9 @@ not counted. Attention is causal: a token attends to itself and to those before 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
+from duollm.routes.space import RouteSpace
 
 Route = Sequence[int] | int
 """A branch value for every layer, or a number of big layers, the others small."""
@@ -135,31 +137,43 @@ def training_steps(tokens: int, batch_size: int, sequence_length: int) -> int:
     return max(1, round(tokens / (batch_size * sequence_length)))
 
 
-def naive_search(config: DuoConfig, sequence_length: int, branches: Sequence[int] = (1, 2)) -> SearchCost:
-    """Count the search of every route of a sequence with one forward pass per route."""
-    layers, routes = config.num_hidden_layers, len(branches) ** config.num_hidden_layers
-    every_branch = sum(layer[branch] for layer in _flops_over_sequence(config, sequence_length) for branch in branches)
-    ffns = dict.fromkeys(branches, layers * routes // len(branches))
-    flops = routes // len(branches) * every_branch + routes * sequence_length * head_flops(config)
-    return SearchCost(layers * routes, ffns.get(1, 0), ffns.get(2, 0), routes, flops)
+def naive_search(config: DuoConfig, sequence_length: int, space: RouteSpace | None = None) -> SearchCost:
+    """Count the search of every route of a sequence with one forward pass per route; default: small or big layers."""
+    space, ffns, flops = space or RouteSpace(config.num_hidden_layers), [0, 0, 0], 0
+    for index, layer in enumerate(_flops_over_sequence(config, sequence_length)):
+        taken = [space.fixed[index]] if index in space.fixed else space.branches
+        for branch in taken:
+            ffns[branch] += space.size // len(taken)
+            flops += space.size // len(taken) * layer[branch]
+    heads = space.size * sequence_length * head_flops(config)
+    return SearchCost(space.num_layers * space.size, ffns[Branch.SMALL], ffns[Branch.BIG], space.size, flops + heads)
 
 
 def shared_search(
-    config: DuoConfig, sequence_length: int, branches: Sequence[int] = (1, 2), width: int | None = None
+    config: DuoConfig, sequence_length: int, space: RouteSpace | None = None, width: int | None = None
 ) -> SearchCost:
     """Count the same search with every prefix of a route evaluated once.
 
     The number of prefixes that enter a layer is the number of routes through the layers before; in a beam, at most
-    `width`.
+    `width` enter a layer that asks for a choice.
     """
-    entering = [len(branches) ** depth for depth in range(config.num_hidden_layers)]
-    entering = [min(prefixes, width or prefixes) for prefixes in entering]
-    ffn, layers = ffn_parameters(config), _flops_over_sequence(config, sequence_length)
-    other_ffns = 2 * sequence_length * (sum(ffn[branch] for branch in branches) - ffn.big)
-    in_layers = sum(number * (layer.big + other_ffns) for number, layer in zip(entering, layers, strict=True))
-    routes, ffns = len(branches) * entering[-1], dict.fromkeys(branches, sum(entering))
-    flops = in_layers + routes * sequence_length * head_flops(config)
-    return SearchCost(sum(entering), ffns.get(1, 0), ffns.get(2, 0), routes, flops)
+    space, ffns, flops = space or RouteSpace(config.num_hidden_layers), [0, 0, 0], 0
+    ffn, prefixes, attention = ffn_parameters(config), 1, 0
+    other_ffns = 2 * sequence_length * (sum(ffn[branch] for branch in space.branches) - ffn.big)
+    choosing = [layers[0] for layers in space.group_layers]
+    for index, layer in enumerate(_flops_over_sequence(config, sequence_length)):
+        taken = [space.fixed[index]] if index in space.fixed else space.branches
+        if index in choosing:
+            prefixes = min(prefixes, width or prefixes)
+            flops += prefixes * (layer.big + other_ffns)
+        else:
+            flops += sum(prefixes // len(taken) * layer[branch] for branch in taken)
+        attention += prefixes
+        for branch in taken:
+            ffns[branch] += prefixes if index in choosing else prefixes // len(taken)
+        prefixes *= space.base if index in choosing else 1
+    heads = prefixes * sequence_length * head_flops(config)
+    return SearchCost(attention, ffns[Branch.SMALL], ffns[Branch.BIG], prefixes, flops + heads)
 
 
 def _flops_over_sequence(config: DuoConfig, sequence_length: int) -> list[ByBranch]:

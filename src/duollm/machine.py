@@ -88,6 +88,17 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def device_memory_bytes() -> int:
+    """Return the memory of the device that models run on: of the GPU if there is one, else of the machine."""
+    import torch
+
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else _machine_memory()
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def describe_machine() -> dict[str, Any]:
     """Describe hardware and software, so that a reader can judge a timing. Memory is in bytes."""
     import torch
@@ -97,7 +108,7 @@ def describe_machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory": _machine_memory(),
         "gpus": gpus,
         "python": platform.python_version(),
         "torch": torch.__version__,

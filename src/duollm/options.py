@@ -5,10 +5,11 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from duollm.errors import UserError
+from duollm.errors import UserError, did_you_mean
 
 LARGEST_COUNT = 10**9
 
@@ -190,4 +191,25 @@ def _type_name(annotation: Any) -> str:
         return f"[{_type_name(inner[0])},...]"
     if origin is tuple:
         return f"[{','.join(map(_type_name, inner))}]"
+    if origin is dict:
+        return f"{{{_type_name(inner[0])}: {_type_name(inner[1])}, ...}}"
     return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}[annotation]
+
+
+SHIPPED_RECIPES = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
+"""Where the shipped recipes are: in an installed wheel, and in a checkout."""
+
+
+def find_recipe(given: str) -> Path:
+    """Return the recipe at path `given`, else the shipped one of that name ("quick", "recipes/quick.yaml").
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    shipped = {path.stem: path for folder in SHIPPED_RECIPES for path in folder.glob("*.yaml")}
+    if path.stem in shipped and path.parent in (Path(), Path("recipes")):
+        return shipped[path.stem]
+    raise UserError(f"{given}: no such recipe; give a path or a shipped one: {did_you_mean(path.stem, shipped)}")

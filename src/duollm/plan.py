@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
 
 from duollm.config import ModelConfig, Recipe
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
-from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
+from duollm.models.conversion import read_dense_config
 from duollm.models.families import duo_config
 from duollm.oracle.beam import Beam
-from duollm.oracle.run import check_settings
+from duollm.oracle.run import SearchPlan, check_memory, check_settings
 from duollm.routers.registry import check_kinds
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
@@ -61,6 +60,7 @@ def plan(recipe: Recipe, devices: Devices | None = None) -> list[Row]:
             or a study would refuse the recipe.
     """
     config, length = planned_config(recipe), recipe.data.sequence_length
+    recipe = completed(recipe, config)
     check_recipe(recipe, config, recipe.model.path or recipe.model.dense or "the model")
     parts, layers = count_parameters(config), config.num_hidden_layers
     rows = [Row("parameters", name, each, "", f"{each / parts.total:.1%}") for name, each in parts._asdict().items()]
@@ -84,30 +84,44 @@ def plan(recipe: Recipe, devices: Devices | None = None) -> list[Row]:
     return rows
 
 
-def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig | None, given: str = "the model") -> None:
+def completed(recipe: Recipe, sizes: DuoConfig | ModelConfig) -> Recipe:
+    """Return the recipe with the budgets of its routers in layers, where it gives them as shares."""
+    router, layers = recipe.router, sizes.num_hidden_layers
+    if router.shares is None:
+        return recipe
+    with _names_section("oracle"):
+        possible = SearchPlan(recipe.oracle, layers, recipe.data.sequence_length).space.big_layers
+    nearest = {min(possible, key=lambda big: abs(big - share * layers)) for share in router.shares}
+    return recipe.model_copy(update={"router": router.model_copy(update={"big_layers": sorted(nearest)})})
+
+
+def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig, given: str = "the model", runs: bool = False) -> None:
     """Refuse settings that a study could not carry out, before it works for hours.
 
     Args:
-        sizes: those of the model; None if they are known only once it is loaded. Then only the rest is checked.
+        sizes: those of the model.
         given: names the model in messages.
+        runs: whether it is to run on this machine, so that it must fit its memory.
 
     Raises:
         UserError: the message begins with a key of the recipe.
     """
-    length = recipe.data.sequence_length
+    length, layers, positions = recipe.data.sequence_length, sizes.num_hidden_layers, sizes.max_position_embeddings
     with _names_section("router"):
         check_kinds(recipe.router, length)
-    if sizes is None:
-        return
-    layers, positions = sizes.num_hidden_layers, sizes.max_position_embeddings
     if length > positions:
         raise UserError(f"data.sequence_length ({length}) must not exceed the {positions} positions of {given}")
     with _names_section("oracle"):
         check_settings(recipe.oracle, sizes, length)
+        if runs and isinstance(sizes, DuoConfig):
+            check_memory(recipe.oracle, sizes, length)
     recipe.ceiling.depths_in(layers)
+    possible = SearchPlan(recipe.oracle, layers, length).space.big_layers
     for big in recipe.router.big_layers:
         if not 0 <= big <= layers:
             raise UserError(f"router.big_layers holds {big}; {given} has {layers} layers")
+        if big not in possible:
+            raise UserError(f"router.big_layers holds {big}; the oracle's groups of layers allow {possible}")
 
 
 @contextmanager
@@ -125,21 +139,36 @@ def planned_config(recipe: Recipe) -> DuoConfig:
     Nothing is downloaded. For a dense checkpoint on the hub, the recipe must give the sizes.
     """
     model, data = recipe.model, recipe.data
-    folder = model.path or (model.dense if model.dense and Path(model.dense).is_dir() else None)
-    given = f"model.{'path' if model.path else 'dense'}: {folder}" if folder else "model"
     vocab_size = model.vocab_size or (None if data.tokenizer or model.dense else data.vocab_size)
-    if folder and not Path(folder, "config.json").is_file():
-        raise UserError(f"{given} holds no readable config.json; give a model folder")
-    if not (folder or vocab_size):
+    config = given_config(recipe) if model.path or (model.dense and Path(model.dense).is_dir()) else None
+    if config:
+        return config
+    if not vocab_size:
         raise UserError(f"model.vocab_size: a plan loads nothing; give that of {data.tokenizer or model.dense}")
     try:
-        if model.path:
-            return DuoConfig.from_json_file(Path(model.path, "config.json"))
-        if folder:
-            return duo_config(AutoConfig.from_pretrained(folder), model.small_intermediate_size, model.skip_scope)
         return DuoConfig(**model.duo_fields() | {"vocab_size": vocab_size})
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"model: {' '.join(str(error).split())}") from None
+
+
+def given_config(recipe: Recipe) -> DuoConfig | None:
+    """Read the configuration of the model that a recipe names, also from the hub; None if the recipe trains its own.
+
+    Raises:
+        UserError: there is none that can be read, or it is of a family that is not supported.
+    """
+    model = recipe.model
+    if not (model.path or model.dense):
+        return None
+    try:
+        if model.path:
+            if not Path(model.path, "config.json").is_file():
+                raise ValueError(f"{model.path} holds no config.json; give the folder of a saved model")
+            return DuoConfig.from_json_file(Path(model.path, "config.json"))
+        return duo_config(read_dense_config(str(model.dense)), model.small_intermediate_size, model.skip_scope)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"{given}: {' '.join(str(error).split())}") from None
+        key, given, fault = "path" if model.path else "dense", model.path or model.dense, " ".join(str(error).split())
+        raise UserError(f"model.{key}: {fault if str(given) in fault else f'{given}: {fault}'}") from None
 
 
 def render(rows: Sequence[Row]) -> str:
@@ -218,14 +247,14 @@ def _activation_bytes(config: DuoConfig, shares: tuple[float, float, float], com
 def _oracle(recipe: Recipe, config: DuoConfig) -> Iterator[Row]:
     oracle, length = recipe.oracle, recipe.data.sequence_length
     windows = len(recipe.data.domains) * oracle.documents * oracle.windows_per_document
-    branches = [Branch[branch.upper()] for branch in oracle.branches]
-    naive = naive_search(config, length, branches)
+    space = SearchPlan(oracle, config.num_hidden_layers, length).space
+    naive = naive_search(config, length, space)
     table = f"oracle, {oracle.search} search of the routes of {'/'.join(oracle.branches)}, in one context"
     yield Row(table, "routes", naive.head, "", "per token")
     yield Row(table, "tokens", windows * length, "", f"in {windows:,} windows")
     if oracle.search in ("exact", "beam"):
         width = Beam.width if oracle.search == "beam" else None
-        search, how = shared_search(config, length, branches, width), f"beam of {width}" if width else "shared prefixes"
+        search, how = shared_search(config, length, space, width), f"beam of {width}" if width else "shared prefixes"
         less = f"{Decimal(naive.flops) / search.flops:.2g} times less"
         yield Row(table, f"layers, {how}", search.attention, "", "evaluations of a layer per token")
         yield Row(table, f"compute, {how}", windows * search.flops, "FLOP", less)

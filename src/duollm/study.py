@@ -24,9 +24,9 @@ from duollm.measure.comparison import compare_patterns, compare_routers, compare
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
-from duollm.oracle.run import OracleRun, search_facts
+from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
-from duollm.plan import check_recipe
+from duollm.plan import check_recipe, completed, given_config
 from duollm.progress import counted, say, working
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
@@ -51,7 +51,9 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         UserError: bad input, named in one line.
     """
     silence_transformers()
-    check_recipe(recipe, None if recipe.model.path or recipe.model.dense else recipe.model)
+    config = given_config(recipe)
+    recipe = completed(recipe, config or recipe.model)
+    check_recipe(recipe, config or recipe.model, f"the model in {recipe.model.path or recipe.model.dense}", runs=True)
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
@@ -240,7 +242,7 @@ class Study:
         if self.world.first:
             sizes = recipe.model
             model = open_dense(dense, sizes.small_intermediate_size, sizes.skip_scope, recipe.seed, torch.float32)
-            self._check_fits(model.config, "model.dense", dense)
+            self._check_vocabulary(model.config, "model.dense", dense)
             nn.Module.to(model, self.world.device)
             convert(model, dense, recipe.convert, self._data, recipe.seed, self.run / "converted", progress=say)
         self.world.wait()
@@ -251,16 +253,15 @@ class Study:
         pretrain(self._context, recipe.model, recipe.pretrain, converted)
 
     def _check_given_model(self) -> None:
-        self._check_fits(self._load_model().config, "model.path", str(self._model_folder))
+        self._check_vocabulary(self._load_model().config, "model.path", str(self._model_folder))
 
-    def _check_fits(self, config: DuoConfig, key: str, given: str) -> None:
-        """Refuse a model that does not fit the recipe before hours are spent on it."""
+    def _check_vocabulary(self, config: DuoConfig, key: str, given: str) -> None:
+        """Refuse a model whose vocabulary does not fit the data before hours are spent on it."""
         if config.vocab_size < self._data.vocab_size:
             raise UserError(
                 f"{key}: {given} knows {config.vocab_size} tokens, the data has {self._data.vocab_size}; "
                 "set data.tokenizer to the model's own"
             )
-        check_recipe(self.recipe, config, f"{key} {given}")
 
     def _search(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data
@@ -311,7 +312,8 @@ class Study:
             model, texts = self._load_model(), self._compared_texts()
             names, spend = self._router_names(), self.recipe.router.spend
             routers = counted(trained_routers(self.run, names, spend, model), "routers", len(names) * len(spend))
-            compare_routers(model, routers, texts, self.run)
+            searched = SearchPlan(self.recipe.oracle, model.config.num_hidden_layers, self._data.sequence_length)
+            compare_routers(model, routers, texts, searched.space.lowest, self.run)
             compare_patterns(model, texts, self.run)
         self.world.wait()
 

@@ -69,11 +69,8 @@ class TestClasses:
             key: replace(one, nll_T=np.where(starts_T, nll_T + 5, one.nll_T)) for key, one in tokens.policies.items()
         }
         planted = replace(tokens, policies=policies)
-        rows = {
-            row.name: row
-            for row in class_rows(planted, Bootstrap([np.ones(8, np.int64)], 50, 0))
-            if row.kind == "python"
-        }
+        bootstrap = Bootstrap([np.ones(8, np.int64)], 50, 0)
+        rows = {row.name: row for row in class_rows(planted, bootstrap) if row.kind == "python"}
         assert rows["line start"].tokens == 40
         assert rows["line start"].gain.value == 0
         assert rows["line start"].unhelped.value == 1

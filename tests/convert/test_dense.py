@@ -109,6 +109,15 @@ def test_too_little_sample_text_is_refused(converted, tmp_path):
     assert not (tmp_path / "duo").exists()
 
 
+def test_a_duo_gives_its_big_ffns(converted):
+    """How big can be trained alone, frozen, and small trained after it."""
+    folder = converted(small_init="slice")
+    before, again = load_model(folder), open_dense(str(folder), 4, "ffn", 1)
+    ids = random_ids()
+    torch.testing.assert_close(again(ids).logits, before(ids).logits, atol=1e-5, rtol=0)
+    assert again.config.small_intermediate_size == 4
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("convert")

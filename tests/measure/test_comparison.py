@@ -34,7 +34,7 @@ def evaluated(tmp_path_factory):
         save_router(router, run / "routers" / name, {**facts, "big_layers": int(name[-1]), "budget": 0.5})
         routers[name] = router
     texts = compared_windows(data, CONFIG, 0)
-    compare_routers(model, trained_routers(run, list(routers), ["average", "exact"], model), texts, run)
+    compare_routers(model, trained_routers(run, list(routers), ["average", "exact"], model), texts, Branch.SMALL, run)
     return run / "evaluate", model, routers, torch.from_numpy(texts["owls"].token_ids)
 
 

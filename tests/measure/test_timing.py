@@ -41,7 +41,7 @@ def test_rounds_go_on_until_the_time_is_up(clock):
 
 
 def test_fixed_workloads_spend_their_budget():
-    all_small, *others = fixed_workloads(tiny_model(), [1, 2], (8, 9))
+    all_small, *others = fixed_workloads(tiny_model(), [1, 2], (8, 9), Branch.SMALL)
     assert (all_small.routes == Branch.SMALL).all()
     assert [one.facts["policy"] for one in others] == ["pattern", "routes"] * 2
     for one in others:

@@ -9,14 +9,16 @@ from duollm.oracle.budgets import AtMost, Cells, Exactly, FlopsShare, OnAverage,
 from duollm.oracle.local import Local, Sampled, draw_within
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.search import executed_nll
-from naive_oracle import forward_nll, naive_table, tiny_model, tiny_tokens
+from naive_oracle import GROUPED, forward_nll, naive_table, tiny_model, tiny_tokens
 
 SKIP, SMALL, BIG = Branch
+SCOPES = ("ffn", "layer")
 KINDS = [
-    pytest.param((SMALL, BIG), "ffn", 2, id="small-big ffn kv2"),
-    pytest.param((SKIP, BIG), "layer", 1, id="skip-big layer kv1"),
-    pytest.param((SKIP, SMALL, BIG), "layer", 2, id="all layer kv2"),
-    pytest.param((SKIP, SMALL, BIG), "ffn", 1, id="all ffn kv1"),
+    pytest.param(RouteSpace(3, (SMALL, BIG)), "ffn", 2, id="small-big ffn kv2"),
+    pytest.param(RouteSpace(3, (SKIP, BIG)), "layer", 1, id="skip-big layer kv1"),
+    pytest.param(RouteSpace(3, (SKIP, SMALL, BIG)), "layer", 2, id="all layer kv2"),
+    pytest.param(RouteSpace(3, (SKIP, SMALL, BIG)), "ffn", 1, id="all ffn kv1"),
+    *(pytest.param(space, scope, 2, id=f"{name} {scope}") for name, space in GROUPED.items() for scope in SCOPES),
 ]
 LIMITS = [Exactly(1), AtMost(2)]
 every_method = pytest.mark.parametrize(
@@ -28,6 +30,10 @@ every_method = pytest.mark.parametrize(
     ],
 )
 every_context = pytest.mark.parametrize("context", ["shared", "reference", "committed"])
+
+
+def limits_in(space):
+    return [Exactly(space.big_layers[1]), AtMost(space.big_layers[2])]
 
 
 def assert_within(route_ids, space, limits):
@@ -42,29 +48,31 @@ def tiny_padding(side):
 
 
 @every_method
-@pytest.mark.parametrize(("branches", "scope", "heads"), KINDS)
+@pytest.mark.parametrize(("space", "scope", "heads"), KINDS)
 @pytest.mark.parametrize("context", ["shared", "reference"])
-def test_losses_are_those_of_the_routes_returned(method, branches, scope, heads, context):
-    model, tokens, space = tiny_model(3, scope, heads), tiny_tokens(), RouteSpace(3, branches)
+def test_losses_are_those_of_the_routes_returned(method, space, scope, heads, context):
+    model, tokens, limits = tiny_model(space.num_layers, scope, heads), tiny_tokens(), limits_in(space)
     truth = naive_table(model, tokens, space, context)
-    found = search_oracle(model, tokens, space, context, budgets=LIMITS, method=method)
-    assert_within(found.route_ids, space, LIMITS)
+    found = search_oracle(model, tokens, space, context, budgets=limits, method=method)
+    assert_within(found.route_ids, space, limits)
     for nll, ids in zip(found.nll, found.route_ids, strict=True):
         torch.testing.assert_close(truth.gather(-1, ids[..., None])[..., 0], nll, atol=1e-4, rtol=0)
 
 
 @every_method
-@pytest.mark.parametrize(("branches", "scope", "heads"), KINDS)
-def test_committed_losses_are_those_of_one_forward_with_the_picks(method, branches, scope, heads):
-    model, tokens, space = tiny_model(3, scope, heads), tiny_tokens(), RouteSpace(3, branches)
-    found = search_oracle(model, tokens, space, "committed", budgets=LIMITS, method=method)
-    assert_within(found.route_ids, space, LIMITS)
+@pytest.mark.parametrize(("space", "scope", "heads"), KINDS)
+def test_committed_losses_are_those_of_one_forward_with_the_picks(method, space, scope, heads):
+    model, tokens, limits = tiny_model(space.num_layers, scope, heads), tiny_tokens(), limits_in(space)
+    found = search_oracle(model, tokens, space, "committed", budgets=limits, method=method)
+    assert_within(found.route_ids, space, limits)
     for nll, ids in zip(found.nll, found.route_ids, strict=True):
         torch.testing.assert_close(executed_nll(model, tokens, space, ids), nll, atol=1e-4, rtol=0)
 
 
 @every_context
-@pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, SMALL, BIG)])
+@pytest.mark.parametrize(
+    "space", [RouteSpace(3), RouteSpace(3, (SKIP, SMALL, BIG)), *GROUPED.values()], ids=["two", "three", *GROUPED]
+)
 @pytest.mark.parametrize(
     "method",
     [
@@ -72,10 +80,10 @@ def test_committed_losses_are_those_of_one_forward_with_the_picks(method, branch
         pytest.param(Sampled(routes=1000), id="sampled"),
     ],
 )
-def test_a_search_that_tries_all_routes_is_exact(method, context, branches):
-    model, tokens, space = tiny_model(3), tiny_tokens(), RouteSpace(3, branches)
-    exact = search_oracle(model, tokens, space, context, budgets=LIMITS)
-    found = search_oracle(model, tokens, space, context, budgets=LIMITS, method=method)
+def test_a_search_that_tries_all_routes_is_exact(method, context, space):
+    model, tokens, limits = tiny_model(space.num_layers), tiny_tokens(), limits_in(space)
+    exact = search_oracle(model, tokens, space, context, budgets=limits)
+    found = search_oracle(model, tokens, space, context, budgets=limits, method=method)
     torch.testing.assert_close(found.nll, exact.nll, atol=1e-5, rtol=0)
     assert found.route_ids.equal(exact.route_ids)
 
@@ -204,10 +212,11 @@ def test_without_pruning_losses_are_those_of_the_routes_too(method):
     torch.testing.assert_close(picked, found.nll[0], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, SMALL, BIG)])
+@pytest.mark.parametrize(
+    "space", [RouteSpace(3), RouteSpace(3, (SKIP, SMALL, BIG)), RouteSpace(4, groups=[[0], [1, 2], [3]])]
+)
 @pytest.mark.parametrize("limit", [Exactly(1), AtMost(1)])
-def test_draws_are_uniform_within_the_budget(branches, limit):
-    space = RouteSpace(3, branches)
+def test_draws_are_uniform_within_the_budget(space, limit):
     drawn = draw_within(limit, Cells(space, 1, 4), (100, 200), torch.Generator().manual_seed(0))
     bigs = [1] if isinstance(limit, Exactly) else [0, 1]
     allowed = sorted(int(each) for big in bigs for each in space.ids_with(big))

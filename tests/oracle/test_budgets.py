@@ -18,6 +18,7 @@ from duollm.oracle.budgets import (
     parse_budget,
     parse_budgets,
 )
+from naive_oracle import GROUPED
 
 SKIP, SMALL, BIG = Branch
 OPTIONS = [(SMALL, BIG), (SKIP, BIG), (SKIP, SMALL), (SKIP, SMALL, BIG)]
@@ -50,9 +51,8 @@ def spent(budget, nll_QBT, cells=CELLS, **options):
 
 
 class TestCells:
-    @pytest.mark.parametrize("branches", OPTIONS)
-    def test_they_are_all_that_routes_spend(self, branches):
-        space = RouteSpace(4, branches)
+    @pytest.mark.parametrize("space", [*(RouteSpace(4, each) for each in OPTIONS), *GROUPED.values()])
+    def test_they_are_all_that_routes_spend(self, space):
         routes = space.decode(torch.arange(space.size)).tolist()
         naive = {(route.count(SMALL), route.count(BIG)) for route in routes}
         cells = Cells(space, 1, 4)
@@ -64,9 +64,8 @@ class TestCells:
         assert cells.spent == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (0, 2)]
         assert [cells.cost(*pair) for pair in cells.spent] == [0, 1, 2, 2, 3, 4]
 
-    @pytest.mark.parametrize("branches", OPTIONS)
-    def test_they_know_how_many_routes_they_hold_and_which_they_are(self, branches):
-        space = RouteSpace(4, branches)
+    @pytest.mark.parametrize("space", [*(RouteSpace(4, each) for each in OPTIONS), *GROUPED.values()])
+    def test_they_know_how_many_routes_they_hold_and_which_they_are(self, space):
         cells, routes = Cells(space, 1, 4), space.decode(torch.arange(space.size))
         cell_R = cells.index((routes == SMALL).sum(-1), (routes == BIG).sum(-1))
         assert torch.bincount(cell_R, minlength=len(cells.spent)).tolist() == cells.routes

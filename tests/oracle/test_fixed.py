@@ -46,6 +46,21 @@ def test_columns_are_those_of_ordinary_forward_passes(model, monkeypatch, patter
         routes = chosen_routes(sums_DR, pattern_R, big)
         naive = torch.cat([naive_nll(model, window, routes[DOCUMENT_W[window]]) for window in range(6)])
         np.testing.assert_allclose(columns[f"nll_static_k{big}"], naive, atol=1e-4)
+        ids = [SPACE.encode(routes[document]) for document in DOCUMENT_W for _ in range(4)]
+        assert columns[f"route_static_k{big}"].tolist() == ids
+
+
+@torch.no_grad()
+def test_predictions_are_those_of_all_big(model):
+    columns = fixed_columns(model, WINDOWS, np.zeros((4, 8)), np.arange(8), SPACE, [1], SEED)
+    p_WTV = model(torch.from_numpy(WINDOWS.token_ids), routes=[2, 2, 2]).logits[:, :-1].softmax(-1)
+    order_NV = p_WTV.flatten(0, 1).argsort(-1, descending=True)
+    assert columns["top5_id"].reshape(-1, 5).tolist() == order_NV[:, :5].tolist()
+    np.testing.assert_allclose(columns["top5_probability"], p_WTV.topk(5).values.flatten(), atol=1e-5)
+    labels = WINDOWS.token_ids[:, 1:].flatten().tolist()
+    assert columns["rank"].tolist() == [
+        row.index(label) + 1 for row, label in zip(order_NV.tolist(), labels, strict=True)
+    ]
 
 
 @torch.no_grad()

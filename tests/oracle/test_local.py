@@ -10,17 +10,19 @@ SKIP, SMALL, BIG = Branch
 
 
 def naive_neighbours(route_id, limit, space):
-    """One layer changed, or two exchanged, within the budget."""
-    route = space.decode(torch.tensor(route_id)).tolist()
+    """One group changed, or two exchanged, within the budget."""
+    route = space.decode(torch.tensor(route_id))
     found = set()
-    for i in range(len(route)):
+    for one in map(list, space.group_layers):
         for branch in space.branches:
-            found.add((*route[:i], int(branch), *route[i + 1 :]))
-        for j in range(len(route)):
-            other = route.copy()
-            other[i], other[j] = other[j], other[i]
-            found.add(tuple(other))
-    found.discard(tuple(route))
+            changed = route.clone()
+            changed[one] = branch
+            found.add(tuple(changed.tolist()))
+        for two in map(list, space.group_layers):
+            changed = route.clone()
+            changed[one], changed[two] = route[two[0]], route[one[0]]
+            found.add(tuple(changed.tolist()))
+    found.discard(tuple(route.tolist()))
 
     def allowed(big):
         return big == limit.big if isinstance(limit, Exactly) else big <= limit.big
@@ -29,10 +31,11 @@ def naive_neighbours(route_id, limit, space):
 
 
 @pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, BIG), (SKIP, SMALL, BIG)])
-@pytest.mark.parametrize("limit", [Exactly(2), AtMost(2)])
-def test_moves_are_all_changes_and_exchanges_within_the_budget(branches, limit):
-    space = RouteSpace(4, branches)
-    bigs = [2] if isinstance(limit, Exactly) else [0, 1, 2]
+@pytest.mark.parametrize("layers", [(4,), (7, [[0, 2], [1], [3], [5, 6]], {4: BIG})], ids=["layers", "groups"])
+@pytest.mark.parametrize("limit", [Exactly(3), AtMost(3)])
+def test_moves_are_all_changes_and_exchanges_within_the_budget(branches, layers, limit):
+    space = RouteSpace(layers[0], branches, *layers[1:])
+    bigs = [3] if isinstance(limit, Exactly) else [big for big in space.big_layers if big <= 3]
     ids = torch.cat([torch.as_tensor(space.ids_with(big)) for big in bigs])
     reached = (ids + moves(ids, limit, Cells(space, 1, 4))).T
     for route_id, neighbours in zip(ids.tolist(), reached.tolist(), strict=True):

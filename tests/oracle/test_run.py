@@ -12,8 +12,9 @@ from duollm import RouteSpace, loss_table
 from duollm.config import OracleConfig
 from duollm.errors import UserError
 from duollm.oracle.reductions import BestSoFar
-from duollm.oracle.run import REDUCTIONS, OracleRun, search_facts
+from duollm.oracle.run import REDUCTIONS, OracleRun, check_memory, search_facts
 from duollm.oracle.store import KINDS, OracleStore
+from duollm.records.files import ResultFile
 from duollm.records.halves import first_half
 from naive_oracle import forward_nll
 from tiny import tiny_model
@@ -91,7 +92,9 @@ class TestTokens:
 
     def test_columns_are_those_of_the_documentation(self, finished):
         kinds = {"document": "str", "window": "int32", "position": "int32", "token_id": "int32"}
-        kinds |= {"text": "str", "before": "str"}
+        kinds |= {"text": "str", "before": "str", "rank": "int32"}
+        kinds |= dict.fromkeys(["top5_id", "top5_text", "top5_probability"], "object")
+        kinds |= {f"route_static_k{k}": "int64" for k in range(4)}
         floats = ["nll_small", "nll_big"]
         floats += [f"{name}_k{k}" for name in ("nll_random4", "nll_static", "expected_static") for k in range(4)]
         limits = {"shared": ["atmost2", "flops0.6", "average1.5", "ramp3to1"], "committed": ["atmost2", "flops0.6"]}
@@ -109,6 +112,16 @@ class TestTokens:
             for name, kind in read(finished).dtypes.items()
         }
         assert found == expected
+
+    def test_predictions_are_written_out(self, finished, packed):
+        table = read(finished)
+        for ids, texts in zip(table["top5_id"], table["top5_text"], strict=True):
+            assert list(texts) == [packed.tokenizer.decode([token]) for token in ids]
+        first = table[table["rank"] == 1]
+        assert first["token_id"].tolist() == [ids[0] for ids in first["top5_id"]]
+        assert np.exp(-first["nll_big"]).to_numpy() == pytest.approx(
+            [p[0] for p in first["top5_probability"]], abs=1e-4
+        )
 
     def test_no_number_is_missing(self, finished):
         table = read(finished)
@@ -228,7 +241,7 @@ def test_another_search_is_refused_in_one_line(finished, stage):
         ({"more_budgets": ["ramp 9 1"]}, "a budget of 9 big layers"),
         ({"more_budgets": ["flops 0.1"]}, "no route costs at most 0.1"),
         ({"more_budgets": ["at-most 1", "at-most 01"]}, "one or more different ones"),
-        ({"branches": ["skip", "small"]}, "allowed: 0 .. 0"),
+        ({"groups": [[0, 2]], "fixed": {"big": [1]}, "big_layers": [2]}, "impossible here; allowed: 1, 3"),
     ],
     ids=str,
 )
@@ -236,6 +249,62 @@ def test_impossible_budgets_are_refused_before_anything_is_searched(stage, tmp_p
     with pytest.raises(UserError, match=rf"^big_layers or more_budgets: [^\n]*{message}[^\n]*$"):
         stage(tmp_path / "oracle", **settings).run()
     assert not (tmp_path / "oracle").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"branches": ["skip", "small"]}, "branches: some layer that is not fixed must be able to take big"),
+        ({"groups": [[0], [1]]}, "groups or fixed: layer 2 is in no group and not fixed"),
+        ({"groups": [[0, 1], [1, 2]]}, "groups or fixed: layer 1 is named more than once"),
+        ({"fixed": {"big": [0], "skip": [3]}}, "groups or fixed: groups and fixed name layer 3"),
+        ({"memory_gib": 1e-6}, "memory_gib: one route of a window of 8 tokens takes"),
+    ],
+    ids=str,
+)
+def test_spaces_that_do_not_work_are_refused_before_anything_is_searched(stage, tmp_path, settings, message):
+    with pytest.raises(UserError, match=rf"^{message}[^\n]*$"):
+        stage(tmp_path / "oracle", **settings).run()
+    assert not (tmp_path / "oracle").exists()
+
+
+@pytest.mark.parametrize("available", [2**20, 2**40])
+def test_a_search_that_does_not_fit_the_machine_is_refused(monkeypatch, model, available):
+    monkeypatch.setattr("duollm.oracle.run.device_memory_bytes", lambda: available)
+    if available == 2**40:
+        check_memory(OracleConfig(), model.config, 8)
+    else:
+        with pytest.raises(UserError, match=r"^memory_gib: the search would take 1 GiB .* this machine has 0.000977"):
+            check_memory(OracleConfig(), model.config, 8)
+
+
+@pytest.mark.parametrize("scope", ["ffn", "layer"])
+def test_groups_of_layers_in_all_contexts(stage, owls, tmp_path, scope):
+    settings = {
+        "branches": ["skip", "big"],
+        "groups": [[0, 1], [3, 4]],
+        "fixed": {"big": [2]},
+        "documents": 2,
+        "committed_big_layers": [3],
+        "more_budgets": ["at-most 3"],
+        "counted_share": 1,
+    }
+    five = tiny_model(vocab_size=owls.vocab_size, num_hidden_layers=5, skip_scope=scope)
+    stage(tmp_path / "oracle", five, owls, **settings).run()
+    table, routes = read(tmp_path / "oracle"), read(tmp_path / "oracle", kind="routes")
+    space = RouteSpace(5, (0, 2), [[0, 1], [3, 4]], {2: 2})
+    assert ResultFile.open(tmp_path / "oracle" / "owls.parquet", "", tmp_path).space() == space
+    assert json.loads((tmp_path / "oracle" / "manifest.json").read_text())["big_layers"] == [1, 3, 5]
+    np.testing.assert_allclose(table["executed_committed_k3"], table["nll_committed_k3"], atol=1e-4)
+    windows = owls.windows("test", "owls", 2, 1, SEED)
+    token_ids_WT = torch.from_numpy(windows.token_ids)
+    nll_RT = torch.stack([forward_nll(five, token_ids_WT, space.decode(torch.tensor(r))).flatten() for r in range(4)])
+    np.testing.assert_allclose(table["nll_shared_k3"], nll_RT[[1, 2]].min(0).values, atol=1e-4)
+    np.testing.assert_allclose(table["nll_shared_atmost3"], nll_RT[:3].min(0).values, atol=1e-4)
+    np.testing.assert_allclose(table["nll_shared_k1"], nll_RT[0], atol=1e-4)
+    np.testing.assert_allclose(table["nll_big"], nll_RT[3], atol=1e-4)
+    np.testing.assert_allclose(routes["nll_sum"].to_numpy().reshape(2, 4), nll_RT.T.reshape(2, 7, 4).sum(1), rtol=1e-5)
+    assert np.isfinite(table.filter(regex="^resampled|^nll_random|^nll_static")).all(axis=None)
 
 
 def test_three_branches_in_all_contexts(stage, owls, tmp_path):

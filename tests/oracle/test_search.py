@@ -6,16 +6,18 @@ from duollm.oracle.budgets import AtMost, Exactly, FlopsShare, OnAverage, Schedu
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes
 from duollm.oracle.search import SEARCHES, executed_nll
-from naive_oracle import forward_nll, naive_committed, naive_table, tiny_model, tiny_tokens
+from naive_oracle import GROUPED, forward_nll, naive_committed, naive_table, tiny_model, tiny_tokens
 
 SKIP, SMALL, BIG = Branch
 OPTIONS = [(SMALL, BIG), (SKIP, BIG), (SKIP, SMALL, BIG)]
+SPACES = {"-".join(branch.name.lower() for branch in each): RouteSpace(3, each) for each in OPTIONS} | GROUPED
 KINDS = [
-    pytest.param(branches, scope, heads, id=f"{'-'.join(b.name.lower() for b in branches)} {scope} kv{heads}")
-    for branches in OPTIONS
+    pytest.param(space, scope, heads, id=f"{name} {scope} kv{heads}")
+    for name, space in SPACES.items()
     for scope in ("ffn", "layer")
     for heads in (1, 2)
 ]
+every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 
 def best_of(table, ids):
@@ -28,23 +30,23 @@ def assert_picks(result, table, space):
         torch.testing.assert_close(table.gather(-1, ids[..., None])[..., 0], nll, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("branches", "scope", "heads"), KINDS)
+@pytest.mark.parametrize(("space", "scope", "heads"), KINDS)
 @pytest.mark.parametrize("context", ["shared", "reference"])
-def test_search_and_table_equal_one_forward_per_route(branches, scope, heads, context):
-    model, tokens, space = tiny_model(3, scope, heads), tiny_tokens(), RouteSpace(3, branches)
+def test_search_and_table_equal_one_forward_per_route(space, scope, heads, context):
+    model, tokens = tiny_model(space.num_layers, scope, heads), tiny_tokens()
     truth = naive_table(model, tokens, space, context)
     torch.testing.assert_close(loss_table(model, tokens, space, context), truth, atol=1e-4, rtol=0)
     result = search_oracle(model, tokens, space, context)
-    assert result.big_layers == [0, 1, 2, 3]
+    assert result.big_layers == space.big_layers
     for big, nll in zip(result.big_layers, result.nll, strict=True):
         torch.testing.assert_close(nll, best_of(truth, space.ids_with(big)), atol=1e-4, rtol=0)
     assert_picks(result, truth, space)
 
 
-@pytest.mark.parametrize(("branches", "scope", "heads"), KINDS)
-def test_committed_search_equals_one_forward_per_token_and_route(branches, scope, heads):
-    model, tokens, space = tiny_model(3, scope, heads), tiny_tokens(), RouteSpace(3, branches)
-    result = search_oracle(model, tokens, space, "committed", big_layers=[1, 2])
+@pytest.mark.parametrize(("space", "scope", "heads"), KINDS)
+def test_committed_search_equals_one_forward_per_token_and_route(space, scope, heads):
+    model, tokens = tiny_model(space.num_layers, scope, heads), tiny_tokens()
+    result = search_oracle(model, tokens, space, "committed", big_layers=space.big_layers[1:3])
     for k, big in enumerate(result.big_layers):
         allowed = [torch.as_tensor(space.ids_with(big))] * 5
         nll, _ = naive_committed(model, tokens, space, allowed)
@@ -91,38 +93,41 @@ def test_a_reference_that_its_picks_agree_with_is_realised_by_one_forward():
     torch.testing.assert_close(executed_nll(model, tokens, space, route_ids[0]), result.nll[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("space", [RouteSpace(6), RouteSpace(9, (SKIP, BIG), 6, {4: BIG})], ids=["layers", "groups"])
 @pytest.mark.parametrize("context", ["shared", "reference"])
-def test_pruning_changes_nothing_and_spares_leaves(context):
-    model, tokens, space = tiny_model(6), tiny_tokens(), RouteSpace(6)
+def test_pruning_changes_nothing_and_spares_leaves(space, context):
+    model, tokens = tiny_model(space.num_layers), tiny_tokens()
     kept = [DrawnLabels(2), RandomRoutes(5)]
     pruned = search_oracle(model, tokens, space, context, reductions=kept)
     full = search_oracle(model, tokens, space, context, reductions=kept, prune=False)
     assert pruned.route_ids.equal(full.route_ids)
-    assert set(pruned.columns) == {"nll", "route", "random_nll", "resampled_nll", "resampled_score"}
+    assert set(pruned.columns) == {"nll", "route", "random_nll", "resampled_nll", "resampled_score", "resampled_route"}
     for name, column in pruned.columns.items():
         torch.testing.assert_close(column, full.columns[name], atol=1e-5, rtol=0)
     assert full.evaluated_share == 1
     assert pruned.evaluated_share < 0.8
 
 
-def test_small_memory_gives_the_same_result():
-    model, tokens, space = tiny_model(5), tiny_tokens(), RouteSpace(5)
+@every_space
+def test_small_memory_gives_the_same_result(space):
+    model, tokens = tiny_model(space.num_layers), tiny_tokens()
     wide, deep = (search_oracle(model, tokens, space, memory_bytes=size) for size in (2**30, 1))
     torch.testing.assert_close(wide.nll, deep.nll, atol=1e-5, rtol=0)
     assert wide.route_ids.equal(deep.route_ids)
 
 
-@pytest.mark.parametrize("branches", OPTIONS)
-def test_every_budget_is_the_best_of_what_it_allows(branches):
-    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3, branches)
+@every_space
+def test_every_budget_is_the_best_of_what_it_allows(space):
+    model, tokens, most = tiny_model(space.num_layers), tiny_tokens(), space.big_layers[1]
     truth = naive_table(model, tokens, space, "shared")
     routes = space.decode(torch.arange(space.size))
     big, small = (routes == BIG).sum(-1), (routes == SMALL).sum(-1)
-    share = (48 * big + 8 * small) / (48 * 3)
-    result = search_oracle(model, tokens, space, budgets=[AtMost(2), FlopsShare(0.5), Schedule((3, 2, 1, 0, 0))])
-    torch.testing.assert_close(result.nll[0], best_of(truth, (big <= 2).nonzero()[:, 0]), atol=1e-4, rtol=0)
+    share = (48 * big + 8 * small) / (48 * space.num_layers)
+    falling = (*reversed(space.big_layers), *[space.big_layers[0]] * 5)[:5]
+    result = search_oracle(model, tokens, space, budgets=[AtMost(most), FlopsShare(0.5), Schedule(falling)])
+    torch.testing.assert_close(result.nll[0], best_of(truth, (big <= most).nonzero()[:, 0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(result.nll[1], best_of(truth, (share <= 0.5).nonzero()[:, 0]), atol=1e-4, rtol=0)
-    for position, count in enumerate((3, 2, 1, 0, 0)):
+    for position, count in enumerate(falling):
         expected = best_of(truth[:, position], space.ids_with(count))
         torch.testing.assert_close(result.nll[2, :, position], expected, atol=1e-4, rtol=0)
 
@@ -156,8 +161,9 @@ def test_padding_spends_nothing_of_an_average():
     assert result.route_ids[0, 0, :3].equal(alone.route_ids[0, 0])
 
 
-def test_random_routes_compete_only_if_drawn():
-    model, tokens, space = tiny_model(4), tiny_tokens(), RouteSpace(4)
+@pytest.mark.parametrize("space", [RouteSpace(4), RouteSpace(7, (SKIP, BIG), 4)], ids=["layers", "groups"])
+def test_random_routes_compete_only_if_drawn(space):
+    model, tokens = tiny_model(space.num_layers), tiny_tokens()
     found = search_oracle(model, tokens, space, reductions=[RandomRoutes(2)])
     assert (found.columns["random_nll"] >= found.nll - 1e-5).all()
     assert (found.columns["random_nll"] > found.nll + 1e-3).any()
@@ -165,8 +171,9 @@ def test_random_routes_compete_only_if_drawn():
     torch.testing.assert_close(many.columns["random_nll"], many.nll, atol=1e-5, rtol=0)
 
 
-def test_a_table_holds_its_tokens_under_every_route():
-    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
+@every_space
+def test_a_table_holds_its_tokens_under_every_route(space):
+    model, tokens = tiny_model(space.num_layers), tiny_tokens()
     truth = naive_table(model, tokens, space, "shared").flatten(0, 1)
     counted = torch.tensor([1, 1, 0, 1, 1, 0, 0, 0, 1, 1]).bool()
     table = LeafTable(counted, space.size)
@@ -174,11 +181,12 @@ def test_a_table_holds_its_tokens_under_every_route():
     torch.testing.assert_close(table.nll_MR, truth[counted], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("space", [RouteSpace(3), GROUPED["groups with fixed"]], ids=["layers", "groups"])
 @pytest.mark.parametrize("pairs", [1, 3])
-def test_drawn_labels_are_picked_and_scored_with_their_own_losses(pairs):
-    model, tokens, space, drawn = tiny_model(), tiny_tokens(), RouteSpace(3), DrawnLabels(pairs)
-    result = search_oracle(model, tokens, space, big_layers=[1], reductions=[drawn])
-    ids = torch.as_tensor(space.ids_with(1))
+def test_drawn_labels_are_picked_and_scored_with_their_own_losses(space, pairs):
+    model, tokens, drawn, big = tiny_model(space.num_layers), tiny_tokens(), DrawnLabels(pairs), space.big_layers[1]
+    result = search_oracle(model, tokens, space, big_layers=[big], reductions=[drawn])
+    ids = torch.as_tensor(space.ids_with(big))
     with torch.no_grad():
         log_p = torch.stack([model(tokens, routes=space.decode(r)).logits[:, :-1].log_softmax(-1) for r in ids])
     label_2SRBT1 = drawn.label_2SN.view(2, pairs, 1, 2, 5, 1).expand(-1, -1, len(ids), -1, -1, -1)
@@ -219,10 +227,11 @@ def test_every_context_reads_only_earlier_tokens(context):
     torch.testing.assert_close(first.nll[..., :3], second.nll[..., :3], atol=1e-5, rtol=0)
 
 
-def test_executed_together_is_one_forward_with_the_picks():
-    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
-    found = search_oracle(model, tokens, space, big_layers=[2])
-    routes = torch.full((2, 6, 3), 2)
+@every_space
+def test_executed_together_is_one_forward_with_the_picks(space):
+    model, tokens = tiny_model(space.num_layers), tiny_tokens()
+    found = search_oracle(model, tokens, space, big_layers=space.big_layers[1:2])
+    routes = torch.full((2, 6, space.num_layers), 2)
     routes[:, :-1] = space.decode(found.route_ids[0])
     torch.testing.assert_close(
         executed_nll(model, tokens, space, found.route_ids[0]), forward_nll(model, tokens, routes)

@@ -66,6 +66,10 @@ def test_static_on_all_tokens_is_read_where_it_is(own_run):
     static = {key.big_layers: one for key, one in read_oracle(own_run, "prose").policies.items() if key[0] == "static"}
     assert list(static) == [2]
     assert np.array_equal(static[2].nll_T, nll_T)
+    assert static[2].route_T is None
+    route_T = np.arange(len(nll_T)) % 64
+    _rewrite(path, lambda table: table.append_column("route_static_k2", pa.array(route_T)))
+    assert read_oracle(own_run, "prose").policies[Key("static", 2)].route_T.tolist() == route_T.tolist()
 
 
 def _contexts(tokens):

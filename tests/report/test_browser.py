@@ -98,6 +98,13 @@ def test_pointing_shows_the_numbers_of_the_files(tab, run):
             if key in tokens.policies:
                 cell = tab.inner_text(f'#token tr[data-policy="{variant}"] td')
                 assert float(cell) == pytest.approx(tokens.policies[key].nll_T[t], abs=6e-4)
+        rank = tokens.file.integers("rank")[t]
+        assert f"number {rank}" in tab.inner_text("#token h4")
+        words = tab.locator("#token .predicted bdi").all_inner_texts()
+        assert len(words) == 5
+        if "漢" in tokens.file.lists("top5_text")[t]:
+            assert "漢" in words
+        assert tab.locator("#token .predicted .hit").count() == (rank <= 5)
         route = "".join(map(str, tokens.oracle(3).routes_TL[t]))
         assert route in tab.get_attribute('#token tr[data-policy="oracle"] svg', "aria-label")
 
@@ -137,6 +144,7 @@ def test_the_keyboard_moves_and_pins(tab, run):
 
 def test_tables_sort_and_lines_can_be_hidden(tab, run):
     visit(tab, run, "tables")
+    tab.click("#all-losses summary")
     tab.click("#losses thead button >> text=k")
     ks = [int(k) for k in tab.locator("#losses tbody td:nth-child(2)").all_inner_texts()]
     assert ks == sorted(ks, reverse=True)
@@ -144,6 +152,23 @@ def test_tables_sort_and_lines_can_be_hidden(tab, run):
     tab.wait_for_selector('#frontier [data-series="oracle"]', state="attached")
     tab.click("#frontier .legend button >> text=/^oracle$/")
     assert tab.locator('#frontier [data-series="oracle"]').count() == 0
+
+
+def test_a_point_of_difficulty_leads_to_its_token(tab, run):
+    tokens = read_tokens(run, "prose")[0]
+    small_T, oracle_T = tokens.policies[Key("all-small", 0)].nll_T, tokens.oracle(2).nll_T
+    visit(tab, run, "figures?pool=prose")
+    chart = tab.locator("figure.chart", has_text="Difficulty against loss")
+    assert chart.locator("path[data-group]").count() == 3
+    chart.locator("svg").first.focus()
+    tab.keyboard.press("ArrowRight")  # the token of the lowest loss
+    t = int(small_T.argmin())
+    assert f"loss {small_T[t]:.3f}, of which the oracle removes " in chart.inner_text().replace("\u2212", "-")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#text .current")
+    assert tab.get_attribute("#text .current", "data-t") == str(t)
+    cell = tab.inner_text('#token tr[data-policy="oracle"] td')
+    assert float(cell) == pytest.approx(oracle_T[t], abs=6e-4)
 
 
 def test_runs_stand_side_by_side(tab, tmp_path):
@@ -161,6 +186,7 @@ def test_runs_stand_side_by_side(tab, tmp_path):
     assert tab.locator("#runs-numbers tbody tr").count() == 2
     assert [*tab.locator("#runs-settings tbody tr").all_inner_texts()] == ["seed\t0\t1"]
     tab.click("#runs-texts a >> nth=0")
+    tab.wait_for_selector("#text .words")
     assert tab.locator("#panenames b").all_inner_texts() == ["owl · all big, k = 6", "crow · all big, k = 6"]
     assert tab.locator("#text .block").first.locator(".words").count() == 2
     tab.get_by_label("Big layers", exact=True).select_option("3")

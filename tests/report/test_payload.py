@@ -28,8 +28,7 @@ def unpack(packed, layers):
             bits = np.unpackbits(np.frombuffer(block[at : at + length], np.uint8))[: 2 * size * layers]
             routes_TL, at = (bits.reshape(size, layers, 2) @ [2, 1]), at + length
         found[policy["policy"], policy["k"], policy["context"]] = steps_T * payload.LOSS_UNIT, routes_TL
-    assert at == len(block)
-    return found
+    return found, block[at:]
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def prose(compared):
 
 
 def test_unpacked_losses_and_routes_are_those_of_the_files(prose):
-    found = unpack(pack_tokens(prose, 100), prose.space.num_layers)
+    found, _ = unpack(pack_tokens(prose, 100), prose.space.num_layers)
     assert ("gains, exact", 3, None) in found
     for key, one in prose.policies.items():
         if (key.variant, key.big_layers, key.context) in found:
@@ -49,12 +48,33 @@ def test_unpacked_losses_and_routes_are_those_of_the_files(prose):
                 np.testing.assert_array_equal(routes_TL, one.routes_TL)
 
 
+def test_predictions_follow_the_policies(prose):
+    packed = pack_tokens(prose, 100)
+    rest, size = unpack(packed, prose.space.num_layers)[1], len(packed["text"])
+    assert len(rest) == 2 * size + 5 * 3 * size
+    rank_T = np.frombuffer(rest[:size], np.uint8) // 2  # zigzag, and small enough for the low byte
+    assert rank_T.tolist() == prose.file.integers("rank")[:size].tolist()
+    for column in range(5):
+        at = 2 * size + 3 * size * column
+        words = [packed["words"][place // 2] for place in rest[at : at + size]]
+        assert words == [row[column] for row in prose.file.lists("top5_text")[:size]]
+        shares = list(rest[at + 2 * size : at + 3 * size])
+        assert shares == [np.rint(100 * row[column]) for row in prose.file.lists("top5_probability")[:size]]
+
+
+def test_predictions_may_be_absent(prose, monkeypatch):
+    without = replace(prose.file, table=prose.file.table.drop_columns(["rank"]))
+    packed = pack_tokens(replace(prose, file=without), 100)
+    assert "words" not in packed
+    assert unpack(packed, prose.space.num_layers)[1] == b""
+
+
 @pytest.mark.parametrize("nll", [0.0, 12.3456, 1e3])
 def test_extreme_losses(prose, nll):
     key = Key("static", 1)
     space = RouteSpace(prose.space.num_layers)
     tokens = replace(prose, policies={**prose.policies, key: PolicyTokens(np.full(len(prose.text), nll), space=space)})
-    shown = unpack(pack_tokens(tokens, 100), prose.space.num_layers)["static", 1, None][0]
+    shown = unpack(pack_tokens(tokens, 100), prose.space.num_layers)[0]["static", 1, None][0]
     np.testing.assert_allclose(shown, min(nll, 32.767), atol=5e-4)
 
 

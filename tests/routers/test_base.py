@@ -46,7 +46,7 @@ def test_in_evaluation_the_best_branch_at_its_price_is_taken(make_random, states
     if SKIP not in branches or SMALL not in branches:
         cost = {branches[0]: 0.0, BIG: 1.0}  # with two branches the price is what big has to win by
     else:
-        cost = dict(zip(Branch, branch_costs(tiny_config()).tolist(), strict=True))
+        cost = dict(zip(Branch, branch_costs(tiny_config(), branches).tolist(), strict=True))
     for layer in range(3):
         choice_BT, _ = router(layer, states_BTD, None)
         scores_BTC, _ = router.scores(layer, states_BTD, None)
@@ -93,10 +93,13 @@ def test_the_margin_is_the_difference_of_the_scores(make_random, states_BTD, kin
 def test_costs_are_in_units_of_what_big_adds_to_small(scope):
     config = tiny_config(skip_scope=scope)
     parameters = layer_parameters(config)
-    skip, small, big = branch_costs(config).tolist()
+    skip, small, big = branch_costs(config, (SKIP, SMALL, BIG)).tolist()
     assert (small, big) == (0, 1)
     assert skip == pytest.approx((parameters.skip - parameters.small) / (parameters.big - parameters.small))
     assert skip < 0
+    skip, small, big = branch_costs(config, (SKIP, BIG)).tolist()  # of two branches one costs 0
+    assert (skip, big) == (0, 1)
+    assert small == pytest.approx((parameters.small - parameters.skip) / (parameters.big - parameters.skip))
 
 
 @pytest.mark.parametrize("branches", [(SKIP, SMALL), (BIG,), (BIG, SMALL)], ids=["no big", "one", "descending"])

@@ -76,6 +76,16 @@ def test_drawn_routes_have_the_budget_and_are_uniform(branches, big):
     assert max(abs(count - expected) for count in counts.values()) < 5 * expected**0.5
 
 
+@pytest.mark.parametrize("branches", [(SMALL, BIG), (SKIP, SMALL, BIG)])
+@pytest.mark.parametrize("big", [2, 4, 5])
+def test_drawn_routes_of_unequal_groups_are_uniform(branches, big):
+    space = RouteSpace(8, branches, [[0, 1], [2], [3, 7], [6]], {4: BIG, 5: SKIP})
+    ids, counts = draw_route_ids(space, big, (20_000,), seeded()).unique(return_counts=True)
+    assert ids.tolist() == space.ids_with(big).tolist()
+    expected = 20_000 / len(ids)
+    assert (counts - expected).abs().max() < 5 * expected**0.5
+
+
 def test_impossible_budgets_are_refused():
     with pytest.raises(ValueError, match=r"5 big layers is impossible here; allowed: 0 \.\. 4"):
         draw_route_ids(RouteSpace(4), 5, (1,), seeded())

@@ -1,3 +1,4 @@
+import json
 from itertools import product
 
 import numpy as np
@@ -100,3 +101,76 @@ def test_impossible_budgets_are_refused(branches, big):
 
 def test_branches_are_parsed_by_name():
     assert parse_branches(["big", "skip"]) == (SKIP, BIG)
+
+
+GROUPS = [[4, 5], [0, 2]]  # given in any order; layers 1 and 3 are fixed
+
+
+class TestGroups:
+    space = RouteSpace(6, (SKIP, SMALL, BIG), GROUPS, {3: BIG, 1: SMALL})
+
+    def test_ids_count_the_groups_in_the_order_of_their_first_layers(self):
+        naive = [[a, SMALL, a, BIG, b, b] for a, b in product((SKIP, SMALL, BIG), repeat=2)]
+        assert self.space.size == 9
+        np.testing.assert_array_equal(self.space.decode(np.arange(9)), naive)
+        np.testing.assert_array_equal(self.space.encode(np.array(naive)), np.arange(9))
+        assert self.space.count_big(np.arange(9)).tolist() == [row.count(BIG) for row in naive]
+
+    def test_budgets_are_in_layers_and_fixed_ones_count(self):
+        assert self.space.big_layers == [1, 3, 5]
+        assert self.space.ids_with(5).tolist() == [8]
+        assert sum(self.space.routes_spending.values()) == 9
+        with pytest.raises(ValueError, match=r"2 big layers is impossible here; allowed: 1, 3, 5$"):
+            self.space.ids_with(2)
+
+    @pytest.mark.parametrize(
+        ("layers", "number", "expected"),
+        [(6, 3, ((0, 1), (2, 3), (4, 5))), (5, 2, ((0, 1, 2), (3, 4))), (3, 3, ((0,), (1,), (2,)))],
+    )
+    def test_a_number_makes_groups_as_equal_as_can_be(self, layers, number, expected):
+        assert RouteSpace(layers, groups=number).group_layers == expected
+
+    def test_a_number_divides_the_layers_that_vary(self):
+        assert RouteSpace(6, groups=2, fixed={0: BIG, 3: SKIP}).group_layers == ((1, 2), (4, 5))
+
+    def test_layers_alone_are_no_groups(self):
+        assert RouteSpace(3, groups=3) == RouteSpace(3, groups=[[2], [0], [1]]) == RouteSpace(3)
+
+    @pytest.mark.parametrize("space", [RouteSpace(4), RouteSpace(30, (SKIP, BIG), 10), space])
+    def test_facts_describe_a_space(self, space):
+        assert RouteSpace.from_facts(json.loads(json.dumps(space.facts))) == space
+
+    def test_uniform_routes_that_what_is_fixed_forbids_are_not_there(self):
+        assert self.space.uniform(BIG) is None
+        assert RouteSpace(3, groups=2, fixed={0: BIG}).uniform(BIG) == 3
+        assert RouteSpace(4, (SKIP, BIG), 2).uniform(SMALL) is None
+
+    @pytest.mark.parametrize(
+        ("groups", "fixed", "fault"),
+        [
+            ([[0, 1], [2]], {}, "layer 3 is in no group and not fixed"),
+            ([[0, 1], [1, 2, 3]], {}, "layer 1 is named more than once"),
+            ([[0, 1], [2, 3]], {3: BIG}, "layer 3 is named more than once"),
+            ([[0, 1], [2, 3, 4]], {}, r"name layer 4; the layers are 0 \.\. 3"),
+            ([[0, 1, 2, 3], []], {}, "every group needs a layer"),
+            ([], dict.fromkeys(range(4), BIG), "some layer must vary"),
+            (5, {}, "at most the 4 layers that vary and at least 1, got 5"),
+            (0, {}, "got 0"),
+            (None, {7: BIG}, "name layer 7"),
+        ],
+        ids=str,
+    )
+    def test_groups_must_name_every_layer_once(self, groups, fixed, fault):
+        with pytest.raises(ValueError, match=fault):
+            RouteSpace(4, groups=groups, fixed=fixed)
+
+    @pytest.mark.parametrize(
+        ("route", "fault"),
+        [
+            ([2, 1, 0, 2, 1, 1], "layer 2 must be as its group, got SKIP"),
+            ([2, 1, 2, 0, 1, 1], "layer 3 is fixed to BIG, got SKIP"),
+        ],
+    )
+    def test_routes_that_break_a_group_are_refused(self, route, fault):
+        with pytest.raises(ValueError, match=fault):
+            self.space.encode(np.array(route))

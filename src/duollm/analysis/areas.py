@@ -4,18 +4,17 @@ Shape letters: X draws of the bootstrap, D documents.
 """
 
 from collections.abc import Callable
-from math import ceil, floor
 
 import numpy as np
 
 from duollm.records.bootstrap import Floats
 from duollm.records.keys import ORACLE, STATIC, Key
-from duollm.records.records import BIG, NLL, Draws, Records
+from duollm.records.records import BIG, NLL, Draws, Records, neighbours
 
 
 def compared_budgets(records: Records) -> list[int]:
-    """Return the budgets of the routers, or all searched budgets if there is no router, except 0 and L."""
-    between = [key for key in records.policies if 0 < key.big_layers < records.num_layers]
+    """Return the budgets of the routers, or all searched ones if there is no router; not the fewest and the most."""
+    between = [key for key in records.policies if records.offers_routes(key.big_layers)]
     routers = {key.big_layers for key in between if key.kind}
     return sorted(routers or {key.big_layers for key in between if key.policy == ORACLE})
 
@@ -43,9 +42,11 @@ def gain_totals(draws: Draws, key: Key) -> Floats | None:
     if gain_at_spent(draws, key) is None:
         return sums[NLL, Key(STATIC, key.big_layers)] - sums[NLL, key]
     spent = draws.spent(key)[0]
-    below, above = (sums[NLL, Key(STATIC, k)] for k in (floor(spent), ceil(spent)))
-    slope = (above - below).sum() / tokens_D.sum()
-    static_D = below + (spent - floor(spent)) * (above - below) + (sums[BIG, key] - spent * tokens_D) * slope
+    low, high = neighbours(spent, draws.records.possible)
+    below, above = (sums[NLL, Key(STATIC, k)] for k in (low, high))
+    step_D = (above - below) / max(1, high - low)
+    slope = step_D.sum() / tokens_D.sum()
+    static_D = below + (spent - low) * step_D + (sums[BIG, key] - spent * tokens_D) * slope
     return np.asarray(static_D - sums[NLL, key])
 
 

@@ -50,7 +50,7 @@ def difficulty(tokens: Tokens, big_layers: int) -> tuple[Floats, Floats]:
 def difficulty_rows(tokens: Tokens, bootstrap: Bootstrap) -> Iterator[DifficultyRow]:
     """Yield, per budget, how loss and difficulty relate (paper, figure 5)."""
     for k in tokens.searched():
-        if 0 < k < tokens.space.num_layers:
+        if tokens.space.big_layers[0] < k < tokens.space.big_layers[-1]:
             nll_small_T, gain_T = difficulty(tokens, k)
             share_X = hard_without_gain(nll_small_T, gain_T, tokens.document_T, bootstrap)
             yield DifficultyRow(tokens.domain, k, float(np.median(gain_T)), interval(share_X))

@@ -25,7 +25,7 @@ def _drawn(draws: Draws) -> Iterator[Key]:
     """
     searched = [key for quantity, key in draws.records.sums if quantity == NLL and key.policy == keys.DRAWN_ORACLE]
     for key in searched:
-        if 0 < key.big_layers < draws.records.num_layers and Key(keys.DRAWN_STATIC, key.big_layers) in draws:
+        if draws.records.offers_routes(key.big_layers) and Key(keys.DRAWN_STATIC, key.big_layers) in draws:
             yield key
 
 

@@ -43,16 +43,15 @@ def gap_rows(draws: Draws) -> Iterator[GapRow]:
 
     The share is given twice: with both ends at the nominal k, and with both at the big layers that the router spent.
     """
-    records, layers = draws.records, draws.records.num_layers
+    records = draws.records
     for key in records.policies:
-        # With no or all layers big there is one route only, so there is no gap to close.
-        if key.kind is None or not 0 < key.big_layers < layers:
+        if key.kind is None or not records.offers_routes(key.big_layers):
             continue
         nominal_X = _closed(draws[key], *(draws.nll(policy, key.big_layers) for policy in (STATIC, ORACLE)))
         if nominal_X is None:
             continue
         spent_X, at_spent_X = draws.spent(key), None
-        if 0 < spent_X[0] < layers and not records.skips:
+        if 0 < spent_X[0] < records.num_layers and not records.skips:
             at_spent_X = _closed(draws[key], *(draws.nll_at(policy, spent_X) for policy in (STATIC, ORACLE)))
         yield GapRow(
             **fields_of(records.domain, key),
@@ -84,7 +83,7 @@ def best_of_pattern_rows(oracle: Tokens, patterns: PatternSums, bootstrap: Boots
     all_big_D = oracle.by_document(oracle.policies[Key(ALL_BIG, oracle.space.num_layers)].nll_T)
     in_first_D = first_half(len(oracle.documents), seed)
     for k, nll_DR in patterns.by_budget(whole_document_sums(oracle, patterns)):
-        if k in focus_budgets(oracle.space.num_layers):
+        if k in focus_budgets(oracle.space.num_layers, oracle.space.big_layers):
             totals_ND = best_of(nll_DR, sizes, in_first_D)
             estimates = _best_of(bootstrap, totals_ND, all_big_D, oracle.tokens_D)
             yield BestOfRow(oracle.domain, k, nll_DR.shape[1], sizes, *estimates)
@@ -94,7 +93,7 @@ def best_of_route_rows(run: Path, oracle: Tokens, patterns: PatternSums, bootstr
     """Yield the expected best of N random routes per token as a function of N, at the same budgets."""
     all_big_D = patterns.uniform(Branch.BIG)
     for k, (sizes, totals_ND) in read_best_routes(run, oracle).items():
-        if k in focus_budgets(oracle.space.num_layers) and all_big_D is not None:
+        if k in focus_budgets(oracle.space.num_layers, oracle.space.big_layers) and all_big_D is not None:
             estimates = _best_of(bootstrap, totals_ND, all_big_D, patterns.counted_D)
             yield BestOfRow(oracle.domain, k, sizes[-1], sizes, *estimates)
 

@@ -15,6 +15,7 @@ from duollm.files import write_json
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import EXECUTED, ORACLE, Key, variant
 from duollm.records.model import read_json
+from duollm.routes.space import focus_budgets
 
 FAMILY_LEVEL = 0.05
 """Of `FamilyRow.gain_p` and `FamilyRow.best_p`."""
@@ -315,6 +316,11 @@ class Results:
     def num_layers(self) -> int:
         """L."""
         return int(self.model["num_layers"])
+
+    @property
+    def focus_budgets(self) -> tuple[int, int, int]:
+        """The low, middle and high budget, of those that the searched routes can have."""
+        return focus_budgets(self.num_layers, self.model.get("possible_big_layers", ()))
 
     @property
     def domains(self) -> list[str]:

@@ -99,9 +99,7 @@ def evaluate_ceiling(
     scored = choose(scored)
     by_depth = min(sorted(big_layers), key=lambda k: abs(k - focus_budgets(space.num_layers)[0]))
     policies = [each for each in scored if each.chosen or each.predictor == SHUFFLED or each.big_layers == by_depth]
-    facts = {
-        "num_layers": space.num_layers,
-        "branches": [branch.name.lower() for branch in space.branches],
+    facts = space.facts | {
         "policies": [asdict(policy) | {"column": policy.column} for policy in policies],
     }
     with replacing(run / "ceiling") as folder:

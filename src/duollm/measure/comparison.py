@@ -52,11 +52,15 @@ def compared_windows(data: PackedData, text: EvaluateConfig, seed: int) -> dict[
 
 
 def compare_routers(
-    model: DuoForCausalLM, routers: Iterable[TrainedRouter], texts: Mapping[str, Windows], run: Path
+    model: DuoForCausalLM, routers: Iterable[TrainedRouter], texts: Mapping[str, Windows], lowest: Branch, run: Path
 ) -> None:
-    """Write `run/evaluate/<name>/<domain>.parquet` for every router, and the times of routers and patterns."""
+    """Write `run/evaluate/<name>/<domain>.parquet` for every router, and the times of routers and patterns.
+
+    Args:
+        lowest: the branch that patterns take where they are not big.
+    """
     timed_BT = torch.cat([torch.from_numpy(windows.token_ids) for windows in texts.values()]).to(model.device)
-    timer = Timer(model, timed_BT)
+    timer = Timer(model, timed_BT, lowest)
     budgets: set[int] = set()
     for router in routers:
         for domain, windows in texts.items():
@@ -65,7 +69,7 @@ def compare_routers(
         named = {"policy": router.name} | {key: router.facts[key] for key in ("kind", "spend", "big_layers")}
         timer.measure(Workload(named, router.policy, model=router.model))
         budgets.add(router.facts["big_layers"])
-    for workload in fixed_workloads(model, sorted(budgets), timer.token_ids_BT.shape):
+    for workload in fixed_workloads(model, sorted(budgets), timer.token_ids_BT.shape, lowest):
         timer.measure(workload)
     timer.write(run / "evaluate" / "timing.json")
 
@@ -78,8 +82,7 @@ def _measured(router: TrainedRouter, windows: Windows) -> tuple[dict[str, Any], 
     space = RouteSpace(config.num_hidden_layers, router.branches)
     facts = router.facts | {
         "router": router.name,
-        "num_layers": space.num_layers,
-        "branches": [branch.name.lower() for branch in space.branches],
+        **space.facts,
         "router_flops_per_token": own,
         "flops_per_token": own + mean_token_flops(config, branch_shares(routes_WTL), token_ids_WT.shape[1]),
     }
@@ -98,7 +101,7 @@ def compare_patterns(model: DuoForCausalLM, texts: Mapping[str, Windows], run: P
     of_route = pa.concat_tables([file.table.select(["route", "nll_sum"]) for file in searched]).group_by("route")
     sums = of_route.aggregate([("nll_sum", "sum")])
     chosen_R = candidates(sums["route"].to_numpy(), sums["nll_sum_sum"].to_numpy(), space)
-    facts = {key: searched[0].fact(key) for key in ("num_layers", "branches")}
+    facts = space.facts
     for domain, windows in texts.items():
         token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
         names, document_W = np.unique(windows.documents, return_inverse=True)

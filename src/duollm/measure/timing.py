@@ -51,10 +51,12 @@ class Timer:
     Args:
         model: the model, in evaluation mode.
         token_ids_BT: token ids; the first few sequences are used, fewer if the model is slow.
+        lowest: the branch of the cheapest pattern, all small or all skipped.
     """
 
     model: DuoForCausalLM
     token_ids_BT: Tensor
+    lowest: Branch = Branch.SMALL
     rounds: int = _ROUNDS
     rows: list[dict[str, Any]] = field(default_factory=list)
     all_big: list[float] = field(default_factory=list)
@@ -90,7 +92,7 @@ class Timer:
     def write(self, path: Path) -> None:
         """Write what was measured; see docs/formats.md."""
         config, (sequences, length) = self.model.config, self.token_ids_BT.shape
-        ends = {"all_small_flops_per_token": Branch.SMALL, "all_big_flops_per_token": Branch.BIG}
+        ends = {"all_small_flops_per_token": self.lowest, "all_big_flops_per_token": Branch.BIG}
         facts = {
             "sequences": sequences,
             "sequence_length": length,
@@ -118,15 +120,18 @@ class Timer:
         return run
 
 
-def fixed_workloads(model: DuoForCausalLM, big_layers: Sequence[int], shape_BT: Sequence[int]) -> Iterator[Workload]:
-    """Yield all small and, for every budget k, one pattern for all tokens and random routes per token.
+def fixed_workloads(
+    model: DuoForCausalLM, big_layers: Sequence[int], shape_BT: Sequence[int], lowest: Branch
+) -> Iterator[Workload]:
+    """Yield all small (or skip) and, for every budget k, one pattern for all tokens and random routes per token.
 
     The pattern has the cost of static, and the random routes that of executing an oracle's picks.
     """
-    space, generator = RouteSpace(model.config.num_hidden_layers), torch.Generator().manual_seed(0)
-    yield Workload({"policy": "all-small", "big_layers": 0}, routes=pattern([], space.num_layers))
+    space = RouteSpace(model.config.num_hidden_layers, (lowest, Branch.BIG))
+    generator = torch.Generator().manual_seed(0)
+    yield Workload({"policy": "all-small", "big_layers": 0}, routes=pattern([], space.num_layers, lowest))
     for k in big_layers:
-        spread_L = pattern(spread_layers(k, space.num_layers), space.num_layers)
+        spread_L = pattern(spread_layers(k, space.num_layers), space.num_layers, lowest)
         yield Workload({"policy": "pattern", "big_layers": k}, routes=spread_L)
         routes_BTL = space.decode(draw_route_ids(space, k, shape_BT, generator)).to(model.device)
         yield Workload({"policy": "routes", "big_layers": k}, routes=routes_BTL)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from duollm.oracle.budgets import Budget, Cells
-from duollm.oracle.tree import Prefixes, decoder_layers, join
+from duollm.oracle.tree import Prefixes, Tree, join
 from duollm.oracle.trial import Method, Trial
 
 
@@ -42,18 +42,18 @@ class Beam(Method):
             raise ValueError(f"width must be at least 1, got {self.width}")
 
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
-        """Walk from the first layer to the last, and enter the routes that reach the end."""
-        space, layers = trial.cells.space, decoder_layers(trial.model.model)
-        bigs = sorted({big for budget in budgets for big in trial.cells.bigs(budget)})
-        bigs_K = torch.tensor(bigs, device=trial.rows_N.device)
-        completed_1ND = [*trial.follow(bigs_K.new_full((1, trial.groups), space.size - 1))]
-        block = Prefixes.root(trial.hidden_ND, trial.groups)
-        for depth, layer in enumerate(layers, start=1):
-            block = join([part.expand(layer, space.branches, trial.attend) for part in block.parts(trial.max_rows)])
-            missing_PK = bigs_K - _big(block)[:, None]
-            block = block.where(((missing_PK >= 0) & (missing_PK <= len(layers) - depth)).any(-1))
-            if depth < len(layers):
-                rest_1ND = completed_1ND[-1] - completed_1ND[depth]
+        """Walk from the first choice to the last, and enter the routes that reach the end."""
+        cells, space = trial.cells, trial.cells.space
+        all_big_1G = torch.full((1, trial.groups), space.size - 1, device=trial.rows_N.device)
+        completed_1ND = [*trial.follow(all_big_1G)]
+        wanted_Q2 = torch.tensor(cells.spent, device=trial.rows_N.device)[cells.wanted(budgets, trial.positions)]
+        tree = Tree(trial.model.model, space, wanted_Q2, trial.max_rows)
+        block = tree.root(trial.hidden_ND, trial.attend, trial.groups)
+        firsts = [layers[0] for layers in space.group_layers]
+        for depth, walked in enumerate([*firsts[1:], None]):
+            block = join([tree.step(part, depth, trial.attend) for part in block.parts(trial.max_rows)])
+            if walked is not None:
+                rest_1ND = completed_1ND[-1] - completed_1ND[walked]
                 parts = block.parts(trial.max_rows)
                 promise_PN = torch.cat([trial.estimate(part.hidden_PND + rest_1ND) for part in parts])
                 promise_PGU = promise_PN.where(trial.counted_N, 0).unflatten(1, (trial.groups, -1))

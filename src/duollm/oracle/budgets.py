@@ -9,14 +9,12 @@ Shape letters: Q cells, N tokens, K budgets, B sequences, T tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import comb
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from duollm.errors import UserError
-from duollm.models.branch import Branch
 from duollm.routes.space import RouteSpace, check_big_layers
 
 
@@ -36,22 +34,12 @@ class Cells:
     @cached_property
     def spent(self) -> list[tuple[int, int]]:
         """The pair (small layers, big layers) of every cell."""
-        layers, branches = self.space.num_layers, self.space.branches
-        pairs = [
-            (small, big)
-            for big in range(layers + 1)
-            for small in range(layers + 1 - big)
-            if (Branch.SKIP in branches or small + big == layers)
-            and (Branch.SMALL in branches or small == 0)
-            and (Branch.BIG in branches or big == 0)
-        ]
-        return sorted(pairs, key=lambda pair: (self.cost(*pair), pair[1]))
+        return sorted(self.space.routes_spending, key=lambda pair: (self.cost(*pair), pair[1]))
 
     @cached_property
     def routes(self) -> list[int]:
         """The number of routes in every cell."""
-        layers = self.space.num_layers
-        return [comb(layers, big) * comb(layers - big, small) for small, big in self.spent]
+        return [self.space.routes_spending[spent] for spent in self.spent]
 
     @cached_property
     def _index(self) -> Tensor:
@@ -188,9 +176,9 @@ class OnAverage:
 
     def allows(self, cells: Cells, position: int) -> list[bool]:
         """Any cell: the limit is on the sum."""
-        most = max(big for _, big in cells.spent)
-        if not 0 <= self.big <= most:
-            raise ValueError(f"an average of {self.big} big layers is impossible here; allowed: 0 .. {most}")
+        least, most = cells.space.big_layers[0], cells.space.big_layers[-1]
+        if not least <= self.big <= most:
+            raise ValueError(f"an average of {self.big} big layers is impossible here; allowed: {least} .. {most}")
         return [True] * len(cells.spent)
 
 
@@ -288,7 +276,7 @@ def _spend_rest(frugal_N: Tensor, lavish_N: Tensor, nll_QN: Tensor, big_Q: Tenso
 def parse_budgets(
     big_layers: Sequence[int] | None, budgets: Sequence[Budget] | None, space: RouteSpace
 ) -> list[Budget]:
-    """Return the budgets, given in one of two ways, as one list. Default: exactly k for every k.
+    """Return the budgets, given in one of two ways, as one list. Default: exactly k for every possible k.
 
     Raises:
         ValueError: both are given, the list is empty, or a number of big layers is impossible.
@@ -296,8 +284,7 @@ def parse_budgets(
     if big_layers is not None and budgets is not None:
         raise ValueError("give big_layers or budgets, not both")
     if budgets is None:
-        most = space.num_layers if Branch.BIG in space.branches else 0
-        budgets = [Exactly(int(big)) for big in (range(most + 1) if big_layers is None else big_layers)]
+        budgets = [Exactly(int(big)) for big in (space.big_layers if big_layers is None else big_layers)]
     if not budgets or len(set(budgets)) != len(budgets):
         raise ValueError(f"budgets must be one or more different ones, got {list(budgets)}")
     return list(budgets)

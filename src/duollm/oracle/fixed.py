@@ -25,17 +25,19 @@ from duollm.routes.sampling import draw_route_ids
 from duollm.routes.space import RouteSpace
 
 _BATCH = 16
+_SHOWN_PREDICTIONS = 5
 
 
 def draw_patterns(space: RouteSpace, big_layers: Sequence[int], number: int, seed: int) -> NDArray[np.int64]:
-    """Draw up to `number` patterns per budget (fewer if draws coincide), and add all small and all big.
+    """Draw up to `number` patterns per budget (fewer if draws coincide), and add all small and all big
+    where they are in the space.
 
     Returns: route ids [R], ascending.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = [draw_route_ids(space, big, (number,), generator).numpy() for big in big_layers]
-    uniform = [branch for branch in (Branch.SMALL, Branch.BIG) if branch in space.branches]
-    return np.unique(np.concatenate([*drawn, space.encode(np.array([[b] * space.num_layers for b in uniform]))]))
+    uniform = [space.uniform(branch) for branch in (space.lowest, Branch.BIG)]
+    return np.unique(np.concatenate([*drawn, [route for route in uniform if route is not None]])).astype(np.int64)
 
 
 @torch.inference_mode()
@@ -68,8 +70,11 @@ def fixed_columns(
 ) -> dict[str, Any]:
     """Run all small, all big and static, and return their columns, one row per predicted token, in nats.
 
+    Where small is not among the branches, all small stands for all layers skipped.
+
     `nll_small`, `nll_big` and `nll_static_k<k>` are losses on the label. `expected_static_k<k>` is the expected loss
-    when the label is drawn from the all-big prediction (the control for selection noise).
+    when the label is drawn from the all-big prediction (the control for selection noise). `route_static_k<k>` are route
+    ids. `rank` (1: the likeliest), `top5_id` and `top5_probability` (five a row) say what all big predicted.
 
     Args:
         nll_sum_DR: sums over the tokens on which patterns are compared, documents in order of first occurrence.
@@ -79,26 +84,39 @@ def fixed_columns(
     document_W = np.array([names.index(document) for document in windows.documents])
     in_first_D = first_half(len(names), seed)
     columns: dict[str, list[Tensor]] = {}
-    routes_WL = {}
+    route_W, routes_WL = {}, {}
     big_R = space.count_big(pattern_R)
     for big in big_layers:
         route_D = pattern_R[big_R == big][best_on_other_half(nll_sum_DR[:, big_R == big], in_first_D)]
-        routes_WL[big] = torch.from_numpy(space.decode(route_D[document_W])).to(model.device)
+        route_W[big] = torch.from_numpy(route_D[document_W])
+        routes_WL[big] = space.decode(route_W[big]).to(model.device)
     for part in np.array_split(np.arange(len(document_W)), -(-len(document_W) // _BATCH)):
         token_ids_BT = torch.from_numpy(windows.token_ids[part]).to(model.device)
-        small_BL, big_BL = (torch.full((len(part), space.num_layers), int(b)) for b in (Branch.SMALL, Branch.BIG))
+        small_BL, big_BL = (torch.full((len(part), space.num_layers), int(b)) for b in (space.lowest, Branch.BIG))
         reference_BTV = _log_probabilities(model, token_ids_BT, big_BL)
         of_part = {
             "nll_small": _nll(_log_probabilities(model, token_ids_BT, small_BL), token_ids_BT),
             "nll_big": _nll(reference_BTV, token_ids_BT),
+            **_predictions(reference_BTV, token_ids_BT),
         }
         for big in big_layers:
             log_p_BTV = _log_probabilities(model, token_ids_BT, routes_WL[big][part])
             of_part[f"nll_static_k{big}"] = _nll(log_p_BTV, token_ids_BT)
+            of_part[f"route_static_k{big}"] = route_W[big][part, None].expand(log_p_BTV.shape[:2])
             of_part[f"expected_static_k{big}"] = -(reference_BTV.exp() * log_p_BTV).sum(-1)
         for name, values_BT in of_part.items():
             columns.setdefault(name, []).append(values_BT.flatten())
     return {name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()}
+
+
+def _predictions(log_p_BTV: Tensor, token_ids_BT: Tensor) -> dict[str, Tensor]:
+    above_BTV = log_p_BTV > log_p_BTV.gather(-1, token_ids_BT[:, 1:, None])
+    top = log_p_BTV.topk(min(_SHOWN_PREDICTIONS, log_p_BTV.shape[-1]))
+    return {
+        "rank": above_BTV.sum(-1, dtype=torch.int32) + 1,
+        "top5_id": top.indices.int(),
+        "top5_probability": top.values.exp(),
+    }
 
 
 def _nll(log_p_BTV: Tensor, token_ids_BT: Tensor) -> Tensor:

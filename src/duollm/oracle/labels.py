@@ -4,6 +4,7 @@ Shape letters: W windows, T tokens, N = T - 1 predictions of a window, R routes,
 B windows at a time, D hidden, V vocabulary.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from duollm.models.policy import FixedRoutes
 from duollm.oracle.fixed import draw_patterns
 from duollm.oracle.head import log_normaliser
 from duollm.oracle.search import loss_tables
-from duollm.routes.space import RouteSpace, parse_branches
+from duollm.routes.space import RouteSpace
 
 LABELS = Path("labels", "losses.safetensors")
 """Where a run folder keeps the labels."""
@@ -129,17 +130,16 @@ def routes_to_label(space: RouteSpace, big_layers: list[int], number: int | None
     """
     if number is None and space.size <= LARGEST_LABELLED:
         return None
-    around = {k + by for k in big_layers for by in (-1, 0, 1)} & set(range(space.num_layers + 1))
+    possible = space.big_layers
+    nearest = [min(range(len(possible)), key=lambda place: abs(possible[place] - k)) for k in big_layers]
+    around = {possible[place + by] for place in nearest for by in (-1, 0, 1) if 0 <= place + by < len(possible)}
     return torch.from_numpy(draw_patterns(space, sorted(around), number or _ROUTES_OF_A_BUDGET, seed))
 
 
 def save_labels(labels: Labels, path: Path) -> None:
     """Write labels as one safetensors file (docs/formats.md)."""
     tensors = {"token_ids": labels.token_ids_WT, "route_ids": labels.route_ids_R, "losses": labels.losses_SWNR}
-    facts = {
-        "num_layers": str(labels.space.num_layers),
-        "branches": " ".join(branch.name.lower() for branch in labels.space.branches),
-    }
+    facts = {"space": json.dumps(labels.space.facts)}
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, facts)
 
@@ -152,8 +152,7 @@ def load_labels(path: Path) -> Labels:
     """
     try:
         with safe_open(path, "pt") as file:
-            facts = file.metadata()
-            space = RouteSpace(int(facts["num_layers"]), parse_branches(facts["branches"].split()))
+            space = RouteSpace.from_facts(json.loads(file.metadata()["space"]))
             return Labels(space, *(file.get_tensor(name) for name in ("token_ids", "route_ids", "losses")))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a readable file of labels ({error}); delete it to make it anew") from None
@@ -169,9 +168,9 @@ def _wanted(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace, generator:
 def _random_routes(space: RouteSpace, tokens: int, generator: torch.Generator) -> Tensor:
     """A route for each token, [T, L]. Every window has its own probabilities of the branches."""
     shares_C = torch.rand(space.base, generator=generator, device=generator.device)
-    digits = torch.multinomial(shares_C, tokens * space.num_layers, replacement=True, generator=generator)
-    branches_C = torch.tensor(space.branches, device=generator.device)
-    return branches_C[digits].view(tokens, space.num_layers)
+    places_J = torch.from_numpy(space.place_values).to(generator.device)
+    digits = torch.multinomial(shares_C, tokens * len(places_J), replacement=True, generator=generator)
+    return space.decode((digits.view(tokens, -1) * places_J).sum(-1))
 
 
 def _pool_table(model: DuoForCausalLM, ids_BT: Tensor, wanted_SND: Tensor, routes_RL: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Methods that try whole routes: random routes, or neighbours of the best so far (local search).
 
 Shape letters: N tokens, A moves, G groups of tokens that try the same routes, P routes tried side by
-side, L layers, C branches, K budgets, B sequences, T tokens given.
+side, J groups of layers, C branches, K budgets, B sequences, T tokens given.
 """
 
 from collections.abc import Sequence
@@ -48,9 +48,10 @@ class Sampled(Method):
 class Local(Method):
     """Improves a route of every token within each budget, move by move.
 
-    A move changes one layer's branch, or exchanges the branches of two layers. Each step tries all moves of a token
-    that keep its budget and takes the best, until none helps. In context "shared" the tokens of a sequence try routes
-    together. A step then tries the routes that most of the tokens want, so some moves of a token may stay untried.
+    A move changes the branch of one group of layers, or exchanges the branches of two groups. Each step tries all moves
+    of a token that keep its budget and takes the best, until none helps. In context "shared" the tokens of a sequence
+    try routes together. A step then tries the routes that most of the tokens want, so some moves of a token may stay
+    untried.
 
     Attributes:
         start: route ids to start from, of a shape that broadcasts to [K, B, T - 1], for instance
@@ -149,18 +150,21 @@ class _Climb:
 def moves(ids_N: Tensor, budget: Budget, cells: Cells) -> Tensor:
     """Return what to add to route ids for every move that keeps the budget, [A, N], padded with 0.
 
-    A move gives one layer another branch, or exchanges the branches of two layers.
+    A move gives one group of layers another branch, or exchanges the branches of two groups.
     """
-    space = cells.space
-    place_L = space.base ** torch.arange(space.num_layers - 1, -1, -1, device=ids_N.device)
-    digit_NL = ids_N[:, None] // place_L % space.base
-    exchange_NLL = (digit_NL[:, None, :] - digit_NL[:, :, None]) * (place_L[:, None] - place_L)
-    digits_C = torch.arange(space.base, device=ids_N.device)
-    change_NLC = (digits_C - digit_NL[..., None]) * place_L[:, None]
-    big_C = torch.tensor([branch == Branch.BIG for branch in space.branches], device=ids_N.device).long()
-    total_NLC = big_C[digit_NL].sum(-1)[:, None, None] - big_C[digit_NL][..., None] + big_C
-    within_NLC = torch.isin(total_NLC, torch.tensor(cells.bigs(budget), device=ids_N.device))
-    moves_NA = torch.cat([exchange_NLL.triu().flatten(1), change_NLC.where(within_NLC, 0).flatten(1)], dim=1)
+    space, device = cells.space, ids_N.device
+    place_J, size_J = torch.from_numpy(space.place_values).to(device), torch.tensor(space.group_sizes, device=device)
+    digit_NJ = ids_N[:, None] // place_J % space.base
+    digits_C = torch.arange(space.base, device=device)
+    big_C = torch.tensor([branch == Branch.BIG for branch in space.branches], device=device).long()
+    big_NJ, total_N, allowed = big_C[digit_NJ], space.count_big(ids_N), torch.tensor(cells.bigs(budget), device=device)
+    exchange_NJJ = (digit_NJ[:, None, :] - digit_NJ[:, :, None]) * (place_J[:, None] - place_J)
+    bigger_NJJ = (big_NJ[:, None, :] - big_NJ[:, :, None]) * (size_J[:, None] - size_J)
+    change_NJC = (digits_C - digit_NJ[..., None]) * place_J[:, None]
+    bigger_NJC = (big_C - big_NJ[..., None]) * size_J[:, None]
+    exchange_NJJ = exchange_NJJ.where(torch.isin(total_N[:, None, None] + bigger_NJJ, allowed), 0)
+    change_NJC = change_NJC.where(torch.isin(total_N[:, None, None] + bigger_NJC, allowed), 0)
+    moves_NA = torch.cat([exchange_NJJ.triu().flatten(1), change_NJC.flatten(1)], dim=1)
     useful_NA = moves_NA != 0
     order_NA = useful_NA.int().argsort(dim=1, descending=True, stable=True)
     return moves_NA.gather(1, order_NA[:, : int(useful_NA.sum(1).max())]).T

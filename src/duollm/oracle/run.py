@@ -4,12 +4,13 @@ Shape letters: W windows, T tokens, N = T - 1 predictions of a window, M counted
 R patterns, K budgets.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +18,8 @@ from torch import Tensor
 from duollm.config import ModelConfig, OracleConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.errors import UserError
-from duollm.flops import ffn_parameters
+from duollm.flops import count_parameters, ffn_parameters
+from duollm.machine import device_memory_bytes
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -25,13 +27,13 @@ from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budge
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
-from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
+from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, row_bytes, search_oracle
 from duollm.oracle.store import Columns, OracleStore
 from duollm.oracle.units import Units
 from duollm.progress import show
 from duollm.records.order import draw_sizes, expected_best
 from duollm.routes.sampling import derived_seed
-from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches
+from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches, searchable_groups
 
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16
@@ -55,8 +57,20 @@ class SearchPlan:
 
     @cached_property
     def space(self) -> RouteSpace:
-        """The routes that are searched."""
-        return RouteSpace(self.num_layers, parse_branches(self.config.branches))
+        """The routes that are searched.
+
+        Raises:
+            UserError: groups and fixed layers do not name every layer once.
+        """
+        config = self.config
+        fixed = {layer: Branch[name.upper()] for name, layers in config.fixed.items() for layer in layers}
+        groups = config.groups
+        if groups == "auto":
+            groups = searchable_groups(self.num_layers - len(fixed), len(config.branches))
+        try:
+            return RouteSpace(self.num_layers, parse_branches(config.branches), groups, fixed)
+        except ValueError as error:
+            raise UserError(f"groups or fixed: {error}") from None
 
     @property
     def contexts(self) -> list[str]:
@@ -70,13 +84,13 @@ class SearchPlan:
         return self.config.search == "exact" and self.space.size <= _LARGEST_TABLE
 
     def big_layers(self, context: str) -> list[int]:
-        """Numbers of big layers to search for. Except in context committed, all small and all big are added."""
-        config, layers = self.config, self.num_layers
+        """Numbers of big layers to search for. Except in context committed, the fewest and the most are added."""
+        config, possible = self.config, self.space.big_layers
         if context == "committed" and config.committed_big_layers is not None:
             return config.committed_big_layers
-        default: Iterable[int] = range(layers + 1) if config.search == "exact" else focus_budgets(layers)
+        default = possible if config.search == "exact" else focus_budgets(self.num_layers, possible)
         wanted = default if config.big_layers is None else config.big_layers
-        return list(wanted) if context == "committed" else sorted({0, layers, *wanted})
+        return list(wanted) if context == "committed" else sorted({possible[0], possible[-1], *wanted})
 
     def budgets(self, context: str) -> list[Budget]:
         """All budgets to search for."""
@@ -141,13 +155,17 @@ class OracleRun:
 
     def _complete(self, domain: str, windows: Windows, shards: int) -> None:
         """Run the fixed patterns, whose choice needs all documents, and write the domain's files."""
-        tables = self.store.read_shards(domain, shards)
+        tables, total = self.store.read_shards(domain, shards), windows.token_ids[:, 1:].size
         sums_GR = tables["routes"]["nll_sum"].to_numpy().reshape(-1, len(self.pattern_R))
         fixed = fixed_columns(
             self.model, windows, sums_GR, self.pattern_R, self.plan.space, self.plan.big_layers("shared"), self.seed
         )
+        fixed["top5_text"] = self.data.tokenizer.batch_decode(fixed["top5_id"][:, None].tolist())
         for name, column in fixed.items():
-            tables["tokens"] = tables["tokens"].append_column(name, [column])
+            rows = (
+                pa.FixedSizeListArray.from_arrays(column, len(column) // total) if name.startswith("top5") else column
+            )
+            tables["tokens"] = tables["tokens"].append_column(name, [rows])
         self.store.complete(domain, shards, tables)
 
     @cached_property
@@ -252,14 +270,17 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
     """Refuse settings that cannot be searched, before the search.
 
     Raises:
-        UserError: there are too many routes to try all, or a budget is impossible; the message begins with a setting.
+        UserError: there are too many routes to try all, a budget is impossible, layers are in no group or in several,
+            or the memory does not suffice; the message begins with a setting.
     """
     plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
     space = plan.space
+    if len(space.big_layers) == 1:
+        raise UserError("branches: some layer that is not fixed must be able to take big, else there are no budgets")
     if config.search == "exact" and space.size > LARGEST_LISTED:
         raise UserError(
-            f"search: exact would try {space.base}^{space.num_layers} routes per token; "
-            "set it to beam, local or sampled"
+            f"search: exact would try {space.base}^{len(space.group_layers)} routes per token; "
+            "set it to beam, local or sampled, or let layers vary in groups"
         )
     if config.units and config.search != "exact":
         raise UserError(f"units needs every route, and search {config.search} tries some; leave it out or set exact")
@@ -282,16 +303,42 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
             cells.wanted(parse_budgets(None, plan.budgets(context), space), range(sequence_length - 1))
     except ValueError as error:
         raise UserError(f"big_layers or more_budgets: {error}") from None
+    one_route = (sequence_length - 1) * row_bytes(sizes, space) / 2**30
+    if one_route > config.memory_gib:
+        raise UserError(
+            f"memory_gib: one route of a window of {sequence_length} tokens takes {one_route:.2g} GiB, "
+            f"got {config.memory_gib}; raise it, or use shorter windows"
+        )
+
+
+def check_memory(config: OracleConfig, sizes: DuoConfig, sequence_length: int) -> None:
+    """Refuse a search that this machine's memory, or its GPU's, cannot hold.
+
+    Raises:
+        UserError: the message begins with a setting.
+    """
+    plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
+    parts = {"the model": 4 * count_parameters(sizes).total / 2**30, "hidden states": config.memory_gib}
+    if plan.tables_all:
+        tokens = max(_SHARD_WINDOWS, config.windows_per_document) * sequence_length * config.counted_share
+        parts["the losses of all patterns"] = 4 * plan.space.size * tokens / 2**30
+    needed, available = sum(parts.values()), device_memory_bytes() / 2**30
+    if needed > available:
+        listed = ", ".join(f"{size:.2g} for {name}" for name, size in parts.items())
+        raise UserError(
+            f"memory_gib: the search would take {needed:.3g} GiB ({listed}), this machine has {available:.3g}; "
+            "lower it, counted_share or the number of groups"
+        )
 
 
 def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
     """Return what the manifest of a store says about the search, beside the fingerprints of model and data."""
+    plan = SearchPlan(config, num_layers, sequence_length)
     kept = ("contexts", "search", "more_budgets", "random_routes", "resampled_labels", "counted_share", "units")
     return {
-        "num_layers": num_layers,
-        "branches": [branch.name.lower() for branch in parse_branches(config.branches)],
+        **plan.space.facts,
         "context": config.contexts[0],
-        "big_layers": SearchPlan(config, num_layers, sequence_length).big_layers("shared"),
+        "big_layers": plan.big_layers("shared"),
         "sequence_length": sequence_length,
         **{name: getattr(config, name) for name in kept},
     }

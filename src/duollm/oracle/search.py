@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from duollm.config import ModelConfig
 from duollm.flops import ffn_parameters
 from duollm.measure.executor import policy_losses
 from duollm.models.attention import DuoAttention
@@ -307,10 +308,14 @@ def _walk(
 
 def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int:
     """How many hidden vectors a block may hold within the memory budget, and where larger does not pay."""
-    kept_per_level = (space.base + 1) * config.hidden_size
-    working = 8 * config.hidden_size + 3 * config.intermediate_size
-    row_bytes = 4 * (space.num_layers * kept_per_level + working)
-    return max(1, min(memory_bytes // row_bytes, 4096))
+    return max(1, min(memory_bytes // row_bytes(config, space), 4096))
+
+
+def row_bytes(sizes: DuoConfig | ModelConfig, space: RouteSpace) -> int:
+    """Return the memory that the exact search takes for each hidden vector of a block."""
+    kept_per_level = (space.base + 1) * sizes.hidden_size
+    working = 8 * sizes.hidden_size + 3 * sizes.intermediate_size
+    return 4 * (len(space.group_layers) * kept_per_level + working)
 
 
 def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:

@@ -1,14 +1,15 @@
 """Walks the tree of routes: every prefix of choices is computed once.
 
-A node at depth l is a prefix of l choices. It holds the hidden states of all tokens under that prefix. All nodes of one
-depth are expanded together if they fit the row budget, so that the matrix products are large. A wider block is split,
-and its parts are walked to the leaves one after another, so that memory stays bounded.
+A node at depth d is a prefix of d choices: of the branches of the first d groups of layers. It holds the hidden states
+of all tokens under that prefix, before the layer that asks for the next choice. All nodes of one depth are expanded
+together if they fit the row budget, so that the matrix products are large. A wider block is split, and its parts are
+walked to the leaves one after another, so that memory stays bounded.
 
 Shape letters: P prefixes (nodes in a block), N tokens, G groups of them, D hidden, C branches, Q cells.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -38,25 +39,33 @@ def branch_out(layer: DuoDecoderLayer, entered_PND: Tensor, attend: Attend, bran
     return children_PCND
 
 
+def through(layer: DuoDecoderLayer, hidden_PND: Tensor, choice_PN: Tensor, attend: Attend) -> Tensor:
+    """Send hidden states through a layer, each on its given branch, [P, N, D]."""
+    if layer.skip_scope == "layer" and (stays_P := (choice_PN == Branch.SKIP).all(-1)).any():
+        output_PND = hidden_PND.clone()
+        if not stays_P.all():
+            output_PND[~stays_P] = through(layer, hidden_PND[~stays_P], choice_PN[~stays_P], attend)
+        return output_PND
+    attention_PND = attend(layer, layer.input_layernorm(hidden_PND))
+    output_PND = layer.branch(choice_PN, *layer.attended(hidden_PND, attention_PND))
+    if layer.skip_scope == "layer":
+        output_PND = output_PND.where((choice_PN != Branch.SKIP)[..., None], hidden_PND)
+    return output_PND
+
+
 @dataclass(frozen=True)
 class Prefixes:
-    """P prefixes of one depth; G groups of tokens may each have their own. At depth L they are leaves.
+    """P prefixes of one depth; G groups of tokens may each have their own. At the last depth they are leaves.
 
     Attributes:
-        ids_PG: numbers in base C, first layer most significant; route ids at the leaves.
-        spent_PG2: numbers of small and of big layers so far.
+        ids_PG: numbers in base C, first choice most significant; route ids at the leaves.
+        spent_PG2: numbers of small and of big layers in what was chosen so far and in all fixed layers.
         hidden_PND: hidden states after the layers walked so far.
     """
 
     ids_PG: Tensor
     spent_PG2: Tensor
     hidden_PND: Tensor
-
-    @classmethod
-    def root(cls, hidden_ND: Tensor, groups: int = 1) -> "Prefixes":
-        """Return the empty prefix, with the embeddings of the tokens."""
-        ids_1G = torch.zeros(1, groups, dtype=torch.long, device=hidden_ND.device)
-        return cls(ids_1G, ids_1G.new_zeros(1, groups, 2), hidden_ND[None])
 
     def where(self, kept_P: Tensor) -> "Prefixes":
         """Return some of the prefixes."""
@@ -70,14 +79,14 @@ class Prefixes:
         pieces = (self.ids_PG.split(prefixes), self.spent_PG2.split(prefixes), self.hidden_PND.split(prefixes))
         return [Prefixes(*piece) for piece in zip(*pieces, strict=True)]
 
-    def expand(self, layer: DuoDecoderLayer, branches: Sequence[Branch], attend: Attend) -> "Prefixes":
-        """Send the prefixes through a layer, once per branch."""
+    def expand(self, layer: DuoDecoderLayer, branches: Sequence[Branch], attend: Attend, group_size: int) -> "Prefixes":
+        """Send the prefixes through the first layer of a group of this many, once per branch."""
         device = self.ids_PG.device
         digits_C1 = torch.arange(len(branches), device=device)[:, None]
         spends_C12 = torch.tensor([[[each == Branch.SMALL, each == Branch.BIG]] for each in branches], device=device)
         return Prefixes(
             (self.ids_PG[:, None] * len(branches) + digits_C1).flatten(0, 1),
-            (self.spent_PG2[:, None] + spends_C12).flatten(0, 1),
+            (self.spent_PG2[:, None] + group_size * spends_C12).flatten(0, 1),
             branch_out(layer, self.hidden_PND, attend, branches).flatten(0, 1),
         )
 
@@ -104,21 +113,56 @@ class Tree:
 
     def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Prefixes]:
         """Yield blocks of leaves, route ids ascending, from the embeddings [N, D] of the tokens."""
-        yield from self._walk(Prefixes.root(hidden_ND), 0, attend)
+        yield from self._walk(self.root(hidden_ND, attend), 0, attend)
 
     def _walk(self, block: Prefixes, depth: int, attend: Attend) -> Iterator[Prefixes]:
-        if depth == self.space.num_layers:
+        if depth == len(self.space.group_layers):
             yield block
             return
         for part in block.parts(self.max_rows):
-            yield from self._walk(self._expand(part, depth, attend), depth + 1, attend)
+            yield from self._walk(self.step(part, depth, attend), depth + 1, attend)
 
-    def _expand(self, part: Prefixes, depth: int, attend: Attend) -> Prefixes:
-        """Send prefixes through layer `depth`; drop those from which no wanted cell can be reached."""
-        children = part.expand(decoder_layers(self.model)[depth], self.space.branches, attend)
-        remaining = self.space.num_layers - depth - 1
-        left_PQ2 = self.wanted_Q2 - children.spent_PG2
-        reachable_PQ = (left_PQ2 >= 0).all(-1) & (left_PQ2.sum(-1) <= remaining)
-        if Branch.SKIP not in self.space.branches:
-            reachable_PQ &= left_PQ2.sum(-1) == remaining
-        return children.where(reachable_PQ.any(-1))
+    def root(self, hidden_ND: Tensor, attend: Attend, groups: int = 1) -> Prefixes:
+        """Return the empty prefix, which has passed the fixed layers before the first choice."""
+        ids_1G = torch.zeros(1, groups, dtype=torch.long, device=hidden_ND.device)
+        spent_PG2 = torch.tensor(self.space.spent_by_fixed, device=hidden_ND.device).expand(1, groups, 2)
+        return self._follow(Prefixes(ids_1G, spent_PG2, hidden_ND[None]), 0, attend)
+
+    def step(self, part: Prefixes, depth: int, attend: Attend) -> Prefixes:
+        """Let the group of layers number `depth` choose, drop what reaches no wanted cell, and walk on to the next."""
+        layers = self.space.group_layers[depth]
+        first = decoder_layers(self.model)[layers[0]]
+        children = part.expand(first, self.space.branches, attend, len(layers))
+        return self._follow(children.where(self._reaches(children, depth + 1)), depth + 1, attend)
+
+    def _reaches(self, block: Prefixes, depth: int) -> Tensor:
+        """Whether each prefix can still end in a wanted cell, bool [P]."""
+        sides = self.space.num_layers + 1
+        possible = torch.zeros(sides, sides, dtype=torch.bool, device=block.ids_PG.device)
+        possible[tuple(zip(*self.space.sums[depth], strict=True))] = True
+        left_PQ2 = self.wanted_Q2 - block.spent_PG2[:, :1]
+        return ((left_PQ2 >= 0).all(-1) & possible[left_PQ2.clamp(min=0).unbind(-1)]).any(-1)
+
+    def _follow(self, block: Prefixes, depth: int, attend: Attend) -> Prefixes:
+        """Walk through the layers in which `depth` choices decide, up to the one that asks for the next."""
+        firsts = [-1, *(layers[0] for layers in self.space.group_layers), self.space.num_layers]
+        following = decoder_layers(self.model)[firsts[depth] + 1 : firsts[depth + 1]]
+        if not following:
+            return block
+        followed = []
+        for part in block.parts(self.max_rows):
+            hidden_PND = part.hidden_PND
+            for layer in following:
+                choice_PG = self._chosen(part.ids_PG, layer.layer_idx, depth)
+                choice_PN = choice_PG.repeat_interleave(hidden_PND.shape[1] // choice_PG.shape[1], dim=1)
+                hidden_PND = through(layer, hidden_PND, choice_PN, attend)
+            followed.append(replace(part, hidden_PND=hidden_PND))
+        return join(followed)
+
+    def _chosen(self, ids_PG: Tensor, layer_idx: int, depth: int) -> Tensor:
+        """The branches that prefixes of `depth` choices have fixed for a layer, [P, G]."""
+        if layer_idx in self.space.fixed:
+            return torch.full_like(ids_PG, int(self.space.fixed[layer_idx]))
+        group = next(index for index, layers in enumerate(self.space.group_layers) if layer_idx in layers)
+        digit_PG = ids_PG // self.space.base ** (depth - 1 - group) % self.space.base
+        return torch.tensor(self.space.branches, device=ids_PG.device)[digit_PG]

@@ -20,7 +20,7 @@ from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Attend, Batch
 from duollm.oracle.head import HeadBound, log_normaliser
 from duollm.oracle.reductions import Entered, Leaves, Reduction
-from duollm.oracle.tree import decoder_layers
+from duollm.oracle.tree import decoder_layers, through
 
 # The bound and the exact loss are rounded differently; a leaf this close to the best is evaluated too.
 _ROUNDING = 1e-4
@@ -81,11 +81,7 @@ class Trial:
         hidden_PND = self.hidden_ND.expand(len(ids_PG), -1, -1)
         yield hidden_PND
         for layer, choice_PN in zip(decoder_layers(self.model.model), routes_PNL.unbind(-1), strict=True):
-            attention_PND = self.attend(layer, layer.input_layernorm(hidden_PND))
-            output_PND = layer.branch(choice_PN, *layer.attended(hidden_PND, attention_PND))
-            if layer.skip_scope == "layer":
-                output_PND = output_PND.where((choice_PN != Branch.SKIP)[..., None], hidden_PND)
-            hidden_PND = output_PND
+            hidden_PND = through(layer, hidden_PND, choice_PN, self.attend)
             yield hidden_PND
 
     def spread(self, values_PG: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from duollm.errors import UserError
 from duollm.files import replacing
 from duollm.records.bootstrap import Floats, Integers
-from duollm.routes.space import RouteSpace, parse_branches
+from duollm.routes.space import RouteSpace
 
 KINDS = {"tokens": "", "routes": ".routes", "best_of": ".best_of"}
 """The files of a domain and how their names end: a row per predicted token; per document and pattern; per document,
@@ -67,7 +67,7 @@ class ResultFile:
 
     def space(self) -> RouteSpace:
         """Return the route space to which the ids in this file belong."""
-        return RouteSpace(self.fact("num_layers"), parse_branches(self.fact("branches")))
+        return RouteSpace.from_facts({key: self.fact(key) for key in ("num_layers", "branches")} | self.facts)
 
     def has(self, name: str) -> bool:
         """Return whether there is such a column."""
@@ -89,6 +89,10 @@ class ResultFile:
     def strings(self, name: str) -> list[str]:
         """Return a required column as text."""
         return [str(value) for value in self._column(name).to_pylist()]
+
+    def lists(self, name: str) -> list[list[Any]]:
+        """Return a required column of lists, a list per row."""
+        return list(self._column(name).to_pylist())
 
     def route_ids(self, name: str) -> Integers:
         """Return a column of route ids, all of which must be in the space."""

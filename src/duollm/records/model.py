@@ -21,6 +21,8 @@ def describe_model(run: Path, oracle: Tokens) -> dict[str, Any]:
     """
     branches = [branch.name.lower() for branch in oracle.space.branches]
     description: dict[str, Any] = {"num_layers": oracle.space.num_layers, "branches": branches}
+    if len(oracle.space.big_layers) <= oracle.space.num_layers:
+        description["possible_big_layers"] = oracle.space.big_layers
     config, weights = run / "model" / "config.json", sorted((run / "model").glob("*.safetensors"))
     if config.exists():
         known = read_json(config)

@@ -47,9 +47,9 @@ class PatternSums:
 
     def uniform(self, branch: Branch) -> Floats | None:
         """Return the nll sums [D] of the pattern that takes one branch at all layers, or None if it was not run."""
-        if branch not in self.space.branches:
+        route = self.space.uniform(branch)
+        if route is None:
             return None
-        route = self.space.encode(np.full(self.space.num_layers, branch))
         places = np.flatnonzero(self.route_R == route)
         return self.nll_DR[:, places[0]] if len(places) else None
 
@@ -136,7 +136,7 @@ def whole_document_sums(oracle: Tokens, patterns: PatternSums) -> Floats:
     estimate_DR = scale_D[:, None] * patterns.nll_DR
     big_share_R = oracle.space.count_big(patterns.route_R) / layers
     for branch, key, weight_R in (
-        (Branch.SMALL, Key(ALL_SMALL, 0), 1 - big_share_R),
+        (oracle.space.lowest, Key(ALL_SMALL, 0), 1 - big_share_R),
         (Branch.BIG, Key(ALL_BIG, layers), big_share_R),
     ):
         counted_D = patterns.uniform(branch)

@@ -48,8 +48,9 @@ class Records:
         context: the main context.
         strata: number of documents per domain; the bootstrap resamples within each.
         sums: sums over the tokens of each document, [D, Q...], by quantity and policy.
-        skips: whether routes of policies other than routers may skip. Then k does not determine their cost, and they
-            cannot be compared with a router at what it spent.
+        skips: whether routes of policies other than routers may choose between skip and small. Then k does not
+            determine their cost, and they cannot be compared with a router at what it spent.
+        possible: the numbers of big layers that the oracle's routes may have, ascending; empty if all are possible.
     """
 
     domain: str
@@ -59,6 +60,12 @@ class Records:
     tokens_D: Integers
     sums: dict[tuple[str, Key], Floats]
     skips: bool = False
+    possible: tuple[int, ...] = ()
+
+    def offers_routes(self, big_layers: int) -> bool:
+        """Return whether a budget is neither the fewest nor the most big layers, at which there is one route."""
+        fewest, most = (self.possible[0], self.possible[-1]) if self.possible else (0, self.num_layers)
+        return fewest < big_layers < most
 
     @cached_property
     def policies(self) -> list[Key]:
@@ -85,6 +92,7 @@ def pool(domains: Sequence[Records]) -> Records:
             if all(name in one.sums for one in domains)
         },
         skips=first.skips,
+        possible=first.possible,
     )
 
 
@@ -117,7 +125,7 @@ def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: 
     sums: dict[tuple[str, Key], Floats] = {}
     for k, nll_DR in patterns.by_budget():
         sums |= _fixed(Key(STATIC, k), static(nll_DR, in_first_D), tokens_D)
-    ends = ((Key(ALL_SMALL, 0), Branch.SMALL), (Key(ALL_BIG, oracle.space.num_layers), Branch.BIG))
+    ends = ((Key(ALL_SMALL, 0), oracle.space.lowest), (Key(ALL_BIG, oracle.space.num_layers), Branch.BIG))
     for key, branch in ends:
         nll_D = patterns.uniform(branch)
         sums |= {} if nll_D is None else _fixed(key, nll_D, tokens_D)
@@ -133,9 +141,9 @@ def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: 
 
 
 def _records(oracle: Tokens, tokens_D: Integers, sums: dict[tuple[str, Key], Floats]) -> Records:
-    skips = Branch.SKIP in oracle.space.branches
-    layers = oracle.space.num_layers
-    return Records(oracle.domain, oracle.context, layers, (len(tokens_D),), tokens_D, sums, skips)
+    skips = len(oracle.space.branches) > 2
+    layers, possible = oracle.space.num_layers, tuple(oracle.space.big_layers)
+    return Records(oracle.domain, oracle.context, layers, (len(tokens_D),), tokens_D, sums, skips, possible)
 
 
 def _fixed(key: Key, nll_D: Floats, tokens_D: Integers) -> dict[tuple[str, Key], Floats]:
@@ -217,10 +225,18 @@ class Draws:
 
     def nll_at(self, policy: str, spent_X: Floats) -> Floats | None:
         """Return a policy's mean nll at `spent_X` big layers per token; see the function of the same name."""
-        return nll_at(self.nll, policy, spent_X)
+        return nll_at(self.nll, policy, spent_X, self.records.possible)
 
 
-def nll_at(nll: Callable[[str, int], Floats | None], policy: str, spent_X: Floats) -> Floats | None:
+def neighbours(spent: float, possible: Sequence[int]) -> tuple[int, int]:
+    """Return the possible numbers of big layers next to `spent`, which may be it twice; empty: all are possible."""
+    below = max((k for k in possible if k <= spent), default=floor(spent))
+    return below, min((k for k in possible if k >= spent), default=ceil(spent))
+
+
+def nll_at(
+    nll: Callable[[str, int], Floats | None], policy: str, spent_X: Floats, possible: Sequence[int] = ()
+) -> Floats | None:
     """Return a policy's mean nll [X] at `spent_X` big layers per token, linear between two neighbouring k.
 
     A router spends near, not exactly at, the k it was trained for, and the distance differs per domain. The data (draw
@@ -228,12 +244,13 @@ def nll_at(nll: Callable[[str, int], Floats | None], policy: str, spent_X: Float
 
     Args:
         nll: the draws of a policy at k; None if it was not measured there.
+        possible: the numbers of big layers among which the neighbours are; empty: all whole numbers.
 
     Returns:
         None if the policy was not measured at one of the neighbours.
     """
-    below, above = floor(spent_X[0]), ceil(spent_X[0])
+    below, above = neighbours(spent_X[0], possible)
     below_X, above_X = nll(policy, below), nll(policy, above)
     if below_X is None or above_X is None:
         return None
-    return np.asarray(below_X + (spent_X - below) * (above_X - below_X))
+    return np.asarray(below_X + (spent_X - below) / max(1, above - below) * (above_X - below_X))

@@ -226,6 +226,7 @@ def read_oracle(run: Path, domain: str) -> Tokens:
         }
     for k in budgets:
         columns[Key(best_routes(drawn), k, context=RANDOM_ROUTES_CONTEXT)] = f"nll_random{drawn}_k{k}"
+        routes |= {Key(STATIC, k): file.route_ids(name) for name in [f"route_static_k{k}"] if file.has(name)}
         columns |= {Key(STATIC, k): f"nll_static_k{k}", Key(DRAWN_STATIC, k): f"expected_static_k{k}"}
     policies = {
         key: PolicyTokens(file.floats(column), routes.get(key), space)

@@ -1,14 +1,15 @@
 """`duollm compare`: compares one or several finished runs by their results.json."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from duollm.analysis.results import Results, read_results
 from duollm.errors import UserError, did_you_mean
 from duollm.report.comparison import columns_in_use, compared, comparison_lines
-from duollm.terminal import print_table
+from duollm.report.families import FAMILY_LEGEND, family_table
+from duollm.terminal import Cell, print_table
 
 _LEGEND = (
     "nats per token with 95 % intervals over documents; gains at equal spending, paired; FLOPs and time per token "
@@ -41,6 +42,15 @@ def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain
         return
     for k in wanted:
         _print_budget(found, chosen, k, form)
+    families = [
+        {**({"run": name} if len(found) > 1 else {}), **row}
+        for name, results in found.items()
+        for row in family_table(results, chosen[name])
+        if not budgets
+    ]
+    if families:
+        _print("over all budgets", chosen, families, form)
+        print(FAMILY_LEGEND)
     print(_LEGEND)
     for name, results in found.items():
         sizes = results.data.values()
@@ -63,12 +73,16 @@ def _print_budget(found: dict[str, Results], chosen: dict[str, str], k: int, for
         | {column: str(line.cells[column] or "") for column in columns}
         for name, line in lines
     ]
+    _print(f"{k} big layers per token", chosen, rows, form)
+
+
+def _print(title: str, chosen: Mapping[str, str], rows: Sequence[Mapping[str, Cell]], form: str) -> None:
     texts = set(chosen.values())
-    title = f"{k} big layers per token{f', {texts.pop()}' if len(texts) == 1 else ''}"
+    title += f", {texts.pop()}" if len(texts) == 1 else ""
     if form == "table":
         print_table(title, rows)
         return
-    table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    table = [list(rows[0]), ["---"] * len(rows[0]), *(map(str, row.values()) for row in rows)]
     print(f"### {title}\n")
     print("\n".join(f"| {' | '.join(cells)} |" for cells in table) + "\n")
 

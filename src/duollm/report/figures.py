@@ -36,7 +36,7 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bo
     Figures of selection noise and of the predictable ceiling are left out if these were not measured.
     """
     budget, headline, names = shown_budget(domains), results.headline, results.domains
-    focus = sorted(set(focus_budgets(results.num_layers)))
+    focus = sorted(set(results.focus_budgets))
     shown = shown_routers(results.comparison, headline)
     few = shown[:2]
     strips = [strip for tokens in domains for strip in _strips(tokens, budget, few)]

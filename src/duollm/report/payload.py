@@ -8,6 +8,7 @@ Shape letters: T tokens, L layers.
 
 import base64
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,12 +28,15 @@ LOSS_UNIT = 1e-3
 """Nats per step of a packed loss."""
 MOST_TOKENS = 50_000
 """Tokens per domain on the page, at most; whole documents are kept as long as they fit."""
+_LARGEST = 2**15 - 1
+"""The largest number that two bytes hold after `_bytes`' zigzag."""
 _DIGITS = 5
 _HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp", "drawn-oracle-ramp")
 """How the names of policies begin whose tokens are not on the page."""
 _FIELDS = (
-    *("provenance", "model", "context", "bootstrap", "nll", "comparison", "spend", "agreement", "timing"),
-    *("selection_noise", "units", "ceiling", "decomposition", "best_of_patterns", "best_of_routes", "claims"),
+    *("provenance", "model", "context", "bootstrap", "nll", "comparison", "families", "spend", "agreement", "timing"),
+    *("selection_noise", "units", "difficulty", "ceiling", "decomposition", "best_of_patterns", "best_of_routes"),
+    "claims",
 )
 
 
@@ -77,6 +81,8 @@ def pack_tokens(tokens: Tokens, shown_documents: int) -> dict[str, Any]:
             has_routes = one.route_T is not None and not key.auxiliary
             policies.append(_name(key) | {"routes": has_routes})
             blocks += [_routes(one.at(np.arange(shown)).routes_TL)] if has_routes else []
+    predicted, more = _predictions(tokens, shown)
+    blocks += more
     return {
         "name": tokens.domain,
         "tokens": len(tokens.document_T),
@@ -86,8 +92,29 @@ def pack_tokens(tokens: Tokens, shown_documents: int) -> dict[str, Any]:
         "window": _changes(tokens.window_T[:shown] + (tokens.document_T[:shown] << 20)),
         "position": int(tokens.position_T[0]),
         "policies": policies,
+        **predicted,
         "block": base64.b64encode(zlib.compress(b"".join(blocks), 9)).decode(),
     }
+
+
+def _predictions(tokens: Tokens, shown: int) -> tuple[dict[str, Any], list[bytes]]:
+    """Return the words that all big predicted, the most frequent first, and blocks: ranks, then words and percentages.
+
+    Both are empty if the run did not keep predictions, or if they are more words than two bytes can number.
+    """
+    if not tokens.file.has("rank"):
+        return {}, []
+    texts_T5 = np.array(tokens.file.lists("top5_text")[:shown], dtype=object)
+    percent_T5 = np.rint(100 * np.array(tokens.file.lists("top5_probability")[:shown])).astype(np.uint8)
+    words = [word for word, _ in Counter(texts_T5.flatten().tolist()).most_common()]
+    if len(words) > _LARGEST:
+        return {}, []
+    place = {word: index for index, word in enumerate(words)}
+    blocks = [_bytes(np.minimum(tokens.file.integers("rank")[:shown], _LARGEST))]
+    for column in range(texts_T5.shape[1]):
+        blocks.append(_bytes(np.array([place[word] for word in texts_T5[:, column]])))
+        blocks.append(percent_T5[:, column].tobytes())
+    return {"words": words, "predictions": texts_T5.shape[1]}, blocks
 
 
 def _name(key: Key) -> dict[str, Any]:
@@ -96,7 +123,7 @@ def _name(key: Key) -> dict[str, Any]:
 
 def _steps(nll_T: Floats) -> Integers:
     """Return losses in steps. Differences of two losses below 65 nats fit into 16 bits after `_bytes`' zigzag."""
-    return np.minimum(np.rint(nll_T / LOSS_UNIT), 2**15 - 1).astype(np.int64)
+    return np.minimum(np.rint(nll_T / LOSS_UNIT), _LARGEST).astype(np.int64)
 
 
 def _bytes(values_T: Integers) -> bytes:

@@ -10,7 +10,6 @@ from duollm.records.bootstrap import Estimate
 from duollm.records.keys import AVERAGE, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC
 from duollm.records.numbers import nats, with_interval
 from duollm.report.gain_figures import of_first_context
-from duollm.routes.space import focus_budgets
 from duollm.terminal import Cell, print_table, sparkline
 
 _FRONTIER = (RANDOM, STATIC, CEILING, EXECUTED, ORACLE)
@@ -71,7 +70,7 @@ def print_routers(run: Path, names: Sequence[str], training: str) -> None:
 
 def summary_budget(results: Results) -> int:
     """Return the budget nearest to a third of the layers at which something was compared with static."""
-    wanted = focus_budgets(results.num_layers)[0]
+    wanted = results.focus_budgets[0]
     measured = {row.big_layers for row in results.selection_noise} or {row.big_layers for row in results.comparison}
     return min(sorted(measured), key=lambda k: abs(k - wanted), default=wanted)
 

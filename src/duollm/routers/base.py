@@ -105,7 +105,7 @@ class Router(nn.Module):
         self.register_buffer("price", torch.zeros(()))
         self.register_buffer("exact_price_L", torch.zeros(self.num_layers))
         self.register_buffer("values_C", torch.tensor(self.branches), persistent=False)
-        self.register_buffer("cost_C", branch_costs(config)[list(self.branches)], persistent=False)
+        self.register_buffer("cost_C", branch_costs(config, self.branches)[list(self.branches)], persistent=False)
 
     def scores(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Return the scores of the branches, [B, T, C], float32, and the memory for the next layer."""
@@ -235,13 +235,16 @@ class Listener:
         return self.given(layer_idx, states_BTD, memory)
 
 
-def branch_costs(config: DuoConfig) -> Tensor:
+def branch_costs(config: DuoConfig, branches: Sequence[Branch]) -> Tensor:
     """Return the cost of each branch for a token at one layer, [3]: small 0, big 1, skip below 0 by what it saves.
 
     The unit is the FLOPs by which big exceeds small. So the mean cost over a route's layers is its share of
-    big layers if no layer is skipped, and otherwise the share of big that would cost the same.
+    big layers if no layer is skipped, and otherwise the share of big that would cost the same. Where small is not among
+    the branches, skip costs 0 instead.
     """
     skip, small, big = layer_parameters(config)
+    if Branch.SMALL not in branches:
+        return torch.tensor([0.0, (small - skip) / (big - skip), 1.0])
     if big == small:
         return torch.tensor([-1.0, 0.0, 1.0])
     return torch.tensor([(skip - small) / (big - small), 0.0, 1.0])

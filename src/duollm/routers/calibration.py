@@ -136,7 +136,7 @@ class _Pricing(ExactBudget):
 
 def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) -> float:
     """Return the mean cost per token and layer of the router's hard choices, in the units of `branch_costs`."""
-    cost_by_branch, total, count = branch_costs(model.config), 0.0, 0
+    cost_by_branch, total, count = branch_costs(model.config, router.branches), 0.0, 0
     for batch_BT in batches:
         for choice_BT in model.model(input_ids=batch_BT, policy=router, use_cache=False).choices:
             taken = torch.bincount(choice_BT.flatten(), minlength=len(Branch)).cpu()

@@ -52,7 +52,7 @@ class RouteChooser(Router):
         spread_R = torch.linspace(0, 1, LARGEST_CODEBOOK, dtype=torch.float64) * (space.size - 1)
         self.decide_at = 0
         self.register_buffer("routes_RL", space.decode(spread_R.long()))
-        self.register_buffer("branch_cost_3", branch_costs(config), persistent=False)
+        self.register_buffer("branch_cost_3", branch_costs(config, branches), persistent=False)
         self.bias_R = nn.Parameter(torch.zeros(LARGEST_CODEBOOK))
 
     def lowered(self, states_BTD: Tensor) -> Tensor:

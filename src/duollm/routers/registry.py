@@ -141,5 +141,5 @@ def trained_routers(
         branches = tuple(sorted({*router.branches, *RouteSpace(1).branches}))
         for way in spend:
             policy = ExactBudget(router, facts["big_layers"]) if way == "exact" else router
-            known = facts | {"spend": way, "branch_costs": branch_costs(model.config).tolist()}
+            known = facts | {"spend": way, "branch_costs": branch_costs(model.config, router.branches).tolist()}
             yield TrainedRouter(f"{name}_exact" if way == "exact" else name, backbone, policy, branches, known)

@@ -53,7 +53,7 @@ class SequentialRouter(GainsRouter):
         # Scaled so that features are as large as the numbers of the state.
         self.register_buffer("random_LHD", torch.randn(layers, self.random_features, width) * (2 / width) ** 0.5)
         self.register_buffer("big_layers", torch.tensor(layers / 2))
-        cost_3 = branch_costs(config)
+        cost_3 = branch_costs(config, branches)
         step_L3K = torch.cat([torch.zeros(layers, 3, layers), -cost_3.expand(layers, 3)[..., None] / layers], dim=-1)
         step_L3K[range(layers), :, range(layers)] = cost_3
         self.register_buffer("step_L3K", step_L3K, persistent=False)

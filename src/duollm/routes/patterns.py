@@ -16,8 +16,8 @@ def spread_layers(big: int, num_layers: int) -> list[int]:
     return [(2 * index + 1) * num_layers // (2 * big) for index in range(big)]
 
 
-def pattern(big_layers: Sequence[int], num_layers: int) -> Tensor:
-    """Return the route that is big in these layers and small elsewhere, [L]."""
-    route_L = torch.full((num_layers,), int(Branch.SMALL))
+def pattern(big_layers: Sequence[int], num_layers: int, otherwise: Branch = Branch.SMALL) -> Tensor:
+    """Return the route that is big in these layers and takes another branch elsewhere, [L]."""
+    route_L = torch.full((num_layers,), int(otherwise))
     route_L[list(big_layers)] = int(Branch.BIG)
     return route_L

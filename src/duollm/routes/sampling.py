@@ -1,9 +1,11 @@
 """Random routes: exact shares for training, exact budgets for controls, repeatable draws for policies.
 
-Shape letters: N tokens, L layers.
+Shape letters: N tokens, L layers, J groups of layers, S sizes of groups, W ways to spend.
 """
 
 from collections.abc import Sequence
+from itertools import product
+from math import comb, prod
 from typing import Any
 
 import numpy as np
@@ -53,11 +55,26 @@ def exact_counts(tokens: int, shares: Sequence[float]) -> tuple[int, int, int]:
 def draw_route_ids(space: RouteSpace, big: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Draw ids [*shape] uniformly, with replacement, among the routes with exactly `big` big layers."""
     check_big_layers(space, big)
-    size, device = (*shape, space.num_layers), generator.device
-    rank = torch.rand(size, generator=generator, device=device).argsort(-1).argsort(-1)
-    others = torch.tensor([branch for branch in space.branches if branch != Branch.BIG], device=device)
-    other = others[torch.randint(len(others), size, generator=generator, device=device)]
-    return space.encode(torch.where(rank < big, int(Branch.BIG), other))
+    device = generator.device
+    sizes, of_size, number = np.unique(space.group_sizes, return_inverse=True, return_counts=True)
+    others = space.base - (Branch.BIG in space.branches)
+    # How many groups of each size are big; if all groups are of one size, there is one way.
+    ways = [
+        way
+        for way in product(*(range(groups + 1) for groups in number))
+        if sum(way * sizes) == big - space.spent_by_fixed[1] and (others < space.base or not any(way))
+    ]
+    way = torch.zeros(*shape, dtype=torch.long, device=device)
+    if len(ways) > 1:
+        routes_W = [prod(map(comb, number, way)) * others ** (len(of_size) - sum(way)) for way in ways]
+        weights_W = torch.tensor([float(routes) for routes in routes_W], device=device)
+        way = torch.multinomial(weights_W, way.numel(), replacement=True, generator=generator).view(*shape)
+    size_J, first_S = torch.from_numpy(of_size).to(device), torch.tensor([0, *number.cumsum()[:-1]], device=device)
+    order = torch.rand(*shape, len(of_size), generator=generator, device=device).double() + size_J
+    rank = order.argsort(-1).argsort(-1) - first_S[size_J]  # among the groups of the same size
+    other = torch.randint(others, rank.shape, generator=generator, device=device)
+    digits = other.where(rank >= torch.tensor(ways, device=device)[way][..., size_J], space.base - 1)
+    return (digits * torch.from_numpy(space.place_values).to(device)).sum(-1)
 
 
 def derived_seed(*numbers: int) -> int:

@@ -69,6 +69,7 @@ class Evidence:
         use: how it uses its branches, by k.
         like_opt: whether the model has LayerNorm and learned positions.
         area_X: gain over static, averaged over the budgets, by kind of router.
+        possible: the numbers of big layers that routes may have; empty if all are possible.
     """
 
     domain: str
@@ -84,6 +85,12 @@ class Evidence:
     use: dict[int, RouterUse] = field(default_factory=dict)
     like_opt: bool = False
     area_X: dict[str, Floats] = field(default_factory=dict)
+    possible: tuple[int, ...] = ()
+
+    @property
+    def focus(self) -> tuple[int, int, int]:
+        """The low, middle and high budget."""
+        return focus_budgets(self.num_layers, self.possible)
 
     def budgets(self, policy: str | None) -> list[int]:
         """Return the numbers of big layers at which `policy` was measured, ascending."""
@@ -138,6 +145,7 @@ def gather_evidence(
             if quantity == HALVES and key.kind == router and key.spend == AVERAGE
         },
         like_opt=like_opt,
+        possible=records.possible,
         area_X={kind: area_X for kind, area_X in areas(compared).items() if kind in kinds},
     )
     return _with_searches(evidence, draws, records.context, "text")
@@ -187,7 +195,7 @@ SEARCHED: dict[Labels, str] = {"text": ORACLE, "drawn": DRAWN_ORACLE, "net": NET
 
 def _with_searches(evidence: Evidence, draws: Draws, context: str, labels: Labels) -> Evidence:
     """Add what is measured token by token of the searches: the layers of their picks, and whom they help."""
-    k = focus_budgets(evidence.num_layers)[0]
+    k = evidence.focus[0]
     searched, sums = Key(SEARCHED[labels], k, context=context), draws.records.sums
     ratio = draws.bootstrap.ratio
     hard_X = line_starts_X = None

@@ -15,7 +15,6 @@ from duollm.records.bootstrap import Floats, interval
 from duollm.records.keys import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, ramp_oracle
 from duollm.records.numbers import percent, whole, with_interval
 from duollm.records.records import nll_at
-from duollm.routes.space import focus_budgets
 
 NEAR = 0.25
 """C1: the router is near the best of 100 if it bridges less than this share of the way to the oracle."""
@@ -29,7 +28,7 @@ layers more often than the second by less than `EARLY_EXIT`."""
 def oracle_claims(evidence: Evidence) -> list[Claim]:
     """Decide C1 to C9. All but C9 are about routes of small and big."""
     plain = evidence if evidence.branches == SMALL_BIG else Evidence(evidence.domain, evidence.num_layers)
-    low, _, high = focus_budgets(evidence.num_layers)
+    low, _, high = evidence.focus
     c6 = _slope_claim(plain, "C6", low, "later", above=0)
     c8 = _slope_claim(plain, "C8", high, "earlier", below=0)
     return [*(claim(plain) for claim in (_c1, _c2, _c3, _c4, _c5)), c6, _c7(plain), c8, _c9(evidence)]
@@ -37,7 +36,7 @@ def oracle_claims(evidence: Evidence) -> list[Claim]:
 
 def _c1(evidence: Evidence) -> Claim:
     """Near means: |router - best of 100| < 0.25 x (best of 100 - oracle), at a third of the layers."""
-    k = focus_budgets(evidence.num_layers)[0]
+    k = evidence.focus[0]
     difference_X = evidence.difference((ORACLE, k), (BEST_PATTERNS, k))
     below = condition(f"nll: oracle - best of 100 patterns, at k = {k}", difference_X, below=0)
     bridged_X, where = _bridged_by_router(evidence, k)
@@ -63,7 +62,7 @@ def _bridged_by_router(evidence: Evidence, k: int) -> tuple[Floats | None, str]:
     router_X, spent_X = evidence.nll(evidence.router, k), evidence.router_spent_X.get(k)
     best_X, oracle_X, where = evidence.nll(BEST_PATTERNS, k), evidence.nll(ORACLE, k), f"k = {k}"
     if spent_X is not None:
-        at_spent = [nll_at(evidence.nll, policy, spent_X) for policy in (BEST_PATTERNS, ORACLE)]
+        at_spent = [nll_at(evidence.nll, policy, spent_X, evidence.possible) for policy in (BEST_PATTERNS, ORACLE)]
         if at_spent[0] is not None and at_spent[1] is not None:
             best_X, oracle_X = at_spent
             where = f"the {spent_X[0]:.2f} big layers it spends"
@@ -75,7 +74,7 @@ def _bridged_by_router(evidence: Evidence, k: int) -> tuple[Floats | None, str]:
 def _c2(evidence: Evidence) -> Claim:
     """Falls to the middle, rises from it, and the lowest budget lies in the middle third (half a layer of grace)."""
     layers, budgets, lowest_X = evidence.num_layers, evidence.budgets(ORACLE), None
-    middle = focus_budgets(layers)[1]
+    middle = evidence.focus[1]
     if {0, middle, layers} <= set(budgets):
         nll_XK = np.stack([evidence.nll_X[ORACLE, k] for k in budgets], axis=1)
         lowest_X = np.array(budgets, dtype=np.float64)[nll_XK.argmin(1)]
@@ -139,7 +138,7 @@ def _no_step_rises(evidence: Evidence, name: str, policy: str, budgets: Sequence
 
 def _c5(evidence: Evidence) -> Claim:
     """The paper slides between 6 and 2 of 12 layers, whose mean is 4; scaled to the depth."""
-    k = focus_budgets(evidence.num_layers)[0]
+    k = evidence.focus[0]
     reach = max(1, round(evidence.num_layers / 6))
     most, least = k + reach, k - reach
     conditions = [
@@ -163,7 +162,7 @@ def _c5(evidence: Evidence) -> Claim:
 
 
 def _c7(evidence: Evidence) -> Claim:
-    k, layers = focus_budgets(evidence.num_layers)[1], evidence.num_layers
+    k, layers = evidence.focus[1], evidence.num_layers
     share_XL = evidence.oracle_share_XL.get(k)
     departure_X = None if share_XL is None else np.abs(share_XL - k / layers).max(1)
     quantity = f"largest departure of a layer's share of big from k / L, at k = {k}"
@@ -194,7 +193,7 @@ def fitted_change(share_XL: Floats | None) -> Floats | None:
 
 
 def _c9(evidence: Evidence) -> Claim:
-    k = focus_budgets(evidence.num_layers)[1]
+    k = evidence.focus[1]
     share_XL, spread_X, early_X = evidence.oracle_share_XL.get(k), None, None
     if share_XL is not None and evidence.branches == (Branch.SKIP, Branch.BIG):
         half = evidence.num_layers // 2

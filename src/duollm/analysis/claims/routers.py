@@ -9,7 +9,6 @@ from duollm.analysis.verdicts import Claim, Condition, condition, decide
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats
 from duollm.records.numbers import percent, with_interval
-from duollm.routes.space import focus_budgets
 
 EQUAL_AREA = -0.005
 """C19: nats per token by which the area of the nearest-neighbour router may fall behind that of the best other."""
@@ -45,7 +44,7 @@ def _named(evidence: Evidence) -> str:
 def _depth_and_time(name: str, statement: str, evidence: Evidence) -> Claim:
     """C10 and C16. A run whose router may not skip measures two conditions at each focus budget, others the third."""
     conditions: list[Condition] = []
-    focus = focus_budgets(evidence.num_layers)
+    focus = evidence.focus
     skips = _skips(evidence)
     for k in focus if not skips else [k for k in focus if k in evidence.use]:
         use = evidence.use.get(k)

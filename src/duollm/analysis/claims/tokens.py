@@ -4,7 +4,6 @@ from duollm.analysis.claims.evidence import SMALL_BIG, Evidence
 from duollm.analysis.difficulty import MUCH, NOTHING
 from duollm.analysis.verdicts import Claim, condition, decide
 from duollm.records.numbers import percent, with_interval
-from duollm.routes.space import focus_budgets
 
 SOME = 0.05
 """C11: "some" tokens are more than this share."""
@@ -17,7 +16,7 @@ def token_claims(evidence: Evidence) -> list[Claim]:
 
 
 def _c11(evidence: Evidence) -> Claim:
-    k, (nothing_X, much_X) = focus_budgets(evidence.num_layers)[0], evidence.hard_X or (None, None)
+    k, (nothing_X, much_X) = evidence.focus[0], evidence.hard_X or (None, None)
     of = f"share of high-loss tokens, at k = {k}, to which"
     nothing = condition(f"{of} neither all big nor the oracle saves {NOTHING:g} nats", nothing_X, above=SOME)
     much = condition(f"{of} the oracle saves {MUCH:g} nat or more", much_X, above=SOME)
@@ -33,7 +32,7 @@ def _c11(evidence: Evidence) -> Claim:
 
 
 def _c12(evidence: Evidence) -> Claim:
-    k, (loss_X, removed_X) = focus_budgets(evidence.num_layers)[0], evidence.line_starts_X or (None, None)
+    k, (loss_X, removed_X) = evidence.focus[0], evidence.line_starts_X or (None, None)
     loss = condition("nll under all small, first tokens of a line - others", loss_X, above=0)
     quantity = f"share of it that the oracle at k = {k} removes, first tokens of a line - others"
     removed = condition(quantity, removed_X, below=0)

@@ -4,6 +4,10 @@ import { count, csv, download, el, number, svg } from "./dom.js";
 
 const MARGIN = { left: 66, right: 14, top: 12, bottom: 42 };
 
+export function frame(height) {
+  return { y1: MARGIN.top, y2: height - MARGIN.bottom };
+}
+
 export function ticks(low, high, wanted) {
   const rough = (high - low || 1) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -87,7 +91,7 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
   return el("figure", { class: "chart" }, el("h3", {}, title), box, legend, downloads(name, box, rows));
 }
 
-function scales(x0, x1, y0, y1, width, height, log) {
+export function scales(x0, x1, y0, y1, width, height, log) {
   const pad = (y1 - y0 || 1) * 0.05;
   const place = log ? Math.log10 : (value) => value;
   const [first, last] = [place(x0), place(x1)];
@@ -100,7 +104,7 @@ function scales(x0, x1, y0, y1, width, height, log) {
   };
 }
 
-function axes(scale, width, height, xName, yName) {
+export function axes(scale, width, height, xName, yName) {
   const group = svg("g", { class: "axes" });
   const floor = height - MARGIN.bottom;
   for (const tick of scale.yTicks.found) {

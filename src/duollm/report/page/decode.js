@@ -32,6 +32,7 @@ async function unpack(domain, layers, unit) {
     Object.assign(policy, { domain, offset });
     offset += 2 * domain.size + (policy.routes ? Math.ceil((domain.size * layers) / 4) : 0);
   }
+  domain.ranks = { domain, offset };
 }
 
 function step({ domain: { bytes, size }, offset }, t) {
@@ -47,6 +48,16 @@ export function lossAt(policy, t) {
 
 export function losses(policy) {
   return (policy.losses ??= Float64Array.from({ length: policy.domain.size }, (_, t) => lossAt(policy, t)));
+}
+
+// What all big predicted for a token: its rank, and the likeliest tokens, each [text, percent]; null if it was not kept.
+export function predictions({ words, ranks, size, bytes, predictions: shown }, t) {
+  if (!words) return null;
+  const top = Array.from({ length: shown }, (_, i) => {
+    const offset = ranks.offset + 2 * size + 3 * size * i;
+    return [words[step({ domain: ranks.domain, offset }, t)], bytes[offset + 2 * size + t]];
+  });
+  return { rank: step(ranks, t), top };
 }
 
 // The branch of a token at a layer: 0 skip, 1 small, 2 big.

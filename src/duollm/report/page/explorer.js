@@ -44,6 +44,7 @@ export function drawExplorer(data, changes = {}) {
   byId("panenames").replaceChildren(...panes.map((one) => el("b", {}, `${many && one.policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(one.policy.policy)}, k = ${one.policy.k}`)));
   byId("panenames").className = panes.length > 1 ? "panes two" : "panes";
   showText(view, paint, data);
+  if ("view" in changes && state.token >= 0) requestAnimationFrame(() => memory.text.reveal(state.token));
   showToken(state.token);
 }
 

@@ -1,8 +1,8 @@
 // What is known of one token: its losses, its routes, and its loss over budgets; and pinned tokens side by side.
 
 import { policyLabel, policyLook } from "./colour.js";
-import { bigLayers, branch, indexOf, lossAt } from "./decode.js";
-import { el, number, oneLine, percent, svg } from "./dom.js";
+import { bigLayers, branch, indexOf, lossAt, predictions } from "./decode.js";
+import { count, el, number, oneLine, percent, svg } from "./dom.js";
 import { QUANTITIES, choosable, findPolicy } from "./quantities.js";
 
 const CELL = 9;
@@ -39,10 +39,18 @@ export function inspect(view, t, kinds, scrubbed) {
   return [
     el("h3", { class: "token" }, el("bdi", {}, oneLine(domain.text[t]))),
     el("p", { class: "soft" }, placeOf(domain, t)),
+    predicted(domain, t),
     el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ["policy", "loss", "route, big"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)),
     sparkline(view, t, kinds),
     drawn ? el("p", { class: "soft" }, `On a label drawn from the model's prediction the oracle's search gains ${number(drawn[t])} nats over static.`) : null,
   ].filter(Boolean);
+}
+
+function predicted(domain, t) {
+  const found = predictions(domain, t);
+  if (!found) return null;
+  const words = found.top.map(([word, share], i) => el("li", { class: i + 1 === found.rank ? "hit" : null }, el("bdi", {}, oneLine(word)), el("small", {}, `${share} %`)));
+  return el("div", {}, el("h4", {}, `What all big predicted: this token is number ${count(found.rank)}`), el("ol", { class: "predicted" }, words));
 }
 
 // The token's loss over budgets, of the oracle and of static.

@@ -2,8 +2,10 @@
 
 import { lineChart } from "./chart.js";
 import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
-import { byId, count, el, number, percent, select, signed, withInterval } from "./dom.js";
+import { byId, count, el, number, oneLine, percent, select, signed, withInterval } from "./dom.js";
 import { paired } from "./frontier.js";
+import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
+import { scatterChart } from "./scatter.js";
 import { setState, state } from "./state.js";
 import { chip, domainOptions } from "./story.js";
 import { sortableTable } from "./table.js";
@@ -12,12 +14,19 @@ export function drawClaims(data) {
   const groups = Map.groupBy?.(data.results.claims, (claim) => claim.id) ?? grouped(data.results.claims);
   const cards = [...groups].map(([id, claims]) => {
     const conditions = claims.flatMap((claim) => claim.conditions.map((one) => ({ ...one, domain: claim.domain })));
-    const rows = claims.map((claim) => el("li", {}, el("b", {}, claim.domain), chip(claim.verdict), el("span", {}, claim.finding)));
+    const rows = united(claims).map((claim) => el("li", {}, el("b", {}, claim.domain), chip(claim.verdict), el("span", {}, claim.finding)));
     const table = el("table", { class: "plain stacked" }, el("thead", {}, el("tr", {}, ["text", "quantity", "reproduced if", "measured", "verdict"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, conditions.map(conditionRow)));
     return el("article", { class: "claim", id: `claim-${id}` }, el("h2", {}, `${id}: ${claims[0].statement}`), el("ul", {}, rows), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
   });
   byId("claims").replaceChildren(...cards);
   if (state.claim) byId(`claim-${state.claim}`)?.scrollIntoView();
+}
+
+// Claims of several texts that say the same stand on one line.
+function united(claims) {
+  const found = new Map();
+  for (const claim of claims) found.set(claim.finding, { ...claim, domain: [found.get(claim.finding)?.domain, claim.domain].filter(Boolean).join(", ") });
+  return [...found.values()];
 }
 
 function grouped(claims) {
@@ -42,6 +51,8 @@ export function drawTables(data) {
   const here = results.comparison.filter((row) => row.domain === state.pool && (row.big_layers === k || /^all-/.test(row.policy)) && !(row.policy === "executed-together" && row.context === "committed"));
   byId("comparison").replaceChildren(comparison(data, here, k));
   byId("losses").replaceChildren(lossTable(data));
+  const families = results.families.filter((row) => row.domain === state.pool);
+  byId("families").replaceChildren(...(families.length ? [familyTable(families)] : []));
   const spend = results.spend.filter((row) => row.domain === state.pool);
   byId("spend").replaceChildren(...(spend.length ? [spendTable(spend)] : []));
 }
@@ -87,6 +98,19 @@ function lossTable(data) {
   return sortableTable({ name: `losses-${state.pool}`, caption: `${state.pool}, ${count(rows[0]?.tokens ?? 0)} tokens`, columns, rows });
 }
 
+function familyTable(rows) {
+  const beats = (row) => row.big_layers.filter((_, i) => row.gain_p[i] <= 0.05);
+  const p = (value) => (value === undefined ? "–" : value < 0.001 ? "< 0.001" : number(value));
+  const columns = [
+    { name: "router", label: "router", text: (row) => row.router, value: (row) => row.router },
+    { name: "area", label: "area", estimate: (row) => row.area, value: (row) => row.area?.[0], form: (value) => signed(value, 4), mark: (row) => lies(row.area, "better", "worse") },
+    { name: "p", label: "p", text: (row) => p(row.area_p), value: (row) => row.area_p },
+    { name: "beats", label: "beats static at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
+    { name: "best", label: "may be best", text: (row) => (row.best_p === undefined ? "–" : row.best_p > 0.05 ? "yes" : "no"), value: (row) => row.best_p },
+  ];
+  return sortableTable({ name: "families", caption: `${state.pool}, all budgets`, columns, rows, sort: "area" });
+}
+
 function spendTable(rows) {
   const columns = [
     { name: "kind", label: "router", text: (row) => row.kind, value: (row) => row.kind },
@@ -98,7 +122,7 @@ function spendTable(rows) {
 
 export function drawFigures(data) {
   byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })));
-  byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data)].filter(Boolean));
+  byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data), difficultyChart(data)].filter(Boolean));
   const links = data.figures.map((name) => el("li", {}, `${name.replaceAll("_", " ")}: `, ...["svg", "pdf"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "])));
   byId("files").replaceChildren(...links);
 }
@@ -108,6 +132,33 @@ function chartOf(rows, lines, x, options) {
   const series = lines.map(([field, name, colour]) => ({ name, colour, points: rows.map((row) => ({ x: row[x], y: row[field][0], low: row[field][1], high: row[field][2] })) }));
   series.push({ name: "static", colour: "var(--soft)", dash: "2 3", level: true, points: [{ x: rows[0][x], y: 0 }] });
   return lineChart({ y: "gain over static (nats)", series, height: 280, ...options });
+}
+
+const MOST_POINTS = 3000;
+const OUTSIDE = 0.005; // share of tokens at either end of the gains whose points stand at the edge; they would flatten all others
+
+function difficultyChart(data) {
+  const domain = data.domains.find((one) => one.name === state.pool) ?? data.domains[0];
+  const view = { domain, k: data.budget, context: data.results.context };
+  const [small, gain] = [QUANTITIES.small.of(view), QUANTITIES.difficulty.of(view)];
+  const [low, high] = [quantile(gain, OUTSIDE), quantile(gain, 1 - OUTSIDE)];
+  const kinds = classify(view, data.highLoss);
+  const points = Array.from(small.keys())
+    .filter((t) => t % Math.ceil(domain.size / MOST_POINTS) === 0)
+    .map((t) => ({ t, x: small[t], y: Math.min(high, Math.max(low, gain[t])), group: kinds[t] }));
+  const row = data.results.difficulty.find((one) => one.domain === domain.name && one.big_layers === data.budget);
+  return scatterChart({
+    title: `Difficulty against loss (${domain.name}, k = ${data.budget})`,
+    name: `difficulty-${domain.name}`,
+    x: "loss, all small (nats)",
+    y: "what the oracle removes (nats)",
+    points,
+    groups: { easy: { name: CLASSES.easy, colour: "var(--random)" }, helped: { name: CLASSES.helped, colour: "var(--oracle)" }, stuck: { name: CLASSES.stuck, colour: "var(--drawn)" } },
+    marks: { x: quantile(small, data.highLoss), y: quantile(gain, 0.5) },
+    describe: ({ t }) => [el("b", {}, el("bdi", {}, oneLine(domain.text[t]))), el("div", {}, `loss ${number(small[t])}, of which the oracle removes ${number(gain[t])}`)],
+    choose: ({ t }) => setState({ view: "tokens", domain: domain.name, q: "difficulty", token: t }),
+    note: row ? `${withInterval(row.hard_without_gain, (value) => percent(value))} of the high-loss tokens gain less than the median. Each point is a token; a click opens it in its text.` : "",
+  });
 }
 
 function noiseChart(data) {

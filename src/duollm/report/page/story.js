@@ -4,7 +4,7 @@ import { byId, count, el, interval, number, percent, select, signed, withInterva
 import { frontier } from "./frontier.js";
 import { address, setState, state } from "./state.js";
 
-export const MARKS = { reproduced: "✓", "not reproduced": "✗", undecided: "?" };
+export const MARKS = { reproduced: "✓", "not reproduced": "✗", undecided: "?", "not measured": "–" };
 
 export function chip(verdict) {
   return el("span", { class: `chip ${verdict.replace(" ", "-")}` }, `${MARKS[verdict]} ${verdict}`);
@@ -34,7 +34,12 @@ export function drawOverview(data) {
   byId("answer").replaceChildren(answer(facts, k, data.layers));
   byId("cards").replaceChildren(...cards(facts));
   byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
-  byId("verdicts").replaceChildren(...verdicts(data, domain));
+  const own = data.results.claims.filter((claim) => claim.domain === domain);
+  const open = own.filter((claim) => claim.verdict === "not measured");
+  byId("verdicts").replaceChildren(...verdicts(own.filter((claim) => !open.includes(claim))));
+  byId("open-verdicts").hidden = !open.length;
+  byId("open-count").textContent = `${open.length} claims that this run did not measure`;
+  byId("open-list").replaceChildren(...verdicts(open));
 }
 
 function studied(data) {
@@ -93,9 +98,8 @@ function cards({ noise, oracle, router, ceiling }) {
   return found;
 }
 
-function verdicts(data, domain) {
-  const own = data.results.claims.filter((claim) => claim.domain === domain);
-  return own.map((claim) =>
+function verdicts(claims) {
+  return claims.map((claim) =>
     el("li", {}, el("a", { href: address({ view: "claims", claim: claim.id }) }, claim.id), chip(claim.verdict), el("span", {}, `${claim.statement}. `, el("small", {}, claim.finding))),
   );
 }
