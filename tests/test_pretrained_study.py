@@ -11,7 +11,7 @@ from dense import FAMILIES, dense_model
 from duollm.config import load_recipe
 from duollm.data.tokenizer import train_tokenizer
 from duollm.errors import UserError
-from duollm.plan import plan
+from duollm.plan import completed, plan
 from duollm.routes.space import RouteSpace
 from duollm.study import run_study
 from tiny_corpus import write_corpus
@@ -75,15 +75,20 @@ def test_a_checkpoint_is_studied_without_training(study, family, scope):
     np.testing.assert_allclose(table["nll_shared_k0"], table["nll_small"], atol=1e-4)  # all skipped
     assert {"resampled_nll_shared_k2", "nll_random100_k4", "nll_static_k2", "executed_shared_k4"} <= set(table)
     assert {path.name for path in (run / "evaluate").iterdir() if path.is_dir()} == {
-        f"sequential_k4{way}" for way in ("", "_exact")
+        f"sequential_k{k}{way}" for k in (2, 4) for way in ("", "_exact")
     }
     if whole:
         results = json.loads((run / "results.json").read_text())
         for rows in ("selection_noise", "ceiling", "decomposition", "comparison"):
-            assert 4 in {row["big_layers"] for row in results[rows]}, rows
+            assert {2, 4} <= {row["big_layers"] for row in results[rows]}, rows
         page = (run / "report.html").read_text()
         assert '"all-small": ["all skipped"' in page
         assert "Layers took their branch in" in page
+
+
+def test_budgets_given_as_shares_are_the_nearest_that_groups_allow():
+    recipe = load_recipe(RECIPE, {"router.shares": "[0.01, 0.45, 0.5, 0.95]"})
+    assert completed(recipe, recipe.model).router.big_layers == [3, 12, 15, 27]
 
 
 def test_twelve_groups_at_most_are_made_by_depth():
