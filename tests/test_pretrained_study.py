@@ -63,7 +63,7 @@ def study(tmp_path, owls):
 
 
 @pytest.mark.parametrize(
-    ("family", "scope"), zip(FAMILIES, ("layer", "ffn", "layer", "ffn", "ffn"), strict=True), ids=list(FAMILIES)
+    ("family", "scope"), [*zip(FAMILIES, ("layer", "ffn", "layer", "ffn", "ffn"), strict=True)], ids=list(FAMILIES)
 )
 def test_a_checkpoint_is_studied_without_training(study, family, scope):
     whole = family == "llama"
@@ -75,13 +75,15 @@ def test_a_checkpoint_is_studied_without_training(study, family, scope):
     np.testing.assert_allclose(table["nll_shared_k0"], table["nll_small"], atol=1e-4)  # all skipped
     assert {"resampled_nll_shared_k2", "nll_random100_k4", "nll_static_k2", "executed_shared_k4"} <= set(table)
     assert {path.name for path in (run / "evaluate").iterdir() if path.is_dir()} == {
-        f"sequential_k{k}{way}" for k in (2, 4) for way in ("", "_exact")
+        f"sequential_k4{way}" for way in ("", "_exact")
     }
     if whole:
         results = json.loads((run / "results.json").read_text())
         for rows in ("selection_noise", "ceiling", "decomposition", "comparison"):
-            assert {2, 4} <= {row["big_layers"] for row in results[rows]}, rows
-        assert (run / "report.html").stat().st_size > 100_000
+            assert 4 in {row["big_layers"] for row in results[rows]}, rows
+        page = (run / "report.html").read_text()
+        assert '"all-small": ["all skipped"' in page
+        assert "Layers took their branch in" in page
 
 
 def test_twelve_groups_at_most_are_made_by_depth():
