@@ -91,6 +91,7 @@ def completed(recipe: Recipe, sizes: DuoConfig | ModelConfig) -> Recipe:
         return recipe
     with _names_section("oracle"):
         possible = SearchPlan(recipe.oracle, layers, recipe.data.sequence_length).space.big_layers
+    possible = possible[1:-1] or possible  # at the fewest and the most there is nothing to choose
     nearest = {min(possible, key=lambda big: abs(big - share * layers)) for share in router.shares}
     return recipe.model_copy(update={"router": router.model_copy(update={"big_layers": sorted(nearest)})})
 

@@ -149,8 +149,9 @@ class Tree:
         if depth == len(self.space.group_layers):
             yield block
             return
-        for part in block.parts(self.max_rows):
-            for child in self.step(part, depth, attend):
+        # Big first: such routes are often good, and the low losses that they set spare others the head.
+        for part in reversed(block.parts(self.max_rows)):
+            for child in reversed(self.step(part, depth, attend)):
                 yield from self._walk(child, depth + 1, attend)
 
     def root(self, hidden_ND: Tensor, attend: Attend, groups: int = 1) -> Prefixes:
