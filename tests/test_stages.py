@@ -179,15 +179,7 @@ def test_an_unknown_stage_is_refused(study):
         study.run(until="e")
 
 
-class Together:
-    """One of several threads that stand for processes."""
-
-    def __init__(self, barrier, first):
-        self.wait = barrier.wait
-        self.first = first
-
-
-def test_processes_agree_and_only_the_first_writes_and_speaks(study):
+def test_processes_agree_and_only_the_first_writes(study):
     barrier = Barrier(3, timeout=30)
     stages = [study.stage(name) for name in study.AFTER]
     announced = []
@@ -195,7 +187,8 @@ def test_processes_agree_and_only_the_first_writes_and_speaks(study):
 
     def run(rank):
         with_lock = [dataclasses.replace(stage, run=lambda work=stage.run: locked(work)) for stage in stages]
-        run_stages(with_lock, study.folder, None, announced.append, Together(barrier, first=rank == 0))
+        announce = announced.append if rank == 0 else lambda line: None
+        run_stages(with_lock, study.folder, None, announce, rank == 0, barrier.wait)
 
     def locked(work):
         with lock:

@@ -27,10 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        remove(temporary)
         yield temporary
         if temporary.is_dir():
-            _remove(path)
+            remove(path)
         os.replace(temporary, path)
     except Exception as error:
         fault = None if isinstance(error, UserError) else system_fault(error)
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: {fault}") from error
     finally:
         with suppress(OSError):
-            _remove(temporary)
+            remove(temporary)
 
 
 def check_folder(option: str, folder: Path) -> None:
@@ -64,8 +64,9 @@ def check_folder(option: str, folder: Path) -> None:
         return
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -5,16 +5,15 @@ progress. Both hold the stage's fingerprint: a hash of its settings, its code's 
 fingerprints of the stages it builds on.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from duollm.files import fingerprint, read_json, write_json
+from duollm.files import fingerprint, read_json, remove, write_json
 from duollm.progress import working
 
 
@@ -44,38 +43,13 @@ class Stage:
     version: int = 1
 
 
-class Processes(Protocol):
-    """All processes that run the same stages together, such as `duollm.training.world.World`."""
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes the markers and prints."""
-        ...
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        ...
-
-
-def _silence(line: str) -> None:
-    pass
-
-
-class Alone:
-    """A single process."""
-
-    first = True
-
-    def wait(self) -> None:
-        """Return at once."""
-
-
 def run_stages(
     stages: Sequence[Stage],
     folder: Path,
     until: str | None = None,
     announce: Callable[[str], None] = print,
-    processes: Processes | None = None,
+    first: bool = True,
+    wait: Callable[[], None] = lambda: None,
     ended: Callable[[str, list[str]], None] = lambda name, missing: None,
 ) -> None:
     """Bring the stage `until` (default: all stages) and the stages it builds on up to date, in order.
@@ -85,40 +59,45 @@ def run_stages(
     fingerprint; else they are removed first.
 
     Args:
+        first: whether this process, of several that run the same stages together, writes the markers.
+        wait: returns when all processes are there.
         ended: called after each stage that ran, with its name and the names of all stages that are not up to date.
 
     Raises:
         ValueError: `until` is not a stage, or a stage comes before one that it builds on.
     """
-    processes = processes or Alone()
     fingerprints = _fingerprints(stages)
     progress = {stage.name: _Progress(stage, folder, fingerprints[stage.name]) for stage in stages}
     for name in _with_predecessors(stages, {until} if until else set(progress)):
         successors = [progress[later] for later in _successors(stages, name)]
-        ran = _bring_up_to_date(progress[name], successors, announce if processes.first else _silence, processes)
-        if ran:
+        if _bring_up_to_date(progress[name], successors, announce, first, wait):
             ended(name, [each for each, one in progress.items() if not one.finished()])
 
 
 def _bring_up_to_date(
-    progress: "_Progress", successors: Sequence["_Progress"], announce: Callable[[str], None], processes: Processes
+    progress: "_Progress",
+    successors: Sequence["_Progress"],
+    announce: Callable[[str], None],
+    first: bool,
+    wait: Callable[[], None],
 ) -> bool:
     """Return whether the stage had to run."""
-    finished = progress.finished()
-    processes.wait()  # all processes have looked before one of them writes
-    name = progress.stage.name
+    finished, name = progress.finished(), progress.stage.name
+    wait()  # all processes have looked before one of them writes
     if finished:
         announce(f"{name}: unchanged")
         return False
-    if processes.first:
+    if first:
         for later in successors:
             later.forget()
         announce(f"{name}: {'continues' if progress.begin() else 'starts'}")
-    processes.wait()
-    with working(name) if processes.first else nullcontext():
-        seconds = _timed(progress.stage.run)
-    processes.wait()
-    if processes.first:
+    wait()
+    start = time.perf_counter()
+    with working(name) if first else nullcontext():
+        progress.stage.run()
+    seconds = time.perf_counter() - start
+    wait()
+    if first:
         progress.finish(seconds)
     announce(f"{name}: done in {seconds:.1f} s")
     return True
@@ -171,7 +150,7 @@ class _Progress:
         self.done_marker.unlink(missing_ok=True)
         self.started_marker.unlink(missing_ok=True)
         for path in {*self.stage.outputs, *self.stage.scratch} - set(self.stage.kept):
-            _remove(self.folder / path)
+            remove(self.folder / path)
 
 
 def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
@@ -180,13 +159,8 @@ def _fingerprints(stages: Sequence[Stage]) -> dict[str, str]:
         late = [name for name in stage.after if name not in known]
         if late:
             raise ValueError(f"stage {stage.name} builds on {', '.join(late)}, which must come before it")
-        known[stage.name] = fingerprint(
-            {
-                "settings": stage.settings,
-                "version": stage.version,
-                "after": {name: known[name] for name in stage.after},
-            }
-        )
+        before = {name: known[name] for name in stage.after}
+        known[stage.name] = fingerprint({"settings": stage.settings, "version": stage.version, "after": before})
     return known
 
 
@@ -216,16 +190,3 @@ def _fingerprint_in(marker: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return found if isinstance(found, str) else None
-
-
-def _timed(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -60,7 +60,8 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         write_text(run / "config.yaml", to_yaml(recipe))
         write_json(run / "provenance.json", provenance(command, recipe.seed))
     announce = _announce if world.first else lambda line: None
-    run_stages(study.stages(), run, until, announce, world, partial(study.show_so_far, until))
+    shown = partial(study.show_so_far, until)
+    run_stages(study.stages(), run, until, announce, world.first, world.wait, shown)
     if until == "report" and world.first:
         print_summary(run, [stage.name for stage in study.stages()])
     made = run / "report.html" if until == "report" else run

@@ -4,7 +4,6 @@ import torch
 from duollm.measure.executor import (
     branch_shares,
     deciding_flops,
-    forwards,
     policy_losses,
     route_digits,
     token_columns,
@@ -49,15 +48,6 @@ def test_losses_are_float32_even_under_autocast():
         nll_WT, _ = policy_losses(model, ids)
     assert nll_WT.dtype == torch.float32
     torch.testing.assert_close(nll_WT, policy_losses(model, ids)[0], atol=0.2, rtol=0.05)
-
-
-def test_every_batch_comes_with_its_predictions():
-    model, ids, routes = tiny_model(), random_ids(batch=3), random_routes(batch=3)
-    parts = list(forwards(model, ids, routes=routes, batch_size=2))
-    assert [len(ids_BT) for ids_BT, _, _ in parts] == [2, 1]
-    for name, whole in (("ids", ids), ("logits", model(ids, routes=routes).logits[:, :-1]), ("routes", routes[:, :-1])):
-        place = ("ids", "logits", "routes").index(name)
-        torch.testing.assert_close(torch.cat([part[place] for part in parts]), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_columns_hold_a_row_per_predicted_token():

@@ -3,7 +3,6 @@
 Shape letters: W windows, B windows per forward, T tokens, L layers, V vocabulary.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from duollm.models.policy import Policy
 from duollm.routes.space import RouteSpace
 
 
+@torch.inference_mode()
 def policy_losses(
     model: DuoForCausalLM,
     token_ids_WT: Tensor,
@@ -36,28 +36,15 @@ def policy_losses(
         nll [W, T - 1] in nats, and the routes [W, T - 1, L] of the positions that made the predictions.
     """
     losses, taken = [], []
-    for batch_BT, logits_BTV, routes_BTL in forwards(model, token_ids_WT, policy, routes, batch_size, attention_mask):
-        losses.append(cross_entropy(logits_BTV.flatten(0, 1), batch_BT[:, 1:].flatten(), reduction="none"))
-        taken.append(routes_BTL)
-    return torch.cat(losses).view(len(token_ids_WT), -1), torch.cat(taken)
-
-
-@torch.inference_mode()
-def forwards(
-    model: DuoForCausalLM,
-    token_ids_WT: Tensor,
-    policy: Policy | None = None,
-    routes: Tensor | None = None,
-    batch_size: int = 16,
-    attention_mask: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield each batch of windows with its predictions: ids [B, T], logits [B, T - 1, V] in float32, routes taken."""
     for start in range(0, len(token_ids_WT), batch_size):
         windows = slice(start, start + batch_size)
         batch_BT, mask_BT = token_ids_WT[windows], None if attention_mask is None else attention_mask[windows]
         given = routes if routes is None or routes.ndim == 1 else routes[windows]
         output = model(input_ids=batch_BT, attention_mask=mask_BT, policy=policy, routes=given, use_cache=False)
-        yield batch_BT, output.logits[:, :-1].float(), output.routes[:, :-1]
+        logits = output.logits[:, :-1].float().flatten(0, 1)
+        losses.append(cross_entropy(logits, batch_BT[:, 1:].flatten(), reduction="none"))
+        taken.append(output.routes[:, :-1])
+    return torch.cat(losses).view(len(token_ids_WT), -1), torch.cat(taken)
 
 
 def token_columns(nll_WT: Tensor, routes_WTL: Tensor, space: RouteSpace, ending: str = "") -> dict[str, NDArray[Any]]:

@@ -19,15 +19,13 @@ from duollm.measure.comparison import TrainedRouter
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router, branch_costs
+from duollm.routers.baselines import EarlyExitRouter, MixtureOfDepthsRouter, RandomRouter
 from duollm.routers.calibration import ExactBudget
 from duollm.routers.codebook import CodebookRouter
 from duollm.routers.distilled import DistilledRouter
-from duollm.routers.early_exit import EarlyExitRouter
 from duollm.routers.gains import DeepGainsRouter, GainsRouter, OffPolicyGainsRouter
 from duollm.routers.knn import KnnRouter
 from duollm.routers.linear import GumbelRouter, LinearRouter
-from duollm.routers.mixture_of_depths import MixtureOfDepthsRouter
-from duollm.routers.random import RandomRouter
 from duollm.routers.sequential import OffPolicySequentialRouter, SequentialRouter
 from duollm.routes.space import RouteSpace, parse_branches
 

@@ -1,9 +1,10 @@
-"""The training loop of all stages. Stages differ in the loss function.
+"""The training loop of all stages, and its checkpoints. Stages differ in the loss function.
 
 Shape letters: B batch, T tokens.
 """
 
 import math
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,12 +21,14 @@ from torch import Tensor, nn
 
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
-from duollm.files import fingerprint
+from duollm.files import fingerprint, replacing
 from duollm.machine import matmul_peak
-from duollm.training.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from duollm.training.optimizer import TrainingPlan, make_optimizer
 from duollm.training.progress import Progress
 from duollm.training.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.stateful import Stateful
 
 LossFn = Callable[[Tensor, int, int], tuple[Tensor, dict[str, float]]]
 """(token ids [B, T], step, part of the step) -> (loss to minimise, what else to log). Random numbers in
@@ -99,7 +103,7 @@ class Trainer:
         self.take_steps(module, optimizer, take_step)
 
     def take_steps(
-        self, module: nn.Module, state: Stateful, take_step: Callable[[Tensor, int], dict[str, float]]
+        self, module: nn.Module, state: "Stateful", take_step: Callable[[Tensor, int], dict[str, float]]
     ) -> None:
         """Take the steps of the plan, with progress and checkpoints. Continue from a checkpoint if there is one.
 
@@ -173,3 +177,45 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def save_checkpoint(path: Path, module: nn.Module, optimizer: "Stateful", step: int, identity: str) -> None:
+    """Write everything that the loop needs to continue after `step` finished steps."""
+    state = {
+        "identity": identity,
+        "step": step,
+        "trained": {name: each for name, each in module.named_parameters() if each.requires_grad},
+        "optimizer": optimizer.state_dict(),
+    }
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: "Stateful", identity: str) -> int:
+    """Restore a checkpoint, if there is one, without executing any of its content; return the number of finished steps.
+
+    Raises:
+        UserError: the file is damaged, or belongs to another training.
+    """
+    if not path.exists():
+        return 0
+    state = _read(path)
+    if state["identity"] != identity:
+        raise UserError(f"{path}: belongs to a training with other settings; delete it to start anew")
+    trained = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in state["trained"].items():
+            trained[name].copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        missing = {"identity", "step", "trained", "optimizer"} - set(state)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError):
+        missing = {"a readable content"}
+    if missing:
+        raise UserError(f"{path}: damaged checkpoint (lacks {', '.join(sorted(missing))}); delete it to start anew")
+    return state

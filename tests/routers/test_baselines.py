@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from duollm.models.branch import Branch
-from duollm.routers.early_exit import EarlyExitRouter
+from duollm.routers.baselines import EarlyExitRouter, MixtureOfDepthsRouter, RandomRouter
 from duollm.routers.registry import make_router
 from tiny import random_ids, tiny_config, tiny_model
 from tiny_training import router_training
@@ -16,9 +16,10 @@ def test_a_token_that_has_left_stays_away(make_random):
     assert len(routes_BTL.flatten(0, 1).unique(dim=0)) > 2
 
 
-def test_more_than_two_branches_are_refused():
+@pytest.mark.parametrize("kind", [EarlyExitRouter, MixtureOfDepthsRouter])
+def test_more_than_two_branches_are_refused(kind):
     with pytest.raises(ValueError, match="knows two branches, big and another, got 3"):
-        EarlyExitRouter(tiny_config(), tuple(Branch))
+        kind(tiny_config(), tuple(Branch))
 
 
 def test_confidence_is_taught_whether_the_final_prediction_is_there():
@@ -37,10 +38,31 @@ def test_confidence_is_taught_whether_the_final_prediction_is_there():
     assert measured["settled_share"] == pytest.approx(sum(settled) / len(settled))
 
 
-def test_only_the_router_is_trained(training):
+def test_experts_take_exactly_their_share_of_every_sequence():
     model = tiny_model().requires_grad_(False)
-    router = make_router("early-exit", model.config, ["small", "big"])
+    router = make_router("mixture-of-depths", model.config, ["small", "big"])
+    torch.nn.init.normal_(router.weight_LCD)
+    router.loss_fn(router_training(model, budget=1 / 3))
+    for weights in model(random_ids(2, 9), policy=router).choices:
+        assert (weights[..., Branch.BIG].sum(1) == 3).all()
+        assert torch.equal(weights.sum(-1), torch.ones(2, 9))
+
+
+@pytest.mark.parametrize(("kind", "budget"), [("early-exit", None), ("mixture-of-depths", 0.5)])
+def test_only_the_router_is_trained(training, kind, budget):
+    model = tiny_model().requires_grad_(False)
+    router = make_router(kind, model.config, ["small", "big"])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    training(router, router.loss_fn(router_training(model)))
+    training(router, router.loss_fn(router_training(model, budget=budget)))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.abs().sum() > 0 for parameter in router.parameters()), "a part without gradient"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_random_takes_its_share(make_random, share):
+    router = make_random(kind=RandomRouter)
+    positions = torch.arange(20_000)[None]
+    margin_BT, _, _ = router.margin(1, torch.zeros(1, 20_000, 16), router.begin(positions))
+    router.price.fill_(margin_BT.quantile(1 - share))
+    choice_BT, _ = router(2, torch.zeros(1, 20_000, 16), router.begin(positions))
+    assert (choice_BT == Branch.BIG).float().mean().item() == pytest.approx(share, abs=0.02)
