@@ -73,7 +73,15 @@ class History:
 
     def then(self, step: str, data: PackedData | None = None) -> "History":
         """Return the history with one more step, which used the training split of `data`."""
-        return replace(self, steps=(*self.steps, f"{step} on {_training_text(data)}" if data else step))
+        if data:
+            counted = data.manifest["splits"]["train"]
+            texts = " and ".join(
+                f"{each['domain']} ({each['origin']}: {counted[each['domain']]['documents']:,} documents, "
+                f"{counted[each['domain']]['tokens']:,} tokens)"
+                for each in data.manifest["sources"]
+            )
+            step = f"{step} on the training documents of {texts}; data {data.fingerprint}"
+        return replace(self, steps=(*self.steps, step))
 
     @classmethod
     def read(cls, folder: Path) -> "History":
@@ -112,20 +120,15 @@ def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float3
     model: DuoForCausalLM
     try:
         model, found = load(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-        reason = _mismatch(found)
+        # transformers would fill in at random what is missing, and ignore what it does not know
+        lacking, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+        reason = f"it lacks the weight {lacking[0]}" if lacking else ""
+        reason = reason or (f"it does not know the weight {unknown[0]}" if unknown else "")
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = str(error).strip().split("\n")[0]
     if reason:
         raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`")
     return model.eval()
-
-
-def _mismatch(found: dict[str, Any]) -> str:
-    """Name a weight that the model lacks or does not know; transformers would fill it in at random, or ignore it."""
-    for key, complaint in (("missing_keys", "lacks the weight"), ("unexpected_keys", "does not know the weight")):
-        if found[key]:
-            return f"it {complaint} {sorted(found[key])[0]}"
-    return ""
 
 
 def silence_transformers() -> None:
@@ -155,13 +158,3 @@ def _card(model: DuoForCausalLM, history: History) -> str:
         route=f"[1] * {layers - layers // 2} + [2] * {layers // 2}",
     )
     return f"---\n{header.to_yaml()}\n---\n{text}"
-
-
-def _training_text(data: PackedData) -> str:
-    sizes: dict[str, Any] = data.manifest["splits"]["train"]
-    sources = [
-        f"{source['domain']} ({source['origin']}: {sizes[source['domain']]['documents']:,} documents, "
-        f"{sizes[source['domain']]['tokens']:,} tokens)"
-        for source in data.manifest["sources"]
-    ]
-    return f"the training documents of {' and '.join(sources)}; data {data.fingerprint}"
