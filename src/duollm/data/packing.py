@@ -49,8 +49,7 @@ def prepare_data(
     Raises:
         UserError: a domain cannot be found, read, split or tokenized, or there is too little text.
     """
-    corpora = _find_corpora(config.domains)
-    texts = _read(corpora, progress)
+    corpora, texts = _read(config.domains, progress)
     shares = config.validation_share, config.test_share
     parts = [split_documents(domain, documents, *shares, seed) for domain, documents in texts.items()]
     splits = {split: [document for part in parts for document in part[split]] for split in SPLITS}
@@ -86,23 +85,19 @@ def source_fingerprint(config: DataConfig, seed: int) -> str:
     return fingerprint([config.model_dump(), seed, sources])
 
 
-def _find_corpora(domains: Sequence[str]) -> list[Corpus]:
+def _read(domains: Sequence[str], progress: Callable[[str], None]) -> tuple[list[Corpus], dict[str, list[Document]]]:
+    """Read the different documents of each domain; a text of two domains counts for the first."""
     corpora = [find_corpus(domain) for domain in domains]
     names = [corpus.name for corpus in corpora]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"domains: two domains are called {name!r}; rename one of the files or folders")
-    return corpora
-
-
-def _read(corpora: Sequence[Corpus], progress: Callable[[str], None]) -> dict[str, list[Document]]:
-    """Read the different documents of each domain; a text of two domains counts for the first."""
     documents: list[Document] = []
     for corpus in corpora:
         progress(f"reading {corpus.name}: {corpus.origin}")
         documents.extend(corpus.documents())
     different = distinct(documents)
-    return {corpus.name: [each for each in different if each.domain == corpus.name] for corpus in corpora}
+    return corpora, {name: [each for each in different if each.domain == name] for name in names}
 
 
 def _tokenizer_texts(documents: Sequence[Document], seed: int) -> list[str]:
