@@ -141,7 +141,7 @@ def convert_checkpoint(
         small_intermediate_size, skip_scope, dtype: as of `open_dense`.
 
     Raises:
-        UserError: bad input, named in one line.
+        UserError: as `open_dense`, `prepare_data` and `convert`, or the tokenizer has tokens that the model lacks.
     """
     silence_transformers()
     model = open_dense(dense, small_intermediate_size, skip_scope, seed, dtype)

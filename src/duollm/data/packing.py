@@ -57,7 +57,10 @@ def prepare_data(
         tokenizer = load_tokenizer(config.tokenizer)
     else:
         progress(f"training a tokenizer of {config.vocab_size} tokens")
-        tokenizer = train_tokenizer(_tokenizer_texts(splits["train"], seed), config.vocab_size)
+        order = np.random.default_rng(seed).permutation(len(splits["train"]))
+        shuffled = [splits["train"][index].text for index in order]
+        enough = np.searchsorted(np.cumsum([len(text) for text in shuffled]), _TOKENIZER_CHARACTERS) + 1
+        tokenizer = train_tokenizer(shuffled[:enough], config.vocab_size)
     progress("packing tokens")
     with replacing(folder) as partial:
         partial.mkdir()
@@ -98,18 +101,6 @@ def _read(domains: Sequence[str], progress: Callable[[str], None]) -> tuple[list
         documents.extend(corpus.documents())
     different = distinct(documents)
     return corpora, {name: [each for each in different if each.domain == name] for name in names}
-
-
-def _tokenizer_texts(documents: Sequence[Document], seed: int) -> list[str]:
-    """Texts of documents drawn at random until they are enough to train a tokenizer on."""
-    texts: list[str] = []
-    characters = 0
-    for index in np.random.default_rng(seed).permutation(len(documents)):
-        if characters >= _TOKENIZER_CHARACTERS:
-            break
-        texts.append(documents[index].text)
-        characters += len(texts[-1])
-    return texts
 
 
 def _write_tokens(splits: Splits, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> list[dict[str, Any]]:
