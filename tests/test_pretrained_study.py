@@ -11,7 +11,7 @@ from dense import FAMILIES, dense_model
 from duollm.config import load_recipe
 from duollm.data.tokenizer import train_tokenizer
 from duollm.errors import UserError
-from duollm.plan import plan
+from duollm.plan import completed, plan
 from duollm.routes.space import RouteSpace
 from duollm.study import run_study
 from tiny_corpus import write_corpus
@@ -63,7 +63,7 @@ def study(tmp_path, owls):
 
 
 @pytest.mark.parametrize(
-    ("family", "scope"), zip(FAMILIES, ("layer", "ffn", "layer", "ffn", "ffn"), strict=True), ids=list(FAMILIES)
+    ("family", "scope"), [*zip(FAMILIES, ("layer", "ffn", "layer", "ffn", "ffn"), strict=True)], ids=list(FAMILIES)
 )
 def test_a_checkpoint_is_studied_without_training(study, family, scope):
     whole = family == "llama"
@@ -81,7 +81,14 @@ def test_a_checkpoint_is_studied_without_training(study, family, scope):
         results = json.loads((run / "results.json").read_text())
         for rows in ("selection_noise", "ceiling", "decomposition", "comparison"):
             assert {2, 4} <= {row["big_layers"] for row in results[rows]}, rows
-        assert (run / "report.html").stat().st_size > 100_000
+        page = (run / "report.html").read_text()
+        assert '"all-small": ["all skipped"' in page
+        assert "Layers took their branch in" in page
+
+
+def test_budgets_given_as_shares_are_the_nearest_that_groups_allow():
+    recipe = load_recipe(RECIPE, {"router.shares": "[0.01, 0.45, 0.5, 0.95]"})
+    assert completed(recipe, recipe.model).router.big_layers == [3, 12, 15, 27]
 
 
 def test_twelve_groups_at_most_are_made_by_depth():

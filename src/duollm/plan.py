@@ -91,6 +91,7 @@ def completed(recipe: Recipe, sizes: DuoConfig | ModelConfig) -> Recipe:
         return recipe
     with _names_section("oracle"):
         possible = SearchPlan(recipe.oracle, layers, recipe.data.sequence_length).space.big_layers
+    possible = possible[1:-1] or possible  # at the fewest and the most there is nothing to choose
     nearest = {min(possible, key=lambda big: abs(big - share * layers)) for share in router.shares}
     return recipe.model_copy(update={"router": router.model_copy(update={"big_layers": sorted(nearest)})})
 
@@ -162,6 +163,8 @@ def given_config(recipe: Recipe) -> DuoConfig | None:
         return None
     try:
         if model.path:
+            if not Path(model.path, "config.json").is_file():
+                raise ValueError(f"{model.path} holds no config.json; give the folder of a saved model")
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
         return duo_config(read_dense_config(str(model.dense)), model.small_intermediate_size, model.skip_scope)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:

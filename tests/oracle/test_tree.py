@@ -32,7 +32,8 @@ class Walk:
 
     @property
     def ids(self):
-        return torch.cat([block.ids_PG[:, 0] for block in self.blocks])
+        """The ids of all leaves; those of later blocks are smaller."""
+        return torch.cat([block.ids_PG[:, 0] for block in reversed(self.blocks)])
 
     def attended(self, depth):
         return sum(prefixes for layer, prefixes in self.rows_attended if layer == depth)
@@ -40,11 +41,11 @@ class Walk:
 
 @every_space
 @pytest.mark.parametrize("max_rows", [1, 3 * TOKENS, 10_000])
-def test_leaves_are_all_routes_ascending_with_what_they_spend(branches, max_rows):
+def test_leaves_are_all_routes_with_what_they_spend(branches, max_rows):
     walk = Walk(branches, max_rows=max_rows)
     assert walk.ids.tolist() == list(range(walk.space.size))
     routes = walk.space.decode(walk.ids)
-    spent = torch.cat([block.spent_PG2[:, 0] for block in walk.blocks])
+    spent = torch.cat([block.spent_PG2[:, 0] for block in reversed(walk.blocks)])
     assert spent.equal(torch.stack([(routes == branch).sum(-1) for branch in (SMALL, BIG)], dim=1))
 
 
@@ -53,7 +54,7 @@ def test_leaves_are_all_routes_ascending_with_what_they_spend(branches, max_rows
 @torch.inference_mode()
 def test_hidden_states_are_those_of_one_pass_per_route(branches, scope):
     walk = Walk(branches, max_rows=4 * TOKENS, scope=scope)
-    hidden = torch.cat([block.hidden_PND for block in walk.blocks])
+    hidden = torch.cat([block.hidden_PND for block in reversed(walk.blocks)])
     tokens = tiny_tokens(1, TOKENS + 1)
     for route in (0, 5, walk.space.size - 1):
         output = walk.model(tokens, routes=walk.space.decode(torch.tensor(route)))

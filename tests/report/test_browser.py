@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's chromium, driven by playwright; skipped where one of them is missing."""
 
+import json
 import os
 import shutil
 
@@ -154,6 +155,21 @@ def test_tables_sort_and_lines_can_be_hidden(tab, run):
     assert tab.locator('#frontier [data-series="oracle"]').count() == 0
 
 
+def test_tables_and_charts_can_be_saved(tab, run):
+    visit(tab, run, "tables")
+    with tab.expect_download() as saved:
+        tab.click("#comparison .downloads button >> text=CSV")
+    rows = saved.value.path().read_text().splitlines()
+    assert rows[0].startswith("policy,gain over static,gain over static low,")
+    assert len(rows) == 1 + tab.locator("#comparison tbody tr").count()
+    visit(tab, run, "overview")
+    for kind, begin in (("SVG", "<svg"), ("CSV", "line,")):
+        with tab.expect_download() as saved:
+            tab.click(f"#frontier .downloads button >> text={kind}")
+        assert saved.value.path().read_text().startswith(begin)
+        assert saved.value.suggested_filename == f"frontier-pooled-shared.{kind.lower()}"
+
+
 def test_a_point_of_difficulty_leads_to_its_token(tab, run):
     tokens = read_tokens(run, "prose")[0]
     small_T, oracle_T = tokens.policies[Key("all-small", 0)].nll_T, tokens.oracle(2).nll_T
@@ -214,35 +230,28 @@ def test_no_view_has_an_accessibility_fault(tab, run):
             assert [fault["id"] for fault in faults] == [], f"{view}, {width} pixels, {scheme}"
 
 
-def test_fifty_thousand_tokens_scroll_without_long_tasks(tab, tmp_path):
+def test_fifty_thousand_tokens_scroll_without_long_tasks(browser, tab, tmp_path):
+    """A task's time is that of the processor, for what else this machine does makes a task wait, not work."""
     write_run(tmp_path, Plan(documents=25, tokens_per_document=2000, num_layers=3, router_budgets=(), measures=False))
     analyse(tmp_path, 100)
     write_report(tmp_path)
     visit(tab, tmp_path, "tokens")
-    painted, passes = tab.evaluate(
+    painted = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    tab.wait_for_timeout(500)
+    browser.start_tracing(page=tab, categories=["toplevel"])
+    tab.evaluate(
         """async () => {
           const frame = () => new Promise(requestAnimationFrame);
-          const rest = () => new Promise((done) => setTimeout(done, 500));
-          const passes = [];
-          await rest();
-          for (let pass = 0; pass < 3; pass++) {
-            let longest = 0;
-            const watch = new PerformanceObserver((list) => {
-              for (const task of list.getEntries()) longest = Math.max(longest, task.duration);
-            });
-            watch.observe({ type: "longtask" });
-            for (let place = 0; place < 30000; place += 300) {
-              scrollTo(0, place + 30000 * pass);
-              await frame();
-            }
-            await rest();
-            watch.disconnect();
-            passes.push(longest);
+          for (let place = 0; place < 60000; place += 300) {
+            scrollTo(0, place);
+            await frame();
           }
-          return [performance.getEntriesByName("first-contentful-paint")[0].startTime, passes];
         }"""
     )
+    events = json.loads(browser.stop_tracing())["traceEvents"]
     assert tab.locator("#text [data-t]").count() < 4000
-    busy = os.getloadavg()[0] > (os.cpu_count() or 1)  # then what else runs here makes tasks long
-    assert painted < (5000 if busy else 1000)
-    assert min(passes) <= (500 if busy else 50)
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    tasks = [event["tdur"] / 1000 for event in events if "tdur" in event and names.get(event["pid"]) == "Renderer"]
+    assert len(tasks) > 200
+    assert max(tasks) < 50  # milliseconds
+    assert painted < (1000 if os.getloadavg()[0] < (os.cpu_count() or 1) else 5000)

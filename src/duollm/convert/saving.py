@@ -120,10 +120,9 @@ def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float3
     model: DuoForCausalLM
     try:
         model, found = load(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-        # transformers would fill in at random what is missing, and ignore what it does not know
-        lacking, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
-        reason = f"it lacks the weight {lacking[0]}" if lacking else ""
-        reason = reason or (f"it does not know the weight {unknown[0]}" if unknown else "")
+        # transformers would fill in a missing weight at random, and ignore an unexpected one
+        wrong = {"lacks the weight": found["missing_keys"], "does not know the weight": found["unexpected_keys"]}
+        reason = next((f"it {complaint} {min(keys)}" for complaint, keys in wrong.items() if keys), "")
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = str(error).strip().split("\n")[0]
     if reason:

@@ -112,14 +112,15 @@ class Tree:
     max_rows: int
 
     def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Prefixes]:
-        """Yield blocks of leaves, route ids ascending, from the embeddings [N, D] of the tokens."""
+        """Yield blocks of leaves from the embeddings [N, D] of the tokens; ids ascend within a block."""
         yield from self._walk(self.root(hidden_ND, attend), 0, attend)
 
     def _walk(self, block: Prefixes, depth: int, attend: Attend) -> Iterator[Prefixes]:
         if depth == len(self.space.group_layers):
             yield block
             return
-        for part in block.parts(self.max_rows):
+        # Big first: such routes are often good, and the low losses that they set spare others the head.
+        for part in reversed(block.parts(self.max_rows)):
             yield from self._walk(self.step(part, depth, attend), depth + 1, attend)
 
     def root(self, hidden_ND: Tensor, attend: Attend, groups: int = 1) -> Prefixes:

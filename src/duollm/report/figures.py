@@ -1,6 +1,6 @@
 """Draws all figures of a run."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ from duollm.report.gain_figures import ceiling_budget, gain_by_depth, gains_by_b
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
 from duollm.report.passages import first_window, one_line
-from duollm.report.style import save, styled
+from duollm.report.style import ALL_SKIPPED, save, styled
 from duollm.report.token_figures import difficulty_by_loss, route_strips
 from duollm.routes.space import focus_budgets
 
@@ -61,16 +61,21 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bo
         if results.ceiling:
             figures["ceiling_by_depth"] = gain_by_depth(results, names, ceiling_budget(results, budget))
         shorten_names(names, figures.values())
+        if "small" not in results.model["branches"]:
+            _replace(ALL_SKIPPED, figures.values())
         use_fonts_for_all_text(figures.values())
         return {name: save(figure, run / "figures", name, pdf) for name, figure in figures.items()}
 
 
+def _replace(words: Mapping[str, str], figures: Iterable[Figure]) -> None:
+    for text in [text for figure in figures for text in figure.findobj(Text)]:
+        for old, new in words.items():
+            text.set_text(text.get_text().replace(old, new))
+
+
 def shorten_names(names: Sequence[str], figures: Iterable[Figure]) -> None:
     """Cut the middle out of long names; a title wider than its panel would leave no room for the panel."""
-    long = [name for name in names if len(name) > _LONGEST_NAME]
-    for text in [text for figure in figures if long for text in figure.findobj(Text)]:
-        for name in long:
-            text.set_text(text.get_text().replace(name, f"{name[:15]}…{name[-15:]}"))
+    _replace({name: f"{name[:15]}…{name[-15:]}" for name in names if len(name) > _LONGEST_NAME}, figures)
 
 
 def _strips(tokens: Tokens, k: int, shown: Sequence[str]) -> Iterator[tuple[str, Integers, list[str]]]:

@@ -12,6 +12,7 @@ from duollm.files import write_text
 from duollm.records.tokens import read_tokens
 from duollm.report.figures import draw_figures
 from duollm.report.payload import page_data
+from duollm.report.style import ALL_SKIPPED
 
 MODULES = (
     *("dom", "decode", "state", "colour", "chart", "scatter", "table", "frontier", "story", "quantities", "text"),
@@ -51,6 +52,9 @@ def assemble(runs: Sequence[Mapping[str, Any]], settings: Sequence[tuple[str, Se
     """
     folder = files("duollm.report") / "page"
     script = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in MODULES)
+    if not any("small" in run["branches"] for run in runs):
+        for old, new in ALL_SKIPPED.items():
+            script = script.replace(old, new)
     # In JSON "<" occurs only inside strings; escaped, no text of a token can end the element that holds the data.
     parts = {
         "style": (folder / "page.css").read_text(encoding="utf-8"),

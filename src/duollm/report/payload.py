@@ -57,6 +57,7 @@ def page_data(
         "search": domains[0].file.fact("search"),
         "randomRoutes": domains[0].file.fact("random_routes"),
         "branches": [branch.name.lower() for branch in domains[0].space.branches],
+        "groups": domains[0].space.facts["groups"],
         "highLoss": HIGH_LOSS_QUANTILE,
         "lossUnit": LOSS_UNIT,
         "folder": "figures",

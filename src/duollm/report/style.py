@@ -70,6 +70,9 @@ _POLICIES = {
     ALL_SMALL: Look("all small", "#000000", "", ":"),
     ALL_BIG: Look("all big", "#000000", "", "--"),
 }
+ALL_SKIPPED = {"all small": "all skipped"}
+"""What to call the policy where no route may be small."""
+
 _BEST_ROUTES = Look("best of {drawn} random routes per token", "#56B4E9", "^")
 _BEST_PATTERNS = Look("best of {drawn} random patterns", "#B8860B", "d")
 _ROUTERS = (

@@ -87,8 +87,8 @@ def generate(saved: Saved, prompt: str, settings: GenerateSettings) -> None:
         torch.manual_seed(settings.seed)
         all_big = generate_traced(model, tokenizer, prompt_P, parse_policy("all-big", model), generation)
         ratio = made.tokens_per_second / all_big.tokens_per_second
-        speed = f"all big: {all_big.tokens_per_second:.1f} tokens/s; this was {ratio:.2f} x as fast"
-        console.print(speed, soft_wrap=True)
+        told = f"all big: {all_big.tokens_per_second:.1f} tokens/s; this was {ratio:.2f} x as fast"
+        console.print(told, soft_wrap=True)
 
 
 def _standard_input() -> str:

@@ -48,7 +48,8 @@ function studied(data) {
   const trained = model.training_tokens ? `, trained on ${count(model.training_tokens)} tokens` : "";
   const texts = Object.entries(data.sizes).map(([name, one]) => `${count(one.tokens)} tokens of ${name} (${one.documents} documents)`);
   const tried = data.search === "exact" ? "Every route through it was tried" : `Routes through it were searched, but not all of them (${data.search}),`;
-  return `A language model of ${data.layers} layers${size}${trained}. At each layer a token can take a ${data.branches.join(" or a ")} branch; the choices of all layers are its route. ${tried} on held-out text: ${texts.join(" and ")}.`;
+  const grouped = data.groups ? `Layers took their branch in ${data.groups.length} groups. ` : "";
+  return `A language model of ${data.layers} layers${size}${trained}. At each layer a token can take a ${data.branches.join(" or a ")} branch; the choices of all layers are its route. ${grouped}${tried} on held-out text: ${texts.join(" and ")}.`;
 }
 
 // The numbers that the story is told with, at one budget; each is null if it was not measured.
