@@ -20,10 +20,10 @@ def test_values_in_range_are_read():
 @pytest.mark.parametrize(
     ("read", "text", "expected"),
     [
-        (whole_number(), "0", "from 1, got '0'"),
-        (whole_number(), "many", "from 1, got 'many'"),
-        (whole_number(), "1.5", "from 1, got '1.5'"),
-        (whole_number(), "99999999999999999999", "up to 1,000,000,000, got"),
+        (whole_number(), "0", "from 1 to 1,000,000,000, got '0'"),
+        (whole_number(), "many", "from 1 to 1,000,000,000, got 'many'"),
+        (whole_number(), "1.5", "from 1 to 1,000,000,000, got '1.5'"),
+        (whole_number(), "99999999999999999999", "to 1,000,000,000, got"),
         (whole_number(), "9" * 5000, "takes a whole number"),
         (number(0.5, 2), "nan", "from 0.5 to 2, got 'nan'"),
         (number(0.5, 2), "inf", "from 0.5 to 2"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from duollm.data.corpora import read_domain
+from duollm.data.corpora import find_corpus
 from duollm.data.tokenizer import train_tokenizer
 from duollm.models.modeling_duo import DuoForCausalLM
 from tiny import tiny_model
@@ -12,7 +12,7 @@ from tiny_corpus import write_corpus
 def save_tiny(folder: Path) -> tuple[DuoForCausalLM, Path]:
     """Write `folder/model` and the texts `folder/owls`; return the model and the folder of the texts."""
     texts = write_corpus(folder / "owls", documents=40)
-    tokenizer = train_tokenizer((document.text for document in read_domain(str(texts))), 300)
+    tokenizer = train_tokenizer((document.text for document in find_corpus(str(texts)).documents()), 300)
     model = tiny_model(vocab_size=300)
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder / "model")

@@ -21,7 +21,7 @@ import numpy as np
 
 import duollm
 from duollm.config import DataConfig
-from duollm.data.corpora import read_domain
+from duollm.data.corpora import find_corpus
 from duollm.data.documents import Document
 from duollm.data.packing import distinct, split_documents
 from duollm.errors import UserError
@@ -70,7 +70,7 @@ def _draw(words: Sequence[str], context: int, continuation: int, random: np.rand
 
 def _test_documents(domain: str, seed: int) -> list[Document]:
     shares = DataConfig()
-    documents = distinct(read_domain(domain))
+    documents = distinct(find_corpus(domain).documents())
     test = split_documents(domain, documents, shares.validation_share, shares.test_share, seed)["test"]
     return sorted(test, key=lambda document: document.name)
 

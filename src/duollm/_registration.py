@@ -9,7 +9,7 @@ for a part that the duo needs itself, when the auto classes are first asked for.
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -37,7 +37,7 @@ def _load_file_for(auto: str) -> None:
 
 
 class _AutoClassesFinder(MetaPathFinder):
-    """Waits for the import of one of transformers' auto modules, then steps aside."""
+    """Waits for the import of one of transformers' auto modules, steps aside, and then registers the duo's class."""
 
     def __init__(self, auto: str) -> None:
         self.auto = auto
@@ -50,23 +50,15 @@ class _AutoClassesFinder(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader, self.auto)
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                if not _can_load_file_for(self.auto):
+                    module.__class__ = _WaitingModule
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
-
-
-class _RegisteringLoader(Loader):
-    """Loads an auto module the usual way and then registers the duo's class."""
-
-    def __init__(self, loader: Loader, auto: str) -> None:
-        self.loader, self.auto = loader, auto
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
-        if not _can_load_file_for(self.auto):
-            module.__class__ = _WaitingModule
 
 
 class _WaitingModule(ModuleType):

@@ -397,25 +397,13 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace, command: list[str]) -> None:
-    runs = [Path(run) for run in options.runs]
-    if options.out and len(runs) == 1:
-        raise UserError("--out is for several runs; the page of one run is report.html in its folder")
-    page = Path(options.out or "comparison.html") if len(runs) > 1 else runs[0] / "report.html"
-    if page.is_dir():
-        raise UserError(f"--out {page}: a folder; give a file, such as {page / 'comparison.html'}")
-    check_folder("--out", page.parent)
-    from duollm.report.rewrite import compare_reports, is_current, recipe_of, rewrite_report
+    from duollm.report.rewrite import make_page, open_page
 
-    if len(runs) > 1:
-        compare_reports(runs, page)
-    elif recipe_of(runs[0]) and not (options.open and is_current(runs[0])):
-        rewrite_report(runs[0])
+    runs, out = [Path(run) for run in options.runs], Path(options.out) if options.out else None
+    page = make_page(runs, out, anew=not options.open)
     print(page)
     if options.open:
-        import webbrowser
-
-        if not webbrowser.open(page.resolve().as_uri()):
-            print("no browser was found on this machine; open that file in one elsewhere")
+        open_page(page)
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:

@@ -52,14 +52,14 @@ class SearchCost(NamedTuple):
 def count_parameters(config: DuoConfig) -> Parameters:
     """Count the parameters of the whole model by part."""
     layers, hidden = config.num_hidden_layers, config.hidden_size
-    entries, ffn, biases = layer_parameters(config), ffn_parameters(config), _ffn_biases(config)
+    entries, ffn, (of_attention, of_small, of_big) = layer_parameters(config), ffn_parameters(config), _biases(config)
     positions = config.max_position_embeddings + 2 if config.positions == "learned" else 0  # two more, as in OPT
     norms = (2 * layers + 1) * hidden * (2 if config.norm == "layer" else 1)
     return Parameters(
         embedding=(config.vocab_size + positions) * hidden,
-        attention=layers * (entries.big - ffn.big + _attention_biases(config)),
-        big=layers * (ffn.big + biases.big),
-        small=layers * (ffn.small + biases.small),
+        attention=layers * (entries.big - ffn.big + of_attention),
+        big=layers * (ffn.big + of_big),
+        small=layers * (ffn.small + of_small),
         norms=norms + (2 * layers * config.attention_shape[2] if config.qk_norm else 0),
         head=0 if config.tie_word_embeddings else config.vocab_size * hidden,
     )
@@ -203,12 +203,10 @@ def _attention_widths(config: DuoConfig) -> tuple[int, int]:
     return heads * width, 2 * key_value_heads * width
 
 
-def _attention_biases(config: DuoConfig) -> int:
+def _biases(config: DuoConfig) -> tuple[int, int, int]:
+    """Numbers of biases of one layer: of the attention, the small FFN and the big one."""
+    hidden, per_neuron = config.hidden_size, 2 if config.gated_ffn else 1
     on_inputs = sum(_attention_widths(config)) if config.attention_bias or config.qkv_bias else 0
-    return on_inputs + (config.hidden_size if config.attention_bias else 0)
-
-
-def _ffn_biases(config: DuoConfig) -> ByBranch:
-    per_neuron, widths = 2 if config.gated_ffn else 1, (config.small_intermediate_size, config.intermediate_size)
-    small, big = (config.mlp_bias * (per_neuron * width + config.hidden_size) for width in widths)
-    return ByBranch(0, config.hidden_size if config.small_linear else small, big)
+    widths = config.small_intermediate_size, config.intermediate_size
+    small, big = (config.mlp_bias * (per_neuron * width + hidden) for width in widths)
+    return on_inputs + hidden * config.attention_bias, hidden if config.small_linear else small, big

@@ -4,6 +4,7 @@ import argparse
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,6 +15,7 @@ from duollm.errors import UserError, did_you_mean
 LARGEST_COUNT = 10**9
 
 Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,31 +94,21 @@ class WideHelp(argparse.HelpFormatter):
 def whole_number(lowest: int = 1, highest: int = LARGEST_COUNT) -> Callable[[str], int]:
     """Return a reader of whole numbers in a range, both ends included, for argparse's `type`."""
 
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = lowest - 1
-        if value < lowest:
-            raise ArgumentTypeError(f"takes a whole number from {lowest}, got {text[:50]!r}")
-        if value > highest:
-            raise ArgumentTypeError(f"takes a whole number up to {highest:,}, got {text[:50]!r}")
-        return value
-
-    return read
+    return _in_range(int, lowest, highest, f"a whole number from {lowest:,} to {highest:,}")
 
 
 def number(lowest: float, highest: float) -> Callable[[str], float]:
     """Return a reader of numbers in a range, both ends included, for argparse's `type`."""
 
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not lowest <= value <= highest:
-            raise ArgumentTypeError(f"takes a number from {lowest:g} to {highest:g}, got {text[:50]!r}")
-        return value
+    return _in_range(float, lowest, highest, f"a number from {lowest:g} to {highest:g}")
+
+
+def _in_range(kind: Callable[[str], Number], lowest: Number, highest: Number, range_: str) -> Callable[[str], Number]:
+    def read(text: str) -> Number:
+        with suppress(ValueError):
+            if lowest <= (value := kind(text)) <= highest:
+                return value
+        raise ArgumentTypeError(f"takes {range_}, got {text[:50]!r}")
 
     return read
 

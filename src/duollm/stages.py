@@ -69,38 +69,26 @@ def run_stages(
     fingerprints = _fingerprints(stages)
     progress = {stage.name: _Progress(stage, folder, fingerprints[stage.name]) for stage in stages}
     for name in _with_predecessors(stages, {until} if until else set(progress)):
-        successors = [progress[later] for later in _successors(stages, name)]
-        if _bring_up_to_date(progress[name], successors, announce, first, wait):
-            ended(name, [each for each, one in progress.items() if not one.finished()])
-
-
-def _bring_up_to_date(
-    progress: "_Progress",
-    successors: Sequence["_Progress"],
-    announce: Callable[[str], None],
-    first: bool,
-    wait: Callable[[], None],
-) -> bool:
-    """Return whether the stage had to run."""
-    finished, name = progress.finished(), progress.stage.name
-    wait()  # all processes have looked before one of them writes
-    if finished:
-        announce(f"{name}: unchanged")
-        return False
-    if first:
-        for later in successors:
-            later.forget()
-        announce(f"{name}: {'continues' if progress.begin() else 'starts'}")
-    wait()
-    start = time.perf_counter()
-    with working(name) if first else nullcontext():
-        progress.stage.run()
-    seconds = time.perf_counter() - start
-    wait()
-    if first:
-        progress.finish(seconds)
-    announce(f"{name}: done in {seconds:.1f} s")
-    return True
+        one = progress[name]
+        finished = one.finished()
+        wait()  # all processes have looked before one of them writes
+        if finished:
+            announce(f"{name}: unchanged")
+            continue
+        if first:
+            for later in _successors(stages, name):
+                progress[later].forget()
+            announce(f"{name}: {'continues' if one.begin() else 'starts'}")
+        wait()
+        start = time.perf_counter()
+        with working(name) if first else nullcontext():
+            one.stage.run()
+        seconds = time.perf_counter() - start
+        wait()
+        if first:
+            one.finish(seconds)
+        announce(f"{name}: done in {seconds:.1f} s")
+        ended(name, [other for other, its in progress.items() if not its.finished()])
 
 
 @dataclass(frozen=True)

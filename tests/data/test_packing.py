@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from duollm.config import DataConfig
-from duollm.data.corpora import read_domain
+from duollm.data.corpora import find_corpus
 from duollm.data.documents import Document
 from duollm.data.packed import PackedData
 from duollm.data.packing import SPLITS, distinct, prepare_data, source_fingerprint, split_documents
@@ -27,7 +27,7 @@ def decoded(packed, row):
 
 
 def test_every_document_is_packed_once_with_its_exact_text(packed, corpus):
-    texts = {document.name: document.text for document in read_domain(str(corpus))}
+    texts = {document.name: document.text for document in find_corpus(str(corpus)).documents()}
     rows = rows_of(packed)
     assert {row["document"]: decoded(packed, row) for row in rows} == texts
     assert len(rows) == len(texts)
@@ -107,7 +107,9 @@ def test_an_existing_tokenizer_is_used_as_it_is(config, tmp_path):
     train_tokenizer(["owls read letters"], 262).save_pretrained(tmp_path / "mine")
     packed = prepare_data(config.model_copy(update={"tokenizer": str(tmp_path / "mine")}), 0, tmp_path / "data")
     assert packed.vocab_size == 262
-    assert {decoded(packed, row) for row in rows_of(packed)} == {d.text for d in read_domain(config.domains[0])}
+    assert {decoded(packed, row) for row in rows_of(packed)} == {
+        d.text for d in find_corpus(config.domains[0]).documents()
+    }
 
 
 def with_unused_words(vocab_size):

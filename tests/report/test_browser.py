@@ -155,6 +155,21 @@ def test_tables_sort_and_lines_can_be_hidden(tab, run):
     assert tab.locator('#frontier [data-series="oracle"]').count() == 0
 
 
+def test_tables_and_charts_can_be_saved(tab, run):
+    visit(tab, run, "tables")
+    with tab.expect_download() as saved:
+        tab.click("#comparison .downloads button >> text=CSV")
+    rows = saved.value.path().read_text().splitlines()
+    assert rows[0].startswith("policy,gain over static,gain over static low,")
+    assert len(rows) == 1 + tab.locator("#comparison tbody tr").count()
+    visit(tab, run, "overview")
+    for kind, begin in (("SVG", "<svg"), ("CSV", "line,")):
+        with tab.expect_download() as saved:
+            tab.click(f"#frontier .downloads button >> text={kind}")
+        assert saved.value.path().read_text().startswith(begin)
+        assert saved.value.suggested_filename == f"frontier-pooled-shared.{kind.lower()}"
+
+
 def test_a_point_of_difficulty_leads_to_its_token(tab, run):
     tokens = read_tokens(run, "prose")[0]
     small_T, oracle_T = tokens.policies[Key("all-small", 0)].nll_T, tokens.oracle(2).nll_T

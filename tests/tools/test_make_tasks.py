@@ -4,7 +4,7 @@ import re
 import pytest
 
 from duollm.config import DataConfig
-from duollm.data.corpora import read_domain
+from duollm.data.corpora import find_corpus
 from duollm.data.packing import distinct, split_documents
 from make_tasks import CHOICES, ITEMS, TASKS_FOLDER, WORDS, as_json_lines, main, make_items
 
@@ -19,7 +19,7 @@ def test_the_shipped_prose_is_what_the_generator_makes():
 
 def test_prose_is_held_out_and_its_answers_are_true():
     shares = DataConfig()
-    documents = distinct(read_domain("prose"))
+    documents = distinct(find_corpus("prose").documents())
     test = split_documents("prose", documents, shares.validation_share, shares.test_share, 0)["test"]
     texts = {document.name: document.text for document in test}
     for item in items_of("prose"):

@@ -71,12 +71,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
     more = [Draws(one, bootstrap_samples, seed) for one in compared]
     single = list(zip(domains, draws, strict=False))  # without the pooled one
     model = describe_model(run, first.tokens)
-    routers = [one.space.branches for one in first.tokens.routers().values() if one.space]
-    facts = (
-        first.tokens.space.branches,
-        routers[0] if routers else first.tokens.space.branches,
-        model.get("architecture") == "opt",
-    )
+    branches, like_opt = first.tokens.space.branches, model.get("architecture") == "opt"
     results = Results(
         provenance=read_json(run / "provenance.json"),
         model=model,
@@ -107,7 +102,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
         claims=[
             claim
             for each, other in zip(draws, more, strict=True)
-            for claim in decide_claims(gather_evidence(each, other, *facts), each)
+            for claim in decide_claims(gather_evidence(each, other, branches, like_opt), each)
         ],
     )
     write_results(run, results)

@@ -68,7 +68,7 @@ class Claim:
     readings: Sequence[Reading] = ()
 
 
-_WORST_FIRST: tuple[Verdict, ...] = ("not reproduced", "undecided", "not measured", "reproduced")
+_WORST_FIRST: tuple[Verdict, ...] = ("not reproduced", "unstable", "undecided", "not measured", "reproduced")
 
 
 def decide(name: str, domain: str, statement: str, finding: str, *conditions: Condition) -> Claim:

@@ -14,9 +14,8 @@ from duollm.flops import training_flops
 from duollm.machine import best_matmul, faster_precision
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.training.compiled import compile_for_training, first_line
 from duollm.training.optimizer import TrainingPlan, make_optimizer
-from duollm.training.pretrain import prepare_for_training, random_routing_loss
+from duollm.training.pretrain import compile_for_training, first_line, prepare_for_training, random_routing_loss
 from duollm.training.world import join_world
 
 _WIDTHS, _BATCH, _LENGTH, _SHARES = (128, 256), 32, 128, (0.0, 0.5, 0.5)

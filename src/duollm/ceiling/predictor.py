@@ -4,7 +4,7 @@ The predictor sees the hidden states of a pass in which all layers are big, at l
 layers at once, also for those before `depth`. So no router can do the same. It never sees a label.
 
 Shape letters: B batch, T tokens, N = B * (T - 1), L layers, C branches to choose from, D hidden, F = (depth + 1) * D
-features, W inner width. A dot stands for any leading dimensions.
+features. A dot stands for any leading dimensions.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _TIE = 1e-4  # far below what a gain (nats x 100) can be told from, far above th
 
 
 class GainPredictor(nn.Module):
-    """A linear map, and a bottleneck beside it (F -> W -> L x C, GELU), from hidden states to gains.
+    """A linear map, and a bottleneck beside it (F -> width -> L x C, GELU), from hidden states to gains.
 
     A second linear map gets as inputs in which layers the token itself takes big, and the share of big of the other
     tokens. Layers stand in for each other, so what a big layer adds depends on which other layers are big.
@@ -40,7 +40,7 @@ class GainPredictor(nn.Module):
     Args:
         branches: to choose from, ascending; big is the last.
         depth: the last layer whose states the predictor sees.
-        width: W.
+        width: inner width of the bottleneck.
     """
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch], depth: int, width: int) -> None:

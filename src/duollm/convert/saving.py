@@ -112,20 +112,14 @@ def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float3
     model: DuoForCausalLM
     try:
         model, found = load(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-        reason = _mismatch(found)
+        # transformers would fill in a missing weight at random, and ignore an unexpected one
+        wrong = {"lacks the weight": found["missing_keys"], "does not know the weight": found["unexpected_keys"]}
+        reason = next((f"it {complaint} {min(keys)}" for complaint, keys in wrong.items() if keys), "")
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = str(error).strip().split("\n")[0]
     if reason:
         raise UserError(f"{folder}: not a readable duo model ({reason}); train one with `duollm pretrain`")
     return model.eval()
-
-
-def _mismatch(found: dict[str, Any]) -> str:
-    """Name a weight that the model lacks or does not know; transformers would fill it in at random, or ignore it."""
-    for key, complaint in (("missing_keys", "lacks the weight"), ("unexpected_keys", "does not know the weight")):
-        if found[key]:
-            return f"it {complaint} {sorted(found[key])[0]}"
-    return ""
 
 
 def silence_transformers() -> None:

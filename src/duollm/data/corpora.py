@@ -133,15 +133,6 @@ class FileCorpus:
 Corpus = FileCorpus | HubCorpus
 
 
-def read_domain(domain: str) -> list[Document]:
-    """Return all documents of `domain` in a fixed order.
-
-    Raises:
-        UserError: there is no such domain, or its text cannot be read.
-    """
-    return list(find_corpus(domain).documents())
-
-
 def find_corpus(domain: str) -> Corpus:
     """Find where the text of `domain` is, without reading it.
 
@@ -179,7 +170,11 @@ def find_corpus(domain: str) -> Corpus:
 
 def files_fingerprint(files: Iterable[Path], root: Path) -> str:
     """Return a fingerprint of the bytes of `files` and of their names relative to `root`."""
-    return fingerprint([[_relative(path, root), _sha256(path)] for path in files])
+    hashes = []
+    for path in files:
+        with explained(path), path.open("rb") as file:
+            hashes.append([_relative(path, root), hashlib.file_digest(file, "sha256").hexdigest()])
+    return fingerprint(hashes)
 
 
 def _prose() -> FileCorpus:
@@ -226,9 +221,13 @@ def _walk(root: Path, pruned: frozenset[str]) -> list[Path]:
 
     Links to folders are followed. A folder that can be reached in several ways is read once.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
+
     found, seen, starts = [], set(), [str(root)]
     for start in starts:  # grows by the links that are found
-        for folder, subfolders, names in os.walk(start, onerror=_refuse_folder):
+        for folder, subfolders, names in os.walk(start, onerror=refuse):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:
                 subfolders.clear()
@@ -238,10 +237,6 @@ def _walk(root: Path, pruned: frozenset[str]) -> list[Path]:
             starts += [link for name in subfolders if os.path.islink(link := os.path.join(folder, name))]
             found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(found)
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 def _check_regular(path: Path) -> None:
@@ -262,8 +257,3 @@ def _relative(path: Path, root: Path) -> str:
 def _shown(name: str) -> str:
     r"""Write the bytes of a file's name that are not UTF-8 as \xff, so that the name can be written to files."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _sha256(path: Path) -> str:
-    with explained(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

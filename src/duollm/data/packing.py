@@ -51,7 +51,9 @@ def prepare_data(
     """
     corpora = _find_corpora(config.domains)
     texts = _read(corpora, progress)
-    splits = _split(texts, config, seed)
+    shares = config.validation_share, config.test_share
+    parts = [split_documents(domain, documents, *shares, seed) for domain, documents in texts.items()]
+    splits = {split: [document for part in parts for document in part[split]] for split in SPLITS}
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
     else:
@@ -66,7 +68,7 @@ def prepare_data(
         if "train" in only:
             train_tokens = sum(row["length"] for row in rows if row["split"] == "train")
             chunks_per_epoch(train_tokens, config.sequence_length, "train")
-        _write_table(rows, partial / "documents.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), partial / "documents.parquet")
         write_json(partial / "manifest.json", _manifest(corpora, splits, rows, tokenizer, config.sequence_length))
     return PackedData.open(folder)
 
@@ -99,19 +101,8 @@ def _read(corpora: Sequence[Corpus], progress: Callable[[str], None]) -> dict[st
     for corpus in corpora:
         progress(f"reading {corpus.name}: {corpus.origin}")
         documents.extend(corpus.documents())
-    of_domain: dict[str, list[Document]] = {corpus.name: [] for corpus in corpora}
-    for document in distinct(documents):
-        of_domain[document.domain].append(document)
-    return of_domain
-
-
-def _split(texts: Mapping[str, Sequence[Document]], config: DataConfig, seed: int) -> Splits:
-    splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
-    for domain, documents in texts.items():
-        parts = split_documents(domain, documents, config.validation_share, config.test_share, seed)
-        for split, part in parts.items():
-            splits[split].extend(part)
-    return splits
+    different = distinct(documents)
+    return {corpus.name: [each for each in different if each.domain == corpus.name] for corpus in corpora}
 
 
 def _tokenizer_texts(documents: Sequence[Document], seed: int) -> list[str]:
@@ -135,26 +126,11 @@ def _write_tokens(splits: Splits, tokenizer: "PreTrainedTokenizerFast", folder: 
         packed, start = [], 0
         for document, ids in zip(documents, encoder.encode(documents), strict=True):
             packed.append(np.asarray([*ids, tokenizer.eos_token_id], dtype=dtype))
-            rows.append(_row(split, document, start, len(packed[-1])))
+            place = {"split": split, "domain": document.domain, "document": document.name, "start": start}
+            rows.append(place | {"length": len(packed[-1]), "bytes": len(document.text.encode())})
             start += len(packed[-1])
         np.save(folder / f"{split}.npy", np.concatenate(packed))
     return rows
-
-
-def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    table = pa.Table.from_pylist(rows)
-    pq.write_table(table, path)
-
-
-def _row(split: str, document: Document, start: int, length: int) -> dict[str, Any]:
-    return {
-        "split": split,
-        "domain": document.domain,
-        "document": document.name,
-        "start": start,
-        "length": length,
-        "bytes": len(document.text.encode()),
-    }
 
 
 def _manifest(

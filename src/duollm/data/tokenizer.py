@@ -1,6 +1,7 @@
 """The tokenizer: a byte-level BPE trained here, or an existing one; and documents as token ids."""
 
 import copy
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -163,27 +164,17 @@ class Encoder:
 
     def _complaint(self, document: Document) -> str:
         lines = list(StringIO(document.text, newline="\n"))
-        number = self._first_bad_line(lines)
+
+        def is_bad(number: int) -> bool:  # whole beginnings, since what a token may hold need not end with a line
+            beginning = ["".join(lines[:number])]
+            return not all(self._represented(beginning, self._ids(beginning)))
+
+        number = 1 + bisect_left(range(1, len(lines)), True, key=is_bad)
         return (
             f"{document.name} (domain {document.domain}), line {number} of its text: the tokenizer cannot represent "
             f"{lines[number - 1][:_SHOWN_CHARACTERS]!r}; use a byte-level tokenizer, "
             f"or leave data.tokenizer out to train one"
         )
-
-    def _first_bad_line(self, lines: Sequence[str]) -> int:
-        """Number (from 1) of a line up to which the text is not represented while it is before.
-
-        Whole beginnings of the text are tried, since what a token may hold need not end with a line.
-        """
-        good, bad = 0, len(lines)
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            beginning = ["".join(lines[:middle])]
-            if all(self._represented(beginning, self._ids(beginning))):
-                good = middle
-            else:
-                bad = middle
-        return bad
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -1,6 +1,6 @@
 """Measures trained routers and fixed patterns on the text of the comparison.
 
-Shape letters: W windows, D documents, R routes.
+Shape letters: W windows, U documents, R routes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -105,15 +105,15 @@ def compare_patterns(model: DuoForCausalLM, texts: Mapping[str, Windows], run: P
     for domain, windows in texts.items():
         token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
         names, document_W = np.unique(windows.documents, return_inverse=True)
-        nll_RD: list[NDArray[Any]] = []
+        nll_RU: list[NDArray[Any]] = []
         for route_L in space.decode(torch.from_numpy(chosen_R)).to(model.device):
-            show(f"fixed patterns on {domain}", len(nll_RD), len(chosen_R), unit="patterns")
+            show(f"fixed patterns on {domain}", len(nll_RU), len(chosen_R), unit="patterns")
             nll_WT, _ = policy_losses(model, token_ids_WT, routes=route_L)
-            nll_RD.append(np.bincount(document_W, nll_WT.double().sum(1).cpu().numpy()))
+            nll_RU.append(np.bincount(document_W, nll_WT.double().sum(1).cpu().numpy()))
         columns = {
             "document": np.tile(names, len(chosen_R)),
             "route": np.repeat(chosen_R, len(names)),
-            "nll_sum": np.concatenate(nll_RD),
+            "nll_sum": np.concatenate(nll_RU),
             "tokens": np.tile(np.bincount(document_W) * nll_WT.shape[1], len(chosen_R)),
         }
         write_result(run / "evaluate" / f"{domain}{ending}.parquet", columns, facts)

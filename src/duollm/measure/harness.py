@@ -170,14 +170,14 @@ def run_tasks(
     Raises:
         UserError: a task is unknown, or its data set cannot be loaded.
     """
-    manager = _task_manager(tasks, folders)
+    manager, own = _task_manager(tasks, folders)
     try:
         loaded = manager.load(list(tasks))
     except (ConnectionError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"tasks {','.join(tasks)}: the data set cannot be fetched ({reason}); lm-eval's own tasks need a "
-            f"network, the shipped ones do not: {', '.join(_own_tasks([]))}"
+            f"network, these do not: {', '.join(own)}"
         ) from None
     for task in loaded["tasks"].values():
         fixed = task.get_config("num_fewshot")
@@ -185,32 +185,25 @@ def run_tasks(
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     results: dict[str, Any] = evaluate(lm, loaded, limit=limit, log_samples=True)
     for sample in (sample for samples in results["samples"].values() for sample in samples):
-        sample["routes"] = [lm.routes.get(_key(request)) for request in sample["arguments"]]
+        texts = [tuple(part for part in request if isinstance(part, str)) for request in sample["arguments"]]
+        sample["routes"] = [lm.routes.get(request) for request in texts]
     return results
 
 
-def _key(request: Sequence[Any]) -> tuple[str, ...]:
-    """What `RoutedLM.routes` calls a request: its texts, without the settings of a generation."""
-    return tuple(part for part in request if isinstance(part, str))
+def _task_manager(tasks: Sequence[str], folders: Sequence[Path]) -> tuple[TaskManager, list[str]]:
+    """Know the shipped and local tasks, and lm-eval's own only if one is asked for: reading those takes long.
 
-
-def _task_manager(tasks: Sequence[str], folders: Sequence[Path]) -> TaskManager:
-    """Know the shipped and local tasks, and lm-eval's own only if one is asked for: reading those takes long."""
+    Also return the names of the shipped and local tasks.
+    """
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"include_path {folder}: no such folder")
     paths = [str(TASKS_FOLDER), *map(str, folders)]
     manager = TaskManager(include_path=paths, include_defaults=False)
-    if not set(tasks) <= set(manager.all_tasks):
+    own = list(manager.all_tasks)
+    if not set(tasks) <= set(own):
         manager = TaskManager(include_path=paths)
     for name in tasks:
         if name not in manager.all_tasks:
-            raise UserError(
-                f"unknown task {name!r}; {did_you_mean(name, _own_tasks(folders))}, or one of lm-eval's own"
-            )
-    return manager
-
-
-def _own_tasks(folders: Sequence[Path]) -> list[str]:
-    paths = [str(TASKS_FOLDER), *map(str, folders)]
-    return list(TaskManager(include_path=paths, include_defaults=False).all_tasks)
+            raise UserError(f"unknown task {name!r}; {did_you_mean(name, own)}, or one of lm-eval's own")
+    return manager, own

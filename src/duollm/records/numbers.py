@@ -4,19 +4,19 @@ from collections.abc import Callable
 
 from duollm.records.bootstrap import Estimate
 
-_MINUS = "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"
 _MISSING = "\N{EN DASH}"
 _NOT_MEASURED = "not measured"
 
 
 def nats(value: float | None, decimals: int = 3) -> str:
     """Format a loss, a difference or a share."""
-    return _MISSING if value is None else f"{value:.{decimals}f}".replace("-", _MINUS)
+    return _MISSING if value is None else f"{value:.{decimals}f}".replace("-", MINUS)
 
 
 def percent(value: float) -> str:
     """Format a share as a whole percentage."""
-    return f"{value:.0%}".replace("-", _MINUS)
+    return f"{value:.0%}".replace("-", MINUS)
 
 
 def whole(value: float) -> str:

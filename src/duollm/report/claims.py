@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import get_args
 
 from duollm.analysis.claims.runs import Column, Run, columns_of, over_seeds
@@ -19,12 +20,14 @@ _MARKS: dict[Verdict, str] = {
     **{"reproduced": "+", "not reproduced": "\N{MINUS SIGN}", "undecided": "?"},
     **{"not measured": "\N{MIDDLE DOT}", "unstable": "~"},
 }
-_LEGEND = """\
-Estimates with 95 % intervals; over several seeds their mean, with an interval over documents and seeds.
-text, drawn, net: a claim about the oracle in the contexts {contexts}, in this order: on the labels of the text; on
-labels drawn from the model, where nothing is learned about the text; and net of this selection noise.
-Behind a verdict: that of each seed. + reproduced, \N{MINUS SIGN} not reproduced, ? undecided,
-\N{MIDDLE DOT} not measured, ~ unstable: differs between seeds. Definitions: docs/claims.md"""
+_LEGEND = (
+    "Estimates with 95 % intervals; over several seeds their mean, with an interval over documents and seeds.",
+    "Behind a verdict: that of each seed. + reproduced, \N{MINUS SIGN} not reproduced, ? undecided, \N{MIDDLE DOT} not "
+    "measured, ~ unstable: differs between seeds.",
+    "text, drawn, net: claims about the oracle, in the contexts {contexts}: on the labels of the text; on labels drawn "
+    "from the model, of which nothing about the text can be learned; and net of this selection noise.",
+    "Definitions: docs/claims.md",
+)
 
 
 def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None:
@@ -48,7 +51,8 @@ def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None
     known = [*main.results.data, *(["pooled"] if len(main.results.data) > 1 else [])]
     if domain is not None and domain not in known:
         raise UserError(f"domain {domain}: not in {main.folder}; {did_you_mean(domain, known)}")
-    claims = list(_claims(columns, domain or main.results.headline, domain is None))
+    asked = domain or main.results.headline
+    claims = list(_claims(columns, asked, domain is None))
     if form == "json":
         print(json.dumps([asdict(claim) | {"seeds": seeds} for claim, seeds in claims], indent=2))
         return
@@ -59,35 +63,31 @@ def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None
         writer.writeheader()
         writer.writerows(rows)
         return
-    title = f"{domain or main.results.headline}: {', '.join(map(str, folders))}"
-    print_table(title, [_row(claim, seeds if len(columns) > 1 else []) for claim, seeds in claims], WIDTH)
+    title = f"{asked}: {', '.join(map(str, folders))}"
+    print_table(title, [_row(claim, seeds if len(columns) > 1 else [], asked) for claim, seeds in claims], WIDTH)
     contexts = dict.fromkeys(reading.context for claim, _ in claims for reading in claim.readings)
-    print(_LEGEND.format(contexts=", ".join(contexts) or "none"))
+    for line in _LEGEND:
+        print(fill(line.format(contexts=", ".join(contexts) or "none"), WIDTH))
 
 
 def _claims(columns: Sequence[Column], domain: str, elsewhere: bool) -> Iterator[tuple[Claim, list[Verdict]]]:
     """Yield every claim over all seeds, with its verdict in each."""
     by_column = [{(claim.id, claim.domain): claim for claim in column.claims()} for column in columns]
     for name in sorted({name for claims in by_column for name, _ in claims}, key=lambda name: int(name[1:])):
-        places = [domain]
-        if elsewhere:
-            places += sorted({place for claims in by_column for other, place in claims if other == name} - {domain})
-        for place in places:
-            found = [claims[name, place] for claims in by_column if (name, place) in claims]
-            if any(claim.verdict != "not measured" for claim in found) or place == places[-1]:
-                if not found:
-                    break
-                whole = over_seeds(found)
-                if whole.verdict == "not measured":
-                    whole = over_seeds([claims[name, domain] for claims in by_column if (name, domain) in claims])
-                yield whole, [claim.verdict for claim in found]
-                break
+        others = {place for claims in by_column for other, place in claims if other == name} if elsewhere else ()
+        found = {
+            place: [claims[name, place] for claims in by_column if (name, place) in claims]
+            for place in (domain, *sorted(others))
+        }
+        measured = (place for place, seeds in found.items() if any(seed.verdict != "not measured" for seed in seeds))
+        seeds = found[next(measured, domain)]
+        yield over_seeds(seeds), [seed.verdict for seed in seeds]
 
 
-def _row(claim: Claim, seeds: Sequence[Verdict]) -> dict[str, Cell]:
+def _row(claim: Claim, seeds: Sequence[Verdict], domain: str) -> dict[str, Cell]:
     decided_by = claim.finding if claim.verdict == "not measured" else f"{claim.quantity}: {_rule(claim)}"
     verdict = " ".join([claim.verdict, *(_MARKS[each] for each in seeds)])
-    where = "" if claim.domain == "pooled" else f" ({claim.domain})"
+    where = "" if claim.domain == domain else f" ({claim.domain})"
     return {
         "": claim.id,
         "claim, and what decides it": f"{claim.statement}{where} [{claim.source}]\n{decided_by}\n",

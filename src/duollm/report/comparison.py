@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from duollm.analysis.results import ComparisonRow, Results
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, CEILING, EXECUTED, ORACLE, RANDOM, STATIC
-from duollm.records.numbers import brackets, nats, percent
+from duollm.records.numbers import MINUS, brackets, nats, percent
 
 COLUMNS = ("nll", "gain over static", "gap closed", "of ceiling", "share of big", "FLOPs", "time")
 SAME_AS_ITS_ORACLE = (EXECUTED, "committed")
 """A policy and context that is not shown: it equals the oracle of that context by construction."""
 _BEFORE_ROUTERS = (ALL_SMALL, RANDOM, BEST_PATTERNS, STATIC)
 _AFTER_ROUTERS = (CEILING, "best-of", EXECUTED, ORACLE, ALL_BIG)
-_MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,12 @@ def _spent(row: ComparisonRow, layers: int) -> Cell:
     if row.within_budget is None:
         return Cell(f"{row.big_share:.1%}")
     off = 100 * (row.big_share - row.big_layers / layers)
-    note = f"{off:+.1f} points".replace("-", _MINUS)
+    note = f"{off:+.1f} points".replace("-", MINUS)
     return Cell(f"{row.big_share:.1%}", note=note, off=not row.within_budget)
 
 
 def _relative(value: float | None, own_share: float | None) -> Cell | None:
     if value is None:
         return None
-    note = "" if own_share is None else f"router {own_share:.1%}".replace("-", _MINUS)
+    note = "" if own_share is None else f"router {own_share:.1%}".replace("-", MINUS)
     return Cell(f"{value:.3f}", note=note)

@@ -1,6 +1,7 @@
 """`duollm report`: makes the page of a run, or of several, from the files in their folders, without a model."""
 
 import os
+import webbrowser
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from duollm.analysis.analyse import analyse
 from duollm.analysis.results import Results, read_results
 from duollm.config import Recipe, load_recipe
 from duollm.errors import UserError
-from duollm.files import write_text
+from duollm.files import check_folder, write_text
 from duollm.progress import say, working
 from duollm.records.tokens import read_tokens
 from duollm.report.compare import unique_name
@@ -21,6 +22,35 @@ from duollm.report.payload import page_data
 _FACTS = ("version", "commit")
 """What of a run's provenance is compared."""
 _MEASURED = ("oracle", "ceiling", "evaluate")
+
+
+def make_page(runs: Sequence[Path], out: Path | None, anew: bool) -> Path:
+    """Make the page of a run in its folder, or that of several runs at `out`; return its path.
+
+    Args:
+        out: default: comparison.html.
+        anew: also if nothing was measured since the page of the run was made.
+
+    Raises:
+        UserError: as `rewrite_report`, or the page cannot be written.
+    """
+    if len(runs) == 1:
+        if out:
+            raise UserError("out is for several runs; the page of one run is report.html in its folder")
+        recipe_of(runs[0])  # a folder of no run is refused before its page is looked for
+        return rewrite_report(runs[0]) if anew or not is_current(runs[0]) else runs[0] / "report.html"
+    page = out or Path("comparison.html")
+    if page.is_dir():
+        raise UserError(f"out {page}: a folder; give a file, such as {page / 'comparison.html'}")
+    check_folder("out", page.parent)
+    compare_reports(runs, page)
+    return page
+
+
+def open_page(page: Path) -> None:
+    """Open a page in the browser of this machine, or say that there is none."""
+    if not webbrowser.open(page.resolve().as_uri()):
+        print("no browser was found on this machine; open that file in one elsewhere")
 
 
 def rewrite_report(run: Path) -> Path:

@@ -158,9 +158,8 @@ class Router(nn.Module):
 
     def over_all_branches(self, weights_BTC: Tensor) -> Tensor:
         """Turn weights of this router's branches into weights of all three branches, [B, T, 3]."""
-        absent = weights_BTC.new_zeros(weights_BTC.shape[:2])
-        columns = [weights_BTC[..., self.branches.index(b)] if b in self.branches else absent for b in Branch]
-        return torch.stack(columns, dim=-1)
+        none_BT3 = weights_BTC.new_zeros(*weights_BTC.shape[:2], len(Branch))
+        return none_BT3.index_copy(-1, self.values_C, weights_BTC)
 
     def flops_per_token(self) -> int:
         """Count the FLOPs of deciding on one token at all layers: a multiplication and an addition per weight.

@@ -3,7 +3,7 @@
 A greedy search chooses the routes. `CodebookRouter` predicts their losses by a ridge regression, in closed form.
 
 Shape letters: B batch, T tokens, W windows, N labelled tokens of a window, M = W * N labelled tokens, L layers,
-C branches of the router, D hidden, F = D + 1 features, R routes, P penalties.
+C branches of the router, D hidden, F = D + 1 features, R routes, J penalties.
 """
 
 from collections.abc import Sequence
@@ -198,18 +198,18 @@ def choose_routes(loss_MR: Tensor, predicted_MR: Tensor, first: int, number: int
 
 def cross_fitted(states_MD: Tensor, loss_MR: Tensor, fold_M: Tensor) -> tuple[float, Tensor]:
     """Predict each fold from the others; return the penalty with the lowest squared error and its predictions."""
-    predicted_PMR = loss_MR.new_empty(len(_PENALTIES), *loss_MR.shape)
+    predicted_JMR = loss_MR.new_empty(len(_PENALTIES), *loss_MR.shape)
     ones_M1 = states_MD.new_ones(len(states_MD), 1)
     for fold in fold_M.unique():
         held_M = fold_M == fold
-        fitted_PFR = regress(states_MD[~held_M], loss_MR[~held_M], _PENALTIES)
-        predicted_PMR[:, held_M] = torch.cat([states_MD, ones_M1], dim=1)[held_M] @ fitted_PFR
-    best = int((predicted_PMR - loss_MR).square().mean((1, 2)).argmin())
-    return _PENALTIES[best], predicted_PMR[best]
+        fitted_JFR = regress(states_MD[~held_M], loss_MR[~held_M], _PENALTIES)
+        predicted_JMR[:, held_M] = torch.cat([states_MD, ones_M1], dim=1)[held_M] @ fitted_JFR
+    best = int((predicted_JMR - loss_MR).square().mean((1, 2)).argmin())
+    return _PENALTIES[best], predicted_JMR[best]
 
 
 def regress(states_MD: Tensor, loss_MR: Tensor, penalties: Sequence[float]) -> Tensor:
-    """Return weights and, in the last row, intercepts [P, F, R] of the ridge regressions with these penalties.
+    """Return weights and, in the last row, intercepts [J, F, R] of the ridge regressions with these penalties.
 
     A penalty is relative to the mean variance of a feature times the number of tokens. Intercepts are not penalised.
     """

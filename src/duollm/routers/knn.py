@@ -3,7 +3,7 @@
 It keeps the states of labelled training tokens. A token's predicted loss under a route is the mean loss of its nearest
 neighbours among them.
 
-Shape letters: B batch, T tokens, M labelled tokens, D hidden, R routes, K neighbours.
+Shape letters: B batch, T tokens, M labelled tokens, D hidden, R routes.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class KnnRouter(RouteChooser):
     Attributes:
         keys_MD: the states of the labelled tokens, of length 1.
         losses_MR: their losses under the routes of the codebook, nats.
-        neighbours: K.
+        neighbours: how many tokens are averaged.
     """
 
     settings = (*RouteChooser.settings, "neighbours")

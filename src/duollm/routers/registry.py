@@ -22,10 +22,9 @@ from duollm.routers.base import Router, branch_costs
 from duollm.routers.baselines import EarlyExitRouter, MixtureOfDepthsRouter, RandomRouter
 from duollm.routers.calibration import ExactBudget
 from duollm.routers.codebook import CodebookRouter
-from duollm.routers.distilled import DistilledRouter
 from duollm.routers.gains import DeepGainsRouter, GainsRouter, OffPolicyGainsRouter
 from duollm.routers.knn import KnnRouter
-from duollm.routers.linear import GumbelRouter, LinearRouter
+from duollm.routers.linear import DistilledRouter, GumbelRouter, LinearRouter
 from duollm.routers.sequential import OffPolicySequentialRouter, SequentialRouter
 from duollm.routes.space import parse_branches
 

@@ -89,7 +89,9 @@ def generate(saved: Saved, prompt: str, settings: GenerateSettings) -> None:
         generation.min_new_tokens = generation.max_new_tokens = len(made.tokens_G)
         torch.manual_seed(settings.seed)
         all_big = generate_traced(model, tokenizer, prompt_P, parse_policy("all-big", model), generation)
-        console.print(_comparison(made, all_big), soft_wrap=True)
+        ratio = made.tokens_per_second / all_big.tokens_per_second
+        told = f"all big: {all_big.tokens_per_second:.1f} tokens/s; this was {ratio:.2f} x as fast"
+        console.print(told, soft_wrap=True)
 
 
 def _standard_input() -> str:
@@ -153,11 +155,6 @@ def _cost(made: Generated, model: DuoForCausalLM, name: str, policy: Policy) -> 
         f"{name}: {tokens} tokens, {_big(made.routes_GL):.1%} big (prompt {_big(made.prompt_routes_PL):.1%}), "
         f"{flops / 1e6:,.1f} MFLOP per token ({flops / all_big:.1%} of all big), {made.tokens_per_second:.1f} tokens/s"
     )
-
-
-def _comparison(made: Generated, all_big: Generated) -> str:
-    ratio = made.tokens_per_second / all_big.tokens_per_second
-    return f"all big: {all_big.tokens_per_second:.1f} tokens/s; this was {ratio:.2f} x as fast"
 
 
 def _big(routes: Tensor) -> float:

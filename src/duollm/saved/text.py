@@ -1,6 +1,6 @@
 """Losses, routes, cost and speed of text under policies: a table, `evaluation.json` and a row per token.
 
-Shape letters: W windows, T tokens, L layers, P policies, X draws of the bootstrap.
+Shape letters: W windows, T tokens, L layers, J policies, X draws of the bootstrap.
 """
 
 import time
@@ -144,11 +144,11 @@ def held_out_text(saved: Saved, settings: TextSettings) -> Iterator[tuple[Packed
 def _rows(domain: str, scored: Sequence[Scored], seed: int) -> Iterator[Row]:
     """One row of results per policy, with intervals over documents; docs/formats.md."""
     documents = scored[0].columns["document"]
-    draws_XP = mean_draws(documents, np.stack([each.columns["nll"] for each in scored], -1).astype(float), seed)
+    draws_XJ = mean_draws(documents, np.stack([each.columns["nll"] for each in scored], -1).astype(float), seed)
     all_big = next((column for column, each in enumerate(scored) if each.big_share == 1), None)
     for column, each in enumerate(scored):
-        nll = interval(draws_XP[:, column])
-        over_big = None if all_big is None else interval(draws_XP[:, column] - draws_XP[:, all_big])
+        nll = interval(draws_XJ[:, column])
+        over_big = None if all_big is None else interval(draws_XJ[:, column] - draws_XJ[:, all_big])
         yield {
             "domain": domain,
             "policy": each.policy,

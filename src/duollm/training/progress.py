@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from duollm.files import write_text
@@ -64,15 +65,10 @@ def _drop_records(metrics: Path, name: str, start: int) -> None:
     """Remove this training's records after step `start`, so that a continued log has no step twice."""
     if not metrics.exists():
         return
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _is_kept(line, name, start)]
-    if len(kept) < len(lines):
-        write_text(metrics, "".join(f"{line}\n" for line in kept))
-
-
-def _is_kept(line: str, name: str, start: int) -> bool:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:  # the process was killed while it wrote this line
-        return False
-    return bool(record["training"] != name or record["step"] <= start)
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # the process was killed while it wrote this line
+            record = json.loads(line)
+            if record["training"] != name or record["step"] <= start:
+                kept.append(f"{line}\n")
+    write_text(metrics, "".join(kept))

@@ -49,10 +49,7 @@ class World:
 
     def average(self, value: Tensor) -> float:
         """Return the mean of a scalar over all processes."""
-        value = value.detach().clone()
-        if self.size > 1:
-            distributed.all_reduce(value)
-        return value.item() / self.size
+        return self.add_up(value.detach().clone()).item() / self.size
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process, so that all processes act alike."""

@@ -18,7 +18,7 @@ def gathered(compared):
     run, truths, _ = compared
     tokens, _ = read_tokens(run, "prose")
     draws = Draws(records_of_oracle_text(tokens, read_patterns(run, tokens), 0), 20, 0)
-    evidence = gather_evidence(draws, draws, SMALL_BIG, SMALL_BIG)
+    evidence = gather_evidence(draws, draws, SMALL_BIG)
     return tokens, truths["prose"], draws, evidence, {(one[0], one[1]): one[2] for one in readings(evidence, draws)}
 
 
@@ -31,6 +31,7 @@ def test_the_router_that_claims_are_about_is_the_papers_or_the_first_by_name():
 def test_use_of_branches_equals_a_plain_loop(gathered):
     _, truth, _, evidence, _ = gathered
     assert (evidence.router, sorted(evidence.use)) == ("linear", [1, 2, 3, 4, 5])
+    assert evidence.router_branches == SMALL_BIG
     is_big_TL = truth.space.decode(truth.router_route_T[2]) == Branch.BIG
     early_T = truth.position_T <= 10
     use = evidence.use[2]
@@ -42,6 +43,10 @@ def test_use_of_branches_equals_a_plain_loop(gathered):
     ]
     assert use.documents_X[0] == pytest.approx((np.mean(more) + 1) / 2)
     assert np.isnan(use.again_X[0])  # nothing is skipped
+
+
+def test_areas_are_those_of_routers_that_spend_on_average(gathered):
+    assert list(gathered[3].area_X) == ["gains", "linear"]
 
 
 def test_every_context_has_the_labels_that_were_searched(gathered):

@@ -119,6 +119,12 @@ class TestSeeds:
         assert over_seeds([claim("C1", low("x")), claim("C1", low("x", None))]).verdict == "reproduced"
         assert over_seeds([claim("C1", low("x", None))] * 2).verdict == "not measured"
 
+    def test_a_condition_without_a_range_is_judged_in_each_seed(self):
+        steps = [replace(low("step", value), below=None) for value in (-1.0, 1.0)]
+        whole = over_seeds([claim("C4", step, low("fall")) for step in steps])
+        assert [one.verdict for one in whole.conditions] == ["unstable", "reproduced"]
+        assert whole.quantity == "step"
+
     def test_the_interval_covers_documents_and_seeds(self):
         same = mean_over_seeds([Estimate(1.0, 0.9, 1.1)] * 2)
         assert (same.value, same.low, same.high) == pytest.approx((1.0, 0.9, 1.1))

@@ -64,7 +64,7 @@ class Evidence:
         hard_X: of the tokens with a high loss, the share that nothing helps, and the share that the oracle helps much.
         line_starts_X: nll under all small, and share of it that the oracle removes, at line starts minus elsewhere.
         router: the kind of router that the claims speak of.
-        router_branches: those that it may take.
+        router_branches: those that it takes.
         router_spent_X: the mean number of big layers it spends, by the k it was trained for.
         use: how it uses its branches, by k.
         like_opt: whether the model has LayerNorm and learned positions.
@@ -116,7 +116,6 @@ def gather_evidence(
     draws: Draws,
     compared: Draws,
     branches: tuple[Branch, ...],
-    router_branches: tuple[Branch, ...],
     like_opt: bool = False,
 ) -> Evidence:
     """Collect the draws that the claims need, for the main context and the labels of the text.
@@ -124,26 +123,29 @@ def gather_evidence(
     Args:
         draws: of the records of the oracle's text.
         compared: of the records of the text of the comparison, for how routers use their branches and what they gain.
-        branches, router_branches: those that the oracle and the routers may take.
+        branches: those that the oracle may take.
         like_opt: whether the model has LayerNorm and learned positions.
     """
     records = draws.records
     main = [key for key in records.policies if key.context in (None, records.context) and key.spend != EXACT]
     kinds = {key.kind for key in main if key.kind}
     router = studied_router(kinds)
+    use = {
+        key.big_layers: _router_use(compared, key)
+        for quantity, key in compared.records.sums
+        if quantity == HALVES and key.kind == router and key.spend == AVERAGE
+    }
     evidence = Evidence(
         records.domain,
         records.num_layers,
         branches,
         nll_X={(key.kind or key.policy, key.big_layers): draws[key] for key in main},
         router=router,
-        router_branches=router_branches,
+        router_branches=tuple(
+            branch for branch in Branch if any(one.share_XLB[0, :, branch].any() for one in use.values())
+        ),
         router_spent_X={key.big_layers: draws.spent(key) for key in main if router and key.kind == router},
-        use={
-            key.big_layers: _router_use(compared, key)
-            for quantity, key in compared.records.sums
-            if quantity == HALVES and key.kind == router and key.spend == AVERAGE
-        },
+        use=use,
         like_opt=like_opt,
         possible=records.possible,
         area_X={kind: area_X for kind, area_X in areas(compared).items() if kind in kinds},
@@ -202,7 +204,7 @@ def _with_searches(evidence: Evidence, draws: Draws, context: str, labels: Label
     if (HARD, searched) in sums:
         high_D, nothing_D, much_D = sums[HARD, searched].T
         hard_X = ratio(nothing_D, high_D), ratio(much_D, high_D)
-    if (LINE_STARTS, searched) in sums:
+    if (LINE_STARTS, searched) in sums and sums[LINE_STARTS, searched].any():
         tokens_DE, nll_DE, gain_DE = np.moveaxis(sums[LINE_STARTS, searched], -1, 0)
         elsewhere_start = ratio(nll_DE, tokens_DE), ratio(gain_DE, nll_DE)
         line_starts_X = elsewhere_start[0] @ [-1.0, 1.0], elsewhere_start[1] @ [-1.0, 1.0]

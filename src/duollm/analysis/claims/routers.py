@@ -3,12 +3,14 @@
 Shape letters: X draws of the bootstrap.
 """
 
+from collections.abc import Callable, Sequence
+
 from duollm.analysis.claims.evidence import Evidence, RouterUse
 from duollm.analysis.claims.oracle import fitted_change
 from duollm.analysis.verdicts import Claim, Condition, condition, decide
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats
-from duollm.records.numbers import percent, with_interval
+from duollm.records.numbers import nats, percent, with_interval
 
 EQUAL_AREA = -0.005
 """C19: nats per token by which the area of the nearest-neighbour router may fall behind that of the best other."""
@@ -68,8 +70,7 @@ def _depth_and_time(name: str, statement: str, evidence: Evidence) -> Claim:
     if skips:
         conditions += [condition("share of big, last - first layer on a fitted line", None, above=0)]
         conditions += [condition("share of big, first - second half of the window", None, above=0)]
-    found = [f"{one.quantity} {with_interval(one.estimate)}" for one in conditions if one.estimate]
-    return decide(name, evidence.domain, statement, _sentence(evidence, found), *conditions)
+    return decide(name, evidence.domain, statement, _finding(evidence, conditions), *conditions)
 
 
 def _c13(evidence: Evidence) -> Claim:
@@ -78,13 +79,13 @@ def _c13(evidence: Evidence) -> Claim:
     conditions = [
         condition(f"{stem}, {_named(evidence)} at k = {k}", use.documents_X, above=0.5) for k, use in used.items()
     ]
-    found = [f"{one.quantity} {with_interval(one.estimate, percent)}" for one in conditions]
+    finding = _finding(evidence, conditions, percent)
     if not (used and not _skips(evidence)):
         conditions.append(condition(f"{stem}, router of small, big", None, above=0.5))
     if not (used and _skips(evidence)):
         conditions.append(condition(f"{stem}, router of skip", None, above=0.5))
     statement = "In single sequences the router uses big less toward the end"
-    return decide("C13", evidence.domain, statement, _sentence(evidence, found), *conditions)
+    return decide("C13", evidence.domain, statement, finding, *conditions)
 
 
 def _c17(evidence: Evidence) -> Claim:
@@ -97,14 +98,21 @@ def _c17(evidence: Evidence) -> Claim:
     ]
     beside = "after each layer's mean is taken out"
     within = [condition(f"{beside}, at k = {k}", use.again_within_X, above=0) for k, use in uses.items()]
-    found = [f"{one.quantity} {with_interval(one.estimate)}" for one in [*conditions, *within]]
+    finding = _finding(evidence, [*conditions, *within])
     statement = "Layers that are skipped early in a sequence tend to be skipped later too"
     conditions = conditions or [condition(stem, None, above=0)]
-    return decide("C17", evidence.domain, statement, _sentence(evidence, found), *conditions)
+    return decide("C17", evidence.domain, statement, finding, *conditions)
 
 
-def _sentence(evidence: Evidence, found: list[str]) -> str:
-    return f"Router {evidence.router}: {'; '.join(found)}."
+def _finding(evidence: Evidence, conditions: Sequence[Condition], form: Callable[[float], str] = nats) -> str:
+    """Say what was measured, all budgets of a quantity together."""
+    found: dict[str, list[str]] = {}
+    for one in conditions:
+        if one.estimate:
+            quantity, _, k = one.quantity.rpartition(" at k = ")
+            found.setdefault(quantity.rstrip(","), []).append(f"{with_interval(one.estimate, form)} at k = {k}")
+    told = (f"{quantity}: {', '.join(budgets)}" for quantity, budgets in found.items())
+    return f"Router {evidence.router}: {'; '.join(told)}."
 
 
 def _c18(evidence: Evidence) -> Claim:

@@ -22,11 +22,10 @@ export function drawClaims(data) {
   if (state.claim) byId(`claim-${state.claim}`)?.scrollIntoView();
 }
 
-// Claims of several texts that say the same stand on one line.
+// A finding that is the same on every text stands on one line.
 function united(claims) {
-  const found = new Map();
-  for (const claim of claims) found.set(claim.finding, { ...claim, domain: [found.get(claim.finding)?.domain, claim.domain].filter(Boolean).join(", ") });
-  return [...found.values()];
+  const same = claims.length > 1 && claims.every((claim) => claim.finding === claims[0].finding);
+  return same ? [{ ...claims[0], domain: "every text" }] : claims;
 }
 
 function grouped(claims) {

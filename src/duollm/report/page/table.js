@@ -47,8 +47,8 @@ function cell(column, row, place, range) {
   const attributes = { "data-label": column.label, class: column.mark?.(row) || null };
   if (place === 0) return el("th", { scope: "row", ...attributes }, column.text(row));
   const estimate = column.estimate?.(row);
-  if (!column.estimate) return el("td", attributes, column.text(row));
-  if (!estimate) return el("td", attributes, "–");
+  const text = column.estimate ? "–" : column.text(row);
+  if (!estimate) return el("td", text === "–" ? { ...attributes, class: "none" } : attributes, text);
   const form = column.form ?? number;
   return el("td", { ...attributes, title: `${form(estimate[0])} ${interval(estimate, form)}` }, el("b", {}, form(estimate[0])), whisker(estimate, range), el("small", {}, interval(estimate, form)));
 }
@@ -60,7 +60,7 @@ function rangeOf(estimates) {
 
 export function whisker(estimate, [low, high]) {
   const at = (value) => (4 + ((value - low) / (high - low || 1)) * (WIDTH - 8)).toFixed(1);
-  const picture = svg("svg", { width: WIDTH, height: 12, class: "whisker", "aria-hidden": "true" });
+  const picture = svg("svg", { width: WIDTH, height: 12, viewBox: `0 0 ${WIDTH} 12`, class: "whisker", "aria-hidden": "true" });
   if (low < 0 && high > 0) picture.append(svg("line", { x1: at(0), x2: at(0), y1: 0, y2: 12, class: "zero" }));
   if (Number.isFinite(estimate[1])) picture.append(svg("line", { x1: at(estimate[1]), x2: at(estimate[2]), y1: 6, y2: 6 }));
   picture.append(svg("circle", { cx: at(estimate[0]), cy: 6, r: 3 }));
