@@ -93,11 +93,8 @@ def convert(
         data: sample text in the tokens of the model; None only if the small FFNs stay random.
 
     Raises:
-        UserError: too little text is asked for, the tokenizer has tokens that the model does not know, or the rank of
-            linear small FFNs exceeds the hidden size.
+        UserError: too little text is asked for, or the rank of linear small FFNs exceeds the hidden size.
     """
-    tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
-    check_vocabulary(dense, model.config.vocab_size, vocabulary_size(tokenizer))
     explained: list[float] = []
     if config.small_init != "random" and data is not None:
         windows = config.sample_tokens // data.sequence_length
@@ -109,6 +106,7 @@ def convert(
         explained = initialise_small_ffns(model, config.small_init, sample_WT, seed, config.steps, progress)
         if not all(map(isfinite, explained)):
             raise UserError(f"{dense}: its FFNs give NaN or infinity on this text; it cannot be converted")
+    tokenizer = load_tokenizer(dense) if data is None else data.tokenizer
     save_model(model, tokenizer, folder, _history(dense, config, data, explained))
 
 
@@ -143,7 +141,7 @@ def convert_checkpoint(
         small_intermediate_size, skip_scope, dtype: as of `open_dense`.
 
     Raises:
-        UserError: bad input, named in one line.
+        UserError: as `open_dense`, `prepare_data` and `convert`, or the tokenizer has tokens that the model lacks.
     """
     silence_transformers()
     model = open_dense(dense, small_intermediate_size, skip_scope, seed, dtype)

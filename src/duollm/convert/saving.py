@@ -73,7 +73,15 @@ class History:
 
     def then(self, step: str, data: PackedData | None = None) -> "History":
         """Return the history with one more step, which used the training split of `data`."""
-        return replace(self, steps=(*self.steps, f"{step} on {_training_text(data)}" if data else step))
+        if data:
+            counted = data.manifest["splits"]["train"]
+            texts = " and ".join(
+                f"{each['domain']} ({each['origin']}: {counted[each['domain']]['documents']:,} documents, "
+                f"{counted[each['domain']]['tokens']:,} tokens)"
+                for each in data.manifest["sources"]
+            )
+            step = f"{step} on the training documents of {texts}; data {data.fingerprint}"
+        return replace(self, steps=(*self.steps, step))
 
     @classmethod
     def read(cls, folder: Path) -> "History":
@@ -149,13 +157,3 @@ def _card(model: DuoForCausalLM, history: History) -> str:
         route=f"[1] * {layers - layers // 2} + [2] * {layers // 2}",
     )
     return f"---\n{header.to_yaml()}\n---\n{text}"
-
-
-def _training_text(data: PackedData) -> str:
-    sizes: dict[str, Any] = data.manifest["splits"]["train"]
-    sources = [
-        f"{source['domain']} ({source['origin']}: {sizes[source['domain']]['documents']:,} documents, "
-        f"{sizes[source['domain']]['tokens']:,} tokens)"
-        for source in data.manifest["sources"]
-    ]
-    return f"the training documents of {' and '.join(sources)}; data {data.fingerprint}"

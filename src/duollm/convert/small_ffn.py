@@ -7,7 +7,7 @@ the big FFN, S of the small one, R rank of a linear one.
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -49,6 +49,11 @@ class Examples:
         """Return the examples of some of the tokens."""
         return Examples(self.states_ND[index], self.outputs_ND[index], self.weights_N[index])
 
+    def parts(self) -> Iterator["Examples"]:
+        """Yield the examples a few at a time, so that the inner states of all tokens never take memory at once."""
+        for start in range(0, len(self.weights_N), _PART):
+            yield self.rows(slice(start, start + _PART))
+
     def variance(self) -> Tensor:
         """Weighted mean squared distance of the outputs from their weighted mean."""
         mean_D = self.weights_N @ self.outputs_ND / self.weights_N.sum()
@@ -57,6 +62,11 @@ class Examples:
     def error(self, ffn: DuoFFN) -> Tensor:
         """Weighted mean squared distance of the outputs from those of `ffn`."""
         return (self.weights_N * (ffn(self.states_ND).float() - self.outputs_ND).square().sum(-1)).mean()
+
+    @torch.no_grad()
+    def explained_by(self, ffn: DuoFFN) -> float:
+        """Share of the outputs' variance that `ffn` explains: 1 - error / variance."""
+        return 1 - (self.error(ffn) / self.variance()).item()
 
 
 def initialise_small_ffns(
@@ -74,7 +84,7 @@ def initialise_small_ffns(
             output on the sample and solves for the output matrix that makes up best for the others (ridge
             regression). "distilled" starts there and trains all of the small FFN by gradient descent. "linear"
             puts a linear map of rank `small_intermediate_size` in its place, fitted in closed form.
-        sample_WT: token ids [W, T].
+        sample_WT: token ids [W, T] of two windows or more.
         seed: random seed of the distillation's batches.
         steps: distillation steps per layer.
         progress: is called with each layer's result and the time left.
@@ -84,21 +94,15 @@ def initialise_small_ffns(
         windows that it was not fitted to (negative: worse than the mean output). Empty if `how` is random.
 
     Raises:
-        ValueError: there are fewer than two windows, or the small FFN is wider than the big one.
+        UserError: `how` is linear and the rank exceeds the width of the model.
     """
     if how == "random":
         return []
-    config = model.config
-    if len(sample_WT) < 2 or config.small_intermediate_size > config.intermediate_size:
-        raise ValueError(
-            f"needs two windows of text or more (got {len(sample_WT)}) and small FFNs no wider than the big ones "
-            f"(got {config.small_intermediate_size} and {config.intermediate_size})"
-        )
     if how == "linear":
         make_linear(model)
     precision = faster_precision()
     held_out = sample_WT.shape[1] * max(1, round(_HELD_OUT_SHARE * len(sample_WT)))
-    fitted = sample_WT.numel() - held_out
+    fitted, layers = sample_WT.numel() - held_out, model.config.num_hidden_layers
     explained: list[float] = []
     progress(f"running {sample_WT.numel():,} tokens of sample text through the model")
     with sample_ffns(model, sample_WT, precision) as (states_LND, weights_LN):
@@ -107,26 +111,20 @@ def initialise_small_ffns(
             examples, energies_F = _examples(layer.mlp.big, states_ND, weights_N, precision)
             small, known = deepcopy(layer.mlp.small).float(), examples.rows(slice(fitted))
             if how == "linear":
-                fit_linear(small, known.states_ND, known.outputs_ND, known.weights_N)
+                fit_linear(small, known)
             else:
                 cut_out(small, layer.mlp.big, energies_F, known)
             if how == "distilled":
                 generator = torch.Generator().manual_seed(derived_seed(seed, len(explained)))
                 distil(small, known, steps, generator, precision)
             layer.mlp.small.load_state_dict(small.state_dict())
-            explained.append(explained_variance(small, examples.rows(slice(fitted, None))))
-            left = (time.perf_counter() - start) / len(explained) * (config.num_hidden_layers - len(explained))
+            explained.append(examples.rows(slice(fitted, None)).explained_by(small))
+            left = (time.perf_counter() - start) / len(explained) * (layers - len(explained))
             progress(
-                f"small FFN of layer {len(explained)}/{config.num_hidden_layers}: explains {explained[-1]:.0%} of the "
+                f"small FFN of layer {len(explained)}/{layers}: explains {explained[-1]:.0%} of the "
                 f"variance of the big one's output  ETA {int(left // 60)}:{int(left % 60):02d}"
             )
     return explained
-
-
-@torch.no_grad()
-def explained_variance(ffn: DuoFFN, examples: Examples) -> float:
-    """Return the share of the outputs' weighted variance that `ffn` explains: 1 - error / variance."""
-    return 1 - (examples.error(ffn) / examples.variance()).item()
 
 
 @torch.no_grad()
@@ -139,9 +137,22 @@ def cut_out(small: DuoFFN, big: DuoFFN, energies_F: Tensor, examples: Examples) 
             if into.bias is not None:
                 into.bias.copy_(out_of.bias[neurons_S])
     small.down_proj.weight.copy_(big.down_proj.weight[:, neurons_S])
-    if small.down_proj.bias is not None:
-        small.down_proj.bias.copy_(big.down_proj.bias)
-    _correct_output(small, examples)
+    bias = small.down_proj.bias
+    if bias is not None:
+        bias.copy_(big.down_proj.bias)
+
+    def errors() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for part in examples.parts():
+            neurons_NS = _neurons(small, part.states_ND)
+            errors_ND = part.outputs_ND - small.down_proj(neurons_NS)
+            if bias is not None:
+                neurons_NS = nn.functional.pad(neurons_NS, (0, 1), value=1.0)
+            yield neurons_NS, errors_ND, part.weights_N
+
+    added_SD = _regress(errors(), held=len(neurons_S))[0].float()
+    small.down_proj.weight.add_(added_SD[: len(neurons_S)].T)
+    if bias is not None:
+        bias.add_(added_SD[-1])
 
 
 def distil(small: DuoFFN, examples: Examples, steps: int, generator: torch.Generator, precision: Precision) -> None:
@@ -179,25 +190,14 @@ def _examples(big: DuoFFN, states_ND: Tensor, weights_N: Tensor, precision: Prec
     return Examples(states_ND, torch.cat(outputs), weights_N), squares_F * columns_F
 
 
-def _correct_output(small: DuoFFN, examples: Examples) -> None:
-    """Add to the output matrix, and bias if there is one, the ridge regression of the errors on the neurons."""
-    inner, bias = small.down_proj.in_features, small.down_proj.bias
-    features = inner if bias is None else inner + 1
-    product = examples.weights_N.new_zeros(features, features, dtype=torch.float64)
-    aimed = product.new_zeros(features, small.down_proj.out_features)
-    for start in range(0, len(examples.weights_N), _PART):
-        part = examples.rows(slice(start, start + _PART))
-        neurons_NS = _neurons(small, part.states_ND)
-        errors_ND = part.outputs_ND - small.down_proj(neurons_NS)
-        if bias is not None:
-            neurons_NS = nn.functional.pad(neurons_NS, (0, 1), value=1.0)
-        weighted_SN = (neurons_NS * part.weights_N[:, None]).T
-        product += weighted_SN @ neurons_NS
-        aimed += weighted_SN @ errors_ND
-    added_SD = ridge(product, aimed, _RIDGE, held=inner).float()
-    small.down_proj.weight.add_(added_SD[:inner].T)
-    if bias is not None:
-        bias.add_(added_SD[inner])
+def _regress(rows: Iterable[tuple[Tensor, Tensor, Tensor]], held: int) -> tuple[Tensor, Tensor]:
+    """Ridge regression of rows (inputs [N, F], targets [N, C], weights [N]): its weights and X'Y, both [F, C]."""
+    product_FF = aimed_FC = torch.zeros(())
+    for inputs_NF, targets_NC, weights_N in rows:
+        weighted_FN = (inputs_NF * weights_N[:, None]).T
+        product_FF = product_FF + (weighted_FN @ inputs_NF).double()
+        aimed_FC = aimed_FC + (weighted_FN @ targets_NC).double()
+    return ridge(product_FF, aimed_FC, _RIDGE, held), aimed_FC
 
 
 def _neurons(ffn: DuoFFN, states_ND: Tensor) -> Tensor:
@@ -218,21 +218,6 @@ def sample_ffns(model: DuoForCausalLM, sample_WT: Tensor, precision: Precision) 
         stream, so an error counts relative to its size; without the weights the few tokens whose stream is a hundred
         times as large would decide alone.
     """
-    layers, tokens, hidden = model.config.num_hidden_layers, sample_WT.numel(), model.config.hidden_size
-    with tempfile.TemporaryDirectory(prefix="duollm-") as folder:
-        file, size = str(Path(folder, "states")), layers * tokens * hidden
-        states_LND = torch.from_file(file, shared=True, size=size, dtype=torch.bfloat16).view(layers, tokens, hidden)
-        weights_LN, start = torch.empty(layers, tokens), 0
-        for batch_BT in sample_WT.split(max(1, _BATCH_TOKENS // sample_WT.shape[1])):
-            here = slice(start, start + batch_BT.numel())
-            _run(model, batch_BT, precision, states_LND[:, here], weights_LN[:, here])
-            start = here.stop
-        yield states_LND, weights_LN
-
-
-@torch.inference_mode()
-def _run(model: DuoForCausalLM, batch_BT: Tensor, precision: Precision, states_LND: Tensor, weights_LN: Tensor) -> None:
-    """Forward one batch and write what the FFNs saw."""
 
     def note_states(states_ND: Tensor, mlp: nn.Module, given: Any) -> None:
         states_ND.copy_(given[0].flatten(0, 1))
@@ -241,12 +226,21 @@ def _run(model: DuoForCausalLM, batch_BT: Tensor, precision: Precision, states_L
         stream_ND = returned[0].flatten(0, 1).float()
         weights_N.copy_(1 / stream_ND.square().mean(-1).clamp(min=torch.finfo(torch.float32).tiny))
 
-    device = model.device
-    with ExitStack() as hooks, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for layer, states_ND, weights_N in zip(model.model.layers, states_LND, weights_LN, strict=True):
-            hooks.enter_context(layer.mlp.register_forward_pre_hook(partial(note_states, states_ND)))
-            hooks.enter_context(layer.register_forward_hook(partial(note_weights, weights_N)))
-        model.model(input_ids=batch_BT.to(device), use_cache=False)
+    shape = model.config.num_hidden_layers, sample_WT.numel(), model.config.hidden_size
+    with tempfile.TemporaryDirectory(prefix="duollm-") as folder:
+        file = str(Path(folder, "states"))
+        states_LND = torch.from_file(file, shared=True, size=math.prod(shape), dtype=torch.bfloat16).view(shape)
+        weights_LN, done, device = torch.empty(shape[:2]), 0, model.device
+        for batch_BT in sample_WT.split(max(1, _BATCH_TOKENS // sample_WT.shape[1])):
+            here = slice(done, done + batch_BT.numel())
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+            with ExitStack() as hooks, torch.inference_mode(), autocast:
+                for layer, *kept in zip(model.model.layers, states_LND[:, here], weights_LN[:, here], strict=True):
+                    hooks.enter_context(layer.mlp.register_forward_pre_hook(partial(note_states, kept[0])))
+                    hooks.enter_context(layer.register_forward_hook(partial(note_weights, kept[1])))
+                model.model(input_ids=batch_BT.to(device), use_cache=False)
+            done = here.stop
+        yield states_LND, weights_LN
 
 
 def make_linear(model: DuoForCausalLM) -> None:
@@ -269,27 +263,22 @@ def make_linear(model: DuoForCausalLM) -> None:
 
 
 @torch.no_grad()
-def fit_linear(small: DuoFFN, states_ND: Tensor, outputs_ND: Tensor, weights_N: Tensor) -> None:
+def fit_linear(small: DuoFFN, examples: Examples) -> None:
     """Set the map to the one of its rank that predicts the outputs best: a reduced-rank ridge regression.
 
     Of the full regression's predictions it keeps the R directions of the output in which they vary most (Izenman,
     1975). So with any rank it gives the mean output for the mean input.
-
-    Args:
-        weights_N: how much the squared error of each token counts.
     """
-    total, rank = weights_N.sum().double(), small.up_proj.out_features
-    states_D, outputs_D = ((weights_N @ each_ND).double() / total for each_ND in (states_ND, outputs_ND))
-    product_DD = torch.zeros(len(states_D), len(states_D), dtype=torch.float64, device=states_D.device)
-    aimed_DD = torch.zeros_like(product_DD)
-    for part in torch.arange(len(weights_N), device=weights_N.device).split(_PART):
-        centred_ND = states_ND[part].double() - states_D
-        weighted_DN = (centred_ND * weights_N[part, None]).T
-        product_DD += weighted_DN @ centred_ND
-        aimed_DD += weighted_DN @ (outputs_ND[part].double() - outputs_D)
-    full_DD = ridge(product_DD, aimed_DD, _RIDGE, held=len(product_DD))
+    total = examples.weights_N.sum().double()
+    given_ND = examples.states_ND, examples.outputs_ND
+    states_D, outputs_D = ((examples.weights_N @ each_ND).double() / total for each_ND in given_ND)
+    centred = (
+        (p.states_ND.double() - states_D, p.outputs_ND.double() - outputs_D, p.weights_N) for p in examples.parts()
+    )
+    full_DD, aimed_DD = _regress(centred, held=len(states_D))
     varied_DD = aimed_DD.T @ full_DD
-    kept_DR = torch.linalg.eigh((varied_DD + varied_DD.T) / 2).eigenvectors[:, -rank:]  # ascending eigenvalues
+    directions_DD = torch.linalg.eigh((varied_DD + varied_DD.T) / 2).eigenvectors  # ascending eigenvalues
+    kept_DR = directions_DD[:, -small.up_proj.out_features :]
     small.up_proj.weight.copy_((full_DD @ kept_DR).T)
     small.down_proj.weight.copy_(kept_DR)
     small.down_proj.bias.copy_(outputs_D - states_D @ full_DD @ kept_DR @ kept_DR.T)

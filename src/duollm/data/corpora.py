@@ -21,7 +21,6 @@ from duollm.options import LARGEST_COUNT
 DEFAULT_DOCUMENTS = 10_000
 """Documents taken from a data set of the hub unless its id says otherwise."""
 _DATA_SET_ID = re.compile(r"[\w.-]+/[\w.-]+(:[^:]*){0,3}")
-_FORM = "owner/name[:config[:split[:documents]]]"
 
 _COMPILED = frozenset({"__pycache__"})
 _NOT_CODE = _COMPILED | {"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages", "dist-packages"}
@@ -90,7 +89,8 @@ def parse_data_set_id(domain: str) -> HubCorpus:
     data_set, config, split, limit = (domain.split(":") + [""] * 3)[:4]
     if limit and not (limit.isdecimal() and 1 <= float(limit) <= LARGEST_COUNT):
         raise UserError(
-            f"{domain}: documents must be from 1 to {LARGEST_COUNT:,}, got {limit[:50]!r}; the form is {_FORM}"
+            f"{domain}: documents must be from 1 to {LARGEST_COUNT:,}, got {limit[:50]!r}; "
+            "the form is owner/name[:config[:split[:documents]]]"
         )
     return HubCorpus(
         name=re.sub(r"[^\w.-]", "-", f"{data_set}:{config}" if config else data_set),  # parts of one set differ

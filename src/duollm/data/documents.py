@@ -158,8 +158,7 @@ def _read_parquet(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
         table = pq.ParquetFile(file)
     except ValueError as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
-    _check_text_column(table.schema_arrow, path)
-    yield from _read_rows(table.iter_batches(columns=[TEXT_KEY]), path)
+    yield from _read_rows(table.schema_arrow, table.iter_batches(columns=[TEXT_KEY]), path)
 
 
 def _read_arrow(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
@@ -173,11 +172,19 @@ def _read_arrow(file: BinaryIO, path: Path) -> Iterator[tuple[str, str]]:
             batches = reader = pa.ipc.open_stream(file)
         except (ValueError, OSError) as error:
             raise UserError(f"{path}: not an Arrow file: {error}") from None
-    _check_text_column(reader.schema, path)
-    yield from _read_rows(batches, path)
+    yield from _read_rows(reader.schema, batches, path)
 
 
-def _read_rows(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[tuple[str, str]]:
+def _read_rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[tuple[str, str]]:
+    named = schema.names.count(TEXT_KEY)
+    if not named:
+        raise UserError(f"{path}: no column {TEXT_KEY!r}; columns here: {', '.join(schema.names) or 'none'}")
+    if named > 1:
+        raise UserError(f"{path}: {named} columns are called {TEXT_KEY!r}; keep one")
+    kind = schema.field(TEXT_KEY).type
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if str(held) not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):
+        raise UserError(f"{path}: the column {TEXT_KEY!r} must hold strings, got {kind}")
     row = 0
     for batch in batches:
         column = batch.column(TEXT_KEY)
@@ -188,18 +195,6 @@ def _read_rows(batches: Iterable[pa.RecordBatch], path: Path) -> Iterator[tuple[
             row += 1
             where = f"{path}, row {row}"
             yield f":{row}", _checked(_decode(raw or b"", where), where)
-
-
-def _check_text_column(schema: pa.Schema, path: Path) -> None:
-    named = schema.names.count(TEXT_KEY)
-    if not named:
-        raise UserError(f"{path}: no column {TEXT_KEY!r}; columns here: {', '.join(schema.names) or 'none'}")
-    if named > 1:
-        raise UserError(f"{path}: {named} columns are called {TEXT_KEY!r}; keep one")
-    kind = schema.field(TEXT_KEY).type
-    held = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if str(held) not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):
-        raise UserError(f"{path}: the column {TEXT_KEY!r} must hold strings, got {kind}")
 
 
 def _decode(raw: bytes, where: Path | str, first_line: int = 1) -> str:

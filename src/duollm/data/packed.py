@@ -3,7 +3,6 @@
 Shape letters: B batch, T tokens, W windows.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError, did_you_mean, in_a_line
+from duollm.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -65,29 +65,23 @@ class PackedData:
             UserError: `folder` does not hold packed data, or damaged ones.
         """
         try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            manifest = read_json(folder / "manifest.json")
             tokens = {split: open_memmap(folder / f"{split}.npy", mode="r") for split in manifest["splits"]}
-        except FileNotFoundError as error:
-            raise UserError(f"{folder}: not a folder of packed data: {Path(error.filename).name} is missing") from None
-        except (*_DAMAGED, RecursionError) as error:
-            raise _damaged(folder, error) from None
-        data = cls(folder, manifest, tokens)
-        data._check()
-        return data
-
-    def _check(self) -> None:
-        """Refuse files that do not fit each other; the tokens themselves are checked when they are used."""
-        try:
-            _ = self.vocab_size, self.end_of_text_id, self.sequence_length, self.fingerprint, self.domains
-            for split, tokens in self.tokens.items():
-                counted = sum(domain["tokens"] for domain in self.manifest["splits"][split].values())
-                if tokens.ndim != 1 or tokens.dtype.kind != "u" or len(tokens) != counted:
+            columns = set(pq.read_schema(folder / "documents.parquet").names)
+            data = cls(folder, manifest, tokens)
+            _ = data.vocab_size, data.end_of_text_id, data.sequence_length, data.fingerprint, data.domains
+            for split, packed in tokens.items():  # the tokens themselves are checked when they are used
+                counted = sum(domain["tokens"] for domain in manifest["splits"][split].values())
+                if packed.ndim != 1 or packed.dtype.kind != "u" or len(packed) != counted:
                     raise ValueError(f"{split}.npy does not hold the {counted} tokens that manifest.json counts")
-            lacking = _COLUMNS - set(pq.read_schema(self.folder / "documents.parquet").names)
-            if lacking:
+            if lacking := _COLUMNS - columns:
                 raise ValueError(f"documents.parquet lacks {', '.join(sorted(lacking))}")
+        except FileNotFoundError as error:
+            missing = Path(error.filename or "documents.parquet").name  # Arrow does not say which file is missing
+            raise UserError(f"{folder}: not a folder of packed data: {missing} is missing") from None
         except _DAMAGED as error:
-            raise _damaged(self.folder, error) from None
+            raise _damaged(folder, error) from None
+        return data
 
     @property
     def vocab_size(self) -> int:

@@ -49,8 +49,7 @@ def prepare_data(
     Raises:
         UserError: a domain cannot be found, read, split or tokenized, or there is too little text.
     """
-    corpora = _find_corpora(config.domains)
-    texts = _read(corpora, progress)
+    corpora, texts = _read(config.domains, progress)
     shares = config.validation_share, config.test_share
     parts = [split_documents(domain, documents, *shares, seed) for domain, documents in texts.items()]
     splits = {split: [document for part in parts for document in part[split]] for split in SPLITS}
@@ -58,7 +57,10 @@ def prepare_data(
         tokenizer = load_tokenizer(config.tokenizer)
     else:
         progress(f"training a tokenizer of {config.vocab_size} tokens")
-        tokenizer = train_tokenizer(_tokenizer_texts(splits["train"], seed), config.vocab_size)
+        order = np.random.default_rng(seed).permutation(len(splits["train"]))
+        shuffled = [splits["train"][index].text for index in order]
+        enough = np.searchsorted(np.cumsum([len(text) for text in shuffled]), _TOKENIZER_CHARACTERS) + 1
+        tokenizer = train_tokenizer(shuffled[:enough], config.vocab_size)
     progress("packing tokens")
     with replacing(folder) as partial:
         partial.mkdir()
@@ -86,35 +88,19 @@ def source_fingerprint(config: DataConfig, seed: int) -> str:
     return fingerprint([config.model_dump(), seed, sources])
 
 
-def _find_corpora(domains: Sequence[str]) -> list[Corpus]:
+def _read(domains: Sequence[str], progress: Callable[[str], None]) -> tuple[list[Corpus], dict[str, list[Document]]]:
+    """Read the different documents of each domain; a text of two domains counts for the first."""
     corpora = [find_corpus(domain) for domain in domains]
     names = [corpus.name for corpus in corpora]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"domains: two domains are called {name!r}; rename one of the files or folders")
-    return corpora
-
-
-def _read(corpora: Sequence[Corpus], progress: Callable[[str], None]) -> dict[str, list[Document]]:
-    """Read the different documents of each domain; a text of two domains counts for the first."""
     documents: list[Document] = []
     for corpus in corpora:
         progress(f"reading {corpus.name}: {corpus.origin}")
         documents.extend(corpus.documents())
     different = distinct(documents)
-    return {corpus.name: [each for each in different if each.domain == corpus.name] for corpus in corpora}
-
-
-def _tokenizer_texts(documents: Sequence[Document], seed: int) -> list[str]:
-    """Texts of documents drawn at random until they are enough to train a tokenizer on."""
-    texts: list[str] = []
-    characters = 0
-    for index in np.random.default_rng(seed).permutation(len(documents)):
-        if characters >= _TOKENIZER_CHARACTERS:
-            break
-        texts.append(documents[index].text)
-        characters += len(texts[-1])
-    return texts
+    return corpora, {name: [each for each in different if each.domain == name] for name in names}
 
 
 def _write_tokens(splits: Splits, tokenizer: "PreTrainedTokenizerFast", folder: Path) -> list[dict[str, Any]]:

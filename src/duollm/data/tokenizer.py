@@ -142,20 +142,20 @@ class Encoder:
             UserError: a document is not represented; the message names it and its first bad line.
         """
         for batch in _batches(documents):
-            texts = [document.text for document in batch]
-            ids_of = self._ids(texts)
-            for document, ids, faithful in zip(batch, ids_of, self._represented(texts, ids_of), strict=True):
-                if not faithful:
+            encoded = self._encoded([document.text for document in batch])
+            for document, (ids, represented) in zip(batch, encoded, strict=True):
+                if not represented:
                     raise UserError(self._complaint(document))
                 yield ids
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _represented(self, texts: Sequence[str], ids_of: Sequence[list[int]]) -> Iterator[bool]:
+    def _encoded(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """Return the ids of each text, and whether they represent it."""
+        ids_of = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         decoded = self._tokenizer.decode_batch(ids_of, skip_special_tokens=False)
-        for text, ids, back in zip(texts, ids_of, decoded, strict=True):
-            yield self._reserved.isdisjoint(ids) and self._normal(back) == self._normal(text)
+        return [
+            (ids, self._reserved.isdisjoint(ids) and self._normal(back) == self._normal(text))
+            for text, ids, back in zip(texts, ids_of, decoded, strict=True)
+        ]
 
     def _normal(self, text: str) -> str:
         text = text.lstrip(" ")
@@ -165,9 +165,8 @@ class Encoder:
     def _complaint(self, document: Document) -> str:
         lines = list(StringIO(document.text, newline="\n"))
 
-        def is_bad(number: int) -> bool:  # whole beginnings, since what a token may hold need not end with a line
-            beginning = ["".join(lines[:number])]
-            return not all(self._represented(beginning, self._ids(beginning)))
+        def is_bad(number: int) -> bool:  # the whole beginning, since what a token may hold need not end with a line
+            return not self._encoded(["".join(lines[:number])])[0][1]
 
         number = 1 + bisect_left(range(1, len(lines)), True, key=is_bad)
         return (

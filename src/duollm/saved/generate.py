@@ -66,9 +66,6 @@ def generate(saved: Saved, prompt: str, settings: GenerateSettings) -> None:
 
     Args:
         prompt: the text to continue; "-": read it from standard input.
-
-    Raises:
-        UserError: bad input, named in one line.
     """
     (name, model, policy), tokenizer = saved.routed(settings.policy), saved.tokenizer
     prompt = _standard_input() if prompt == "-" else prompt
@@ -100,10 +97,9 @@ def _standard_input() -> str:
     try:
         if isinstance(sys.stdin, TextIOWrapper):  # whatever the locale says
             sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-        prompt = sys.stdin.read()
+        return sys.stdin.read()
     except UnicodeError:
         raise UserError("the prompt from standard input is not UTF-8; convert it to UTF-8") from None
-    return prompt
 
 
 def _tokenize(prompt: str, chat: bool, tokenizer: PreTrainedTokenizerFast) -> Tensor:

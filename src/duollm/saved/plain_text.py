@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from duollm.data.documents import Document, explained
@@ -109,17 +110,16 @@ def _opened(given: str) -> Iterator[TextIOWrapper]:
 def overlapping(pieces: Iterable[Sequence[int]], length: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
     """Yield token ids as batches of windows [B, T] that overlap by one token; the last window may be shorter."""
     stride, waiting = length - 1, []  # type: int, list[int]
+
+    def windows(rows: int) -> NDArray[np.int64]:
+        return sliding_window_view(waiting[: rows * stride + 1], length)[::stride].copy()
+
     for ids in pieces:
         waiting += ids
         while len(waiting) > batch_size * stride:
-            yield _windows(waiting, batch_size, length)
+            yield windows(batch_size)
             del waiting[: batch_size * stride]
     if whole := (len(waiting) - 1) // stride:
-        yield _windows(waiting, whole, length)
+        yield windows(whole)
     if len(waiting) > whole * stride + 1:
         yield np.array([waiting[whole * stride :]])
-
-
-def _windows(ids: Sequence[int], rows: int, length: int) -> NDArray[np.int64]:
-    starts_B = np.arange(rows)[:, None] * (length - 1)
-    return np.array(ids[: rows * (length - 1) + 1])[starts_B + np.arange(length)]

@@ -6,7 +6,7 @@ Shape letters: B windows of a batch, T tokens of a window, N = T - 1 predicted t
 import csv
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -46,15 +46,16 @@ def trace(saved: Saved, policy: str, text: str | None, settings: TextSettings, o
         text: a UTF-8 file; "-": standard input; None: the test split, as much as `settings` say.
         settings: `sequence_length` and `batch_size` hold for `text` too.
         out: the CSV file; None: standard output.
-
-    Raises:
-        UserError: bad input, named in one line.
     """
     with working("trace", stderr=True):
         rows = _recorded if policy.startswith(f"{ORACLE}:") else _executed
         blocks = rows(saved, policy, text, settings)
         tokens, sums = 0, np.zeros(2)
-        with _csv_file(out) as file:
+        with ExitStack() as opened:
+            file: TextIO = sys.stdout
+            if out:
+                temporary = opened.enter_context(replacing(out))
+                file = opened.enter_context(temporary.open("w", encoding="utf-8", newline=""))
             writer = csv.writer(file, lineterminator="\n")
             for columns in blocks:
                 if not tokens:
@@ -136,15 +137,6 @@ def _batches(saved: Saved, text: str | None, settings: TextSettings) -> Iterator
             for start in range(0, len(windows.window), settings.batch_size):
                 some = slice(start, start + settings.batch_size)
                 yield domain, Windows(windows.token_ids[some], windows.documents[some], windows.window[some]), total
-
-
-@contextmanager
-def _csv_file(out: Path | None) -> Iterator[TextIO]:
-    if out is None:
-        yield sys.stdout
-        return
-    with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        yield file
 
 
 def _cells(column: NDArray[Any]) -> list[Any]:
