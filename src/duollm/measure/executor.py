@@ -16,6 +16,9 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
 from duollm.routes.space import RouteSpace
 
+_LOGITS = 2**25
+"""The largest number of logits at a time: 128 MiB, where a large vocabulary would take gigabytes."""
+
 
 @torch.inference_mode()
 def policy_losses(
@@ -36,6 +39,8 @@ def policy_losses(
         nll [W, T - 1] in nats, and the routes [W, T - 1, L] of the positions that made the predictions.
     """
     losses, taken = [], []
+    of_a_window = token_ids_WT.shape[1] * model.config.vocab_size
+    batch_size = max(1, min(batch_size, _LOGITS // of_a_window))
     for start in range(0, len(token_ids_WT), batch_size):
         windows = slice(start, start + batch_size)
         batch_BT, mask_BT = token_ids_WT[windows], None if attention_mask is None else attention_mask[windows]

@@ -26,7 +26,7 @@ from duollm.routers.gains import DeepGainsRouter, GainsRouter, OffPolicyGainsRou
 from duollm.routers.knn import KnnRouter
 from duollm.routers.linear import DistilledRouter, GumbelRouter, LinearRouter
 from duollm.routers.sequential import OffPolicySequentialRouter, SequentialRouter
-from duollm.routes.space import RouteSpace, parse_branches
+from duollm.routes.space import parse_branches
 
 ROUTERS: dict[str, type[Router]] = {
     "linear": LinearRouter,
@@ -137,8 +137,7 @@ def trained_routers(
         together = run / "routers" / name / "model"
         backbone = load_model(together) if together.exists() else model
         nn.Module.to(backbone, model.device)
-        branches = tuple(sorted({*router.branches, *RouteSpace(1).branches}))
         for way in spend:
             policy = ExactBudget(router, facts["big_layers"]) if way == "exact" else router
             known = facts | {"spend": way, "branch_costs": branch_costs(model.config, router.branches).tolist()}
-            yield TrainedRouter(f"{name}_exact" if way == "exact" else name, backbone, policy, branches, known)
+            yield TrainedRouter(f"{name}_exact" if way == "exact" else name, backbone, policy, router.branches, known)
