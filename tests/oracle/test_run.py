@@ -68,16 +68,23 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def stop_at(lines):
-    """A report that stops the run after so many shards."""
-    said = []
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Make the run stop when it has written so many shards; return the numbers of those it writes."""
 
-    def report(name, done, total):
-        said.extend([name] if done else [])
-        if len(said) == lines:
-            raise KeyboardInterrupt
+    def install(shards):
+        written, write = [], OracleStore.write_shard
 
-    return report
+        def write_and_stop(self, domain, number, columns):
+            write(self, domain, number, columns)
+            written.append(number)
+            if len(written) == shards:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(OracleStore, "write_shard", write_and_stop)
+        return written
+
+    return install
 
 
 class TestTokens:
@@ -205,16 +212,25 @@ def test_two_processes_leave_the_files_of_one(finished, stage, tmp_path):
     assert files_of(tmp_path / "oracle") == files_of(finished)
 
 
-@pytest.mark.parametrize("lines", [1, 3])
-def test_a_killed_search_continues_and_repeats_no_shard(finished, stage, tmp_path, lines):
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_killed_search_continues_and_repeats_no_shard(finished, stage, tmp_path, stop_after, shards):
     folder = tmp_path / "oracle"
+    stop_after(shards)
     with pytest.raises(KeyboardInterrupt):
-        stage(folder, report=stop_at(lines)).run()
-    said = []
+        stage(folder).run()
+    written, said = stop_after(99), []
     stage(folder, report=lambda *progress: said.append(progress)).run()
-    assert len([done for _, done, _ in said if done]) == 4 - lines
+    assert len(written) == 4 - shards
     assert said[-1][1] == said[-1][2], "all tokens of the last domain"
     assert files_of(folder) == files_of(finished)
+
+
+def test_every_window_is_a_step_of_the_progress(stage, tmp_path):
+    said = []
+    stage(tmp_path / "oracle", report=lambda *progress: said.append(progress)).run()
+    done = [done for name, done, _ in said if name == "oracle owls"]
+    assert done == sorted(done)
+    assert len(set(done)) > DOCUMENTS, "windows, not shards"
 
 
 def test_patterns_are_those_of_the_budgets_that_are_searched(stage, tmp_path):
@@ -224,9 +240,10 @@ def test_patterns_are_those_of_the_budgets_that_are_searched(stage, tmp_path):
     assert routes["nll_sum"].notna().all()
 
 
-def test_a_finished_search_is_not_repeated(finished, stage):
+def test_a_finished_search_is_not_repeated(finished, stage, stop_after):
     before = files_of(finished)
-    stage(finished, report=stop_at(1)).run()
+    stop_after(1)
+    stage(finished).run()
     assert files_of(finished) == before
 
 

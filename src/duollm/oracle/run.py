@@ -152,14 +152,18 @@ class OracleRun:
         mine = range(self.rank, len(shards), self.ranks)
         missing = [number for number in mine if not self.store.has_shard(domain, number)]
         sizes = [shard.token_ids[:, 1:].size for shard in shards]
-        total, done = sum(sizes[number] for number in missing), 0
-        if self.rank == 0:
-            self.report(f"oracle {domain}", 0, total)
-        for number in missing:
-            self.store.write_shard(domain, number, self._shard(shards[number], derived_seed(self.seed, number)))
-            done += sizes[number]
+        total, parts = sum(sizes[number] for number in missing), 0.0
+
+        def searched(tokens: int) -> None:
+            nonlocal parts
+            parts += tokens / len(self.plan.contexts)
             if self.rank == 0:
-                self.report(f"oracle {domain}", done, total)
+                self.report(f"oracle {domain}", round(parts), total)
+
+        searched(0)
+        for number in missing:
+            found = self._shard(shards[number], derived_seed(self.seed, number), searched)
+            self.store.write_shard(domain, number, found)
         self.wait()
         if self.rank == 0:
             self._complete(domain, windows, len(shards))
@@ -200,8 +204,11 @@ class OracleRun:
         small_R, big_R = ((routes_RL == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG))
         return wanted_Q[cells.index(small_R, big_R)].nonzero()[:, 0].numpy()
 
-    def _shard(self, windows: Windows, seed: int) -> dict[str, Columns]:
-        """Search a shard in every context; return the columns of each of its files."""
+    def _shard(self, windows: Windows, seed: int, searched: Callable[[int], None]) -> dict[str, Columns]:
+        """Search a shard in every context; return the columns of each of its files.
+
+        `searched` is told the tokens of every search that ends: of one window, or in context committed of all.
+        """
         generator = torch.Generator(self.model.device).manual_seed(seed)
         counted_WN = self._counted(windows, generator)
         if self.plan.tables_all:
@@ -213,7 +220,7 @@ class OracleRun:
         begins = self.data.tokenizer.batch_decode(windows.token_ids[:, :1].tolist())
         tokens["before"] = [text for begin in begins for text in (begin, *[""] * (windows.token_ids.shape[1] - 2))]
         for context in self.plan.contexts:
-            found = self._search_context(context, windows, generator, tables)
+            found = self._search_context(context, windows, generator, tables, searched)
             tokens |= self._token_columns(context, windows, found)
         nll_of = _by_document(windows.documents, tables)
         if self.plan.tables_all:
@@ -228,7 +235,12 @@ class OracleRun:
         return rank_WN < max(1, round(self.config.counted_share * shape[1]))
 
     def _search_context(
-        self, context: str, windows: Windows, generator: torch.Generator, tables: list[LeafTable]
+        self,
+        context: str,
+        windows: Windows,
+        generator: torch.Generator,
+        tables: list[LeafTable],
+        searched: Callable[[int], None],
     ) -> OracleResult:
         """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
@@ -240,7 +252,9 @@ class OracleRun:
             "generator": generator,
         }
         if context == "committed":
-            return search_oracle(self.model, token_ids_WT, self.plan.space, **settings)
+            together = search_oracle(self.model, token_ids_WT, self.plan.space, **settings)
+            searched(token_ids_WT[:, 1:].numel())
+            return together
         tries_all = SEARCHES[self.config.search]().every_route
         made = [make(self.config) for make in REDUCTIONS]
         reductions = [each for each in made if each is not None and (tries_all or not each.every_route)]
@@ -248,6 +262,7 @@ class OracleRun:
         for token_ids_T, table in zip(token_ids_WT, tables, strict=True):
             kept = [*reductions, table] if context == "shared" and self.plan.tables_all else reductions
             results.append(search_oracle(self.model, token_ids_T[None], self.plan.space, reductions=kept, **settings))
+            searched(len(token_ids_T) - 1)
         return join(results, axis=1)
 
     def _token_columns(self, context: str, windows: Windows, found: OracleResult) -> Columns:
