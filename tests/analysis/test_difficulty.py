@@ -7,7 +7,7 @@ from duollm.analysis.difficulty import LINE_STARTS, class_rows, difficulty, hard
 from duollm.records.bootstrap import Bootstrap, interval
 from duollm.records.halves import first_half
 from duollm.records.keys import ALL_SMALL, ORACLE, Key
-from duollm.records.records import Records, pool
+from duollm.records.records import Records
 from duollm.records.tokens import read_tokens
 from picking import pick
 
@@ -79,12 +79,6 @@ class TestClasses:
         sums_D23 = records.sums[LINE_STARTS, Key(ORACLE, 2, context="shared")]
         assert sums_D23[:, :, 0].sum(0).tolist() == [120, 40]
         assert sums_D23[:, 1, 2].sum() == 0
-        prose, _ = read_tokens(compared[0], "prose")
-        monkeypatch.setattr("duollm.analysis.difficulty.classes_of", lambda tokens: {"form": class_T})
-        beside = with_difficulty(Records("prose", "shared", 6, (8,), prose.tokens_D, {}), prose)
-        assert not beside.sums[LINE_STARTS, Key(ORACLE, 2, context="shared")].any()
-        both = pool([records, beside]).sums[LINE_STARTS, Key(ORACLE, 2, context="shared")]
-        assert both.sum(0).tolist() == sums_D23.sum(0).tolist()
 
     def test_the_tokens_helped_most_are_scored_on_other_documents(self, compared):
         run, _, results = compared

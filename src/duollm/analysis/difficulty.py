@@ -76,25 +76,22 @@ def has_high_loss(nll_small_T: Floats) -> NDArray[np.bool_]:
 
 
 def with_difficulty(records: Records, tokens: Tokens) -> Records:
-    """Add the sums `HARD` and `LINE_STARTS` of every search at the low budget; the latter are 0 if a text is no Python.
-
-    So documents of both kinds can be pooled.
-    """
+    """Add the sums `HARD`, and for Python `LINE_STARTS`, of every search at the low budget."""
     sums, high_T, classes = (
         dict(records.sums),
         has_high_loss(tokens.policies[Key(ALL_SMALL, 0)].nll_T),
         classes_of(tokens),
     )
-    is_python = "python" in classes
-    starts_T = classes["form"] == LINE_START if is_python else np.zeros_like(high_T)
+    starts_T = classes["form"] == LINE_START if "python" in classes else None
     for key, losses_3T in _searches(tokens).items():
         small_T, big_T, oracle_T = losses_3T
         saved_T = small_T - np.minimum(big_T, oracle_T)
         counted_T3 = np.stack([high_T, high_T & (saved_T < NOTHING), high_T & (small_T - oracle_T >= MUCH)], axis=1)
         sums[HARD, key] = tokens.by_document(counted_T3.astype(np.float64))
-        values_T3 = np.stack([np.ones_like(small_T), small_T, small_T - oracle_T], axis=1)
-        there_T2 = np.stack([~starts_T, starts_T], axis=1) & is_python
-        sums[LINE_STARTS, key] = tokens.by_document(values_T3[:, None] * there_T2[..., None])
+        if starts_T is not None:
+            values_T3 = np.stack([np.ones_like(small_T), small_T, small_T - oracle_T], axis=1)
+            there_T2 = np.stack([~starts_T, starts_T], axis=1)
+            sums[LINE_STARTS, key] = tokens.by_document(values_T3[:, None] * there_T2[..., None])
     return replace(records, sums=sums)
 
 

@@ -204,7 +204,7 @@ def _with_searches(evidence: Evidence, draws: Draws, context: str, labels: Label
     if (HARD, searched) in sums:
         high_D, nothing_D, much_D = sums[HARD, searched].T
         hard_X = ratio(nothing_D, high_D), ratio(much_D, high_D)
-    if (LINE_STARTS, searched) in sums and sums[LINE_STARTS, searched].any():
+    if (LINE_STARTS, searched) in sums:
         tokens_DE, nll_DE, gain_DE = np.moveaxis(sums[LINE_STARTS, searched], -1, 0)
         elsewhere_start = ratio(nll_DE, tokens_DE), ratio(gain_DE, nll_DE)
         line_starts_X = elsewhere_start[0] @ [-1.0, 1.0], elsewhere_start[1] @ [-1.0, 1.0]
