@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def own_run(synthetic: tuple[Path, dict[str, Truth]], tmp_path: Path) -> Path:
     """A copy of the synthetic run that a test may break."""
     return Path(shutil.copytree(synthetic[0], tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def quick_machine() -> Iterator[None]:
+    """As `no_measuring`, for the whole studies of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
+        yield
 
 
 @pytest.fixture

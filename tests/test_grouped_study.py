@@ -11,13 +11,7 @@ from duollm.routes.space import RouteSpace
 from duollm.study import run_study
 from tiny_corpus import write_corpus
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_machine():
-    """Nothing here depends on how fast the machine is, so it is not measured."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_machine")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +48,7 @@ def test_a_study_over_groups_ends_in_a_report(tmp_path, scope, branches, space, 
     assert {row["big_layers"] for row in results["selection_noise"]} == set(budgets[1:-1])
     facts = json.loads((tmp_path / "run" / "oracle" / "manifest.json").read_text())
     searched = RouteSpace.from_facts(facts)
+    assert {row["big_layers"] for row in results["difficulty_by_class"]} == {searched.focus_budgets[0]}
     table = pd.read_parquet(tmp_path / "run" / "oracle" / "owls.parquet")
     assert (searched.count_big(table["route_shared_k3"].to_numpy()) == 3).all()
     np.testing.assert_allclose(table["executed_committed_k3"], table["nll_committed_k3"], atol=1e-4)

@@ -18,13 +18,7 @@ from tiny_corpus import write_corpus
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "pretrained.yaml"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_machine():
-    """Nothing here depends on how fast the machine is, so it is not measured."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("duollm.training.loop.matmul_peak", lambda precision: 1e9)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_machine")
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,6 @@ from duollm.records.keys import (
 )
 from duollm.records.records import Records
 from duollm.records.tokens import Tokens
-from duollm.routes.space import focus_budgets
 
 HIGH_LOSS_QUANTILE = 0.75
 NOTHING, MUCH = 0.1, 1.0
@@ -77,11 +76,8 @@ def has_high_loss(nll_small_T: Floats) -> NDArray[np.bool_]:
 
 def with_difficulty(records: Records, tokens: Tokens) -> Records:
     """Add the sums `HARD`, and for Python `LINE_STARTS`, of every search at the low budget."""
-    sums, high_T, classes = (
-        dict(records.sums),
-        has_high_loss(tokens.policies[Key(ALL_SMALL, 0)].nll_T),
-        classes_of(tokens),
-    )
+    sums, classes = dict(records.sums), classes_of(tokens)
+    high_T = has_high_loss(tokens.policies[Key(ALL_SMALL, 0)].nll_T)
     starts_T = classes["form"] == LINE_START if "python" in classes else None
     for key, losses_3T in _searches(tokens).items():
         small_T, big_T, oracle_T = losses_3T
@@ -98,7 +94,7 @@ def with_difficulty(records: Records, tokens: Tokens) -> Records:
 def _searches(tokens: Tokens) -> dict[Key, list[Floats]]:
     """Return the losses [T] of all small, all big and every search at the low budget, on the labels of that search."""
     layers, found = tokens.space.num_layers, {}
-    k = focus_budgets(layers)[0]
+    k = tokens.space.focus_budgets[0]
     nll = {key: one.nll_T for key, one in tokens.policies.items()}
     small, big, static = (Key(DRAWN_STATIC, number) for number in (0, layers, k))
     for key in [key for key in nll if key.policy == ORACLE and key.big_layers == k]:
@@ -114,7 +110,7 @@ def _searches(tokens: Tokens) -> dict[Key, list[Floats]]:
 
 def class_rows(tokens: Tokens, bootstrap: Bootstrap) -> Iterator[ClassRow]:
     """Yield loss and gains of every class of tokens, at the low budget."""
-    k, searches = focus_budgets(tokens.space.num_layers)[0], _searches(tokens)
+    k, searches = tokens.space.focus_budgets[0], _searches(tokens)
     oracle = Key(ORACLE, k, context=tokens.context)
     if oracle not in searches:
         return
@@ -169,7 +165,7 @@ def helped_rows(tokens: Tokens, seed: int, most: int = 10) -> Iterator[HelpedRow
 
     The gains are those on the other half: the best of many on the text that ranked them would be too good.
     """
-    k, texts = focus_budgets(tokens.space.num_layers)[0], np.array(tokens.text)
+    k, texts = tokens.space.focus_budgets[0], np.array(tokens.text)
     gains = {name: gain_T for name, gain_T in _gains(tokens, k).items() if gain_T is not None}
     if "gain" not in gains:
         return

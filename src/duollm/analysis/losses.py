@@ -17,7 +17,6 @@ from duollm.records.keys import ALL_BIG, AVERAGE, EXACT, ORACLE, PATTERNS_DRAWN,
 from duollm.records.patterns import PatternSums, best_of, read_best_routes, whole_document_sums
 from duollm.records.records import Draws
 from duollm.records.tokens import Tokens
-from duollm.routes.space import focus_budgets
 
 
 def nll_rows(draws: Draws) -> Iterator[LossRow]:
@@ -83,7 +82,7 @@ def best_of_pattern_rows(oracle: Tokens, patterns: PatternSums, bootstrap: Boots
     all_big_D = oracle.by_document(oracle.policies[Key(ALL_BIG, oracle.space.num_layers)].nll_T)
     in_first_D = first_half(len(oracle.documents), seed)
     for k, nll_DR in patterns.by_budget(whole_document_sums(oracle, patterns)):
-        if k in focus_budgets(oracle.space.num_layers, oracle.space.big_layers):
+        if k in oracle.space.focus_budgets:
             totals_ND = best_of(nll_DR, sizes, in_first_D)
             estimates = _best_of(bootstrap, totals_ND, all_big_D, oracle.tokens_D)
             yield BestOfRow(oracle.domain, k, nll_DR.shape[1], sizes, *estimates)
@@ -93,7 +92,7 @@ def best_of_route_rows(run: Path, oracle: Tokens, patterns: PatternSums, bootstr
     """Yield the expected best of N random routes per token as a function of N, at the same budgets."""
     all_big_D = patterns.uniform(Branch.BIG)
     for k, (sizes, totals_ND) in read_best_routes(run, oracle).items():
-        if k in focus_budgets(oracle.space.num_layers, oracle.space.big_layers) and all_big_D is not None:
+        if k in oracle.space.focus_budgets and all_big_D is not None:
             estimates = _best_of(bootstrap, totals_ND, all_big_D, patterns.counted_D)
             yield BestOfRow(oracle.domain, k, sizes[-1], sizes, *estimates)
 

@@ -23,7 +23,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.progress import show
 from duollm.records.files import write_result
 from duollm.records.keys import SHUFFLED
-from duollm.routes.space import RouteSpace, focus_budgets
+from duollm.routes.space import RouteSpace
 
 _VALIDATION_WINDOWS = 64
 """Few, for every policy is executed on them."""
@@ -97,7 +97,7 @@ def evaluate_ceiling(
                 policy = replace(policy, validation_nll=nll_WT.mean().item())
             scored.append(policy)
     scored = choose(scored)
-    by_depth = min(sorted(big_layers), key=lambda k: abs(k - focus_budgets(space.num_layers)[0]))
+    by_depth = min(sorted(big_layers), key=lambda k: abs(k - space.focus_budgets[0]))
     policies = [each for each in scored if each.chosen or each.predictor == SHUFFLED or each.big_layers == by_depth]
     facts = space.facts | {
         "policies": [asdict(policy) | {"column": policy.column} for policy in policies],

@@ -34,7 +34,7 @@ from duollm.oracle.units import Units
 from duollm.progress import show
 from duollm.records.order import draw_sizes, expected_best
 from duollm.routes.sampling import derived_seed
-from duollm.routes.space import LARGEST_LISTED, RouteSpace, focus_budgets, parse_branches, searchable_groups
+from duollm.routes.space import LARGEST_LISTED, RouteSpace, parse_branches, searchable_groups
 
 _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16
@@ -89,7 +89,7 @@ class SearchPlan:
         config, possible = self.config, self.space.big_layers
         if context == "committed" and config.committed_big_layers is not None:
             return config.committed_big_layers
-        default = possible if config.search == "exact" else focus_budgets(self.num_layers, possible)
+        default = possible if config.search == "exact" else self.space.focus_budgets
         wanted = default if config.big_layers is None else config.big_layers
         return list(wanted) if context == "committed" else sorted({possible[0], possible[-1], *wanted})
 

@@ -17,7 +17,6 @@ from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budge
 from duollm.report.passages import first_window, one_line
 from duollm.report.style import ALL_SKIPPED, save, styled
 from duollm.report.token_figures import difficulty_by_loss, route_strips
-from duollm.routes.space import focus_budgets
 
 _STRIP_TOKENS = 56
 _LONGEST_NAME = 32
@@ -25,7 +24,7 @@ _LONGEST_NAME = 32
 
 def shown_budget(domains: Sequence[Tokens]) -> int:
     """Return the budget of figures that show only one: a third of the layers, or the nearest searched budget."""
-    wanted = focus_budgets(domains[0].space.num_layers)[0]
+    wanted = domains[0].space.focus_budgets[0]
     everywhere = set.intersection(*(set(tokens.searched()) for tokens in domains))
     return min(sorted(everywhere), key=lambda k: abs(k - wanted))
 

@@ -137,6 +137,11 @@ class RouteSpace:
         taken = list(self.fixed.values())
         return taken.count(Branch.SMALL), taken.count(Branch.BIG)
 
+    @property
+    def focus_budgets(self) -> tuple[int, int, int]:
+        """The low, middle and high budget of this space."""
+        return focus_budgets(self.num_layers, self.big_layers)
+
     @cached_property
     def routes_spending(self) -> dict[tuple[int, int], int]:
         """The number of routes with each pair of numbers (small layers, big layers), where there is one."""
