@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import yaml
+
+from duollm.config import DataConfig
 from duollm.data.corpora import find_corpus
+from duollm.data.packing import prepare_data
 from duollm.data.tokenizer import train_tokenizer
 from duollm.models.modeling_duo import DuoForCausalLM
 from tiny import tiny_model
@@ -18,3 +22,12 @@ def save_tiny(folder: Path) -> tuple[DuoForCausalLM, Path]:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return model, texts
+
+
+def save_tiny_run(folder: Path) -> None:
+    """Write what `save_tiny` writes, and a run folder `folder/run` around it, with the data packed."""
+    _, texts = save_tiny(folder)
+    data = DataConfig(domains=[str(texts)], tokenizer=str(folder / "model"), sequence_length=16, test_share=0.3)
+    prepare_data(data, 5, folder / "run" / "data")
+    recipe = {"seed": 5, "model": {"path": str(folder / "model")}, "data": data.model_dump()}
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(recipe))

@@ -7,26 +7,19 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from duollm import cli
-from duollm.config import DataConfig
-from duollm.data.packing import prepare_data
 from duollm.routers.registry import make_router, save_router
 from duollm.routes.space import RouteSpace
 from tiny import tiny_config
-from tiny_saved import save_tiny
+from tiny_saved import save_tiny_run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """`model`, the texts `owls`, and a run folder `run` around them."""
     folder = tmp_path_factory.mktemp("score")
-    _, texts = save_tiny(folder)
-    data = DataConfig(domains=[str(texts)], tokenizer=str(folder / "model"), sequence_length=16, test_share=0.3)
-    prepare_data(data, 5, folder / "run" / "data")
-    recipe = {"seed": 5, "model": {"path": str(folder / "model")}, "data": data.model_dump()}
-    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(recipe))
+    save_tiny_run(folder)
     return folder
 
 

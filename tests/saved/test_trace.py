@@ -6,18 +6,15 @@ import io
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from duollm import cli
-from duollm.config import DataConfig
-from duollm.data.packing import prepare_data
 from duollm.measure.executor import policy_losses
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
 from duollm.saved import trace as module
 from duollm.saved.model import Saved
 from synthetic_run import Plan, write_run
-from tiny_saved import save_tiny
+from tiny_saved import save_tiny_run
 
 TEXT = 'An owl said "hoo, hoo",\nand\tflew.\n' * 5
 
@@ -26,12 +23,8 @@ TEXT = 'An owl said "hoo, hoo",\nand\tflew.\n' * 5
 def folder(tmp_path_factory):
     """`model`, the texts `owls`, `text` and a run folder `run` around them."""
     folder = tmp_path_factory.mktemp("trace")
-    _, texts = save_tiny(folder)
+    save_tiny_run(folder)
     (folder / "text").write_text(TEXT)
-    data = DataConfig(domains=[str(texts)], tokenizer=str(folder / "model"), sequence_length=16, test_share=0.3)
-    prepare_data(data, 5, folder / "run" / "data")
-    recipe = {"seed": 5, "model": {"path": str(folder / "model")}, "data": data.model_dump()}
-    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
 
