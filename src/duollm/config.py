@@ -406,6 +406,17 @@ class Recipe(Section):
         return self
 
 
+def recipe_of(run: Path) -> Recipe:
+    """Read the recipe of a run folder.
+
+    Raises:
+        UserError: the folder is none of a run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: no run folder (no config.yaml); make one with `duollm study`")
+    return load_recipe(run / "config.yaml")
+
+
 def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -> Recipe:
     """Read a YAML recipe and apply overrides such as {"pretrain.tokens": "5e5"}.
 

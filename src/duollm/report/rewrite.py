@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from duollm.analysis.analyse import analyse
 from duollm.analysis.results import Results, read_results
-from duollm.config import Recipe, load_recipe
+from duollm.config import Recipe, recipe_of
 from duollm.errors import UserError
 from duollm.files import check_folder, write_text
 from duollm.progress import say, working
@@ -116,17 +116,6 @@ def missing_stages(run: Path, recipe: Recipe) -> list[str]:
     """Return the stages after the oracle that a run has not finished."""
     stages = [*(["ceiling"] if recipe.ceiling.enabled else []), "evaluate"]
     return [name for name in stages if not (run / "stages" / f"{name}.json").is_file()]
-
-
-def recipe_of(run: Path) -> Recipe:
-    """Read the recipe of a run.
-
-    Raises:
-        UserError: the folder is none of a run.
-    """
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: no run folder (no config.yaml); make one with `duollm study`")
-    return load_recipe(run / "config.yaml")
 
 
 def is_current(run: Path) -> bool:

@@ -14,7 +14,7 @@ from duollm.analysis.claims import about
 from duollm.analysis.claims.models import SHARES, model_claims, paired_draws, scored_domains
 from duollm.analysis.results import Results, read_results
 from duollm.analysis.verdicts import Claim, Condition, Reading, Verdict, decide, judge
-from duollm.config import Recipe, load_recipe
+from duollm.config import Recipe, recipe_of
 from duollm.errors import UserError
 from duollm.records.bootstrap import Estimate, Floats
 
@@ -38,9 +38,7 @@ class Run:
         Raises:
             UserError: it is none, or its results are missing or of another version.
         """
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"{folder}: no run folder of duollm (no config.yaml)")
-        recipe = load_recipe(folder / "config.yaml")
+        recipe = recipe_of(folder)
         beside = role_of(recipe).startswith(("dense", "frozen"))
         return cls(folder, recipe, None if beside else read_results(folder))
 
@@ -173,7 +171,7 @@ def over_seeds(claims: Sequence[Claim]) -> Claim:
     if len(measured) < 2:
         return (measured or list(claims))[0]
     seeds = [{one.quantity: one for one in claim.conditions} for claim in measured]
-    conditions = [_mean([seed[name] for seed in seeds if name in seed]) for name in {**seeds[0]}]
+    conditions = [_mean([seed[name] for seed in seeds if name in seed]) for name in seeds[0]]
     first = measured[0]
     whole = decide(first.id, first.domain, first.statement, first.finding, *conditions)
     readings = [_reading(claim_readings) for claim_readings in _by_reading(measured)]
