@@ -10,7 +10,7 @@ Shape letters: P prefixes (nodes in a block), N tokens, G groups of them, D hidd
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import cast
 
 import torch
@@ -174,11 +174,18 @@ class Tree:
 
     def _reaches(self, depth: int, spent_PG2: Tensor) -> Tensor:
         """Whether prefixes of this depth can still end in a wanted cell, bool [P]."""
-        sides = self.space.num_layers + 1
-        possible = torch.zeros(sides, sides, dtype=torch.bool, device=spent_PG2.device)
-        possible[tuple(zip(*self.space.sums[depth], strict=True))] = True
+        possible = self._possible[depth]
         left_PQ2 = self.wanted_Q2 - spent_PG2[:, :1]
         return ((left_PQ2 >= 0).all(-1) & possible[left_PQ2.clamp(min=0).unbind(-1)]).any(-1)
+
+    @cached_property
+    def _possible(self) -> list[Tensor]:
+        """For each depth, whether the layers that are left can spend so many small and so many big, bool [L+1, L+1]."""
+        sides, found = self.space.num_layers + 1, []
+        for sums in self.space.sums:
+            found.append(torch.zeros(sides, sides, dtype=torch.bool, device=self.wanted_Q2.device))
+            found[-1][tuple(zip(*sums, strict=True))] = True
+        return found
 
     def _follow(self, block: Prefixes, depth: int, attend: Attend) -> Prefixes:
         """Walk through the layers in which `depth` choices decide, up to the one that asks for the next."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from duollm.models.branch import Branch
 from duollm.oracle.budgets import Budget, Cells, Frontier
 from duollm.oracle.contexts import Batch
 from duollm.oracle.noise import draw_labels
@@ -61,7 +62,7 @@ class Units(Reduction):
         """
         route_R = torch.arange(self.cells.space.size, device=self.rows_N.device)
         routes_RL = self.cells.space.decode(route_R)
-        cell_R = self.cells.index(*((routes_RL == branch).sum(-1) for branch in (1, 2)))
+        cell_R = self.cells.index(*((routes_RL == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG)))
         nll_3NR = self.nll_3NR - self.excess_3N[:, self.rows_N, None]
         kept = {}
         for size in self.sizes:
@@ -91,5 +92,5 @@ def _choose(chooses_NR: Tensor, scored_NR: Tensor, unit_N: Tensor, cell_R: Tenso
         routes = (cell_R == cell).nonzero()[:, 0]
         lowest_U, best_U = mean_UR[:, routes].min(-1)
         mean_QN[cell] = lowest_U[unit_N]
-        nll_QN[cell] = scored_NR[torch.arange(len(unit_N)), routes[best_U[unit_N]]]
+        nll_QN[cell] = scored_NR.gather(1, routes[best_U[unit_N]][:, None])[:, 0]
     return mean_QN, nll_QN

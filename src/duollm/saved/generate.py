@@ -66,6 +66,9 @@ def generate(saved: Saved, prompt: str, settings: GenerateSettings) -> None:
 
     Args:
         prompt: the text to continue; "-": read it from standard input.
+
+    Raises:
+        UserError: bad input, named in one line.
     """
     (name, model, policy), tokenizer = saved.routed(settings.policy), saved.tokenizer
     prompt = _standard_input() if prompt == "-" else prompt

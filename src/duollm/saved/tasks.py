@@ -46,6 +46,9 @@ def score_tasks(
     Args:
         policies: names; see `Saved.routed`.
         command: the command line, for the provenance.
+
+    Raises:
+        UserError: bad input, named in one line.
     """
     for name in ("lm_eval", "datasets", "huggingface_hub"):  # they say much that is no concern of ours
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -79,6 +79,9 @@ def score_text(
     Args:
         policies: names; see `Saved.routed`.
         command: the command line, for the provenance.
+
+    Raises:
+        UserError: bad input, named in one line.
     """
     routed = [saved.routed(name) for name in policies]
     with held_out_text(saved, settings) as (data, domains):

@@ -46,6 +46,9 @@ def trace(saved: Saved, policy: str, text: str | None, settings: TextSettings, o
         text: a UTF-8 file; "-": standard input; None: the test split, as much as `settings` say.
         settings: `sequence_length` and `batch_size` hold for `text` too.
         out: the CSV file; None: standard output.
+
+    Raises:
+        UserError: bad input, named in one line.
     """
     with working("trace", stderr=True):
         rows = _recorded if policy.startswith(f"{ORACLE}:") else _executed
