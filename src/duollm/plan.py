@@ -1,7 +1,7 @@
 """Plans a recipe without building the model: parameters, FLOPs, memory, steps, routes."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
@@ -11,10 +11,12 @@ from huggingface_hub.errors import StrictDataclassError
 
 from duollm.config import ModelConfig, Recipe
 from duollm.errors import UserError
+from duollm.files import read_json
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
+from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.conversion import read_dense_config
-from duollm.models.families import duo_config
+from duollm.models.families import dense_config, duo_config
 from duollm.oracle.beam import Beam
 from duollm.oracle.run import SearchPlan, check_memory, check_settings
 from duollm.routers.registry import check_kinds
@@ -166,7 +168,12 @@ def given_config(recipe: Recipe) -> DuoConfig | None:
             if not Path(model.path, "config.json").is_file():
                 raise ValueError(f"{model.path} holds no config.json; give the folder of a saved model")
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
-        return duo_config(read_dense_config(str(model.dense)), model.small_intermediate_size, model.skip_scope)
+        folder = str(model.dense)
+        with suppress(OSError, ValueError):  # of a folder that is damaged, or none, the reading of a dense one tells
+            if read_json(Path(folder, "config.json"))["model_type"] == DuoConfig.model_type:
+                dense = dense_config(DuoConfig.from_json_file(Path(folder, "config.json")), Branch.BIG)
+                return duo_config(dense, model.small_intermediate_size, model.skip_scope)
+        return duo_config(read_dense_config(folder), model.small_intermediate_size, model.skip_scope)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         key, given, fault = "path" if model.path else "dense", model.path or model.dense, " ".join(str(error).split())
         raise UserError(f"model.{key}: {fault if str(given) in fault else f'{given}: {fault}'}") from None

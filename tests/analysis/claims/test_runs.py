@@ -54,7 +54,7 @@ def test_parts_are_read_from_recipes():
 
 def test_a_column_holds_one_run_of_each_part_and_seed():
     runs = [study("main", MAIN), study("skip", SKIP), study("other", MAIN, seed=1), study("again", MAIN)]
-    assert [[run.folder.name for run in column.runs.values()] for column in columns_of(runs)] == [
+    assert [[run.folder.name for run in column.runs.values()] for column in columns_of(runs)[0]] == [
         ["main", "skip"],
         ["other"],
         ["again"],
@@ -62,7 +62,8 @@ def test_a_column_holds_one_run_of_each_part_and_seed():
 
 
 def test_runs_that_only_stand_beside_others_make_no_column():
-    assert columns_of([study("dense", dense(512))]) == []
+    alone = study("dense", dense(512))
+    assert columns_of([alone]) == ([], [alone])
 
 
 def test_conditions_of_several_runs_make_one_claim():
@@ -81,10 +82,10 @@ def test_what_no_run_measured_stays():
 def test_claims_about_the_papers_model_are_not_taken_from_another():
     main = study("main", MAIN, claim("C6", low("slope")), claim("C16", low("slope", None)))
     opt = study("opt", OPT, claim("C6", low("slope", 1.0)), claim("C16", low("slope")))
-    [column] = columns_of([opt, main])
+    [column], _ = columns_of([opt, main])
     verdicts = {each.id: each.verdict for each in column.claims()}
     assert (verdicts["C6"], verdicts["C16"]) == ("reproduced", "reproduced")
-    [alone] = columns_of([opt])
+    [alone], _ = columns_of([opt])
     assert {each.id: each.verdict for each in alone.claims()}["C6"] == "not reproduced"
 
 
@@ -96,7 +97,7 @@ def test_c14_and_c15_come_from_scores_of_runs_beside(tmp_path):
     write_scores(tmp_path / "frozen", {"random:0.5": 2.6})
     runs = [study(tmp_path / f"dense{width}", dense(width)) for width in widths.values()]
     runs += [study(tmp_path / "frozen", FROZEN), study(tmp_path / "main", MAIN, claim("C1", low("x")))]
-    claims = {each.id: each for each in columns_of(runs)[0].claims()}
+    claims = {each.id: each for each in columns_of(runs)[0][0].claims()}
     assert (claims["C14"].verdict, claims["C15"].verdict) == ("reproduced", "reproduced")
     assert claims["C15"].estimate.value == pytest.approx(0.1, abs=1e-6)
 

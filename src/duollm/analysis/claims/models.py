@@ -21,6 +21,8 @@ NEAR_DENSE = 0.1
 """C14: nats per token by which the duo may be worse than a dense model of equal FLOPs."""
 FOLDER = "score"
 """Where in a run folder its scores are: the folder that `duollm score RUN --out RUN/score` writes."""
+TASKS = ("duollm_prose_continuation", "duollm_code_continuation")
+"""C14: the tasks that come with the installation (`duollm score --tasks`)."""
 _TOKEN = ["document", "window", "position", "token_id"]
 
 

@@ -1,0 +1,88 @@
+"""`./run reference` on tiny models: every command of it, and the claims that it decides."""
+
+import json
+
+import pytest
+import yaml
+
+import decide_claims
+from duollm import cli
+from tiny import SIZES
+from tiny_corpus import write_corpus
+
+pytestmark = pytest.mark.usefixtures("quick_machine")
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    """A folder with the recipes of a tiny reference study and of a smaller one."""
+    folder = tmp_path_factory.mktemp("tiny")
+    texts = [str(write_corpus(folder / name, documents=20, seed=seed)) for seed, name in enumerate(["owls", "cats"])]
+    sizes = {"hidden_size", "num_hidden_layers", "intermediate_size", "small_intermediate_size"}
+    values = {
+        "name": "tiny",
+        "model": {key: SIZES[key] for key in sizes},
+        "data": {"domains": texts, "vocab_size": 300, "sequence_length": 16, "test_share": 0.3},
+        "pretrain": {"tokens": 600, "batch_size": 8, "precision": "fp32", "compile": False},
+        "oracle": {"documents": 4, "random_routes": 2},
+        "router": {"kinds": ["linear"], "big_layers": [1, 2], "tokens": 200, "precision": "fp32"},
+        "ceiling": {"enabled": False},
+        "report": {"bootstrap_samples": 100, "shown_documents": 1},
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(values))
+    longer = values | {"pretrain": values["pretrain"] | {"tokens": 700}}
+    (folder / "reference.yaml").write_text(yaml.safe_dump(longer))
+    return folder
+
+
+def write_no_figures(run, shown_documents, missing=()):
+    """Figures are tested elsewhere, and take most of the time of a tiny study."""
+    (run / "figures").mkdir(exist_ok=True)
+    (run / "report.html").write_text("a page")
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Run commands in this process, and return their verbs and first options."""
+    called = []
+
+    def call(arguments):
+        called.append(list(arguments))
+        assert cli.main(list(arguments)) == 0
+
+    monkeypatch.setattr(decide_claims, "duollm", call)
+    monkeypatch.setattr("duollm.study.write_report", write_no_figures)
+    return called
+
+
+def test_the_script_decides_every_claim_and_does_nothing_twice(recipes, tmp_path, commands, capsys):
+    given = [
+        "--out",
+        str(tmp_path),
+        "--recipe",
+        str(recipes / "reference.yaml"),
+        "--small",
+        str(recipes / "small.yaml"),
+        "--seeds",
+        "3",
+    ]
+    given += ["--task-documents", "4"]
+    decide_claims.main(given)
+    claims = {claim["id"]: claim for claim in json.loads((tmp_path / "claims.json").read_text())}
+    assert list(claims) == [f"C{number}" for number in range(1, 20)]
+    unmeasured = {name for name, claim in claims.items() if claim["verdict"] == "not measured"}
+    assert unmeasured == {"C5", "C12", "C18", "C19"}  # the tiny recipe has neither ramps, nor Python, nor these routers
+    decided_by = {name: claim["study"].rpartition("tmp")[-1] for name, claim in claims.items()}
+    assert [name for name, study in decided_by.items() if study.endswith("small-3/study")] == [
+        *["C9", "C10", "C13", "C14", "C15", "C16", "C17"]  # each takes runs beside a study
+    ]
+    for claim in claims.values():
+        missing = [one["quantity"] for one in claim["conditions"] if not one["estimate"]]
+        assert claim["id"] in unmeasured or not missing
+    assert (tmp_path / "claims.csv").exists()
+    assert (tmp_path / "comparison.html").exists()
+    scored = [call for call in commands if call[0] == "score"]
+    commands.clear()
+    decide_claims.main(given)
+    assert scored
+    assert {call[0] for call in commands} == {"study", "pretrain", "report"}
