@@ -13,13 +13,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 from duollm.analysis.claims.models import FOLDER, SHARES, TASKS
 from duollm.config import Recipe, load_recipe
+from duollm.errors import UserError
 from duollm.files import write_text
 from duollm.routes.space import focus_budgets
 
@@ -29,12 +30,13 @@ BIG_SHARE_OF_TOKENS = 2 / 3
 
 
 class Run(NamedTuple):
-    """A run folder, the verb and settings that make it, and the options of `duollm score`, if it is scored."""
+    """A run folder, the verb and settings that make it, and how it is scored: options of `duollm score`, if it is."""
 
     name: str
     verb: str
     settings: dict[str, object]
     score: Sequence[str] = ()
+    tasks: bool = True
 
 
 def dense_widths(recipe: Recipe) -> dict[float, int]:
@@ -57,7 +59,7 @@ def runs_beside(recipe: Recipe, folder: Path, model: Path | None) -> Iterator[Ru
     routers |= {"oracle.resampled_labels": 0}
     yield Run("study", "study", study, ["--sweep", "random"])
     yield Run("skip", "study", study | _skipping("skip", "big", model=model))
-    yield Run("skip-layers", "study", study | _skipping("skip", "big", model=model) | {"model.skip_scope": "layer"})
+    yield Run("skip-layers", "study", study | _skipping("skip", "big") | {"model.skip_scope": "layer"})
     yield Run("skip-small", "study", routers | _skipping("skip", "small", "big", model=model))
     yield Run("opt", "study", routers | {"model.architecture": "opt"})
     opt = folder / "opt" if model else None
@@ -72,10 +74,10 @@ def runs_beside(recipe: Recipe, folder: Path, model: Path | None) -> Iterator[Ru
     yield Run("big", "pretrain", alone | {"pretrain.tokens": first})
     frozen = {"model.dense": folder / "big" / "model", "convert.small_init": "random", "pretrain.freeze": "big"}
     frozen |= {"pretrain.tokens": recipe.pretrain.tokens - first}
-    yield Run("frozen", "pretrain", frozen, ["--policy", "random:0.5"])
+    yield Run("frozen", "pretrain", frozen, ["--policy", "random:0.5"], tasks=False)
 
 
-def _skipping(*branches: str, model: Path | None) -> dict[str, object]:
+def _skipping(*branches: str, model: Path | None = None) -> dict[str, object]:
     settings: dict[str, object] = {"oracle.branches": list(branches), "router.branches": list(branches)}
     if model:
         return settings | {"model.path": model / "model", "data.tokenizer": model / "data" / "tokenizer"}
@@ -98,7 +100,7 @@ def carry_out(run: Run, recipe: Path, seed: int, folder: Path, task_documents: i
     if not run.score:
         return
     tasks = ["--tasks", ",".join(TASKS), "--limit", str(task_documents)]
-    for options, made in ([], "evaluation.json"), (tasks, "tasks.json"):
+    for options, made in ([], "evaluation.json"), *([(tasks, "tasks.json")] if run.tasks else []):
         if options and not importlib.util.find_spec("lm_eval"):
             print("no tasks: lm-eval is not installed; `pip install 'duollm[eval]'`, then run this again")
         elif not _is_newer(out / FOLDER / made, out / "model" / "model.safetensors"):
@@ -116,23 +118,22 @@ def _call(arguments: Sequence[str], dry: bool) -> None:
 
 
 def write_claims(runs: Sequence[Path], folder: Path, dry: bool) -> None:
-    """Write the table of claims as text, JSON and CSV, and the page of the runs side by side."""
+    """Write the table of claims as text, JSON and CSV, and the page of the studies side by side."""
     from duollm.report.claims import print_claims
 
     print(shlex.join(["duollm", "claims", *map(str, runs)]), flush=True)
     for form, name in ("json", "claims.json"), ("csv", "claims.csv"), ("table", "claims.txt"):
         if dry:
             continue
-        with redirect_stdout(StringIO()) as shown:
+        with redirect_stdout(StringIO()) as shown, redirect_stderr(StringIO()) as notes:
             print_claims(runs, None, form)
-        write_text(folder / name, shown.getvalue())
+        text = shown.getvalue() + (notes.getvalue() if form == "table" else "")
+        write_text(folder / name, text)
     if not dry:
-        print(shown.getvalue())
-    _call(["report", *(str(run) for run in runs if _has_results(run)), "--out", str(folder / "comparison.html")], dry)
-
-
-def _has_results(run: Path) -> bool:
-    return (run / "results.json").exists()
+        print(text)
+    studies = [str(run) for run in runs if run.name == "study" or not run.parent.name.startswith("small-")]
+    if len(studies) > 1:
+        _call(["report", *studies, "--out", str(folder / "comparison.html")], dry)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -180,4 +181,8 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"run reference: error: {error}", file=sys.stderr)
+        sys.exit(2)

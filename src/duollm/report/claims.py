@@ -11,6 +11,7 @@ from string import ascii_uppercase
 from textwrap import fill
 from typing import Any, get_args
 
+from duollm.analysis.claims.models import BY_TASKS
 from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, over_seeds, studies_of
 from duollm.analysis.verdicts import Claim, Labels, Verdict
 from duollm.errors import UserError, did_you_mean
@@ -102,7 +103,7 @@ def _claims(studies: Sequence[Sequence[Column]], domain: str, elsewhere: bool) -
     """Yield every claim, decided by the first study that measures it in full, or else by the first that measures it."""
     letters = ascii_uppercase if len(studies) > 1 else ""
     found = [dict(_of_study(study, domain, elsewhere)) for study in studies]
-    for name in sorted({name for claims in found for name in claims}, key=lambda name: int(name[1:])):
+    for name in sorted({name for claims in found for name in claims}):
         have = [place for place, claims in enumerate(found) if name in claims]
         have.sort(key=lambda place: _unmeasured(found[place][name][0]))  # the sort is stable
         have = [place for place in have if _unmeasured(found[place][name][0]) < 2] or have[:1]
@@ -120,18 +121,19 @@ def _unmeasured(claim: Claim) -> int:
 
 def _of_study(
     study: Sequence[Column], domain: str, elsewhere: bool
-) -> Iterator[tuple[str, tuple[Claim, list[Verdict]]]]:
-    """Yield every claim over the seeds of a study, with its verdict in each."""
+) -> Iterator[tuple[tuple[int, bool], tuple[Claim, list[Verdict]]]]:
+    """Yield every claim over the seeds of a study, with its verdict in each; one by tasks has a row of its own."""
     by_column = [{(claim.id, claim.domain): claim for claim in column.claims()} for column in study]
-    for name in dict.fromkeys(name for claims in by_column for name, _ in claims):
-        others = {place for claims in by_column for other, place in claims if other == name} if elsewhere else ()
+    known = sorted({place for claims in by_column for place in claims})
+    for name, by_tasks in dict.fromkeys((name, place == BY_TASKS) for name, place in known):
+        others = [place for other, place in known if other == name and place != BY_TASKS] if elsewhere else []
         found = {
             place: [claims[name, place] for claims in by_column if (name, place) in claims]
-            for place in (domain, *sorted(others))
+            for place in ([BY_TASKS] if by_tasks else [domain, *others])
         }
         measured = (place for place, seeds in found.items() if any(seed.verdict != "not measured" for seed in seeds))
-        seeds = found[next(measured, domain)]
-        yield name, (over_seeds(seeds), [seed.verdict for seed in seeds])
+        seeds = found[next(measured, BY_TASKS if by_tasks else domain)]
+        yield (int(name[1:]), by_tasks), (over_seeds(seeds), [seed.verdict for seed in seeds])
 
 
 def _row(decided: Decided, domain: str) -> dict[str, Cell]:
@@ -140,7 +142,7 @@ def _row(decided: Decided, domain: str) -> dict[str, Cell]:
     of_studies = [" ".join(_MARKS[each] for each in seeds) for seeds in decided.seeds.values()]
     marks = ["".join(pair) for pair in zip_longest(decided.letters, of_studies, fillvalue="")]
     verdict = " ".join([claim.verdict, *(marks if len(decided.names) > 1 or decided.letters else [])])
-    where = "" if claim.domain == domain else f" ({claim.domain})"
+    where = "" if claim.domain in (domain, BY_TASKS) else f" ({claim.domain})"
     return {
         "": claim.id,
         "claim, and what decides it": f"{claim.statement}{where} [{claim.source}]\n{decided_by}\n",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from duollm.analysis.claims import about
-from duollm.analysis.claims.models import SHARES, model_claims, paired_draws, scored_domains
+from duollm.analysis.claims.models import SHARES, model_claims, paired_draws, scored_domains, task_claim, task_draws
 from duollm.analysis.results import Results, read_results
 from duollm.analysis.verdicts import Claim, Condition, Reading, Verdict, decide, judge
 from duollm.config import Recipe, recipe_of
@@ -112,6 +112,14 @@ class Column:
                         over_X[share] = difference_X
             for claim in model_claims(domain, over_X, frozen_X):
                 yield about(claim)
+        behind_X = {}
+        for run in (run for role, run in self.runs.items() if role.startswith("dense")):
+            share = equal_share(run, main)
+            pair_X2 = task_draws([(run.folder, "all-big"), (main.folder, f"random:{share:g}")], seed)
+            if pair_X2 is not None:
+                behind_X[share] = pair_X2[:, 0] - pair_X2[:, 1]
+        if behind_X:
+            yield about(task_claim(behind_X))
 
 
 def _with_layers(claim: Claim, layers: Claim | None) -> Claim:
