@@ -165,6 +165,13 @@ def test_parameters_of_every_family_are_those_of_the_dense_model(tmp_path, name)
     assert (planned["attention"], planned["big"]) == (sum(in_attention), sum(in_ffns))
 
 
+def test_a_saved_duo_counts_as_the_dense_model_that_its_big_ffns_make(tmp_path):
+    recipe = checkpoint(CHECKPOINTS["OPT-125m"], tmp_path / "dense")
+    planned_config(recipe).save_pretrained(tmp_path / "duo")
+    again = small(model__dense=str(tmp_path / "duo"), pretrain__accumulate="1", oracle__search="beam")
+    assert numbers(again, "parameters") == numbers(recipe, "parameters")
+
+
 def test_published_sizes(tmp_path):
     qwen3, opt = (numbers(checkpoint(CHECKPOINTS[name], tmp_path), "parameters") for name in ("Qwen3-0.6B", "OPT-125m"))
     assert (qwen3["attention"], qwen3["total"] - qwen3["small"]) == (176_160_768, 596_049_920)

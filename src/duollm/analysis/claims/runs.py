@@ -154,7 +154,7 @@ def equal_share(dense: Run, duo: Run) -> float:
 
 
 def columns_of(runs: Sequence[Run]) -> tuple[list[Column], list[Run]]:
-    """Put runs of one seed together, each beside the study that it resembles most, the last one if they are alike.
+    """Put runs of one seed together, each beside the study that it resembles most.
 
     Studies of one seed open a column each. A run that finds no place beside a study opens one too, if it has results.
 
@@ -166,7 +166,7 @@ def columns_of(runs: Sequence[Run]) -> tuple[list[Column], list[Run]]:
     for run in (run for run in runs if run.role != STUDY):
         free = [column for column in columns if column.seed == run.recipe.seed and run.role not in column.runs]
         if free:
-            nearest = min(reversed(free), key=lambda column: len(differences(run, column.main)))
+            nearest = min(free, key=lambda column: len(differences(run, column.main)))
             nearest.runs[run.role] = run
         elif run.results:
             columns.append(Column(run.recipe.seed, {run.role: run}))
