@@ -90,7 +90,7 @@ class TestTasks:
         write_task(tmp_path / "duo", {"random:0": 0.4})
         write_task(tmp_path / "dense", {"all-big": 0.6}, documents=10)
         pairs = [(tmp_path / "duo", "random:0"), (tmp_path / "dense", "all-big")]
-        with pytest.raises(UserError, match="score both with one --limit"):
+        with pytest.raises(UserError, match="score both alike"):
             task_draws(pairs, seed=0)
 
     def test_another_file_is_refused(self, tmp_path):
