@@ -8,6 +8,7 @@ from duollm.records.tokens import PolicyTokens, read_tokens
 from duollm.report import payload
 from duollm.report.payload import compressed, pack_tokens
 from duollm.routes.space import RouteSpace
+from synthetic_run import Plan, write_run
 
 EVERYTHING = 10**9
 
@@ -113,3 +114,11 @@ def test_fewer_tokens_are_shown_where_they_would_take_more_than_the_page_has(pro
     assert packed["documents"] == everything["documents"][: len(packed["documents"])]
     assert len(packed["text"]) % 20 == 0  # whole documents
     assert 1 <= len(pack_tokens(prose, 100, 1)["text"]) < 20
+
+
+def test_fifty_thousand_tokens_at_the_entropy_of_a_real_study_take_less_than_the_page_has(tmp_path):
+    """The losses of the synthetic run differ by some tenths of a nat from policy to policy, as real ones do."""
+    write_run(tmp_path, Plan(documents=20, tokens_per_document=200, router_budgets=(2, 4)), {"prose": [" the", "er"]})
+    packed = pack_tokens(read_tokens(tmp_path, "prose")[0], 1000, EVERYTHING)
+    assert len(packed["policies"]) > 20
+    assert 4 / 3 * len(compressed(packed)) / len(packed["text"]) < payload.MOST_BYTES / 50_000

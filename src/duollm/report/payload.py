@@ -83,7 +83,7 @@ def compressed(page: Mapping[str, Any]) -> bytes:
         return [sum(map(len, blocks[:-1])), len(block)]
 
     text = json.dumps(page, ensure_ascii=False, separators=(",", ":"), default=place)
-    return zlib.compress(b"\0".join([text.encode(), b"".join(blocks)]), 9)
+    return zlib.compress(b"\0".join([text.encode(), b"".join(blocks)]), 6)
 
 
 def pack_tokens(tokens: Tokens, shown_documents: int, most_bytes: int) -> dict[str, Any]:
