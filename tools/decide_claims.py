@@ -118,7 +118,7 @@ def _call(arguments: Sequence[str], dry: bool) -> None:
 
 
 def write_claims(runs: Sequence[Path], folder: Path, dry: bool) -> None:
-    """Write the table of claims as text, JSON and CSV, and the page of the studies side by side."""
+    """Write the table of claims as text, JSON and CSV, figure 8, and the page of the studies side by side."""
     from duollm.report.claims import print_claims
 
     print(shlex.join(["duollm", "claims", *map(str, runs)]), flush=True)
@@ -126,7 +126,7 @@ def write_claims(runs: Sequence[Path], folder: Path, dry: bool) -> None:
         if dry:
             continue
         with redirect_stdout(StringIO()) as shown, redirect_stderr(StringIO()) as notes:
-            print_claims(runs, None, form)
+            print_claims(runs, None, form, folder if form == "table" else None)
         text = shown.getvalue() + (notes.getvalue() if form == "table" else "")
         write_text(folder / name, text)
     if not dry:

@@ -428,6 +428,7 @@ def _add_claims_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="finished runs: seeds of a study, and runs beside it (docs/claims.md)")
     add("--domain", metavar="NAME", help="decide on the text of one domain (default: all domains pooled)")
+    add("--out", metavar="FOLDER", help="draw dense and frozen models beside the duo there (paper, figure 8)")
     form = parser.add_mutually_exclusive_group()
     for name in ("json", "csv"):
         text = f"print {name.upper()} instead of a table"
@@ -437,7 +438,10 @@ def _add_claims_options(parser: argparse.ArgumentParser) -> None:
 def _claims(options: argparse.Namespace, command: list[str]) -> None:
     from duollm.report.claims import print_claims
 
-    print_claims([Path(run) for run in options.runs], options.domain, options.form)
+    if options.out:
+        check_folder("--out", Path(options.out))
+    out = Path(options.out) if options.out else None
+    print_claims([Path(run) for run in options.runs], options.domain, options.form, out)
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:

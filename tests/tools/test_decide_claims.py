@@ -81,6 +81,7 @@ def test_the_script_decides_every_claim_and_does_nothing_twice(recipes, tmp_path
         assert claim["id"] in unmeasured or not missing
     assert (tmp_path / "claims.csv").exists()
     assert (tmp_path / "comparison.html").exists()
+    assert (tmp_path / "duo_and_dense.svg").exists()
     scored = [call for call in commands if call[0] == "score"]
     commands.clear()
     decide_claims.main(given)

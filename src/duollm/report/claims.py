@@ -33,7 +33,7 @@ _LEGEND = (
 )
 
 
-def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None:
+def print_claims(folders: Sequence[Path], domain: str | None, form: str, out: Path | None = None) -> None:
     """Print a row for every claim.
 
     Args:
@@ -41,6 +41,7 @@ def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None
         domain: name of a domain. None for all pooled, or the only one; a claim that is not measured there is shown for
             another domain.
         form: "table", "json" or "csv".
+        out: a folder for the figure of C14 and C15, if dense or frozen runs were scored.
 
     Raises:
         UserError: a folder is no finished run, the runs do not fit together, or there is no such domain.
@@ -58,6 +59,10 @@ def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None
         raise UserError(f"domain {domain}: not in {main.folder}; {did_you_mean(domain, known)}")
     for note in notes_on(studies, without_place):
         print(f"note: {note}", file=sys.stderr)
+    if out:
+        from duollm.report.model_figures import write_duo_and_dense
+
+        write_duo_and_dense(columns, out)
     asked = domain or main.results.headline
     claims = list(_claims(studies, asked, domain is None))
     if form == "json":

@@ -92,9 +92,7 @@ def task_draws(pairs: Sequence[tuple[Path, str]], seed: int) -> Floats | None:
             continue
         for (run, _), items in zip(pairs, found, strict=True):
             if items.keys() != found[0].keys():
-                raise UserError(
-                    f"{run / FOLDER / task}: other items than of {pairs[0][0]}; score both alike"
-                )
+                raise UserError(f"{run / FOLDER / task}: other items than of {pairs[0][0]}; score both alike")
         names, document_I = np.unique([document for document, _ in found[0].values()], return_inverse=True)
         right_IP = np.array([[items[name][1] for items in found] for name in found[0]])
         sums_DP.append(sum_by_document(right_IP, document_I, len(names)))

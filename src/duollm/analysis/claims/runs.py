@@ -3,8 +3,9 @@
 A column of the table is a seed: one run for each part that it can play. The parts are read from the runs' recipes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import sqrt
 from pathlib import Path
 
@@ -94,32 +95,43 @@ class Column:
             yield _with_layers(united(claims), layers.get(place))
 
     def _of_models(self) -> Iterator[Claim]:
-        main = self.main
-        assert main.results
-        domains, seed = scored_domains(main.folder), main.recipe.seed
-        for domain in dict.fromkeys(claim.domain for claim in main.results.claims):
-            mine = domains if domain == "pooled" else [name for name in domains if name == domain]
-            over_X, frozen_X = {}, None
-            for role, run in self.runs.items():
-                if role == "frozen":
-                    pair_X2 = paired_draws(mine, [(run.folder, "random:0.5"), (main.folder, "random:0.5")], seed)
-                    frozen_X = _difference(pair_X2)
-                elif role.startswith("dense"):
-                    share = equal_share(run, main)
-                    pair_X2 = paired_draws(mine, [(main.folder, f"random:{share:g}"), (run.folder, "all-big")], seed)
-                    difference_X = _difference(pair_X2)
-                    if difference_X is not None:
-                        over_X[share] = difference_X
+        assert self.main.results
+        for domain in dict.fromkeys(claim.domain for claim in self.main.results.claims):
+            losses = self.losses_beside(domain)
+            over_X = {share: duo_X - dense_X for (model, share), (dense_X, duo_X) in losses.items() if model == "dense"}
+            frozen_X = next((frozen_X - duo_X for (m, _), (frozen_X, duo_X) in losses.items() if m == "frozen"), None)
             for claim in model_claims(domain, over_X, frozen_X):
                 yield about(claim)
-        behind_X = {}
-        for run in (run for role, run in self.runs.items() if role.startswith("dense")):
-            share = equal_share(run, main)
-            pair_X2 = task_draws([(run.folder, "all-big"), (main.folder, f"random:{share:g}")], seed)
-            if pair_X2 is not None:
-                behind_X[share] = pair_X2[:, 0] - pair_X2[:, 1]
+        behind_X = {share: dense_X - duo_X for (_, share), (dense_X, duo_X) in self.accuracies_beside().items()}
         if behind_X:
             yield about(task_claim(behind_X))
+
+    def losses_beside(self, domain: str) -> dict[tuple[str, float], tuple[Floats, Floats]]:
+        """Return the nll [X] of dense and frozen models, by share of big, each with that of the duo at this share."""
+        known = scored_domains(self.main.folder)
+        domains = known if domain == "pooled" else [name for name in known if name == domain]
+        return self._beside(partial(paired_draws, domains, seed=self.seed))
+
+    def accuracies_beside(self) -> dict[tuple[str, float], tuple[Floats, Floats]]:
+        """Return the accuracy on tasks of dense models, as `losses_beside`."""
+        return {
+            key: pair for key, pair in self._beside(partial(task_draws, seed=self.seed)).items() if key[0] == "dense"
+        }
+
+    def _beside(
+        self, draws_of: Callable[[Sequence[tuple[Path, str]]], Floats | None]
+    ) -> dict[tuple[str, float], tuple[Floats, Floats]]:
+        found = {}
+        for role, run in self.runs.items():
+            if not role.startswith(("dense", "frozen")):
+                continue
+            model, share, policy = "frozen", 0.5, "random:0.5"
+            if role != "frozen":
+                model, share, policy = "dense", equal_share(run, self.main), "all-big"
+            pair_X2 = draws_of([(run.folder, policy), (self.main.folder, f"random:{share:g}")])
+            if pair_X2 is not None:
+                found[model, share] = pair_X2[:, 0], pair_X2[:, 1]
+        return found
 
 
 def _with_layers(claim: Claim, layers: Claim | None) -> Claim:
@@ -129,10 +141,6 @@ def _with_layers(claim: Claim, layers: Claim | None) -> Claim:
     own = [Reading("", "text", layers.verdict, layers.quantity, layers.estimate)]
     readings = [replace(one, context=f"{one.context} layers".strip()) for one in layers.readings or own]
     return replace(claim, readings=[*claim.readings, *readings])
-
-
-def _difference(pair_X2: Floats | None) -> Floats | None:
-    return None if pair_X2 is None else pair_X2[:, 0] - pair_X2[:, 1]
 
 
 def equal_share(dense: Run, duo: Run) -> float:
