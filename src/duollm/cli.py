@@ -178,19 +178,23 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--peak-tflops", type=number(1e-3, 1e6), metavar="X", help=peak)
     used = "share of the peak that is used (default: %(default)s, as measured for recipes/quick.yaml)"
     add("--mfu", type=number(0.001, 1), default=0.4, metavar="SHARE", help=used)
+    checked = "a finished run on this machine: also print its planned training time beside the measured one"
+    add("--check", metavar="RUN", help=checked)
     add_recipe_options(parser, DEFAULT_RECIPE)
 
 
 def _plan(options: argparse.Namespace, command: list[str]) -> None:
     recipe = _resolve(options)
     from duollm.machine import faster_precision, matmul_peak
-    from duollm.plan import Devices, plan, render
+    from duollm.plan import Devices, check_against, plan, render
 
     peak = options.peak_tflops and options.peak_tflops * 1e12
     if peak is None:
         given = recipe.pretrain.precision
         peak = matmul_peak(faster_precision() if given == "auto" else given)
-    print(render(plan(recipe, Devices(options.gpus, peak, options.mfu))))
+    devices = Devices(options.gpus, peak, options.mfu)
+    checked = check_against(Path(options.check), devices) if options.check else []
+    print(render([*plan(recipe, devices), *checked]))
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """Plans a recipe without building the model: parameters, FLOPs, memory, steps, routes."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
@@ -7,9 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
-from duollm.config import ModelConfig, Recipe
+from duollm.config import ModelConfig, Recipe, recipe_of
 from duollm.errors import UserError
 from duollm.files import read_json
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
@@ -22,6 +24,8 @@ from duollm.oracle.run import SearchPlan, check_memory, check_settings
 from duollm.routers.registry import check_kinds
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
+_NEAR = 0.25
+"""A planned time that is off by less is near the measured one."""
 
 
 class Row(NamedTuple):
@@ -84,6 +88,39 @@ def plan(recipe: Recipe, devices: Devices | None = None) -> list[Row]:
             if row.label.startswith("compute")
         ]
     return rows
+
+
+def check_against(run: Path, devices: Devices) -> list[Row]:
+    """Compare the planned time of a run's pretraining on `devices` with the time that it took.
+
+    Raises:
+        UserError: the folder is no run, or no step of its pretraining was logged.
+    """
+    recipe, given = recipe_of(run), run / "metrics.jsonl"
+    try:
+        records = [json.loads(line) for line in given.read_text(encoding="utf-8").splitlines()]
+        logged = [
+            (each["step"], each["tokens_per_second"], each["flops"], each["peak_share"])
+            for each in records
+            if each["training"] == "pretrain"
+        ]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{given}: not what a training writes ({error})") from None
+    if not logged:
+        raise UserError(f"{given}: holds no step of a pretraining; give a run that trained its model")
+    step_ends, rates_N, flops_N, shares_N = np.array(logged).T
+    tokens_N = np.diff(step_ends, prepend=0) * recipe.pretrain.batch_size * recipe.data.sequence_length
+    seconds = float((tokens_N / rates_N).sum())
+    shapes = recipe.pretrain.branch_shares, recipe.data.sequence_length, int(tokens_N.sum())
+    planned = devices.seconds(training_flops(planned_config(recipe), *shapes))
+    off = planned / seconds - 1
+    share = float(np.median(shares_N))
+    advice = f"; it used {share:.0%} of its peak: plan with --mfu {share:.2f}" if abs(off) > _NEAR else ""
+    table = f"training of {run}, {si(shapes[-1])} tokens"
+    return [
+        Row(table, "planned", planned, "s", f"{off:+.0%}{advice}"),
+        Row(table, "measured", round(seconds), "s", f"median {si(round(float(np.median(flops_N))), 'FLOP/s')}"),
+    ]
 
 
 def completed(recipe: Recipe, sizes: DuoConfig | ModelConfig) -> Recipe:

@@ -42,7 +42,7 @@ def difficulty_by_loss(domains: Sequence[Tokens], results: Results, big_layers: 
         for row in results.difficulty:
             if (row.domain, row.big_layers) == (tokens.domain, big_layers):
                 share = with_interval(row.hard_without_gain, percent)
-                label += f"\n{share} of the high-loss tokens gain less than the median"
+                label += f"\n{share} of the high-loss tokens\ngain less than the median"
         below.append(panel(tokens, gain_T, f"{tokens.domain}, oracle, k = {big_layers}", label))
     return Chart([above, below], 5.4, 3.6, columns=0)
 
