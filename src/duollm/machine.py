@@ -38,6 +38,12 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 
 
+def return_freed_memory() -> None:
+    """Give what `keep_freed_memory` has kept back to the system: what follows takes blocks of other sizes."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def matmul_peak(precision: Precision) -> float:
     """Measure the best rate of matrix products, FLOP/s, on the GPU if there is one; once per process."""
     return best_matmul(precision)[0]
