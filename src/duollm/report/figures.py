@@ -21,6 +21,21 @@ from duollm.report.passages import first_window, one_line
 from duollm.report.style import save, styled
 from duollm.report.token_figures import difficulty_by_loss, losses_of_text, route_strips
 
+CAPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "agreement": ("How often routers take the oracle's branch, by layer, against chance.", ()),
+    "best_of_draws": ("Best of N random patterns and routes against N (paper, figure 4a).", ("C1",)),
+    "ceiling_by_depth": ("What a predictor gains, by the last layer whose states it sees.", ()),
+    "decomposition": ("What the oracle's gain is made of: predictable, luck of the choice, rest.", ()),
+    "difficulty": ("What the oracle gains on each token against the token's loss (paper, figure 5).", ("C11", "C12")),
+    "layer_use": ("Share of big by layer (paper, figure 2).", ("C6", "C7", "C8")),
+    "layer_use_by_position": ("Share of big by layer and position (paper, figure 3).", ("C10",)),
+    "nll_by_budget": ("Loss against the number of big layers, by domain (paper, figure 4b).", ("C2", "C3", "C4")),
+    "overview": ("Loss against the number of big layers, all domains pooled.", ("C2", "C3", "C4")),
+    "pareto": ("Loss against measured time and FLOPs, routers' own cost included.", ()),
+    "routes": ("Routes of the first document, token by token (paper, figure 7).", ("C13",)),
+    "selection_noise": ("What the oracle's search gains on true labels and on drawn ones.", ()),
+}
+"""What each figure shows, and the claims that it bears on."""
 _STRIP_TOKENS = 56
 _LONGEST_NAME = 32
 

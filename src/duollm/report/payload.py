@@ -22,7 +22,7 @@ from duollm.analysis.results import Results
 from duollm.records.bootstrap import Floats, Integers
 from duollm.records.keys import ALL_BIG, ALL_SMALL, DRAWN_ORACLE, DRAWN_STATIC, SHUFFLED, Key
 from duollm.records.tokens import Tokens
-from duollm.report.figures import shown_budget
+from duollm.report.figures import CAPTIONS, shown_budget
 
 LOSS_UNIT = 1e-2
 """Nats per step of a packed loss."""
@@ -68,10 +68,15 @@ def page_data(
         "highLoss": HIGH_LOSS_QUANTILE,
         "lossUnit": LOSS_UNIT,
         "folder": "figures",
-        "figures": sorted(path.stem for path in (run / "figures").glob("*.svg")),
+        "figures": [_figure(path.stem) for path in sorted((run / "figures").glob("*.svg"))],
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents, MOST_BYTES // len(domains)) for tokens in domains],
     }
+
+
+def _figure(name: str) -> dict[str, Any]:
+    caption, claims = CAPTIONS.get(name, ("", ()))
+    return {"name": name, "caption": caption, "claims": claims}
 
 
 def compressed(page: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,8 @@ const FIXED = {
   "random-patterns": ["random patterns, mean", "--random", ""],
   ceiling: ["predictable ceiling", "--ceiling", ""],
   "ceiling-exact": ["predictable ceiling, exact", "--ceiling", "5 3"],
+  "ceiling-shuffled": ["control of the ceiling", "--ceiling", "1 4"],
+  "ceiling-shuffled-exact": ["control of the ceiling, exact", "--ceiling", "1 4"],
   "all-small": [null, "--ink", "2 3"], // the run says what to call it
   "all-big": ["all big", "--ink", "7 4"],
   "drawn-oracle": ["oracle of a drawn label", "--drawn", ""],

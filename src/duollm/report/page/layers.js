@@ -9,6 +9,7 @@ import { setState, state } from "./state.js";
 import { contextsOf } from "./story.js";
 
 const BINS = 8;
+const EXACT = /, exact$/; // so like the router that spends on average that both would hide each other
 
 export function drawLayers(data) {
   const domain = data.domains.find((one) => one.name === state.domain) ?? data.domains[0];
@@ -42,7 +43,7 @@ function depthChart(data, domain, k) {
   const series = rows.map((row) => {
     const variant = variantOf(row);
     const points = row.share_by_layer.map(([y, low, high], x) => ({ x, y, low, high }));
-    return { name: policyLabel(variant, data), ...policyLook(variant, kinds), points };
+    return { name: policyLabel(variant, data), ...policyLook(variant, kinds), off: EXACT.test(variant), points };
   });
   series.push({ name: "even use", colour: "var(--soft)", dash: "2 3", level: true, points: [{ x: 0, y: k / data.layers }] });
   return lineChart({ title: `${k} big layers`, name: `layers-${domain.name}-k${k}`, x: "layer (0 is the first)", y: "share of tokens that are big", series, height: 230 });
@@ -80,8 +81,8 @@ function agreementChart(data, k) {
     const look = policyLook(variant, kinds);
     const chance = row.share_if_independent_by_layer.map((y, x) => ({ x, y }));
     return [
-      { name: policyLabel(variant, data), ...look, points: row.share_by_layer.map(([y, low, high], x) => ({ x, y, low, high })) },
-      { name: `${variant}, by chance`, ...look, dash: "1 4", points: chance },
+      { name: policyLabel(variant, data), ...look, off: EXACT.test(variant), points: row.share_by_layer.map(([y, low, high], x) => ({ x, y, low, high })) },
+      { name: `${variant}, by chance`, ...look, dash: "1 4", off: EXACT.test(variant), points: chance },
     ];
   });
   return lineChart({ title: `${k} big layers`, name: `agreement-k${k}`, x: "layer (0 is the first)", y: "on the oracle's branch", series, height: 230 });

@@ -122,8 +122,16 @@ function spendTable(rows) {
 export function drawFigures(data) {
   byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })));
   byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data), difficultyChart(data)].filter(Boolean));
-  const links = data.figures.map((name) => el("li", {}, `${name.replaceAll("_", " ")}: `, ...["svg", "pdf", "csv"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "])));
-  byId("files").replaceChildren(...links);
+  const sizes = Object.values(data.sizes);
+  const sum = (field) => count(sizes.reduce((total, one) => total + one[field], 0));
+  byId("sample").textContent = `${sum("tokens")} tokens of ${sum("documents")} documents, seed ${data.results.provenance.seed ?? "unknown"}`;
+  byId("files").replaceChildren(...data.figures.map((figure) => paperFigure(data, figure)));
+}
+
+function paperFigure(data, { name, caption, claims }) {
+  const links = ["svg", "pdf", "csv"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "]);
+  const decided = data.results.claims.filter((claim) => claims.includes(claim.id) && claim.domain === data.headline);
+  return el("li", {}, el("b", {}, `${name.replaceAll("_", " ")} `), ...links, el("small", {}, caption), decided.map((claim) => [el("span", { class: `chip ${claim.verdict.replace(" ", "-")}` }, `${claim.id} ${claim.verdict}`), " "]));
 }
 
 function chartOf(rows, lines, x, options) {
@@ -217,7 +225,8 @@ function costChart(data) {
 export function drawRun(data) {
   const { results } = data;
   const facts = [...flat(results.model, "model"), ["context", results.context], ...flat(results.bootstrap, "bootstrap"), ...flat(results.provenance, ""), ...flat({ ...results.timing, machine: {} }, "timing")]
-    .filter(([, value]) => `${value ?? ""}` !== "");
+    .filter(([, value]) => `${value ?? ""}` !== "")
+    .map(([name, value]) => [name, /^\d{5,}$/.test(value) ? count(Number(value)) : value]);
   byId("facts").replaceChildren(...facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ")), el("td", {}, value))));
 }
 
