@@ -15,7 +15,7 @@ from duollm.records.bootstrap import Estimate
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
 from duollm.report.chart import draw_chart
-from duollm.report.figures import draw_figures, shorten_names, shown_budget
+from duollm.report.figures import CAPTIONS, draw_figures, shorten_names, shown_budget
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
 from duollm.report.passages import one_line
@@ -120,6 +120,7 @@ def test_all_figures_twice_the_same(analysed, tmp_path):
     domains = [read_tokens(run, domain)[0] for domain in results.domains]
     once, again = (draw_figures(folder, results, domains) for folder in (tmp_path / "a", tmp_path / "b"))
     assert len(once) == 11
+    assert set(once) <= set(CAPTIONS)
     for name, svg in once.items():
         assert svg.read_bytes() == again[name].read_bytes()
         assert svg.with_suffix(".pdf").read_bytes() == again[name].with_suffix(".pdf").read_bytes()

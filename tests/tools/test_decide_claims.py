@@ -7,6 +7,9 @@ import yaml
 
 import decide_claims
 from duollm import cli
+from duollm.config import load_recipe
+from duollm.flops import mean_token_flops
+from duollm.plan import planned_config
 from tiny import SIZES
 from tiny_corpus import write_corpus
 
@@ -55,6 +58,32 @@ def commands(monkeypatch):
     return called
 
 
+def test_dense_models_take_the_flops_of_the_duo():
+    recipe = load_recipe(decide_claims.RECIPES / "quick.yaml")
+    widths = decide_claims.dense_widths(recipe)
+    assert widths == {0.0: 32, 0.25: 152, 0.5: 272, 0.75: 392, 1.0: 512}
+    for share, width in widths.items():
+        dense = recipe.model_copy(update={"model": recipe.model.model_copy(update={"intermediate_size": width})})
+        expected = mean_token_flops(planned_config(recipe), (0, 1 - share, share), recipe.data.sequence_length)
+        assert mean_token_flops(planned_config(dense), (0, 0, 1), recipe.data.sequence_length) == expected
+
+
+def test_commands_are_printed_and_no_more(capsys, tmp_path, commands):
+    decide_claims.main(["--out", str(tmp_path), "--reference", "runs/a", "--dry-run", "--skip-on-study"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not commands
+    assert not list(tmp_path.iterdir())
+    assert sum(line.startswith("duollm study") for line in lines) == 2 * 6
+    assert sum(line.startswith("duollm pretrain") for line in lines) == 2 * 7
+    [claims] = [line for line in lines if line.startswith("duollm claims runs/a ")]
+    assert claims.count("/small-1/") == 12
+    layers = next(line for line in lines if "skip-layers" in line)
+    assert "--model.skip_scope layer" in layers
+    assert "--model.path" not in layers  # a saved model has a scope of its own
+    assert f"--model.path {tmp_path}/small-0/study/model" in next(line for line in lines if "/skip-small " in line)
+
+
+@pytest.mark.slow
 def test_the_script_decides_every_claim_and_does_nothing_twice(recipes, tmp_path, commands, capsys):
     given = [
         "--out",

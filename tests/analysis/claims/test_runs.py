@@ -19,7 +19,7 @@ from duollm.analysis.claims.runs import (
     united,
 )
 from duollm.analysis.verdicts import Claim, Reading, condition, decide
-from duollm.config import Recipe
+from duollm.config import Recipe, to_yaml
 from duollm.errors import UserError
 from duollm.records.bootstrap import Estimate
 from synthetic_scores import write_scores, write_task
@@ -163,6 +163,14 @@ class TestStudiesOfSeveralSizes:
     @pytest.mark.parametrize("part", [SKIP, LAYERS, OPT, FROZEN, dense(32)])
     def test_what_a_part_needs_is_no_difference(self, part):
         assert differences(study("part", part), study("main", MAIN)) == []
+
+    @pytest.mark.parametrize(("first", "found"), [(1_000_000, []), (1_200_000, ["pretrain.tokens"])])
+    def test_big_and_frozen_together_have_the_tokens_of_the_study(self, tmp_path, first, found):
+        (tmp_path / "big" / "model").mkdir(parents=True)
+        (tmp_path / "big" / "config.yaml").write_text(to_yaml(recipe(pretrain={"tokens": first})))
+        settings = {"freeze": "big", "tokens": 500_000}
+        frozen = {"model": SIZES | {"dense": str(tmp_path / "big" / "model")}, "pretrain": settings}
+        assert differences(study("frozen", frozen), study("main", MAIN)) == found
 
     def test_a_model_that_is_the_studys_need_not_say_how_it_was_made(self, tmp_path):
         main = study(tmp_path / "main", WIDE)

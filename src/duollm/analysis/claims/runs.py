@@ -234,6 +234,13 @@ _NEEDED = {
 """Settings in which a run must differ from the study that it stands beside, by what its part is called."""
 
 
+def _tokens_with_big(run: Run) -> int | None:
+    """Return the tokens of a frozen run and of the run that trained its big FFNs, if that is still there."""
+    if run.role != "frozen" or not Path(str(run.recipe.model.dense), "..", "config.yaml").is_file():
+        return None
+    return run.recipe.pretrain.tokens + recipe_of(Path(str(run.recipe.model.dense)).parent).pretrain.tokens
+
+
 def differences(run: Run, other: Run, measured: bool = False) -> list[str]:
     """Return the settings in which two runs differ, but for the seed and what their parts need.
 
@@ -253,7 +260,9 @@ def differences(run: Run, other: Run, measured: bool = False) -> list[str]:
         sections, needed = [each for each in sections if each not in ("model", "pretrain")], needed | {"data.tokenizer"}
     elif given and run.recipe.seed != other.recipe.seed:  # each seed has a model of its own
         needed |= {"model.path", "data.tokenizer"}
-    return [
+    tokens = _tokens_with_big(run)
+    found = ["pretrain.tokens"] if tokens not in (None, other.recipe.pretrain.tokens) else []
+    return found + [
         f"{section}.{key}"
         for section in sections
         for key in ours[section]
