@@ -219,12 +219,33 @@ class OracleConfig(Section):
     """Number N of random routes in the controls "best of N routes" and "best of N patterns"."""
     resampled_labels: int = Field(default=1, ge=0)
     """Pairs of drawn labels per position that measure selection noise. 0 leaves the measurement out."""
+    labels_from: str | None = None
+    """Folder or hub id of a causal language model with the same tokenizer, such as a better one, from whose prediction
+    labels are drawn. Default: the searched model, all layers big."""
+    labels_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the prediction from which labels are drawn."""
     counted_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the positions on which static is chosen. Each costs the full head for every route (docs/oracle.md)."""
     units: list[Annotated[int, Field(ge=2)]] = []
     """Numbers of neighbouring tokens that share a route, such as [8, 64] (docs/oracle.md). Runs every leaf's head."""
     memory_gib: float = Field(default=1.0, gt=0)
     """Memory that the hidden states of the exact search may take, in GiB."""
+
+    _expand = field_validator("labels_from")(_home_folder)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What labels are drawn from, as far as it is not the searched model's own prediction."""
+        return self.model_dump(include={"labels_from", "labels_temperature"}, exclude_defaults=True)
+
+    @model_validator(mode="after")
+    def _labels_that_are_drawn(self) -> "OracleConfig":
+        if self.labels and not (self.resampled_labels and self.search == "exact"):
+            raise ValueError(
+                f"{next(iter(self.labels))} is about drawn labels, and there are none with resampled_labels "
+                f"{self.resampled_labels} and search {self.search}; set them to 1 and exact, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _budgets_that_can_be_searched(self) -> "OracleConfig":

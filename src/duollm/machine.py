@@ -1,6 +1,7 @@
 """The machine of a run: its description, its matmul speed, and its memory settings."""
 
 import ctypes
+import gc
 import os
 import platform
 import subprocess
@@ -36,6 +37,13 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 << 20}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+def release_freed_memory() -> None:
+    """Return to the system what `keep_freed_memory` kept, so that one stage's leftovers do not add to the next's."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def matmul_peak(precision: Precision) -> float:

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +20,11 @@ from duollm.data.packed import PackedData, Windows
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
 from duollm.files import write_json, write_text
-from duollm.machine import peak_memory_bytes, provenance
+from duollm.machine import peak_memory_bytes, provenance, release_freed_memory
 from duollm.measure.comparison import compare_patterns, compare_routers, compared_windows
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.oracle.drawing import check_labels, open_labels
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
 from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
@@ -54,6 +56,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
     config = given_config(recipe)
     recipe = completed(recipe, config or recipe.model)
     check_recipe(recipe, config or recipe.model, f"the model in {recipe.model.path or recipe.model.dense}", runs=True)
+    check_labels(recipe)
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
@@ -82,7 +85,7 @@ class Study:
     def stages(self) -> list[Stage]:
         """All stages in the order of the study."""
         recipe = self.recipe
-        sampled = recipe.oracle.model_dump(exclude={"memory_gib"})
+        sampled = recipe.oracle.model_dump(exclude={"memory_gib", "labels_from", "labels_temperature"})
         return [
             Stage(
                 "data",
@@ -94,7 +97,7 @@ class Study:
             Stage(
                 "oracle",
                 self._search,
-                {**sampled, "seed": recipe.seed},
+                {**sampled, **self._labels, "seed": recipe.seed},
                 after=("data", "pretrain"),
                 outputs=("oracle",),
             ),
@@ -135,6 +138,7 @@ class Study:
             ended: the stage that has just ended.
             missing: the stages that are not up to date.
         """
+        release_freed_memory()
         for name, kind, budgets in trainings(self.recipe.router):
             if name == ended and self.world.first:
                 print_routers(self.run, [router_name(kind, big) for big in budgets], name)
@@ -231,6 +235,14 @@ class Study:
         self.world.wait()
 
     @property
+    def _labels(self) -> dict[str, Any]:
+        """What labels are drawn from. A run that draws them from its own model says nothing."""
+        labels, given = self.recipe.oracle.labels, self.recipe.oracle.labels_from
+        if given and Path(given).is_dir():
+            labels["labels_from"] = _fingerprint_weights(Path(given), "oracle.labels_from")
+        return labels
+
+    @property
     def _data_config(self) -> DataConfig:
         """The recipe's; text for a dense checkpoint has its tokenizer unless another is named."""
         given, dense = self.recipe.data, self.recipe.model.dense
@@ -269,11 +281,13 @@ class Study:
             "model_fingerprint": _fingerprint_weights(self._model_folder, "model"),
             "data_fingerprint": data.fingerprint,
             "version": __version__,
+            **self._labels,
         }
+        labels = open_labels(recipe.oracle, model)
         facts = fingerprints | search_facts(recipe.oracle, model.config.num_hidden_layers, data.sequence_length)
         store = OracleStore(self.run / "oracle", facts)
         world = self.world
-        OracleRun(model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, world.wait).run()
+        OracleRun(model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, labels, world.wait).run()
 
     def _label(self) -> None:
         if self.world.first:
