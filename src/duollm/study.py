@@ -24,8 +24,8 @@ from duollm.machine import peak_memory_bytes, provenance, release_freed_memory
 from duollm.measure.comparison import compare_patterns, compare_routers, compared_windows
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.drawing import check_labels, open_labels
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
+from duollm.oracle.noise import LabelSource
 from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.plan import check_recipe, completed, given_config
@@ -56,7 +56,6 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
     config = given_config(recipe)
     recipe = completed(recipe, config or recipe.model)
     check_recipe(recipe, config or recipe.model, f"the model in {recipe.model.path or recipe.model.dense}", runs=True)
-    check_labels(recipe)
     world = join_world()
     study = Study(recipe, run, world)
     if world.first:
@@ -235,14 +234,6 @@ class Study:
         self.world.wait()
 
     @property
-    def _labels(self) -> dict[str, Any]:
-        """What labels are drawn from. A run that draws them from its own model says nothing."""
-        labels, given = self.recipe.oracle.labels, self.recipe.oracle.labels_from
-        if given and Path(given).is_dir():
-            labels["labels_from"] = _fingerprint_weights(Path(given), "oracle.labels_from")
-        return labels
-
-    @property
     def _data_config(self) -> DataConfig:
         """The recipe's; text for a dense checkpoint has its tokenizer unless another is named."""
         given, dense = self.recipe.data, self.recipe.model.dense
@@ -283,11 +274,31 @@ class Study:
             "version": __version__,
             **self._labels,
         }
-        labels = open_labels(recipe.oracle, model)
         facts = fingerprints | search_facts(recipe.oracle, model.config.num_hidden_layers, data.sequence_length)
         store = OracleStore(self.run / "oracle", facts)
         world = self.world
-        OracleRun(model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, labels, world.wait).run()
+        OracleRun(
+            model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, self._open_labels(), world.wait
+        ).run()
+
+    @property
+    def _labels(self) -> dict[str, Any]:
+        """What labels are drawn from, as far as it is not the searched model's own prediction."""
+        oracle = self.recipe.oracle
+        labels = oracle.model_dump(include={"labels_from", "labels_temperature"}, exclude_defaults=True)
+        if oracle.labels_from and Path(oracle.labels_from).is_dir():
+            labels["labels_from"] = _fingerprint_weights(Path(oracle.labels_from), "oracle.labels_from")
+        return labels
+
+    def _open_labels(self) -> LabelSource:
+        oracle, model = self.recipe.oracle, None
+        if oracle.labels_from:
+            try:
+                model = open_dense(oracle.labels_from, 1, "ffn", self.recipe.seed, torch.float32)
+            except UserError as error:
+                raise UserError(f"oracle.labels_from: {error}") from None
+            nn.Module.to(model, self.world.device)
+        return LabelSource(model, oracle.labels_temperature)
 
     def _label(self) -> None:
         if self.world.first:

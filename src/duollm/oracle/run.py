@@ -306,6 +306,12 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
             f"search: exact would try {space.base}^{len(space.group_layers)} routes per token; "
             "set it to beam, local or sampled, or let layers vary in groups"
         )
+    draws = config.resampled_labels and config.search == "exact"
+    if not draws and (config.labels_from or config.labels_temperature != 1):
+        raise UserError(
+            "labels_from and labels_temperature are about drawn labels, and there are none with resampled_labels "
+            f"{config.resampled_labels} and search {config.search}; set them to 1 and exact, or leave these out"
+        )
     if config.units and config.search != "exact":
         raise UserError(f"units needs every route, and search {config.search} tries some; leave it out or set exact")
     table = 12 * space.size * sequence_length / 2**30

@@ -12,7 +12,7 @@ from duollm.config import Recipe
 from duollm.convert.saving import load_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
-from duollm.oracle.drawing import check_labels
+from duollm.plan import check_recipe
 from duollm.routes.space import RouteSpace
 from duollm.study import run_study
 from tiny_dense import write_dense
@@ -85,11 +85,11 @@ def test_a_recipe_that_draws_from_its_own_model_says_nothing_of_labels(folder, t
 )
 def test_a_model_that_does_not_fit_is_refused_in_one_line(folder, changes, complaint):
     with pytest.raises(UserError, match=rf"^oracle\.labels_from: .*{complaint}") as error:
-        check_labels(recipe(folder, **changes))
+        check_recipe(recipe(folder, **changes), load_model(folder / "model").config, runs=True)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("settings", [{"resampled_labels": 0}, {"search": "beam"}])
 def test_labels_that_are_never_drawn_are_refused(folder, settings):
-    with pytest.raises(ValueError, match="labels_from is about drawn labels, and there are none"):
-        recipe(folder, "teacher", **settings)
+    with pytest.raises(UserError, match=r"^oracle\.labels_from and .* are about drawn labels, and there are none"):
+        check_recipe(recipe(folder, "teacher", **settings), load_model(folder / "model").config)
