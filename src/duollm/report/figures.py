@@ -11,7 +11,13 @@ from duollm.analysis.results import Results
 from duollm.records.bootstrap import Integers
 from duollm.records.tokens import Tokens
 from duollm.report.fonts import use_fonts_for_all_text
-from duollm.report.gain_figures import ceiling_budget, gain_by_depth, gains_by_budget, parts_by_budget
+from duollm.report.gain_figures import (
+    ceiling_budget,
+    gain_by_depth,
+    gains_by_budget,
+    gains_by_tries,
+    parts_by_budget,
+)
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
 from duollm.report.passages import first_window, one_line
@@ -51,6 +57,8 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bo
         }
         if results.selection_noise:
             figures["selection_noise"] = gains_by_budget(results, names)
+        if any(row.domain == headline and row.big_layers in focus for row in results.tries):
+            figures["gain_by_tries"] = gains_by_tries(results, headline, focus)
         if results.timing:
             figures["pareto"] = loss_by_cost(results, headline)
         if any(row.domain == headline for row in results.agreement):

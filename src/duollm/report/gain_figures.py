@@ -18,6 +18,7 @@ _GAINS = {
     "gain_drawn": Look("the same search, drawn labels", "#D55E00", "D"),
     "second_draw": Look("the picks of drawn labels on a second draw", "#882255", "v"),
 }
+_EXPECTED = {"gain_expected": Look("a search by the expected loss of drawn labels", "#009E73", "s")}
 _PARTS = {
     "predictable": Look("predictable here", "#009E73", "s"),
     "noise": Look("selection noise", "#D55E00", "D"),
@@ -52,6 +53,19 @@ def gains_by_budget(results: Results, domains: Sequence[str]) -> Figure:
         for quantity, look in _GAINS.items():
             _draw_line(axes, [row.big_layers for row in mine], [getattr(row, quantity) for row in mine], look)
     style.legend_below(figure, axes, columns=2)
+    return figure
+
+
+def gains_by_tries(results: Results, domain: str, budgets: Sequence[int]) -> Figure:
+    """Draw the gains over static against the number of random routes tried, one panel per budget."""
+    rows = {row.big_layers: row for row in results.tries if row.domain == domain and row.big_layers in budgets}
+    figure, [line] = style.panels(1, len(rows), 4.4, 4.0)
+    for axes, (k, row) in zip(line, rows.items(), strict=True):
+        axes.axhline(0, color=style.GREY, linestyle=":", linewidth=1.2, label="static")
+        for quantity, look in (_GAINS | _EXPECTED).items():
+            _draw_line(axes, row.tried, getattr(row, quantity), look)
+        axes.set(title=f"{domain}, k = {k}", xscale="log", xlabel="routes tried, at random", ylabel=_GAIN_LABEL)
+    style.legend_below(figure, line[0], columns=2)
     return figure
 
 
