@@ -12,32 +12,53 @@ from duollm import machine
 ON_GLIBC = platform.libc_ver()[0] == "glibc"
 
 
-@pytest.mark.skipif(not ON_GLIBC, reason="needs glibc")
-def test_freed_memory_is_kept_on_glibc():
-    code = """
+def run_with_malloc(code):
+    """Run `code`, which has `libc`, `touch(size)` and the functions of the module, in a process of its own."""
+    head = """
 import ctypes, resource
-from duollm.machine import keep_freed_memory
+from pathlib import Path
+from duollm.machine import keep_freed_memory, return_freed_memory
 assert keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def touch(size=32 << 20):
     block = libc.malloc(size)
     ctypes.memset(block, 1, size)
     libc.free(block)
 touch()
+"""
+    command = [sys.executable, "-c", head + code]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not ON_GLIBC, reason="needs glibc")
+def test_freed_memory_is_kept_on_glibc():
+    faults = run_with_malloc("""
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 before = faults()
 for _ in range(10):
     touch()
 print(faults() - before)
-"""
-    faults = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+""")
     assert faults < 1000  # every fresh 32 MiB would fault 8,192 pages
+
+
+@pytest.mark.skipif(not ON_GLIBC, reason="needs glibc")
+def test_kept_memory_is_returned_when_asked():
+    returned = run_with_malloc("""
+held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+touch(256 << 20)
+before = held()
+return_freed_memory()
+print(before - held())
+""")
+    assert returned > 250 << 20
 
 
 def test_other_platforms_are_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert machine.keep_freed_memory() is False
+    machine.return_freed_memory()
 
 
 def test_the_peak_is_measured_once_per_process():

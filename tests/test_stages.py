@@ -107,7 +107,7 @@ def test_a_killed_stage_starts_clean_under_other_settings(study):
     study.dies_in = None
     study.settings["b"] = 2
     study.run()
-    assert "b: starts" in study.announced
+    assert "b: starts again: its settings, its code or what it reads have changed" in study.announced
     assert study.attempts("b") == 1
 
 

@@ -1,7 +1,6 @@
 """The machine of a run: its description, its matmul speed, and its memory settings."""
 
 import ctypes
-import gc
 import os
 import platform
 import subprocess
@@ -39,9 +38,8 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 
 
-def release_freed_memory() -> None:
-    """Return to the system what `keep_freed_memory` kept, so that one stage's leftovers do not add to the next's."""
-    gc.collect()
+def return_freed_memory() -> None:
+    """Give what `keep_freed_memory` has kept back to the system: what follows takes blocks of other sizes."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

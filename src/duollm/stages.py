@@ -78,7 +78,7 @@ def run_stages(
         if first:
             for later in _successors(stages, name):
                 progress[later].forget()
-            announce(f"{name}: {'continues' if one.begin() else 'starts'}")
+            announce(f"{name}: {one.begin()}")
         wait()
         start = time.perf_counter()
         with working(name) if first else nullcontext():
@@ -115,14 +115,15 @@ class _Progress:
         same = _fingerprint_in(self.done_marker) == self.fingerprint
         return same and all(output.exists() for output in self.outputs)
 
-    def begin(self) -> bool:
-        """Mark the stage as in progress; True if its partial outputs are kept."""
-        continued = _fingerprint_in(self.started_marker) == self.fingerprint
-        self.done_marker.unlink(missing_ok=True)
-        if not continued:
-            self.forget()
-            write_json(self.started_marker, {"fingerprint": self.fingerprint})
-        return continued
+    def begin(self) -> str:
+        """Mark the stage as in progress; say whether its partial outputs are kept."""
+        if _fingerprint_in(self.started_marker) == self.fingerprint:
+            self.done_marker.unlink(missing_ok=True)
+            return "continues"
+        earlier = {_fingerprint_in(self.started_marker), _fingerprint_in(self.done_marker)} - {None, self.fingerprint}
+        self.forget()
+        write_json(self.started_marker, {"fingerprint": self.fingerprint})
+        return "starts again: its settings, its code or what it reads have changed" if earlier else "starts"
 
     def finish(self, seconds: float) -> None:
         missing = [str(output) for output in self.outputs if not output.exists()]

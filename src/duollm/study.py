@@ -20,7 +20,7 @@ from duollm.data.packed import PackedData, Windows
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
 from duollm.files import write_json, write_text
-from duollm.machine import peak_memory_bytes, provenance, release_freed_memory
+from duollm.machine import peak_memory_bytes, provenance, return_freed_memory
 from duollm.measure.comparison import compare_patterns, compare_routers, compared_windows
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -62,8 +62,12 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
         write_text(run / "config.yaml", to_yaml(recipe))
         write_json(run / "provenance.json", provenance(command, recipe.seed))
     announce = _announce if world.first else lambda line: None
-    shown = partial(study.show_so_far, until)
-    run_stages(study.stages(), run, until, announce, world.first, world.wait, shown)
+
+    def after_stage(name: str, missing: list[str]) -> None:
+        study.show_so_far(until, name, missing)
+        return_freed_memory()
+
+    run_stages(study.stages(), run, until, announce, world.first, world.wait, after_stage)
     if until == "report" and world.first:
         print_summary(run, [stage.name for stage in study.stages()])
     made = run / "report.html" if until == "report" else run
@@ -137,7 +141,6 @@ class Study:
             ended: the stage that has just ended.
             missing: the stages that are not up to date.
         """
-        release_freed_memory()
         for name, kind, budgets in trainings(self.recipe.router):
             if name == ended and self.world.first:
                 print_routers(self.run, [router_name(kind, big) for big in budgets], name)

@@ -10,8 +10,8 @@ from duollm.records.keys import Key
 from duollm.records.patterns import PatternSums, read_patterns
 from duollm.records.records import (
     AGREEING,
-    BRANCHES,
     FLOPS,
+    TAKEN,
     Draws,
     nll_at,
     pool,
@@ -126,7 +126,7 @@ def test_branches_and_agreement_are_counted_by_layer(compared):
     np.testing.assert_allclose(draws.mean(AGREEING, key)[0], (picked_TL == taken_TL).mean(0))
     for each, routes_TL in ((key, taken_TL), (Key("oracle", 3, context="shared"), picked_TL)):
         for branch in Branch:
-            np.testing.assert_allclose(draws.mean(BRANCHES, each)[0][:, branch], (routes_TL == branch).mean(0))
+            np.testing.assert_allclose(draws.mean(TAKEN, each)[0][:, branch], (routes_TL == branch).mean(0))
     assert draws.mean(FLOPS, key) == pytest.approx(np.full(6, 1310))
 
 

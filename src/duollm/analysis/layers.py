@@ -11,15 +11,15 @@ from duollm.analysis.results import AgreementRow, LayerUseRow, fields_of
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats, Integers, interval, intervals, sum_by_document
 from duollm.records.keys import DRAWN_ORACLE, ORACLE, Key
-from duollm.records.records import AGREEING, BRANCHES, Draws
+from duollm.records.records import AGREEING, TAKEN, Draws
 from duollm.records.tokens import Tokens
 
 
 def layer_use_rows(draws: Draws, tokens: Tokens, edges: Integers) -> Iterator[LayerUseRow]:
     """Yield the share of tokens whose layer is big, by depth and position, for the oracle and every router."""
     for quantity, key in draws.records.sums:
-        if quantity == BRANCHES and key.policy != DRAWN_ORACLE and key.context in (None, draws.records.context):
-            share_XL = draws.mean(BRANCHES, key)[:, :, Branch.BIG]
+        if quantity == TAKEN and key.policy != DRAWN_ORACLE and key.context in (None, draws.records.context):
+            share_XL = draws.mean(TAKEN, key)[:, :, Branch.BIG]
             share_LP = share_by_position(tokens.policies[key].routes_TL, tokens.position_T, edges)
             yield LayerUseRow(
                 **fields_of(draws.records.domain, key),
@@ -55,7 +55,7 @@ def agreement_rows(draws: Draws) -> Iterator[AgreementRow]:
         if quantity == AGREEING:
             oracle = Key(ORACLE, key.big_layers, context=draws.records.context)
             same_XL = draws.mean(AGREEING, key)
-            chance_XL = (draws.mean(BRANCHES, key) * draws.mean(BRANCHES, oracle)).sum(2)
+            chance_XL = (draws.mean(TAKEN, key) * draws.mean(TAKEN, oracle)).sum(2)
             yield AgreementRow(
                 **fields_of(draws.records.domain, key),
                 share=float(same_XL[0].mean()),

@@ -3,7 +3,7 @@
 `records_of_oracle_text` and `records_of_compared_text` make records, `pool` puts the domains together, and `Draws`
 turns records into means with their uncertainty. Each of these steps happens nowhere else.
 
-Shape letters: D documents, L layers, B branches, X draws of the bootstrap (the data first). A trailing Q stands for
+Shape letters: D documents, L layers, C branches, X draws of the bootstrap (the data first). A trailing Q stands for
 any further dimensions.
 """
 
@@ -36,8 +36,8 @@ from duollm.records.windows import window_sums
 
 NLL, BIG, FLOPS, ROUTER_FLOPS = "nll", "big", "flops", "router_flops"
 """Sums over the tokens of a document: nats, big layers spent, FLOPs of forwards, and of routers alone."""
-BRANCHES, AGREEING = "branches", "agreeing"
-"""Sums by layer: tokens on each branch [D, L, B], and tokens on the oracle's branch [D, L]."""
+TAKEN, AGREEING = "branches", "agreeing"
+"""Sums by layer: tokens on each branch [D, L, C], and tokens on the oracle's branch [D, L]."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _layer_sums(tokens: Tokens) -> dict[tuple[str, Key], Floats]:
     }
     taken = {key: one.routes_TL for key, one in tokens.routers().items()}
     for key, routes_TL in (searches | taken).items():
-        sums[BRANCHES, key] = tokens.by_document((routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64))
+        sums[TAKEN, key] = tokens.by_document((routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64))
     for key, one in tokens.routers().items():
         sums |= window_sums(tokens, key, one)
     for key, routes_TL in taken.items():

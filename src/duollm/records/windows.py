@@ -1,6 +1,6 @@
 """How a policy uses branches over a window: sums over its two halves (no torch here).
 
-Shape letters: T tokens, L layers, B branches, D documents, W windows, H = 2 halves of a window. M stands for the
+Shape letters: T tokens, L layers, C branches, D documents, W windows, H = 2 halves of a window. M stands for the
 moments of two numbers: how many pairs, their sums, sums of squares, and the sum of products.
 """
 
@@ -23,17 +23,17 @@ def window_sums(tokens: Tokens, key: Key, one: PolicyTokens) -> dict[tuple[str, 
     half_T = halves(tokens.position_T)
     document_T, window_T = tokens.document_T, tokens.window_T
     starts_T = np.concatenate([[True], (np.diff(document_T) != 0) | (np.diff(window_T) != 0)])
-    taken_TLB = (one.routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64)
+    taken_TLC = (one.routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64)
     cell_T = 2 * (np.cumsum(starts_T) - 1) + half_T
     windows = int(starts_T.sum())
-    counts_WHLB = sum_by_document(taken_TLB, cell_T, 2 * windows).reshape(windows, 2, *taken_TLB.shape[1:])
+    counts_WHLC = sum_by_document(taken_TLC, cell_T, 2 * windows).reshape(windows, 2, *taken_TLC.shape[1:])
     document_W = document_T[starts_T]
     with np.errstate(invalid="ignore"):
-        skipped_WHL = counts_WHLB[..., Branch.SKIP] / counts_WHLB.sum(-1)
+        skipped_WHL = counts_WHLC[..., Branch.SKIP] / counts_WHLC.sum(-1)
     moments_WLM = moments(skipped_WHL[:, 0], skipped_WHL[:, 1])
     documents = len(tokens.documents)
     return {
-        (HALVES, key): sum_by_document(counts_WHLB, document_W, documents),
+        (HALVES, key): sum_by_document(counts_WHLC, document_W, documents),
         (SKIPPED_AGAIN, key): sum_by_document(moments_WLM, document_W, documents),
     }
 

@@ -35,7 +35,7 @@ def test_use_of_branches_equals_a_plain_loop(gathered):
     is_big_TL = truth.space.decode(truth.router_route_T[2]) == Branch.BIG
     early_T = truth.position_T <= 10
     use = evidence.use[2]
-    np.testing.assert_allclose(use.share_XLB[0, :, Branch.BIG], is_big_TL.mean(0))
+    np.testing.assert_allclose(use.share_XLC[0, :, Branch.BIG], is_big_TL.mean(0))
     assert use.early_X[0] == pytest.approx(is_big_TL[early_T].mean() - is_big_TL[~early_T].mean())
     more = [
         np.sign(is_big_TL[early_T & mine_T].mean() - is_big_TL[~early_T & mine_T].mean())

@@ -15,9 +15,9 @@ def draws(value):
 
 
 def use(branch, slope=0.4, early=0.1, documents=0.8, again=0.5):
-    share_XLB = np.zeros((102, LAYERS, 3))
-    share_XLB[:, :, branch] = 0.5 + np.linspace(-slope / 2, slope / 2, LAYERS)
-    return RouterUse(share_XLB, draws(early), draws(documents), draws(again), draws(0.1))
+    share_XLC = np.zeros((102, LAYERS, 3))
+    share_XLC[:, :, branch] = 0.5 + np.linspace(-slope / 2, slope / 2, LAYERS)
+    return RouterUse(share_XLC, draws(early), draws(documents), draws(again), draws(0.1))
 
 
 def claims(branches, by_budget, **given):

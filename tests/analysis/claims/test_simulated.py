@@ -16,7 +16,7 @@ from duollm.analysis.verdicts import decide
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Bootstrap
 from duollm.records.keys import ALL_BIG, AVERAGE, BEST_PATTERNS, ORACLE, STATIC, Key, ramp_oracle
-from duollm.records.records import BIG, BRANCHES, NLL, Draws, Records
+from duollm.records.records import BIG, NLL, TAKEN, Draws, Records
 from duollm.records.windows import HALVES, SKIPPED_AGAIN, moments
 
 LAYERS, DOCUMENTS = 6, 40
@@ -65,7 +65,7 @@ class Simulation:
         slope_L, edge = np.linspace(-0.1, 0.1, LAYERS) * self.effect, 0.1 - 0.08 * self.effect
         departing_L = 0.5 + edge * np.array([0, 1, 0, 0, 0, 0])
         shares = {2: 1 / 3 + slope_L, 3: departing_L, 4: 2 / 3 - slope_L}
-        return {(BRANCHES, Key(ORACLE, k, context="shared")): self.layers(share_L) for k, share_L in shares.items()}
+        return {(TAKEN, Key(ORACLE, k, context="shared")): self.layers(share_L) for k, share_L in shares.items()}
 
     def router(self, branch):
         """A router that takes a branch in late layers, and big in early tokens; at k = 3 as planted.

@@ -1,6 +1,6 @@
 """The draws of the bootstrap by which claims are decided.
 
-Shape letters: X draws of the bootstrap (row 0 is the data), L layers, B branches.
+Shape letters: X draws of the bootstrap (row 0 is the data), L layers, C branches.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ from duollm.records.keys import (
     Key,
     on_drawn,
 )
-from duollm.records.records import BRANCHES, NLL, Draws
+from duollm.records.records import NLL, TAKEN, Draws
 from duollm.records.windows import HALVES, SKIPPED_AGAIN, correlation, within
 from duollm.routes.space import focus_budgets
 
@@ -39,14 +39,14 @@ class RouterUse:
     """How a router uses its branches at a budget.
 
     Attributes:
-        share_XLB: share of each branch, by layer.
+        share_XLC: share of each branch, by layer.
         early_X: share of big in the first half of the window minus that in the second.
         documents_X: share of documents whose first half uses big more than the second; ties count half.
         again_X: correlation over (window, layer) of the share of skip in the first and in the second half.
         again_within_X: the same after each layer's own means are taken out.
     """
 
-    share_XLB: Floats
+    share_XLC: Floats
     early_X: Floats
     documents_X: Floats
     again_X: Floats
@@ -142,7 +142,7 @@ def gather_evidence(
         nll_X={(key.kind or key.policy, key.big_layers): draws[key] for key in main},
         router=router,
         router_branches=tuple(
-            branch for branch in Branch if any(one.share_XLB[0, :, branch].any() for one in use.values())
+            branch for branch in Branch if any(one.share_XLC[0, :, branch].any() for one in use.values())
         ),
         router_spent_X={key.big_layers: draws.spent(key) for key in main if router and key.kind == router},
         use=use,
@@ -220,24 +220,24 @@ def _with_searches(evidence: Evidence, draws: Draws, context: str, labels: Label
 def _shares(draws: Draws, policy: str, context: str) -> dict[int, Floats]:
     """The share of big per layer of a search's picks [X, L], by k."""
     return {
-        key.big_layers: draws.mean(BRANCHES, key)[:, :, Branch.BIG]
+        key.big_layers: draws.mean(TAKEN, key)[:, :, Branch.BIG]
         for quantity, key in draws.records.sums
-        if quantity == BRANCHES and (key.policy, key.context) == (policy, context)
+        if quantity == TAKEN and (key.policy, key.context) == (policy, context)
     }
 
 
 def _router_use(draws: Draws, key: Key) -> RouterUse:
-    ratio, halves_DHLB = draws.bootstrap.ratio, draws.records.sums[HALVES, key]
-    by_layer_DLB, by_half_DHB = halves_DHLB.sum(1), halves_DHLB.sum(2)
-    all_DL, all_DH = by_layer_DLB.sum(-1), by_half_DHB.sum(-1)
-    share_XLB = np.stack([ratio(by_layer_DLB[..., branch], all_DL) for branch in Branch], axis=-1)
-    early_X = ratio(by_half_DHB[..., Branch.BIG], all_DH) @ [1.0, -1.0]
+    ratio, halves_DHLC = draws.bootstrap.ratio, draws.records.sums[HALVES, key]
+    by_layer_DLC, by_half_DHC = halves_DHLC.sum(1), halves_DHLC.sum(2)
+    all_DL, all_DH = by_layer_DLC.sum(-1), by_half_DHC.sum(-1)
+    share_XLC = np.stack([ratio(by_layer_DLC[..., branch], all_DL) for branch in Branch], axis=-1)
+    early_X = ratio(by_half_DHC[..., Branch.BIG], all_DH) @ [1.0, -1.0]
     has_both_D = (all_DH > 0).all(-1)
-    share_DH = by_half_DHB[..., Branch.BIG] / np.maximum(all_DH, 1)
+    share_DH = by_half_DHC[..., Branch.BIG] / np.maximum(all_DH, 1)
     more_D = np.where(has_both_D, (np.sign(share_DH[:, 0] - share_DH[:, 1]) + 1) / 2, 0.0)
     moments_XLM = np.tensordot(draws.bootstrap.weights_XD, draws.records.sums[SKIPPED_AGAIN, key], axes=1)
     return RouterUse(
-        share_XLB,
+        share_XLC,
         early_X,
         ratio(more_D, has_both_D.astype(np.float64)),
         correlation(moments_XLM.sum(1)),

@@ -51,11 +51,11 @@ def _depth_and_time(name: str, statement: str, evidence: Evidence) -> Claim:
     for k in focus if not skips else [k for k in focus if k in evidence.use]:
         use = evidence.use.get(k)
         if skips:
-            skip_XL = None if use is None else use.share_XLB[:, :, Branch.SKIP]
+            skip_XL = None if use is None else use.share_XLC[:, :, Branch.SKIP]
             quantity = f"share of skip, last - first layer on a fitted line, {_named(evidence)} at k = {k}"
             conditions.append(condition(quantity, fitted_change(skip_XL), above=0))
         else:
-            big_XL = None if use is None else use.share_XLB[:, :, Branch.BIG]
+            big_XL = None if use is None else use.share_XLC[:, :, Branch.BIG]
             conditions.append(
                 condition(
                     f"share of big, last - first layer on a fitted line, at k = {k}", fitted_change(big_XL), above=0
