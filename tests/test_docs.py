@@ -94,7 +94,7 @@ def test_the_reduction_keeps_the_second_lowest_loss(monkeypatch, context, prune)
     names = run_page("adding-a-reduction.md")
     assert (names["margin"] > 0).all()
     model, input_ids, space = names["model"], names["input_ids"], RouteSpace(4)
-    assert isinstance(entries[0](None), names["SecondBest"])
+    assert isinstance(entries[0](None, None), names["SecondBest"])
     table_BTR, big_R = loss_table(model, input_ids, space, context), space.count_big(torch.arange(space.size))
     budgets = [Exactly(1), Exactly(2), AtMost(2), Exactly(0)]
     kept = [names["SecondBest"]()]

@@ -206,7 +206,7 @@ class OracleConfig(Section):
     """Branches that a token may take at each layer."""
     groups: int | list[list[int]] | Literal["auto"] | None = None
     """Layers that take the same branch: a number of equal groups, the layers of each, or auto, which makes up to 12
-    groups so that the exact search has at most 4,096 routes. Default: every layer varies by itself."""
+    groups (at most 4,096 routes). Default: every layer varies by itself."""
     fixed: dict[Literal["skip", "small", "big"], list[int]] = {}
     """Layers that always take the same branch, such as {big: [0, 11]}. They belong to no group."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
@@ -219,6 +219,10 @@ class OracleConfig(Section):
     """Number N of random routes in the controls "best of N routes" and "best of N patterns"."""
     resampled_labels: int = Field(default=1, ge=0)
     """Pairs of drawn labels per position that measure selection noise. 0 leaves the measurement out."""
+    labels_from: str | None = None
+    """Folder or hub id of a model with the same tokenizer that labels are drawn from. Default: all big of this one."""
+    labels_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the prediction from which labels are drawn."""
     counted_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the positions on which static is chosen. Each costs the full head for every route (docs/oracle.md)."""
     units: list[Annotated[int, Field(ge=2)]] = []
@@ -226,14 +230,16 @@ class OracleConfig(Section):
     memory_gib: float = Field(default=1.0, gt=0)
     """Memory that the hidden states of the exact search may take, in GiB."""
 
+    _expand = field_validator("labels_from")(_home_folder)
+
     @model_validator(mode="after")
     def _budgets_that_can_be_searched(self) -> "OracleConfig":
         for key in ("contexts", "branches", "more_budgets", "units"):
             _refuse_repeats(key, getattr(self, key))
         refused = [budget for budget in self.more_budgets if not budget.startswith("at-most ")]
         if refused and self.search != "exact":
-            known = f"search {self.search!r} knows only `at-most 4`"
-            raise ValueError(f"more_budgets holds {refused[0]!r}; {known}, leave it out or set search to exact")
+            known = f"search {self.search!r} knows only `at-most 4`, leave it out or set search to exact"
+            raise ValueError(f"more_budgets holds {refused[0]!r}; {known}")
         return self
 
 
@@ -299,8 +305,8 @@ class RouterConfig(Section):
 
     @model_validator(mode="after")
     def _branches_and_names(self) -> "RouterConfig":
-        _refuse_repeats("kinds", self.kinds)
-        _refuse_repeats("spend", self.spend)
+        for key in ("kinds", "spend"):
+            _refuse_repeats(key, getattr(self, key))
         order = ["skip", "small", "big"]
         if "big" not in self.branches or self.branches != [each for each in order if each in self.branches]:
             raise ValueError(f"branches must hold big, once each, in the order {order}; got {self.branches}")
@@ -369,11 +375,8 @@ class Recipe(Section):
     @property
     def compared_text(self) -> EvaluateConfig:
         """The section `evaluate`, raised to at least the text of the oracle."""
-        ours, oracles = self.evaluate, self.oracle
-        return EvaluateConfig(
-            documents=max(ours.documents, oracles.documents),
-            windows_per_document=max(ours.windows_per_document, oracles.windows_per_document),
-        )
+        names = EvaluateConfig.model_fields
+        return EvaluateConfig(**{name: max(getattr(self.evaluate, name), getattr(self.oracle, name)) for name in names})
 
     @model_validator(mode="after")
     def _model_is_made_in_one_way(self) -> "Recipe":
@@ -424,8 +427,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
         UserError: unreadable file, unknown key, illegal value; the message names the key and what is allowed.
     """
     values: dict[str, Any] = _read_yaml(path) if path else {}
-    overrides = overrides or {}
-    for key, text in overrides.items():
+    for key, text in (overrides := overrides or {}).items():
         section, _, name = key.rpartition(".")
         owner = values.setdefault(section, {}) if section else values
         if not isinstance(owner, dict):
@@ -494,5 +496,5 @@ def explain(error: ValidationError) -> tuple[str, str]:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return key, message
-    problem, given = first["type"], first["input"]
-    return key, f"{message}, got {strict_yaml.shown(given)}{strict_yaml.how_to_write(problem, given)}"
+    given = first["input"]
+    return key, f"{message}, got {strict_yaml.shown(given)}{strict_yaml.how_to_write(first['type'], given)}"

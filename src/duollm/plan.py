@@ -10,15 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 
 from duollm.config import ModelConfig, Recipe, recipe_of
-from duollm.errors import UserError
+from duollm.data.tokenizer import load_tokenizer
+from duollm.errors import UserError, in_a_line
 from duollm.files import read_json
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.conversion import read_dense_config
-from duollm.models.families import dense_config, duo_config
+from duollm.models.families import dense_config, duo_config, family_of
 from duollm.oracle.beam import Beam
 from duollm.oracle.run import SearchPlan, check_memory, check_settings
 from duollm.routers.registry import check_kinds
@@ -155,6 +157,8 @@ def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig, given: str = "t
         check_settings(recipe.oracle, sizes, length)
         if runs and isinstance(sizes, DuoConfig):
             check_memory(recipe.oracle, sizes, length)
+    if runs:
+        _check_labels(recipe)
     recipe.ceiling.depths_in(layers)
     possible = SearchPlan(recipe.oracle, layers, length).space.big_layers
     for big in recipe.router.big_layers:
@@ -162,6 +166,39 @@ def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig, given: str = "t
             raise UserError(f"router.big_layers holds {big}; {given} has {layers} layers")
         if big not in possible:
             raise UserError(f"router.big_layers holds {big}; the oracle's groups of layers allow {possible}")
+
+
+def _check_labels(recipe: Recipe) -> None:
+    """Refuse a model that cannot give the labels of a study, before the study works for hours.
+
+    Raises:
+        UserError: it cannot be read, reads fewer tokens than a window has, or has another tokenizer.
+    """
+    given, own = recipe.oracle.labels_from, recipe.data.tokenizer or recipe.model.dense
+    if given is None:
+        return
+    if own is None:
+        raise UserError(
+            f"oracle.labels_from: {given} must have the tokenizer of the data, and this study trains one; "
+            "name it in data.tokenizer"
+        )
+    try:
+        theirs = load_tokenizer(given).get_vocab()
+        config = AutoConfig.from_pretrained(given)
+        if config.model_type != DuoConfig.model_type:
+            family_of(config.model_type)
+    except (UserError, OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"oracle.labels_from: {in_a_line(error)}") from None
+    if theirs != (ours := load_tokenizer(own).get_vocab()):
+        raise UserError(
+            f"oracle.labels_from: {given} has another tokenizer ({len(theirs)} tokens) than {own} ({len(ours)}); "
+            "give a model with the same one"
+        )
+    if recipe.data.sequence_length > config.max_position_embeddings:
+        raise UserError(
+            f"oracle.labels_from: {given} reads {config.max_position_embeddings} tokens, "
+            f"data.sequence_length is {recipe.data.sequence_length}; make windows shorter"
+        )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from duollm.measure.comparison import compare_patterns, compare_routers, compare
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
+from duollm.oracle.noise import LabelSource
 from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.plan import check_recipe, completed, given_config
@@ -86,7 +88,7 @@ class Study:
     def stages(self) -> list[Stage]:
         """All stages in the order of the study."""
         recipe = self.recipe
-        sampled = recipe.oracle.model_dump(exclude={"memory_gib"})
+        sampled = recipe.oracle.model_dump(exclude={"memory_gib", "labels_from", "labels_temperature"})
         return [
             Stage(
                 "data",
@@ -98,7 +100,7 @@ class Study:
             Stage(
                 "oracle",
                 self._search,
-                {**sampled, "seed": recipe.seed},
+                {**sampled, **self._labels, "seed": recipe.seed},
                 after=("data", "pretrain"),
                 outputs=("oracle",),
             ),
@@ -273,11 +275,33 @@ class Study:
             "model_fingerprint": _fingerprint_weights(self._model_folder, "model"),
             "data_fingerprint": data.fingerprint,
             "version": __version__,
+            **self._labels,
         }
         facts = fingerprints | search_facts(recipe.oracle, model.config.num_hidden_layers, data.sequence_length)
         store = OracleStore(self.run / "oracle", facts)
         world = self.world
-        OracleRun(model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, world.wait).run()
+        OracleRun(
+            model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, self._open_labels(), world.wait
+        ).run()
+
+    @property
+    def _labels(self) -> dict[str, Any]:
+        """What labels are drawn from, as far as it is not the searched model's own prediction."""
+        oracle = self.recipe.oracle
+        labels = oracle.model_dump(include={"labels_from", "labels_temperature"}, exclude_defaults=True)
+        if oracle.labels_from and Path(oracle.labels_from).is_dir():
+            labels["labels_from"] = _fingerprint_weights(Path(oracle.labels_from), "oracle.labels_from")
+        return labels
+
+    def _open_labels(self) -> LabelSource:
+        oracle, model = self.recipe.oracle, None
+        if oracle.labels_from:
+            try:
+                model = open_dense(oracle.labels_from, 1, "ffn", self.recipe.seed, torch.float32)
+            except UserError as error:
+                raise UserError(f"oracle.labels_from: {error}") from None
+            nn.Module.to(model, self.world.device)
+        return LabelSource(model, oracle.labels_temperature)
 
     def _label(self) -> None:
         if self.world.first:

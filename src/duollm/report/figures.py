@@ -14,7 +14,13 @@ from duollm.records.bootstrap import Integers
 from duollm.records.tokens import Tokens
 from duollm.report.chart import draw_chart, write_csv
 from duollm.report.fonts import use_fonts_for_all_text
-from duollm.report.gain_figures import ceiling_budget, gain_by_depth, gains_by_budget, parts_by_budget
+from duollm.report.gain_figures import (
+    ceiling_budget,
+    gain_by_depth,
+    gains_by_budget,
+    gains_by_tries,
+    parts_by_budget,
+)
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
 from duollm.report.passages import first_window, one_line
@@ -27,6 +33,7 @@ CAPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ceiling_by_depth": ("What a predictor gains, by the last layer whose states it sees.", ()),
     "decomposition": ("What the oracle's gain is made of: predictable, luck of the choice, rest.", ()),
     "difficulty": ("What all big and the oracle gain on each token against its loss (paper, figure 5).", ("C11",)),
+    "gain_by_tries": ("The same gains against the number of routes tried: luck grows with the tickets.", ()),
     "layer_use": ("Share of big by layer (paper, figure 2).", ("C6", "C7", "C8", "C9")),
     "layer_use_by_position": ("Share of big by layer and position (paper, figure 3).", ("C10",)),
     "losses_of_text": ("Losses of the first Python document, token by token (paper, figure 6).", ("C12",)),
@@ -77,6 +84,8 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bo
         charts["losses_of_text"] = losses_of_text(code, rows, words, budget, results.cheapest)
     if results.selection_noise:
         charts["selection_noise"] = gains_by_budget(results, names)
+    if any(row.domain == headline and row.big_layers in focus for row in results.tries):
+        charts["gain_by_tries"] = gains_by_tries(results, headline, focus)
     if results.timing:
         charts["pareto"] = loss_by_cost(results, headline)
     if any(row.domain == headline for row in results.agreement):
