@@ -1,8 +1,8 @@
 """The predictable ceiling on the text of the comparison: predicted gains become routes, and these are executed.
 
-Layers are taken in the order of their gains, up to a price or an exact number.
+Layers, or groups of layers, are taken in the order of their gains, up to a price or an exact number.
 
-Shape letters: W windows, B windows per forward, T tokens, L layers, C branches to choose from.
+Shape letters: W windows, B windows per forward, T tokens, L layers, J groups of layers, C branches to choose from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import GainPredictor, all_big_states, margins, priced_routes
+from duollm.ceiling.predictor import GainPredictor, all_big_states, margins, per_layer, priced_choice
 from duollm.data.packed import PackedData, Windows
 from duollm.files import replacing
 from duollm.measure.executor import policy_losses, token_columns
@@ -30,7 +30,7 @@ _VALIDATION_WINDOWS = 64
 _BATCH = 16
 
 Margins = dict[tuple[str, int], tuple[Tensor, Tensor]]
-"""By predictor and big layers: the margin of big and the other branch, [W, T, L] each."""
+"""By predictor and big layers: the margin of big and the other branch, [W, T, J] each."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,19 @@ class CeilingPolicy:
         """The ending of the names of its columns."""
         return f"{self.spend}_{self.predictor}_k{self.big_layers}"
 
-    def routes(self, found: Margins) -> Tensor:
+    def routes(self, found: Margins, space: RouteSpace) -> Tensor:
         """Return the routes of all tokens, [W, T, L]."""
         margin, otherwise = found[self.predictor, self.big_layers]
         if self.price is None:
-            return exact_routes(margin, otherwise, self.big_layers)
-        return priced_routes(margin, otherwise, self.price)
+            return space.spread(exact_choice(margin, otherwise, self.big_layers, space))
+        return space.spread(priced_choice(margin, otherwise, self.price))
 
 
 def evaluate_ceiling(
     model: DuoForCausalLM,
     predictors: nn.ModuleDict,
     big_layers: Sequence[int],
-    branches: Sequence[Branch],
+    space: RouteSpace,
     validation_WT: Tensor,
     texts: Mapping[str, Windows],
     run: Path,
@@ -85,15 +85,14 @@ def evaluate_ceiling(
         validation_WT: windows on which prices are found and the depth is chosen.
         texts: of the comparison, by domain.
     """
-    space = RouteSpace(model.config.num_hidden_layers, tuple(branches))
     scored, validation_WT = list[CeilingPolicy](), validation_WT.to(model.device)
     found = predicted_margins(model, predictors, big_layers, space, validation_WT)
-    for (name, k), (margin_WTL, _) in found.items():
+    for (name, k), (margin_WTJ, _) in found.items():
         show("ceiling on validation text", len(scored), 2 * len(found), unit="policies")
-        for spend, price in (("average", price_for(margin_WTL, k)), ("exact", None)):
+        for spend, price in (("average", price_for(margin_WTJ, k, space)), ("exact", None)):
             policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
             if name != SHUFFLED:
-                nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found))
+                nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found, space))
                 policy = replace(policy, validation_nll=nll_WT.mean().item())
             scored.append(policy)
     scored = choose(scored)
@@ -110,7 +109,7 @@ def evaluate_ceiling(
             found, columns = predicted_margins(model, predictors, big_layers, space, token_ids_WT), windows.columns()
             for number, policy in enumerate(policies):
                 show(f"ceiling on {domain}", number, len(policies), unit="policies")
-                measured = policy_losses(model, token_ids_WT, routes=policy.routes(found))
+                measured = policy_losses(model, token_ids_WT, routes=policy.routes(found, space))
                 columns |= token_columns(*measured, space, f"_{policy.column}")
             write_result(folder / f"{domain}.parquet", columns, facts)
 
@@ -146,27 +145,45 @@ def predicted_margins(
 ) -> Margins:
     """Predict by how much big beats the other branches, for every budget."""
     parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+    vary = sum(space.group_sizes)
     for batch_BT in token_ids_WT.split(_BATCH):
         states_BTF = all_big_states(model, batch_BT)
-        nowhere_BTL = torch.zeros(*batch_BT.shape, space.num_layers, device=batch_BT.device)
+        nowhere_BTJ = torch.zeros(*batch_BT.shape, len(space.leaders), device=batch_BT.device)
         for name, predictor in cast(dict[str, GainPredictor], predictors).items():
-            from_states_BTLC = predictor.from_states(states_BTF)
+            from_states_BTJC = predictor.from_states(states_BTF)
             for k in big_layers:
-                share_BT = torch.full(batch_BT.shape, k / space.num_layers, device=batch_BT.device)
-                gains_BTLC = from_states_BTLC + predictor.from_told(share_BT, nowhere_BTL)
-                found = margins(gains_BTLC, predictor.interactions(), space.branches)
+                share_BT = torch.full(batch_BT.shape, (k - space.spent_by_fixed[1]) / vary, device=batch_BT.device)
+                gains_BTJC = from_states_BTJC + predictor.from_told(share_BT, nowhere_BTJ)
+                found = margins(gains_BTJC, predictor.interactions(), space.branches)
                 parts.setdefault((name, k), []).append(found)
     return {key: (torch.cat([m for m, _ in each]), torch.cat([o for _, o in each])) for key, each in parts.items()}
 
 
-def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:
-    """Return routes [., L] in which every token takes big in the `big_layers` layers with the largest gains."""
-    most = margin.topk(big_layers, dim=-1).indices
-    return otherwise.scatter(-1, most, int(Branch.BIG))
+def exact_choice(margin: Tensor, otherwise: Tensor, big_layers: int, space: RouteSpace) -> Tensor:
+    """Return the branches of the groups, [., J]: every token takes exactly `big_layers`, where they gain most in all.
+
+    A dynamic program over the groups, for groups of several sizes need not be taken in the order of their gains.
+    """
+    wanted = big_layers - space.spent_by_fixed[1]
+    best = torch.full((*margin.shape[:-1], wanted + 1), -torch.inf, dtype=torch.float64, device=margin.device)
+    best[..., 0] = 0
+    taken = []
+    for group, layers in enumerate(space.group_sizes):
+        with_big = torch.full_like(best, -torch.inf)
+        with_big[..., layers:] = best[..., : max(0, wanted + 1 - layers)] + layers * margin[..., group, None].double()
+        taken.append(with_big > best)
+        best = torch.maximum(best, with_big)
+    left, choice = torch.full_like(margin[..., :1], wanted, dtype=torch.int64), otherwise.clone()
+    for group in reversed(range(len(taken))):
+        big = taken[group].gather(-1, left)
+        choice[..., group] = torch.where(big[..., 0], int(Branch.BIG), otherwise[..., group])
+        left = left - space.group_sizes[group] * big.long()
+    return choice
 
 
-def price_for(margin: Tensor, big_layers: int) -> float:
+def price_for(margin: Tensor, big_layers: int, space: RouteSpace) -> float:
     """Return the price at which `big_layers` layers are big on average over tokens."""
-    spent = round(margin.numel() * big_layers / margin.shape[-1])
-    descending = margin.flatten().sort(descending=True).values
+    of_layers = per_layer(margin, space)
+    spent = round(of_layers.numel() * (big_layers - space.spent_by_fixed[1]) / of_layers.shape[-1])
+    descending = of_layers.flatten().sort(descending=True).values
     return float("-inf") if spent == len(descending) else descending[spent].item()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -26,7 +27,7 @@ from duollm.routers.gains import DeepGainsRouter, GainsRouter, OffPolicyGainsRou
 from duollm.routers.knn import KnnRouter
 from duollm.routers.linear import DistilledRouter, GumbelRouter, LinearRouter
 from duollm.routers.sequential import OffPolicySequentialRouter, SequentialRouter
-from duollm.routes.space import parse_branches
+from duollm.routes.space import RouteSpace, parse_branches
 
 ROUTERS: dict[str, type[Router]] = {
     "linear": LinearRouter,
@@ -82,23 +83,33 @@ def settings_of(kind: str, config: RouterConfig) -> dict[str, Any]:
     return config.model_dump(exclude={"kinds", "big_layers", "spend", *others})
 
 
-def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:
+def make_router(kind: str, config: DuoConfig, branches: list[str], space: RouteSpace | None = None) -> Router:
     """Build an untrained router of a named kind for a model; `branches` by name, e.g. ["small", "big"].
+
+    Args:
+        space: the routes that it may take, of the same branches. Default: every layer varies by itself.
 
     Raises:
         UserError: unknown kind.
     """
-    return router_class(kind)(config, parse_branches(branches))
+    router = router_class(kind)(config, parse_branches(branches))
+    if space is not None and not space.by_layer:
+        router.set_space(space)
+    return router
 
 
 def save_router(router: Router, folder: Path, facts: dict[str, Any], model: DuoForCausalLM | None = None) -> None:
-    """Write router.safetensors and router.json. `facts` must have `kind` and `branches`.
+    """Write router.safetensors and router.json. `facts` must have `kind` and `branches`; the router's space is added.
 
     A model that was trained together with the router goes into `model/` beside them.
     """
     with replacing(folder) as temporary:
         temporary.mkdir()
         save_file(router.state_dict(), temporary / "router.safetensors")
+        if not router.space.by_layer:
+            facts = facts | router.space.facts
+        if router.offset_L.any():
+            facts = facts | {"offsets": router.offset_L.tolist()}
         write_json(temporary / "router.json", facts)
         if model is not None:
             model.save_pretrained(temporary / "model")
@@ -112,8 +123,10 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
     """
     try:
         facts = read_json(folder / "router.json")
-        router = make_router(facts["kind"], config, facts["branches"])
+        space = RouteSpace.from_facts(facts | {"num_layers": config.num_hidden_layers})
+        router = make_router(facts["kind"], config, facts["branches"], space)
         router.load_state_dict(load_file(folder / "router.safetensors"))
+        router.offset_L += torch.tensor(facts.get("offsets", 0.0))
     except UserError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
@@ -138,6 +151,6 @@ def trained_routers(
         backbone = load_model(together) if together.exists() else model
         nn.Module.to(backbone, model.device)
         for way in spend:
-            policy = ExactBudget(router, facts["big_layers"]) if way == "exact" else router
+            policy = router.policy(ExactBudget(router, facts["big_layers"]) if way == "exact" else None)
             known = facts | {"spend": way, "branch_costs": branch_costs(model.config, router.branches).tolist()}
             yield TrainedRouter(f"{name}_exact" if way == "exact" else name, backbone, policy, router.branches, known)
