@@ -3,8 +3,8 @@
 The predictor sees the hidden states of a pass in which all layers are big, at layers 0 .. depth. It decides for all
 layers at once, also for those before `depth`. So no router can do the same. It never sees a label.
 
-Shape letters: B batch, T tokens, N = B * (T - 1), L layers, J groups of layers (every layer, if they vary by themselves),
-C branches to choose from, D hidden, F = (depth + 1) * D features. A dot stands for any leading dimensions.
+Shape letters: B batch, T tokens, N = B * (T - 1), L layers, J groups of layers (every layer by itself, or several
+together), C branches to choose from, D hidden, F = (depth + 1) * D features. A dot stands for any leading dimensions.
 """
 
 from collections.abc import Sequence

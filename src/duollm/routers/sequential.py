@@ -36,9 +36,9 @@ class SequentialRouter(GainsRouter):
     """Predicts marginal gains from the state, the choices of earlier layers and the budget that is left.
 
     A big layer is worth less the more of them follow, which a router that sees only one layer's state cannot know. The
-    memory of a token is a vector: the cost of its choice at each layer (1 for big, 0 for small and for later layers; that
-    of a group of layers at its first), and the number of big layers left as a share of all layers. One linear map per layer takes the memory, the state,
-    and random features of the state, relu(R x) with a matrix R that is drawn once (Rahimi and Recht, "Random features
+    memory of a token is a vector: the cost of its choice at each layer that decides (1 for big, 0 for small and for
+    later layers), and the number of big layers left as a share of all layers. One linear map per layer takes the
+    memory, the state, and random features of the state, relu(R x) with a matrix R that is drawn once (Rahimi and Recht, "Random features
     for large-scale kernel machines", 2007). So the map is not linear in the state but is fitted like a linear one.
     Training covers all budgets, so one training serves all; in use the budget is `big_layers`.
     """
@@ -131,7 +131,7 @@ class _RecordingGates(RouterGates):
 
 
 class RidgeSums:
-    """The sums that a ridge regression per group of layers needs, one set per fold, so that the penalty can be cross-validated.
+    """The sums that a ridge regression per group needs, one set per fold, so that the penalty can be cross-validated.
 
     Attributes:
         product_SJGG, aimed_SJGC: sums of x x' and x y', float64, over inputs x (the last one is 1) and targets y.
