@@ -275,6 +275,8 @@ class RouterConfig(Section):
     """As pretrain.precision."""
     train_backbone: bool = False
     """Whether to train the model together with the router."""
+    around_static: bool = False
+    """Whether the kinds that predict gains, and the ceiling, start from static, for a model not trained to skip."""
     label_tokens: int = Field(default=1024, ge=2)
     """Training tokens whose losses under many routes are computed as labels, for kinds that learn from labels."""
     label_routes: int | None = Field(default=None, ge=2)

@@ -34,6 +34,7 @@ from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.report.summary import print_frontier, print_routers, print_summary
 from duollm.routers.registry import router_class, settings_of, trained_routers
+from duollm.routers.static import patterns_of, static_priors
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
@@ -209,6 +210,7 @@ class Study:
         settings = recipe.ceiling.model_dump() | recipe.compared_text.model_dump()
         settings["branches"] = recipe.oracle.branches
         settings |= {"big_layers": recipe.router.big_layers, "seed": recipe.seed, **self._groups}
+        settings |= {"around_static": True} if recipe.router.around_static else {}
         return Stage("ceiling", self._measure_ceiling, settings, after, ("ceiling",), (checkpoint,), version=3)
 
     def _label_stages(self) -> list[Stage]:
@@ -321,11 +323,15 @@ class Study:
     def _measure_ceiling(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data
         space = self._space(recipe.oracle.branches)
-        predictors = train_ceiling(self._context, model, recipe.ceiling, space)
+        big_layers, priors = recipe.router.big_layers, None
+        priced_on = validation_windows(data, recipe.compared_text.windows_per_document, recipe.seed)
+        if recipe.router.around_static:
+            priors = static_priors(model, space, priced_on.to(model.device), big_layers)
+        patterns = patterns_of(priors, space) if priors else None
+        predictors = train_ceiling(self._context, model, recipe.ceiling, space, patterns)
         if self.world.first:
-            big_layers, texts = recipe.router.big_layers, self._compared_texts()
-            priced_on = validation_windows(data, recipe.compared_text.windows_per_document, recipe.seed)
-            evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run)
+            texts = self._compared_texts()
+            evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run, priors)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
         self.world.wait()
 

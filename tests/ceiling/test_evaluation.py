@@ -5,16 +5,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from duollm.ceiling.choices import exact_choice, price_for, priced_choice
 from duollm.ceiling.evaluation import (
     CeilingPolicy,
     choose,
     evaluate_ceiling,
-    exact_choice,
     predicted_margins,
-    price_for,
     validation_windows,
 )
-from duollm.ceiling.predictor import all_big_states, make_predictors, margins, priced_choice
+from duollm.ceiling.predictor import all_big_states, make_predictors, margins
 from duollm.config import CeilingConfig, EvaluateConfig
 from duollm.measure.comparison import compared_windows
 from duollm.models.branch import Branch

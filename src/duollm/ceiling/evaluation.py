@@ -7,6 +7,7 @@ Shape letters: W windows, B windows per forward, T tokens, L layers, J groups of
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,15 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import GainPredictor, all_big_states, margins, per_layer, priced_choice
+from duollm.ceiling.around_static import AroundStatic
+from duollm.ceiling.choices import exact_choice, price_for, priced_choice
+from duollm.ceiling.predictor import GainPredictor, all_big_states, margins
 from duollm.data.packed import PackedData, Windows
 from duollm.files import replacing
 from duollm.measure.executor import policy_losses, token_columns
-from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.progress import show
 from duollm.records.files import write_result
 from duollm.records.keys import SHUFFLED
+from duollm.routers.static import Prior
 from duollm.routes.space import RouteSpace
 
 _VALIDATION_WINDOWS = 64
@@ -44,6 +47,8 @@ class CeilingPolicy:
         price: price of big in the predictor's units; None with exact spending.
         validation_nll: nats per token; None if it was not needed.
         chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
+        scale: by how much the predicted difference of a token from the mean counts beside static's prior; None: gains
+            are used as they are predicted.
     """
 
     predictor: str
@@ -53,6 +58,7 @@ class CeilingPolicy:
     price: float | None
     validation_nll: float | None = None
     chosen: bool = False
+    scale: float | None = None
 
     @property
     def column(self) -> str:
@@ -75,6 +81,7 @@ def evaluate_ceiling(
     validation_WT: Tensor,
     texts: Mapping[str, Windows],
     run: Path,
+    priors: Mapping[int, Prior] | None = None,
 ) -> None:
     """Write `run/ceiling/` (docs/formats.md): the losses of predicted routes on the text of the comparison.
 
@@ -84,13 +91,18 @@ def evaluate_ceiling(
     Args:
         validation_WT: windows on which prices are found and the depth is chosen.
         texts: of the comparison, by domain.
+        priors: static of every budget, from which the routes start; None: from the predicted gains alone.
     """
     scored, validation_WT = list[CeilingPolicy](), validation_WT.to(model.device)
-    found = predicted_margins(model, predictors, big_layers, space, validation_WT)
+    around = None if priors is None else AroundStatic.chosen(model, predictors, space, priors, validation_WT)
+    margins_of = partial(predicted_margins, model, predictors, big_layers, space, around=around)
+    found = margins_of(validation_WT)
     for (name, k), (margin_WTJ, _) in found.items():
         show("ceiling on validation text", len(scored), 2 * len(found), unit="policies")
         for spend, price in (("average", price_for(margin_WTJ, k, space)), ("exact", None)):
             policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
+            if around is not None:
+                policy = replace(policy, scale=around.scales[name, k])
             if name != SHUFFLED:
                 nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found, space))
                 policy = replace(policy, validation_nll=nll_WT.mean().item())
@@ -106,7 +118,7 @@ def evaluate_ceiling(
         save_file(predictors.state_dict(), folder / "predictors.safetensors")
         for domain, windows in texts.items():
             token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
-            found, columns = predicted_margins(model, predictors, big_layers, space, token_ids_WT), windows.columns()
+            found, columns = margins_of(token_ids_WT), windows.columns()
             for number, policy in enumerate(policies):
                 show(f"ceiling on {domain}", number, len(policies), unit="policies")
                 measured = policy_losses(model, token_ids_WT, routes=policy.routes(found, space))
@@ -142,8 +154,9 @@ def predicted_margins(
     big_layers: Sequence[int],
     space: RouteSpace,
     token_ids_WT: Tensor,
+    around: AroundStatic | None = None,
 ) -> Margins:
-    """Predict by how much big beats the other branches, for every budget."""
+    """Predict by how much big beats the other branches, for every budget; beside static if `around` is given."""
     parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     vary = sum(space.group_sizes)
     for batch_BT in token_ids_WT.split(_BATCH):
@@ -152,38 +165,11 @@ def predicted_margins(
         for name, predictor in cast(dict[str, GainPredictor], predictors).items():
             from_states_BTJC = predictor.from_states(states_BTF)
             for k in big_layers:
+                if around is not None:
+                    parts.setdefault((name, k), []).append(around.margins(name, k, from_states_BTJC))
+                    continue
                 share_BT = torch.full(batch_BT.shape, (k - space.spent_by_fixed[1]) / vary, device=batch_BT.device)
                 gains_BTJC = from_states_BTJC + predictor.from_told(share_BT, nowhere_BTJ)
                 found = margins(gains_BTJC, predictor.interactions(), space.branches)
                 parts.setdefault((name, k), []).append(found)
     return {key: (torch.cat([m for m, _ in each]), torch.cat([o for _, o in each])) for key, each in parts.items()}
-
-
-def exact_choice(margin: Tensor, otherwise: Tensor, big_layers: int, space: RouteSpace) -> Tensor:
-    """Return the branches of the groups, [., J]: every token takes exactly `big_layers`, where they gain most in all.
-
-    A dynamic program over the groups, for groups of several sizes need not be taken in the order of their gains.
-    """
-    wanted = big_layers - space.spent_by_fixed[1]
-    best = torch.full((*margin.shape[:-1], wanted + 1), -torch.inf, dtype=torch.float64, device=margin.device)
-    best[..., 0] = 0
-    taken = []
-    for group, layers in enumerate(space.group_sizes):
-        with_big = torch.full_like(best, -torch.inf)
-        with_big[..., layers:] = best[..., : max(0, wanted + 1 - layers)] + layers * margin[..., group, None].double()
-        taken.append(with_big > best)
-        best = torch.maximum(best, with_big)
-    left, choice = torch.full_like(margin[..., :1], wanted, dtype=torch.int64), otherwise.clone()
-    for group in reversed(range(len(taken))):
-        big = taken[group].gather(-1, left)
-        choice[..., group] = torch.where(big[..., 0], int(Branch.BIG), otherwise[..., group])
-        left = left - space.group_sizes[group] * big.long()
-    return choice
-
-
-def price_for(margin: Tensor, big_layers: int, space: RouteSpace) -> float:
-    """Return the price at which `big_layers` layers are big on average over tokens."""
-    of_layers = per_layer(margin, space)
-    spent = round(of_layers.numel() * (big_layers - space.spent_by_fixed[1]) / of_layers.shape[-1])
-    descending = of_layers.flatten().sort(descending=True).values
-    return float("-inf") if spent == len(descending) else descending[spent].item()

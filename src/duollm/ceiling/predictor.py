@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from duollm.ceiling.choices import per_layer, priced_choice
 from duollm.config import CeilingConfig
 from duollm.flops import token_flops
 from duollm.models.branch import Branch
@@ -86,8 +87,18 @@ class GainPredictor(nn.Module):
         return _TOLD * self.told.weight[:, 2:].T.unflatten(-1, self.shape_JC)
 
 
-def train_ceiling(context: Context, model: DuoForCausalLM, config: CeilingConfig, space: RouteSpace) -> nn.ModuleDict:
+def train_ceiling(
+    context: Context,
+    model: DuoForCausalLM,
+    config: CeilingConfig,
+    space: RouteSpace,
+    patterns: tuple[Tensor, Tensor] | None = None,
+) -> nn.ModuleDict:
     """Fit a predictor of gains for every depth and the shuffled control, on training documents.
+
+    Args:
+        patterns: static of every budget and its share of big, along which gains are measured, in place of the routes
+            that the deepest predictor would choose.
 
     Returns:
         The predictors: `l0` ... by depth, and `shuffled`. The model is left frozen, in evaluation mode.
@@ -103,7 +114,7 @@ def train_ceiling(context: Context, model: DuoForCausalLM, config: CeilingConfig
     plan = TrainingPlan.of(config, config.tokens, length)
     flops_per_token = 3 * token_flops(model.config, model.config.num_hidden_layers, length // 2)
     trainer = Trainer.of("ceiling", plan, context, seed + 2, flops_per_token)
-    trainer.train(predictors, ceiling_loss(model, predictors, space, plan.steps, seed, world))
+    trainer.train(predictors, ceiling_loss(model, predictors, space, plan.steps, seed, world, patterns))
     return predictors.eval()
 
 
@@ -128,12 +139,13 @@ def ceiling_loss(
     steps: int,
     seed: int,
     world: World,
+    patterns: tuple[Tensor, Tensor] | None = None,
 ) -> LossFn:
     """Squared error of the predicted gains (nats x 100), summed over the predictors.
 
-    Gains are measured along the routes that the deepest predictor would choose, with some of the choices replaced by
-    random ones. For the control, the gains of a batch are shuffled among its tokens, so it can learn only what holds
-    for all tokens.
+    Gains are measured along the routes that the deepest predictor would choose, or along `patterns`, with some of the
+    choices replaced by random ones. For the control, the gains of a batch are shuffled among its tokens, so it can
+    learn only what holds for all tokens.
     """
     generator = torch.Generator(model.device)
     deepest = [name for name in predictors if name != SHUFFLED][-1]
@@ -141,8 +153,13 @@ def ceiling_loss(
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(seed, step, part, world.rank))
         states_BTF = all_big_states(model, batch_BT)
-        gates = _PredictedGates(cast(GainPredictor, predictors[deepest]), states_BTF, space, batch_BT, generator)
-        gates.random_share = explored_share(step / steps)
+        if patterns is None:
+            chooser = cast(GainPredictor, predictors[deepest])
+            gates: RandomGates = _PredictedGates(chooser, states_BTF, space, batch_BT, generator)
+            gates.random_share = explored_share(step / steps)
+        else:
+            gates = RandomGates(space.branches, batch_BT, generator, space)
+            gates.follow(*patterns)
         gain_JBTC, nll = marginal_gains(model, batch_BT, gates)
         gain_NJC = centred(gain_JBTC * GAIN_SCALE).flatten(1, 2).transpose(0, 1)
         share_N = gates.big_B1.expand(-1, batch_BT.shape[1] - 1).flatten()
@@ -224,13 +241,3 @@ def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> 
         taken.scatter_(-1, group, True)
         gains = gains + interactions[group[..., 0]]
     return margin, otherwise
-
-
-def priced_choice(margin: Tensor, otherwise: Tensor, price: float | Tensor) -> Tensor:
-    """Return the branches of the groups, [., J]: big where its gain exceeds the price."""
-    return torch.where(margin > price, int(Branch.BIG), otherwise)
-
-
-def per_layer(margin: Tensor, space: RouteSpace) -> Tensor:
-    """Repeat the margin of each group, [., J], for each of its layers."""
-    return margin.repeat_interleave(torch.tensor(space.group_sizes, device=margin.device), dim=-1)

@@ -39,6 +39,8 @@ class RouterTraining:
         budget: wanted mean cost per layer, in the units of `branch_costs`; None if one training serves all budgets.
         seed: random seed of the training.
         labels: losses of training tokens under many routes, for a kind with `needs_labels`.
+        patterns: static of every budget, [R, L], and its share of big, [R] (`duollm.routers.static`), for a kind with
+            `predicts_gains`; None if gains are to be measured along the router's own routes.
     """
 
     model: DuoForCausalLM
@@ -47,6 +49,7 @@ class RouterTraining:
     budget: float | None
     seed: int
     labels: Labels | None = None
+    patterns: tuple[Tensor, Tensor] | None = None
 
     def prepare_model(self) -> None:
         """Freeze the model, unless it is trained together with the router, and prepare it for training."""
@@ -78,6 +81,7 @@ class Router(nn.Module):
         every_budget: whether one training serves all budgets, which then differ only in the price.
         two_branches: whether the kind can choose only between two branches.
         needs_labels: whether the kind learns from `duollm.oracle.labels`.
+        predicts_gains: whether the scores are gains (`duollm.routers.marginal`), which can be held to static.
         joint: whether the gradient of the loss reaches the model, so that both can be trained together.
         temperature: temperature of the softmax; the training lowers it.
         price: set by calibration so that the hard choices spend the budget on average.
@@ -89,6 +93,7 @@ class Router(nn.Module):
     every_budget: ClassVar[bool] = False
     two_branches: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    predicts_gains: ClassVar[bool] = False
     joint: ClassVar[bool] = True
     price: Tensor
     exact_price_L: Tensor

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router, branch_costs
 from duollm.routes.space import check_big_layers
@@ -147,6 +148,13 @@ class _Pricing(ExactBudget):
         else:
             self.prices.append(self.router.price)
         return self.prices[-1]
+
+
+def budget_of(config: DuoConfig, router: Router, big_layers: int) -> float:
+    """Return the mean cost per layer of a token with `big_layers` big layers, in the units of `branch_costs`."""
+    fixed = [branch for branch in router.space.fixed.values() if branch != Branch.BIG]
+    cost_3 = branch_costs(config, router.branches)
+    return (big_layers + sum(cost_3[branch].item() for branch in fixed)) / router.num_layers
 
 
 def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) -> float:

@@ -31,6 +31,7 @@ class GainRegression(Router):
     settings = ()
     every_budget = True
     joint = False
+    predicts_gains = True
     off_policy: ClassVar[bool] = False
 
     def loss_fn(self, training: RouterTraining) -> LossFn:
@@ -44,7 +45,7 @@ class GainRegression(Router):
         def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
             generator.manual_seed(training.seed_of(step, part))
             gates = RouterGates(self, batch_BT, generator, self.off_policy)
-            gain_JBTC, nll = gates.measure(model, batch_BT, step / steps)
+            gain_JBTC, nll = gates.measure(model, batch_BT, step / steps, training.patterns)
             gain_JBTC = gain_JBTC * GAIN_SCALE
             predicted_JBTC = torch.stack(gates.scores_JBTC)[:, :, :-1]
             loss = (centred(predicted_JBTC) - centred(gain_JBTC)).square().sum(-1).mean()

@@ -50,9 +50,11 @@ class RandomGates:
         gates_JBT3: the weights of one forward, group by group.
         big_B1: each sequence's probability of big.
         random_share: the share of choices that `explore` draws at random.
+        pattern_BL: the pattern that each sequence follows where it draws nothing (`follow`).
     """
 
     random_share = 1.0
+    pattern_BL: Tensor | None = None
 
     def __init__(
         self,
@@ -68,7 +70,21 @@ class RandomGates:
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Choose for one layer, weights [B, T, 3]."""
-        return self.gate(self.draw(states_BTD), states_BTD), memory
+        return self.gate(self.drawn(layer_idx, states_BTD), states_BTD), memory
+
+    def drawn(self, layer_idx: int, states_BTD: Tensor) -> Tensor:
+        """Return random choices, or those of the patterns with some replaced by random ones, integers [B, T]."""
+        if self.pattern_BL is None:
+            return self.draw(states_BTD)
+        return self.explore(self.pattern_BL[:, layer_idx, None].expand(states_BTD.shape[:2]), states_BTD)
+
+    def follow(self, routes_RL: Tensor, share_R: Tensor) -> None:
+        """Let every sequence follow one of these patterns, with their shares of big, but for one group per token."""
+        drawn_B = torch.randint(
+            len(routes_RL), (len(self.big_B1),), generator=self.generator, device=self.big_B1.device
+        )
+        self.pattern_BL, self.big_B1 = routes_RL[drawn_B], share_R[drawn_B, None]
+        self.random_share = 1 / len(self.space.leaders if self.space else routes_RL[0])
 
     def draw(self, states_BTD: Tensor) -> Tensor:
         """Draw a branch for every token, integers [B, T]."""
@@ -121,22 +137,31 @@ class RouterGates(RandomGates):
         """Choose for one layer, weights [B, T, 3], and keep the scores."""
         scores_BTC, memory = self.router.scores(layer_idx, states_BTD.detach(), memory)
         self.scores_JBTC.append(scores_BTC)
-        choice_BT = self.choose(scores_BTC.detach(), states_BTD)
+        choice_BT = self.choose(layer_idx, scores_BTC.detach(), states_BTD)
         executed_BT = torch.full_like(choice_BT, int(Branch.BIG)) if self.off_policy else choice_BT
         chosen_BT3 = one_hot(choice_BT, len(Branch)).to(states_BTD.dtype)
         return self.gate(executed_BT, states_BTD), self.router.remember(layer_idx, chosen_BT3, memory)
 
-    def choose(self, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
-        """Return the router's choices with some replaced by random ones, integers [B, T]."""
+    def choose(self, layer_idx: int, scores_BTC: Tensor, states_BTD: Tensor) -> Tensor:
+        """Return the router's choices at its prices with some replaced by random ones, integers [B, T]."""
         if self.price_B1 is None:
-            return self.draw(states_BTD)
+            return self.drawn(layer_idx, states_BTD)
         worth_BTC = scores_BTC - self.price_B1[..., None] * self.router.cost_C
         return self.explore(self.branches_C[worth_BTC.argmax(-1)], states_BTD)
 
-    def measure(self, model: DuoForCausalLM, batch_BT: Tensor, progress: float) -> tuple[Tensor, float]:
-        """Set the prices and run `marginal_gains` on the routes that the router takes at this `progress` (0 .. 1)."""
-        self.random_share = explored_share(progress)
-        self.price_B1 = self._prices(model, batch_BT)
+    def measure(
+        self,
+        model: DuoForCausalLM,
+        batch_BT: Tensor,
+        progress: float,
+        patterns: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, float]:
+        """Run `marginal_gains` along the router's own routes at this `progress` (0 .. 1), or along patterns."""
+        if patterns is None:
+            self.random_share = explored_share(progress)
+            self.price_B1 = self._prices(model, batch_BT)
+        else:
+            self.follow(*patterns)
         return marginal_gains(model, batch_BT, self)
 
     @torch.no_grad()

@@ -70,6 +70,8 @@ def check_kinds(config: RouterConfig, sequence_length: int) -> None:
         if ROUTERS[kind].two_branches and len(config.branches) != 2:
             branches = ", ".join(config.branches)
             raise UserError(f"kinds: {kind} chooses between two branches; branches holds {branches}")
+        if config.around_static and ROUTERS[kind].predicts_gains and len(config.branches) != 2:
+            raise UserError(f"around_static: {kind} is then held to two branches; branches holds {config.branches}")
         if config.train_backbone and not ROUTERS[kind].joint:
             joint = ", ".join(name for name, other in ROUTERS.items() if other.joint)
             raise UserError(f"train_backbone: training {kind} leaves the model as it is; choose among {joint}")
@@ -80,7 +82,8 @@ def settings_of(kind: str, config: RouterConfig) -> dict[str, Any]:
     """Return the settings that the training of this kind depends on: all except those that only other kinds read."""
     mine = router_class(kind).settings
     others = {name for other in ROUTERS.values() for name in other.settings} - set(mine)
-    return config.model_dump(exclude={"kinds", "big_layers", "spend", *others})
+    unused = others if config.around_static and router_class(kind).predicts_gains else {"around_static", *others}
+    return config.model_dump(exclude={"kinds", "big_layers", "spend", *unused})
 
 
 def make_router(kind: str, config: DuoConfig, branches: list[str], space: RouteSpace | None = None) -> Router:

@@ -38,9 +38,9 @@ class SequentialRouter(GainsRouter):
     A big layer is worth less the more of them follow, which a router that sees only one layer's state cannot know. The
     memory of a token is a vector: the cost of its choice at each layer that decides (1 for big, 0 for small and for
     later layers), and the number of big layers left as a share of all layers. One linear map per layer takes the
-    memory, the state, and random features of the state, relu(R x) with a matrix R that is drawn once (Rahimi and Recht, "Random features
-    for large-scale kernel machines", 2007). So the map is not linear in the state but is fitted like a linear one.
-    Training covers all budgets, so one training serves all; in use the budget is `big_layers`.
+    memory, the state, and random features of the state, relu(R x) with a matrix R that is drawn once (Rahimi and Recht,
+    "Random features for large-scale kernel machines", 2007). So the map is not linear in the state but is fitted like a
+    linear one. Training covers all budgets, so one training serves all; in use the budget is `big_layers`.
     """
 
     random_features = 64  # 1 % of a forward's FLOPs at width 512; more gain more
@@ -100,7 +100,7 @@ class SequentialRouter(GainsRouter):
             generator.manual_seed(training.seed_of(step))
             with trainer.autocast():
                 gates = _RecordingGates(self, batch_BT, generator, self.off_policy)
-                gain_JBTC, nll = gates.measure(model, batch_BT, step / steps)
+                gain_JBTC, nll = gates.measure(model, batch_BT, step / steps, training.patterns)
             input_JNF = torch.stack([each_BTF[:, :-1].flatten(0, 1) for each_BTF in gates.inputs_JBTF]).float()
             sums.add(step, input_JNF, centred(gain_JBTC * GAIN_SCALE).flatten(1, 2), trainer.world)
             if step + 1 >= _FOLDS and (step + 1) * _FITS // steps > step * _FITS // steps:

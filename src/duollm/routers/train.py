@@ -13,8 +13,9 @@ from duollm.flops import token_flops
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, load_labels
 from duollm.routers.base import RouterTraining
-from duollm.routers.calibration import calibrate, calibrate_exact
+from duollm.routers.calibration import budget_of, calibrate, calibrate_exact
 from duollm.routers.registry import make_router, router_class, save_router
+from duollm.routers.static import calibrate_around, patterns_of, static_priors
 from duollm.routes.space import RouteSpace
 from duollm.training.loop import Context, Trainer
 from duollm.training.optimizer import TrainingPlan
@@ -76,11 +77,18 @@ def train_router(
     plan = TrainingPlan.of(config, tokens, data.sequence_length)
     trainer = Trainer.of(name, plan, context, seed + 1, flops_per_token)
     labels = load_labels(context.run / LABELS) if router.needs_labels else None
-    router.fit(RouterTraining(model, config, trainer, budget, seed, labels))
+    priors = {}
+    if config.around_static and router.predicts_gains:
+        priors = static_priors(model, router.space, batches[0], big_layers)
+    patterns = patterns_of(priors, router.space) if priors else None
+    router.fit(RouterTraining(model, config, trainer, budget, seed, labels, patterns))
     model.eval()
     for big in big_layers:
         router.set_budget(big)
-        spent = calibrate(model, router, batches, big / router.num_layers)
+        if priors:
+            spent = calibrate_around(model, router, batches, priors[big], big)
+        else:
+            spent = calibrate(model, router, batches, budget_of(model.config, router, big))
         calibrate_exact(model, router, batches, big)
         if world.first:
             facts = {  # docs/formats.md
