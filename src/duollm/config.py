@@ -288,11 +288,13 @@ class RouterConfig(Section):
     distilled_share: float = Field(default=0.5, ge=0, le=1)
     """distilled: share of the steps that imitate the oracle. The others minimise the loss of the language model."""
     codebook_routes: int = Field(default=16, ge=2, le=LARGEST_CODEBOOK)
-    """codebook, knn: largest number of routes to choose from."""
+    """codebook, knn, window: largest number of routes to choose from."""
     decide_at: int = Field(default=3, ge=0)
-    """codebook, knn: layer whose states choose the route, from 0. Earlier layers are the same for all tokens."""
+    """codebook, knn, window: layer whose states choose the route, from 0. All tokens share the layers before it."""
     neighbours: int = Field(default=64, ge=1)
     """knn: number of labelled tokens with the most similar states, whose losses are averaged."""
+    prompt_tokens: int = Field(default=32, ge=1)
+    """window: number of first tokens that choose the pattern of the rest; they run static."""
 
     @property
     def tokens_for_all(self) -> int:

@@ -15,7 +15,7 @@ from duollm.ceiling.predictor import GainPredictor, all_big_states
 from duollm.measure.executor import policy_losses
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.records.keys import SHUFFLED
-from duollm.routers.static import SCALES, Prior
+from duollm.routers.static import SCALES, Prior, chosen_scale
 from duollm.routes.space import RouteSpace
 
 _BATCH = 16
@@ -47,7 +47,7 @@ class AroundStatic:
         priors: Mapping[int, Prior],
         validation_WT: Tensor,
     ) -> "AroundStatic":
-        """Choose for every predictor and budget the scale with the lowest loss on validation text.
+        """Choose for every predictor and budget the scale that surely gains most on validation text.
 
         The control takes the scale of the deepest predictor. Chosen by its own loss it would choose static.
         """
@@ -60,16 +60,16 @@ class AroundStatic:
         means = {name: _beats(gains_WTJC).mean((0, 1)) for name, gains_WTJC in gains.items()}
         scales: dict[tuple[str, int], float] = {}
         for k, prior in priors.items():
-            static = policy_losses(model, validation_WT, routes=prior.route_L)[0].mean().item()
+            static_WT, _ = policy_losses(model, validation_WT, routes=prior.route_L)
             for name in (each for each in predictors if each != SHUFFLED):
-                losses = {0.0: static}
+                losses = {0.0: static_WT}
                 for scale in SCALES[:-1]:
                     tried = cls(space, priors, means, {(name, k): scale})
                     margin_WTJ, otherwise_WTJ = tried.margins(name, k, gains[name])
                     price = price_for(margin_WTJ, k, space)
                     routes_WTL = space.spread(priced_choice(margin_WTJ, otherwise_WTJ, price))
-                    losses[scale] = policy_losses(model, validation_WT, routes=routes_WTL)[0].mean().item()
-                scales[name, k] = scales[SHUFFLED, k] = min(losses, key=lambda scale: losses[scale])
+                    losses[scale], _ = policy_losses(model, validation_WT, routes=routes_WTL)
+                scales[name, k] = scales[SHUFFLED, k] = chosen_scale(losses)
         return cls(space, priors, means, scales)
 
     def margins(self, name: str, big_layers: int, gains: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from duollm.routers.gains import DeepGainsRouter, GainsRouter, OffPolicyGainsRou
 from duollm.routers.knn import KnnRouter
 from duollm.routers.linear import DistilledRouter, GumbelRouter, LinearRouter
 from duollm.routers.sequential import OffPolicySequentialRouter, SequentialRouter
+from duollm.routers.window import WindowRouter
 from duollm.routes.space import RouteSpace, parse_branches
 
 ROUTERS: dict[str, type[Router]] = {
@@ -40,6 +41,7 @@ ROUTERS: dict[str, type[Router]] = {
     "distilled": DistilledRouter,
     "codebook": CodebookRouter,
     "knn": KnnRouter,
+    "window": WindowRouter,
     "random": RandomRouter,
     "early-exit": EarlyExitRouter,
     "mixture-of-depths": MixtureOfDepthsRouter,

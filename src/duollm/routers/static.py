@@ -131,8 +131,8 @@ def calibrate_around(
 ) -> float:
     """Set price and offsets of a router of gains so that its mean margins are those of the prior.
 
-    A group is big where worth + scale x (margin - mean margin) exceeds the price, and the scale is that of `SCALES`
-    with the lowest loss on `batches`. So on this text no router is worse than static.
+    A group is big where worth + scale x (margin - mean margin) exceeds the price, and `chosen_scale` chooses the scale
+    on `batches`. So on this text no router is worse than static.
 
     Args:
         batches: token ids [B, T] each, from validation documents.
@@ -142,17 +142,28 @@ def calibrate_around(
     """
     router.eval()
     leaders, mean_J = router.space.leaders, _mean_margins(model, router, batches, prior.route_L)
-    tried = []
+    losses, found = dict[float, Tensor](), {}
     for scale in SCALES:
         offset_J = (prior.price - prior.worth_J).sign() * _ALWAYS if scale == 0 else mean_J - prior.worth_J / scale
         router.offset_L.zero_()[leaders] = offset_J
         router.price.fill_(prior.price / scale if scale else 0.0)
         spent = calibrate(model, router, batches, budget_of(model.config, router, big_layers))
-        nll = torch.cat([policy_losses(model, each, policy=router.policy())[0] for each in batches]).mean().item()
-        tried.append((nll, spent, router.price.item(), offset_J))
-    _, spent, price, router.offset_L[leaders] = min(tried, key=lambda each: each[0])
+        losses[scale] = torch.cat([policy_losses(model, each, policy=router.policy())[0] for each in batches])
+        found[scale] = spent, router.price.item(), offset_J
+    spent, price, router.offset_L[leaders] = found[chosen_scale(losses)]
     router.price.fill_(price)
     return spent
+
+
+def chosen_scale(losses: Mapping[float, Tensor]) -> float:
+    """Return the scale that surely gains most over static: the mean gain less its standard error over windows.
+
+    Args:
+        losses: by scale, nats [W, T - 1]. That of scale 0 are static's.
+    """
+    gain_W = {scale: (losses[0.0] - nll_WT).mean(1) for scale, nll_WT in losses.items()}
+    sure = {scale: (each.mean() - each.std() * len(each) ** -0.5).item() for scale, each in gain_W.items() if scale}
+    return max([scale for scale in sure if sure[scale] > 0], key=lambda scale: sure[scale], default=0.0)
 
 
 def _mean_margins(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], route_L: Tensor) -> Tensor:
