@@ -12,7 +12,7 @@ from duollm.errors import UserError, did_you_mean
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_CODEBOOK = 32  # routes
-SmallInit = Literal["random", "slice", "distilled", "linear"]
+SmallInit = Literal["random", "slice", "distilled", "linear", "mean"]
 _LARGEST_NUMBER = 10**15
 _OPT = {"norm": "layer", "positions": "learned", "gated_ffn": False, "hidden_act": "relu"}
 _OPT |= {"attention_bias": True, "mlp_bias": True}
@@ -110,7 +110,8 @@ class ConvertConfig(Section):
     """Stage 0, only with model.dense: its FFNs become the big ones, and the small ones are derived from them."""
 
     small_init: SmallInit = "distilled"
-    """Small FFNs: random, neurons of the big FFN, trained to imitate it, or low-rank maps (docs/checkpoints.md)."""
+    """Small FFNs: random, neurons of the big FFN, trained to imitate it, low-rank maps, or its mean output
+    (docs/checkpoints.md)."""
     sample_tokens: int = Field(default=32_768, ge=2)
     """Tokens of training text that slice and distilled run through the big FFNs."""
     steps: int = Field(default=300, ge=1)
