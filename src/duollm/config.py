@@ -110,8 +110,7 @@ class ConvertConfig(Section):
     """Stage 0, only with model.dense: its FFNs become the big ones, and the small ones are derived from them."""
 
     small_init: SmallInit = "distilled"
-    """Small FFNs: random, neurons of the big FFN, trained to imitate it, low-rank maps, or its mean output
-    (docs/checkpoints.md)."""
+    """Small FFNs: random, or made of the big ones: by neurons, imitation, a low-rank map, the mean (checkpoints.md)."""
     sample_tokens: int = Field(default=32_768, ge=2)
     """Tokens of training text that slice and distilled run through the big FFNs."""
     steps: int = Field(default=300, ge=1)
@@ -206,8 +205,7 @@ class OracleConfig(Section):
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a token may take at each layer."""
     groups: int | list[list[int]] | Literal["auto"] | None = None
-    """Layers that take the same branch: a number of equal groups, the layers of each, or auto, which makes up to 12
-    groups so that the exact search has at most 4,096 routes. Default: every layer varies by itself."""
+    """Layers that vary together: a number of groups, the layers of each, or auto (up to 4,096 routes). Default: none."""
     fixed: dict[Literal["skip", "small", "big"], list[int]] = {}
     """Layers that always take the same branch, such as {big: [0, 11]}. They belong to no group."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
@@ -482,8 +480,7 @@ def _parse_override(key: str, text: str) -> Any:
 def _takes_text(key: str) -> bool:
     section, _, name = key.rpartition(".")
     owner: Any = Recipe.model_fields[section].annotation if section in Recipe.model_fields else Recipe
-    field = getattr(owner, "model_fields", {}).get(name)
-    return field is not None and field.annotation in (str, str | None)
+    return getattr(getattr(owner, "model_fields", {}).get(name), "annotation", None) in (str, str | None)
 
 
 def explain(error: ValidationError) -> tuple[str, str]:
