@@ -12,7 +12,7 @@ from duollm.errors import UserError, did_you_mean
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_CODEBOOK = 32  # routes
-SmallInit = Literal["random", "slice", "distilled", "linear"]
+SmallInit = Literal["random", "slice", "distilled", "linear", "mean"]
 _LARGEST_NUMBER = 10**15
 _OPT = {"norm": "layer", "positions": "learned", "gated_ffn": False, "hidden_act": "relu"}
 _OPT |= {"attention_bias": True, "mlp_bias": True}
@@ -110,7 +110,7 @@ class ConvertConfig(Section):
     """Stage 0, only with model.dense: its FFNs become the big ones, and the small ones are derived from them."""
 
     small_init: SmallInit = "distilled"
-    """Small FFNs: random, neurons of the big FFN, trained to imitate it, or low-rank maps (docs/checkpoints.md)."""
+    """Small FFNs: random, or made of the big ones: by neurons, imitation, a low-rank map, the mean (checkpoints.md)."""
     sample_tokens: int = Field(default=32_768, ge=2)
     """Tokens of training text that slice and distilled run through the big FFNs."""
     steps: int = Field(default=300, ge=1)
@@ -205,8 +205,7 @@ class OracleConfig(Section):
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a token may take at each layer."""
     groups: int | list[list[int]] | Literal["auto"] | None = None
-    """Layers that take the same branch: a number of equal groups, the layers of each, or auto, which makes up to 12
-    groups (at most 4,096 routes). Default: every layer varies by itself."""
+    """Layers that vary together: a number of groups, the layers of each, or auto (up to 4,096 routes). Default: none."""
     fixed: dict[Literal["skip", "small", "big"], list[int]] = {}
     """Layers that always take the same branch, such as {big: [0, 11]}. They belong to no group."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
@@ -281,6 +280,8 @@ class RouterConfig(Section):
     """As pretrain.precision."""
     train_backbone: bool = False
     """Whether to train the model together with the router."""
+    around_static: bool = False
+    """Whether the kinds that predict gains, and the ceiling, start from static, for a model not trained to skip."""
     label_tokens: int = Field(default=1024, ge=2)
     """Training tokens whose losses under many routes are computed as labels, for kinds that learn from labels."""
     label_routes: int | None = Field(default=None, ge=2)
@@ -292,11 +293,13 @@ class RouterConfig(Section):
     distilled_share: float = Field(default=0.5, ge=0, le=1)
     """distilled: share of the steps that imitate the oracle. The others minimise the loss of the language model."""
     codebook_routes: int = Field(default=16, ge=2, le=LARGEST_CODEBOOK)
-    """codebook, knn: largest number of routes to choose from."""
+    """codebook, knn, window: largest number of routes to choose from."""
     decide_at: int = Field(default=3, ge=0)
-    """codebook, knn: layer whose states choose the route, from 0. Earlier layers are the same for all tokens."""
+    """codebook, knn, window: layer whose states choose the route, from 0. All tokens share the layers before it."""
     neighbours: int = Field(default=64, ge=1)
     """knn: number of labelled tokens with the most similar states, whose losses are averaged."""
+    prompt_tokens: int = Field(default=32, ge=1)
+    """window: number of first tokens that choose the pattern of the rest; they run static."""
 
     @property
     def tokens_for_all(self) -> int:
@@ -479,8 +482,7 @@ def _parse_override(key: str, text: str) -> Any:
 def _takes_text(key: str) -> bool:
     section, _, name = key.rpartition(".")
     owner: Any = Recipe.model_fields[section].annotation if section in Recipe.model_fields else Recipe
-    field = getattr(owner, "model_fields", {}).get(name)
-    return field is not None and field.annotation in (str, str | None)
+    return getattr(getattr(owner, "model_fields", {}).get(name), "annotation", None) in (str, str | None)
 
 
 def explain(error: ValidationError) -> tuple[str, str]:
