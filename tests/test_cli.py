@@ -10,9 +10,10 @@ import yaml
 
 import duollm
 from duollm import cli
-from duollm.config import Recipe, load_recipe
+from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.options import find_recipe
+from duollm.recipe_files import load_recipe
 
 STUDY_VERBS = {
     "study": "report",

@@ -3,9 +3,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duollm.config import Recipe, load_recipe, to_yaml
+from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.options import find_recipe
+from duollm.recipe_files import load_recipe, to_yaml
 
 
 @pytest.fixture

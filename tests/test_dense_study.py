@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from duollm.config import Recipe, load_recipe
+from duollm.config import Recipe
 from duollm.convert.saving import load_model
 from duollm.errors import UserError
 from duollm.plan import plan
+from duollm.recipe_files import load_recipe
 from duollm.stages import _fingerprints
 from duollm.study import Study, run_study
 from tiny_corpus import write_corpus

@@ -12,10 +12,11 @@ from transformers import (
 )
 
 from duollm import DuoForCausalLM
-from duollm.config import Recipe, load_recipe, to_yaml
+from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops
 from duollm.plan import Devices, check_against, plan, planned_config, render, si
+from duollm.recipe_files import load_recipe, to_yaml
 from duollm.study import run_study
 
 SMALL = {

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from dense import FAMILIES, dense_model
-from duollm.config import load_recipe
 from duollm.data.tokenizer import train_tokenizer
 from duollm.errors import UserError
 from duollm.plan import completed, plan
+from duollm.recipe_files import load_recipe
 from duollm.routes.space import RouteSpace
 from duollm.study import run_study
 from reading_pages import data_of

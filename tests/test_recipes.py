@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from duollm.config import load_recipe
 from duollm.plan import plan
+from duollm.recipe_files import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

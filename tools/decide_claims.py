@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from duollm.analysis.claims.models import FOLDER, SHARES, TASKS
-from duollm.config import Recipe, load_recipe
+from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.files import write_text
+from duollm.recipe_files import load_recipe
 from duollm.routes.space import focus_budgets
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -136,7 +136,8 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _resolve(options: argparse.Namespace) -> "Recipe":
-    from duollm.config import Recipe, load_recipe
+    from duollm.config import Recipe
+    from duollm.recipe_files import load_recipe
 
     sections = tuple(Recipe.model_fields)
     overrides = {key: text for key, text in vars(options).items() if key.partition(".")[0] in sections}
@@ -146,7 +147,7 @@ def _resolve(options: argparse.Namespace) -> "Recipe":
 def _study(options: argparse.Namespace, command: list[str], until: str) -> None:
     recipe = _resolve(options)
     if options.dry_run:
-        from duollm.config import to_yaml
+        from duollm.recipe_files import to_yaml
 
         print(to_yaml(recipe), end="")
         return
@@ -242,7 +243,8 @@ def _convert_sections(options: argparse.Namespace) -> "tuple[ConvertConfig, Data
     """The options as sections of a recipe, which know what is allowed."""
     from pydantic import ValidationError
 
-    from duollm.config import ConvertConfig, DataConfig, explain
+    from duollm.config import ConvertConfig, DataConfig
+    from duollm.recipe_files import explain
 
     try:
         config = ConvertConfig(small_init=options.small_init, sample_tokens=options.sample_tokens, steps=options.steps)

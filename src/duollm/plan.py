@@ -12,7 +12,7 @@ import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from duollm.config import ModelConfig, Recipe, recipe_of
+from duollm.config import ModelConfig, Recipe
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError, in_a_line
 from duollm.files import read_json
@@ -23,6 +23,7 @@ from duollm.models.conversion import read_dense_config
 from duollm.models.families import dense_config, duo_config, family_of
 from duollm.oracle.beam import Beam
 from duollm.oracle.run import SearchPlan, check_memory, check_settings
+from duollm.recipe_files import recipe_of
 from duollm.routers.registry import check_kinds
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes

@@ -14,7 +14,7 @@ from duollm import __version__
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.predictor import train_ceiling
-from duollm.config import DataConfig, Recipe, to_yaml
+from duollm.config import DataConfig, Recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
 from duollm.data.packed import PackedData, Windows
@@ -31,6 +31,7 @@ from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.plan import check_recipe, completed, given_config
 from duollm.progress import counted, say, working
+from duollm.recipe_files import to_yaml
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.report.summary import print_frontier, print_routers, print_summary

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.config import Recipe, ReportConfig, to_yaml
+from duollm.config import Recipe, ReportConfig
 from duollm.models.branch import Branch
+from duollm.recipe_files import to_yaml
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
 from duollm.report.page import write_report

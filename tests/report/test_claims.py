@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.config import Recipe, load_recipe, to_yaml
+from duollm.config import Recipe
 from duollm.errors import UserError
+from duollm.recipe_files import load_recipe, to_yaml
 from duollm.report.claims import WIDTH, print_claims
 from synthetic_run import Plan, write_run
 

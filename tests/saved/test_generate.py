@@ -13,11 +13,12 @@ from tokenizers import processors
 from transformers import GenerationConfig
 
 from duollm import cli
-from duollm.config import Recipe, to_yaml
+from duollm.config import Recipe
 from duollm.convert.saving import History, save_model
 from duollm.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 from duollm.files import write_text
 from duollm.flops import head_flops, token_flops
+from duollm.recipe_files import to_yaml
 from duollm.routers.policies import RandomShare
 from duollm.routers.registry import make_router, save_router
 from duollm.saved.generate import print_legend, print_piece, print_routes

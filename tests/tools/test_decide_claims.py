@@ -7,9 +7,9 @@ import yaml
 
 import decide_claims
 from duollm import cli
-from duollm.config import load_recipe
 from duollm.flops import mean_token_flops
 from duollm.plan import planned_config
+from duollm.recipe_files import load_recipe
 from tiny import SIZES
 from tiny_corpus import write_corpus
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import nn
 
-from duollm.config import DataConfig, load_recipe
+from duollm.config import DataConfig
 from duollm.convert.saving import load_model, silence_transformers
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError, did_you_mean
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
+from duollm.recipe_files import load_recipe
 from duollm.routers.policies import parse_policy
 
 if TYPE_CHECKING:

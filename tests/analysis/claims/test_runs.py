@@ -19,8 +19,9 @@ from duollm.analysis.claims.runs import (
     united,
 )
 from duollm.analysis.verdicts import Claim, Reading, condition, decide
-from duollm.config import Recipe, to_yaml
+from duollm.config import Recipe
 from duollm.errors import UserError
+from duollm.recipe_files import to_yaml
 from duollm.records.bootstrap import Estimate
 from synthetic_scores import write_scores, write_task
 

@@ -15,8 +15,9 @@ from duollm.analysis.claims import about
 from duollm.analysis.claims.models import SHARES, model_claims, paired_draws, scored_domains, task_claim, task_draws
 from duollm.analysis.results import Results, read_results
 from duollm.analysis.verdicts import Claim, Condition, Reading, Verdict, decide, judge
-from duollm.config import Recipe, recipe_of
+from duollm.config import Recipe
 from duollm.errors import UserError
+from duollm.recipe_files import recipe_of
 from duollm.records.bootstrap import Estimate, Floats
 
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
