@@ -96,7 +96,7 @@ class TestTasks:
     def test_another_file_is_refused(self, tmp_path):
         (tmp_path / "duo" / "score").mkdir(parents=True)
         (tmp_path / "duo" / "score" / "samples_x.jsonl").write_text('{"policy": "all-big", "acc": 1}')
-        with pytest.raises(UserError, match="not what `duollm score --tasks` writes"):
+        with pytest.raises(UserError, match="not samples that `duollm score` writes"):
             task_draws([(tmp_path / "duo", "all-big")], seed=0)
 
     @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def _items(path: Path, policy: str) -> dict[str, tuple[str, float]]:
             if each["policy"] == policy and "acc" in each
         }
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not what `duollm score --tasks` writes ({error})") from None
+        raise UserError(f"{path}: not samples that `duollm score` writes of a task ({error})") from None
 
 
 def scored_domains(run: Path) -> list[str]:
