@@ -94,7 +94,7 @@ def test_the_reduction_keeps_the_second_lowest_loss(monkeypatch, context, prune)
     names = run_page("adding-a-reduction.md")
     assert (names["margin"] > 0).all()
     model, input_ids, space = names["model"], names["input_ids"], RouteSpace(4)
-    assert isinstance(entries[0](None), names["SecondBest"])
+    assert isinstance(entries[0](None, None), names["SecondBest"])
     table_BTR, big_R = loss_table(model, input_ids, space, context), space.count_big(torch.arange(space.size))
     budgets = [Exactly(1), Exactly(2), AtMost(2), Exactly(0)]
     kept = [names["SecondBest"]()]
@@ -158,7 +158,12 @@ def commands(page):
     code = [block for language, block in fenced if not language]
     code += re.findall(r"`[^`\n]+`", text) + re.findall(r"^ {4}.*$", text, re.MULTILINE)
     lines = (line.partition("# ")[0] for block in code for line in block.splitlines())
-    return {match.groups() for line in lines for match in COMMAND.finditer(line) if match[1] not in ("tests", "python")}
+    return {
+        match.groups()
+        for line in lines
+        for match in COMMAND.finditer(line)
+        if match[1] not in ("tests", "python", "reference")
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -103,6 +103,7 @@ ONCE_ABSENT = {
     "difficulty_by_class",
     "helped_most",
     "units",
+    "tries",
 }
 """What was added, or left out where it is now null."""
 

@@ -12,7 +12,7 @@ from duollm.errors import UserError, did_you_mean
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_CODEBOOK = 32  # routes
-SmallInit = Literal["random", "slice", "distilled", "linear"]
+SmallInit = Literal["random", "slice", "distilled", "linear", "mean"]
 _LARGEST_NUMBER = 10**15
 _OPT = {"norm": "layer", "positions": "learned", "gated_ffn": False, "hidden_act": "relu"}
 _OPT |= {"attention_bias": True, "mlp_bias": True}
@@ -110,7 +110,7 @@ class ConvertConfig(Section):
     """Stage 0, only with model.dense: its FFNs become the big ones, and the small ones are derived from them."""
 
     small_init: SmallInit = "distilled"
-    """Small FFNs: random, neurons of the big FFN, trained to imitate it, or low-rank maps (docs/checkpoints.md)."""
+    """Small FFNs: random, or made of the big ones: by neurons, imitation, a low-rank map, the mean (checkpoints.md)."""
     sample_tokens: int = Field(default=32_768, ge=2)
     """Tokens of training text that slice and distilled run through the big FFNs."""
     steps: int = Field(default=300, ge=1)
@@ -205,8 +205,7 @@ class OracleConfig(Section):
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a token may take at each layer."""
     groups: int | list[list[int]] | Literal["auto"] | None = None
-    """Layers that take the same branch: a number of equal groups, the layers of each, or auto, which makes up to 12
-    groups so that the exact search has at most 4,096 routes. Default: every layer varies by itself."""
+    """Layers that vary together: a number of groups, the layers of each, or auto (up to 4,096 routes). Default: none."""
     fixed: dict[Literal["skip", "small", "big"], list[int]] = {}
     """Layers that always take the same branch, such as {big: [0, 11]}. They belong to no group."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
@@ -219,6 +218,10 @@ class OracleConfig(Section):
     """Number N of random routes in the controls "best of N routes" and "best of N patterns"."""
     resampled_labels: int = Field(default=1, ge=0)
     """Pairs of drawn labels per position that measure selection noise. 0 leaves the measurement out."""
+    labels_from: str | None = None
+    """Folder or hub id of a model with the same tokenizer that labels are drawn from. Default: all big of this one."""
+    labels_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the prediction from which labels are drawn."""
     counted_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the positions on which static is chosen. Each costs the full head for every route (docs/oracle.md)."""
     units: list[Annotated[int, Field(ge=2)]] = []
@@ -226,14 +229,16 @@ class OracleConfig(Section):
     memory_gib: float = Field(default=1.0, gt=0)
     """Memory that the hidden states of the exact search may take, in GiB."""
 
+    _expand = field_validator("labels_from")(_home_folder)
+
     @model_validator(mode="after")
     def _budgets_that_can_be_searched(self) -> "OracleConfig":
         for key in ("contexts", "branches", "more_budgets", "units"):
             _refuse_repeats(key, getattr(self, key))
         refused = [budget for budget in self.more_budgets if not budget.startswith("at-most ")]
         if refused and self.search != "exact":
-            known = f"search {self.search!r} knows only `at-most 4`"
-            raise ValueError(f"more_budgets holds {refused[0]!r}; {known}, leave it out or set search to exact")
+            known = f"search {self.search!r} knows only `at-most 4`, leave it out or set search to exact"
+            raise ValueError(f"more_budgets holds {refused[0]!r}; {known}")
         return self
 
 
@@ -275,6 +280,8 @@ class RouterConfig(Section):
     """As pretrain.precision."""
     train_backbone: bool = False
     """Whether to train the model together with the router."""
+    around_static: bool = False
+    """Whether the kinds that predict gains, and the ceiling, start from static, for a model not trained to skip."""
     label_tokens: int = Field(default=1024, ge=2)
     """Training tokens whose losses under many routes are computed as labels, for kinds that learn from labels."""
     label_routes: int | None = Field(default=None, ge=2)
@@ -286,11 +293,13 @@ class RouterConfig(Section):
     distilled_share: float = Field(default=0.5, ge=0, le=1)
     """distilled: share of the steps that imitate the oracle. The others minimise the loss of the language model."""
     codebook_routes: int = Field(default=16, ge=2, le=LARGEST_CODEBOOK)
-    """codebook, knn: largest number of routes to choose from."""
+    """codebook, knn, window: largest number of routes to choose from."""
     decide_at: int = Field(default=3, ge=0)
-    """codebook, knn: layer whose states choose the route, from 0. Earlier layers are the same for all tokens."""
+    """codebook, knn, window: layer whose states choose the route, from 0. All tokens share the layers before it."""
     neighbours: int = Field(default=64, ge=1)
     """knn: number of labelled tokens with the most similar states, whose losses are averaged."""
+    prompt_tokens: int = Field(default=32, ge=1)
+    """window: number of first tokens that choose the pattern of the rest; they run static."""
 
     @property
     def tokens_for_all(self) -> int:
@@ -299,8 +308,8 @@ class RouterConfig(Section):
 
     @model_validator(mode="after")
     def _branches_and_names(self) -> "RouterConfig":
-        _refuse_repeats("kinds", self.kinds)
-        _refuse_repeats("spend", self.spend)
+        for key in ("kinds", "spend"):
+            _refuse_repeats(key, getattr(self, key))
         order = ["skip", "small", "big"]
         if "big" not in self.branches or self.branches != [each for each in order if each in self.branches]:
             raise ValueError(f"branches must hold big, once each, in the order {order}; got {self.branches}")
@@ -369,11 +378,8 @@ class Recipe(Section):
     @property
     def compared_text(self) -> EvaluateConfig:
         """The section `evaluate`, raised to at least the text of the oracle."""
-        ours, oracles = self.evaluate, self.oracle
-        return EvaluateConfig(
-            documents=max(ours.documents, oracles.documents),
-            windows_per_document=max(ours.windows_per_document, oracles.windows_per_document),
-        )
+        names = EvaluateConfig.model_fields
+        return EvaluateConfig(**{name: max(getattr(self.evaluate, name), getattr(self.oracle, name)) for name in names})
 
     @model_validator(mode="after")
     def _model_is_made_in_one_way(self) -> "Recipe":
@@ -424,8 +430,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
         UserError: unreadable file, unknown key, illegal value; the message names the key and what is allowed.
     """
     values: dict[str, Any] = _read_yaml(path) if path else {}
-    overrides = overrides or {}
-    for key, text in overrides.items():
+    for key, text in (overrides := overrides or {}).items():
         section, _, name = key.rpartition(".")
         owner = values.setdefault(section, {}) if section else values
         if not isinstance(owner, dict):
@@ -477,8 +482,7 @@ def _parse_override(key: str, text: str) -> Any:
 def _takes_text(key: str) -> bool:
     section, _, name = key.rpartition(".")
     owner: Any = Recipe.model_fields[section].annotation if section in Recipe.model_fields else Recipe
-    field = getattr(owner, "model_fields", {}).get(name)
-    return field is not None and field.annotation in (str, str | None)
+    return getattr(getattr(owner, "model_fields", {}).get(name), "annotation", None) in (str, str | None)
 
 
 def explain(error: ValidationError) -> tuple[str, str]:
@@ -494,5 +498,5 @@ def explain(error: ValidationError) -> tuple[str, str]:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return key, message
-    problem, given = first["type"], first["input"]
-    return key, f"{message}, got {strict_yaml.shown(given)}{strict_yaml.how_to_write(problem, given)}"
+    given = first["input"]
+    return key, f"{message}, got {strict_yaml.shown(given)}{strict_yaml.how_to_write(first['type'], given)}"

@@ -2,8 +2,10 @@
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ from duollm.measure.comparison import compare_patterns, compare_routers, compare
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
+from duollm.oracle.noise import LabelSource
 from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
 from duollm.plan import check_recipe, completed, given_config
@@ -32,6 +35,7 @@ from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.report.summary import print_frontier, print_routers, print_summary
 from duollm.routers.registry import router_class, settings_of, trained_routers
+from duollm.routers.static import patterns_of, static_priors
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
@@ -55,7 +59,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
     recipe = completed(recipe, config or recipe.model)
     check_recipe(recipe, config or recipe.model, f"the model in {recipe.model.path or recipe.model.dense}", runs=True)
     world = join_world()
-    study = Study(recipe, run, world)
+    study = Study(recipe, run, world, (config or recipe.model).num_hidden_layers)
     if world.first:
         write_text(run / "config.yaml", to_yaml(recipe))
         write_json(run / "provenance.json", provenance(command, recipe.seed))
@@ -78,15 +82,32 @@ def _announce(line: str) -> None:
 
 
 class Study:
-    """The stages of a recipe in a run folder."""
+    """The stages of a recipe in a run folder.
 
-    def __init__(self, recipe: Recipe, run: Path, world: World) -> None:
+    Args:
+        num_layers: of the model; default: the number that the recipe gives.
+    """
+
+    def __init__(self, recipe: Recipe, run: Path, world: World, num_layers: int | None = None) -> None:
         self.recipe, self.run, self.world = recipe, run, world
+        self.num_layers = num_layers or recipe.model.num_hidden_layers
+
+    def _space(self, branches: Sequence[str]) -> RouteSpace:
+        """The routes of these branches, in the oracle's groups of layers and with its fixed layers."""
+        recipe = self.recipe
+        searched = SearchPlan(recipe.oracle, self.num_layers, recipe.data.sequence_length).space
+        return RouteSpace(searched.num_layers, parse_branches(branches), searched.group_layers, searched.fixed)
+
+    @property
+    def _groups(self) -> dict[str, Any]:
+        """What the stages that route depend on, if layers do not vary by themselves."""
+        space = self._space(self.recipe.oracle.branches)
+        return {} if space.by_layer else {key: space.facts[key] for key in ("groups", "fixed")}
 
     def stages(self) -> list[Stage]:
         """All stages in the order of the study."""
         recipe = self.recipe
-        sampled = recipe.oracle.model_dump(exclude={"memory_gib"})
+        sampled = recipe.oracle.model_dump(exclude={"memory_gib", "labels_from", "labels_temperature"})
         return [
             Stage(
                 "data",
@@ -98,7 +119,7 @@ class Study:
             Stage(
                 "oracle",
                 self._search,
-                {**sampled, "seed": recipe.seed},
+                {**sampled, **self._labels, "seed": recipe.seed},
                 after=("data", "pretrain"),
                 outputs=("oracle",),
             ),
@@ -189,7 +210,8 @@ class Study:
             return Stage("ceiling", lambda: None, None, after=after, scratch=("ceiling", checkpoint))
         settings = recipe.ceiling.model_dump() | recipe.compared_text.model_dump()
         settings["branches"] = recipe.oracle.branches
-        settings |= {"big_layers": recipe.router.big_layers, "seed": recipe.seed}
+        settings |= {"big_layers": recipe.router.big_layers, "seed": recipe.seed, **self._groups}
+        settings |= {"around_static": True} if recipe.router.around_static else {}
         return Stage("ceiling", self._measure_ceiling, settings, after, ("ceiling",), (checkpoint,), version=3)
 
     def _label_stages(self) -> list[Stage]:
@@ -198,16 +220,15 @@ class Study:
         if not any(router_class(kind).needs_labels for kind in recipe.router.kinds):
             return []
         settings = recipe.router.model_dump(include={"branches", "label_tokens", "label_routes"})
-        settings["seed"] = recipe.seed
-        if self._pool_of_labels(recipe.model.num_hidden_layers) is not None or recipe.model.path or recipe.model.dense:
+        settings |= {"seed": recipe.seed, **self._groups}
+        if self._pool_of_labels() is not None or recipe.model.path or recipe.model.dense:
             settings["big_layers"] = recipe.router.big_layers  # a pool is drawn for these budgets
         return [Stage("labels", self._label, settings, after=("data", "pretrain"), outputs=(LABELS.as_posix(),))]
 
-    def _pool_of_labels(self, num_layers: int) -> torch.Tensor | None:
+    def _pool_of_labels(self) -> torch.Tensor | None:
         """The routes to label with; None: all."""
         router = self.recipe.router
-        space = RouteSpace(num_layers, parse_branches(router.branches))
-        return routes_to_label(space, router.big_layers, router.label_routes, self.recipe.seed)
+        return routes_to_label(self._space(router.branches), router.big_layers, router.label_routes, self.recipe.seed)
 
     def _router_stages(self) -> list[Stage]:
         """One stage per training: a further kind or budget does not repeat the others."""
@@ -217,7 +238,7 @@ class Study:
             Stage(
                 name,
                 partial(self._train_router, kind, budgets),
-                settings_of(kind, recipe.router) | text | {"kind": kind, "big_layers": budgets},
+                settings_of(kind, recipe.router) | text | {"kind": kind, "big_layers": budgets} | self._groups,
                 after=("data", "pretrain", *(["labels"] if router_class(kind).needs_labels else [])),
                 outputs=tuple(f"routers/{router_name(kind, big)}" for big in budgets),
                 scratch=(f"resume/{name}.pt",),
@@ -273,22 +294,43 @@ class Study:
             "model_fingerprint": _fingerprint_weights(self._model_folder, "model"),
             "data_fingerprint": data.fingerprint,
             "version": __version__,
+            **self._labels,
         }
         facts = fingerprints | search_facts(recipe.oracle, model.config.num_hidden_layers, data.sequence_length)
         store = OracleStore(self.run / "oracle", facts)
         world = self.world
-        OracleRun(model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, world.wait).run()
+        OracleRun(
+            model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, self._open_labels(), world.wait
+        ).run()
+
+    @property
+    def _labels(self) -> dict[str, Any]:
+        """What labels are drawn from, as far as it is not the searched model's own prediction."""
+        oracle = self.recipe.oracle
+        labels = oracle.model_dump(include={"labels_from", "labels_temperature"}, exclude_defaults=True)
+        if oracle.labels_from and Path(oracle.labels_from).is_dir():
+            labels["labels_from"] = _fingerprint_weights(Path(oracle.labels_from), "oracle.labels_from")
+        return labels
+
+    def _open_labels(self) -> LabelSource:
+        oracle, model = self.recipe.oracle, None
+        if oracle.labels_from:
+            try:
+                model = open_dense(oracle.labels_from, 1, "ffn", self.recipe.seed, torch.float32)
+            except UserError as error:
+                raise UserError(f"oracle.labels_from: {error}") from None
+            nn.Module.to(model, self.world.device)
+        return LabelSource(model, oracle.labels_temperature)
 
     def _label(self) -> None:
         if self.world.first:
             recipe, model, data = self.recipe, self._load_model(), self._data
             number = -(-recipe.router.label_tokens // (data.sequence_length - 1))
-            layers = model.config.num_hidden_layers
             labels = label_windows(
                 model,
                 torch.from_numpy(data.train_batch(0, number, recipe.seed + 2)),
-                RouteSpace(layers, parse_branches(recipe.router.branches)),
-                self._pool_of_labels(layers),
+                self._space(recipe.router.branches),
+                self._pool_of_labels(),
                 recipe.seed,
                 memory_bytes=int(recipe.oracle.memory_gib * 2**30),
                 report=say,
@@ -297,17 +339,22 @@ class Study:
         self.world.wait()
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
-        recipe, model = self.recipe, self._load_model()
-        train_router(self._context, model, recipe.router, kind, big_layers, recipe.compared_text.windows_per_document)
+        recipe, model, text = self.recipe, self._load_model(), self.recipe.compared_text
+        space = self._space(recipe.router.branches)
+        train_router(self._context, model, recipe.router, kind, big_layers, text.windows_per_document, space)
 
     def _measure_ceiling(self) -> None:
         recipe, model, data = self.recipe, self._load_model(), self._data
-        branches = parse_branches(recipe.oracle.branches)
-        predictors = train_ceiling(self._context, model, recipe.ceiling, branches)
+        space = self._space(recipe.oracle.branches)
+        big_layers, priors = recipe.router.big_layers, None
+        priced_on = validation_windows(data, recipe.compared_text.windows_per_document, recipe.seed)
+        if recipe.router.around_static:
+            priors = static_priors(model, space, priced_on.to(model.device), big_layers)
+        patterns = patterns_of(priors, space) if priors else None
+        predictors = train_ceiling(self._context, model, recipe.ceiling, space, patterns)
         if self.world.first:
-            big_layers, texts = recipe.router.big_layers, self._compared_texts()
-            priced_on = validation_windows(data, recipe.compared_text.windows_per_document, recipe.seed)
-            evaluate_ceiling(model, predictors, big_layers, branches, priced_on, texts, self.run)
+            texts = self._compared_texts()
+            evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run, priors)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
         self.world.wait()
 

@@ -1,6 +1,7 @@
 """Selection noise, the predictable ceiling and the decomposition, on planted gains."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pytest
 from duollm.analysis.analyse import analyse
 from picking import pick
 from synthetic_ceiling import write_ceiling
-from synthetic_run import Plan, write_run
+from synthetic_run import Plan, write_parquet, write_run
 
 GAINS = ("gain", "gain_drawn", "second_draw", "gain_beyond_drawn")
 
@@ -162,3 +163,47 @@ class TestUnits:
         assert less == pytest.approx([0.1, 0.2, 0.3, -0.1], abs=1e-6)
         assert {(row.unit, row.big_layers) for row in results.units if row.unit > 1} == {(8, 2)}
         assert not any(row.policy.startswith("unit") for row in results.nll)
+
+
+class TestTries:
+    PLANTED: ClassVar = {"text": 0.5, "expected": 0.1, "drawn1": 0.4, "second1": -0.2, "drawn2": 0.3, "second2": 0.2}
+    """What is gained with three routes tried; with one, the same less 1."""
+
+    def test_a_run_of_old_has_no_rows(self, analysed):
+        assert analysed[2].tries == []
+
+    def test_gains_are_over_static_on_the_counted_tokens(self, tmp_path):
+        write_run(tmp_path, Plan(documents=8))
+        for path in sorted((tmp_path / "oracle").glob("*.parquet")):
+            table = pq.read_table(path)
+            if "nll_shared_k2" not in table.column_names:
+                continue
+            facts = json.loads(table.schema.metadata[b"duollm"])
+            counted_T = np.arange(table.num_rows) % 2 == 0
+            table = table.append_column("counted", pa.array(counted_T))
+            for k in (0, 2):
+                table = table.append_column(f"nll_static_k{k}", table.column("nll_big"))
+            pq.write_table(table.replace_schema_metadata({"duollm": json.dumps(facts)}), path)
+            scored = table.to_pandas()[counted_T].groupby("document")
+            static, expected = (scored[name].sum() for name in ("nll_big", "expected_static_k2"))
+            rows = [(document, k, tried) for document in static.index for k in (0, 2) for tried in (1, 3)]
+            columns = dict(zip(("document", "big_layers", "drawn"), zip(*rows, strict=True), strict=True))
+            for name, gain in self.PLANTED.items():
+                base = static if name == "text" else expected
+                columns["nll_sum" if name == "text" else f"{name}_sum"] = [
+                    base[document] - scored.size()[document] * (gain - (tried == 1)) for document, _, tried in rows
+                ]
+            write_parquet(path.with_suffix(".best_of.parquet"), columns, facts)
+        results = analyse(tmp_path, 50)
+        assert {(row.domain, row.big_layers) for row in results.tries} == {(d, 2) for d in ("code", "prose", "pooled")}
+        row = pick(results.tries, domain="pooled", big_layers=2)
+        assert (row.tried, row.labels) == ([1, 3], [1, 2])
+        names = {"text": "gain", "drawn1": "gain_drawn", "second1": "second_draw", "expected": "gain_expected"}
+        for name, field in names.items():
+            found = getattr(row, field)
+            wanted = [self.PLANTED[name] - 1] * 3, [self.PLANTED[name]] * 3
+            for one, each in zip(found, wanted, strict=True):
+                assert (one.value, one.low, one.high) == pytest.approx(each, abs=1e-5)
+        assert [one.value for one in row.gain_beyond_drawn] == pytest.approx([0.1, 0.1], abs=1e-5)
+        assert [one.value for one in row.gain_by_labels] == pytest.approx([0.4, 0.3], abs=1e-5)
+        assert [one.value for one in row.second_by_labels] == pytest.approx([-0.2, 0.2], abs=1e-5)

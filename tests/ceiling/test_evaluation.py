@@ -5,16 +5,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from duollm.ceiling.choices import exact_choice, price_for, priced_choice
 from duollm.ceiling.evaluation import (
     CeilingPolicy,
     choose,
     evaluate_ceiling,
-    exact_routes,
     predicted_margins,
-    price_for,
     validation_windows,
 )
-from duollm.ceiling.predictor import all_big_states, make_predictors, margins, priced_routes
+from duollm.ceiling.predictor import all_big_states, make_predictors, margins
 from duollm.config import CeilingConfig, EvaluateConfig
 from duollm.measure.comparison import compared_windows
 from duollm.models.branch import Branch
@@ -25,6 +24,7 @@ from tiny_corpus import packed_corpus
 
 SKIP, SMALL, BIG = Branch
 BRANCHES = (SMALL, BIG)
+SPACE = RouteSpace(3, BRANCHES)
 TEXT = EvaluateConfig(documents=3, windows_per_document=1)
 
 
@@ -40,7 +40,7 @@ def model(data):
 
 @pytest.fixture(scope="module")
 def predictors(model):
-    predictors = make_predictors(model, CeilingConfig(depths=[0, 2], width=8), BRANCHES, seed=0)
+    predictors = make_predictors(model, CeilingConfig(depths=[0, 2], width=8), SPACE, seed=0)
     for parameter in predictors.parameters():
         torch.nn.init.normal_(parameter)
     for predictor in predictors.values():
@@ -52,7 +52,7 @@ def predictors(model):
 def measured(tmp_path_factory, model, predictors, data):
     run = tmp_path_factory.mktemp("run")
     texts, validation_WT = compared_windows(data, TEXT, 0), validation_windows(data, TEXT.windows_per_document, 0)
-    evaluate_ceiling(model, predictors, [1, 2], BRANCHES, validation_WT, texts, run)
+    evaluate_ceiling(model, predictors, [1, 2], SPACE, validation_WT, texts, run)
     table = pq.read_table(run / "ceiling" / "owls.parquet")
     return run, table, json.loads(table.schema.metadata[b"duollm"])
 
@@ -80,7 +80,7 @@ def test_losses_are_those_of_the_routes_executed_together(measured, model, predi
     ids_WT = torch.from_numpy(data.windows("test", "owls", 3, 1, seed=0).token_ids)
     states_WTF = all_big_states(model, ids_WT)
     gains_WTLC = predictors["l2"](states_WTF, torch.full(ids_WT.shape, 1 / 3), torch.zeros(*ids_WT.shape, 3))
-    routes_WTL = exact_routes(*margins(gains_WTLC, predictors["l2"].interactions(), BRANCHES), 1)
+    routes_WTL = exact_choice(*margins(gains_WTLC, predictors["l2"].interactions(), BRANCHES), 1, SPACE)
     assert table.column("route_exact_l2_k1").to_pylist() == RouteSpace(3).encode(routes_WTL[:, :-1]).flatten().tolist()
     logits = model(ids_WT, routes=routes_WTL).logits
     nll_WT = -logits[:, :-1].log_softmax(-1).gather(-1, ids_WT[:, 1:, None])[..., 0]
@@ -127,18 +127,18 @@ OTHERWISE_NL = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]])
     ],
 )
 def test_exact_routes_take_the_layers_that_gain_most(k, routes):
-    assert exact_routes(MARGIN_NL, OTHERWISE_NL, k).tolist() == routes
+    assert exact_choice(MARGIN_NL, OTHERWISE_NL, k, SPACE).tolist() == routes
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 3])
-def test_priced_routes_spend_k_on_average(k):
-    routes_NL = priced_routes(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, k))
+def test_priced_choice_spend_k_on_average(k):
+    routes_NL = priced_choice(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, k, SPACE))
     assert (routes_NL == BIG).sum() == 3 * k
     assert torch.equal(routes_NL[routes_NL != BIG], OTHERWISE_NL[routes_NL != BIG])
 
 
 def test_a_price_gives_more_to_tokens_that_gain_more():
-    routes_NL = priced_routes(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, 1))
+    routes_NL = priced_choice(MARGIN_NL, OTHERWISE_NL, price_for(MARGIN_NL, 1, SPACE))
     assert routes_NL.tolist() == [[1, 1, 0], [2, 2, 2], [0, 1, 1]]
 
 

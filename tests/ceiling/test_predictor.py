@@ -9,11 +9,13 @@ from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.records.keys import SHUFFLED
 from duollm.routers.marginal import RandomGates, centred, marginal_gains
+from duollm.routes.space import RouteSpace
 from tiny import random_ids, tiny_config, tiny_model
 from tiny_training import ALONE
 
 SKIP, SMALL, BIG = Branch
 BRANCHES = (SMALL, BIG)
+SPACE = RouteSpace(3, BRANCHES)
 CONFIG = CeilingConfig(depths=[0, 2], width=8)
 
 
@@ -36,7 +38,7 @@ def test_states_are_what_a_policy_sees_when_all_is_big(skip_scope):
 def random_predictor():
     def make(depth, branches=(SMALL, BIG)):
         torch.manual_seed(0)
-        predictor = GainPredictor(tiny_config(), branches, depth, width=8)
+        predictor = GainPredictor(tiny_config(), RouteSpace(3, branches), depth, width=8)
         for parameter in predictor.parameters():
             torch.nn.init.normal_(parameter)
         return predictor.requires_grad_(False)
@@ -69,14 +71,14 @@ def test_interactions_are_what_big_at_a_layer_changes(random_predictor):
 
 
 def test_an_untrained_predictor_knows_no_difference():
-    predictor = GainPredictor(tiny_config(), (SKIP, SMALL, BIG), 2, width=8)
+    predictor = GainPredictor(tiny_config(), RouteSpace(3, (SKIP, SMALL, BIG)), 2, width=8)
     assert torch.equal(predictor(torch.randn(4, 48), torch.rand(4), torch.ones(4, 3)), torch.zeros(4, 3, 3))
 
 
 def test_there_is_a_predictor_per_depth_and_a_control():
-    predictors = make_predictors(tiny_model(), CeilingConfig(depths=[0, 2], width=8), (SMALL, BIG), seed=0)
+    predictors = make_predictors(tiny_model(), CeilingConfig(depths=[0, 2], width=8), SPACE, seed=0)
     assert {name: each.depth for name, each in predictors.items()} == {"l0": 0, "l2": 2, SHUFFLED: 2}
-    other = make_predictors(tiny_model(), CeilingConfig(depths=[0, 2], width=8), (SMALL, BIG), seed=1)
+    other = make_predictors(tiny_model(), CeilingConfig(depths=[0, 2], width=8), SPACE, seed=1)
     assert not predictors["l0"].inner.weight.equal(other["l0"].inner.weight)
 
 
@@ -90,7 +92,7 @@ def test_depths_are_spread_over_the_network(layers, depths):
 @pytest.mark.parametrize("depths", [[3], [-1, 2]])
 def test_a_depth_that_is_not_there_is_refused(depths):
     with pytest.raises(UserError, match=r"ceiling\.depths holds \[.*\]; the model has layers 0 \.\. 2"):
-        make_predictors(tiny_model(), CeilingConfig(depths=depths), (SMALL, BIG), seed=0)
+        make_predictors(tiny_model(), CeilingConfig(depths=depths), SPACE, seed=0)
 
 
 def test_margins_compare_big_with_the_best_other_branch():
@@ -125,7 +127,7 @@ def test_layers_are_taken_in_turn(branches):
 class Told(torch.nn.Module):
     """Stands in for a predictor: says what it is told, and keeps what it was asked; routes by the first feature."""
 
-    shape_LC = (3, 2)
+    shape_JC = (3, 2)
 
     def __init__(self, told_NLC):
         super().__init__()
@@ -158,13 +160,13 @@ def test_who_says_the_gains_has_no_loss(frozen):
         return original(*arguments, **named)
 
     frozen.forward = forward
-    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, 8, loss_seed, ALONE)
+    loss_fn = ceiling_loss(frozen, predictors, SPACE, 8, loss_seed, ALONE)
     loss_fn(ids, 4, 0)
-    weights = [gate.detach().requires_grad_() for gate in drawn[0].gates_LBT3]
+    weights = [gate.detach().requires_grad_() for gate in drawn[0].gates_JBT3]
 
     class Same(RandomGates):
         def __call__(self, layer_idx, states_BTD, memory):
-            self.gates_LBT3.append(weights[layer_idx])
+            self.gates_JBT3.append(weights[layer_idx])
             return weights[layer_idx], memory
 
     gain_LBTC, _ = marginal_gains(frozen, ids, Same(BRANCHES, ids, torch.Generator()))
@@ -192,7 +194,7 @@ def test_routes_are_those_of_the_deepest_predictor_but_for_what_is_explored(froz
     drawn = []
     original = frozen.forward
     frozen.forward = lambda *arguments, **named: (drawn.append(named.get("policy")), original(*arguments, **named))[1]
-    loss_fn = ceiling_loss(frozen, predictors, BRANCHES, 10, 0, ALONE)
+    loss_fn = ceiling_loss(frozen, predictors, SPACE, 10, 0, ALONE)
     for step in (0, 9):
         loss_fn(ids, step, 0)
     feature_BTL = all_big_states(frozen, ids)[..., ::16]
@@ -200,7 +202,7 @@ def test_routes_are_those_of_the_deepest_predictor_but_for_what_is_explored(froz
     for gates in drawn:
         rank_BN = feature_BTL.flatten(1).argsort(1, descending=True).argsort(1)
         own_BTL = (rank_BN < gates.big_B1 * rank_BN.shape[1]).view(feature_BTL.shape)
-        agreed.append((torch.stack(gates.gates_LBT3, dim=2)[..., Branch.BIG].bool() == own_BTL).float().mean().item())
+        agreed.append((torch.stack(gates.gates_JBT3, dim=2)[..., Branch.BIG].bool() == own_BTL).float().mean().item())
     by_chance = (drawn[0].big_B1 ** 2 + (1 - drawn[0].big_B1) ** 2).mean().item()
     assert agreed[0] == pytest.approx(by_chance, abs=0.06)
     assert agreed[1] > 0.75
@@ -208,8 +210,8 @@ def test_routes_are_those_of_the_deepest_predictor_but_for_what_is_explored(froz
 
 def test_training_lowers_the_loss_of_every_predictor_and_leaves_the_model(frozen, training):
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
-    predictors = make_predictors(frozen, CONFIG, BRANCHES, seed=0)
-    training(predictors, ceiling_loss(frozen, predictors, BRANCHES, 8, 0, ALONE), steps=8)
+    predictors = make_predictors(frozen, CONFIG, SPACE, seed=0)
+    training(predictors, ceiling_loss(frozen, predictors, SPACE, 8, 0, ALONE), steps=8)
     assert all(torch.equal(value, before[name]) for name, value in frozen.state_dict().items())
     for predictor in predictors.values():
         assert predictor.linear.weight.abs().sum(0).min() > 0, "a feature without gradient"

@@ -14,6 +14,7 @@ from duollm.convert.small_ffn import (
 )
 from duollm.flops import count_parameters, ffn_parameters
 from duollm.models.modeling_duo import DuoFFN, DuoForCausalLM
+from duollm.models.policy import FixedRoutes
 from tiny import random_ids, tiny_config, tiny_model
 
 KINDS = {
@@ -210,6 +211,34 @@ def test_a_converted_model_is_counted_saved_and_loaded(sizes, tmp_path):
         torch.testing.assert_close(loaded(ids, routes=routes).logits, model(ids, routes=routes).logits)
     reference = model(ids, routes=[1, 2, 1], execution="reference").logits
     torch.testing.assert_close(model(ids, routes=[1, 2, 1]).logits, reference, atol=1e-5, rtol=1e-4)
+
+
+def test_the_mean_output_is_a_map_of_rank_one_that_ignores_its_input(tmp_path):
+    model, ids = tiny_model(), random_ids()
+    all_big = model(ids).logits
+    skipped, half = (error_at(model, routes) for routes in ([0, 0, 0], [0, 2, 0]))
+    told = initialise_small_ffns(model, "mean", SAMPLE_WT)
+    assert torch.equal(model(ids).logits, all_big)
+    assert max(map(abs, told)) < 0.1, "the mean of other windows explains nothing, and costs little"
+    assert model.config.small_intermediate_size == 1
+    parts = count_parameters(model.config)
+    assert parts.total == sum(weight.numel() for weight in model.parameters())
+    states_ND = torch.randn(5, 16)
+    for layer in model.model.layers:
+        assert (layer.mlp.small(states_ND) == layer.mlp.small.down_proj.bias).all()
+    assert error_at(model, [1, 1, 1]) < skipped
+    assert error_at(model, [1, 2, 1]) < half
+    model.save_pretrained(tmp_path)
+    loaded = DuoForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(ids, routes=[1, 2, 1]).logits, model(ids, routes=[1, 2, 1]).logits)
+
+
+def error_at(model, routes):
+    """Mean squared distance of the final states from those of all big."""
+    whole, cheaper = (
+        model.model(SAMPLE_WT, policy=FixedRoutes(torch.tensor(each))).last_hidden_state for each in ([2, 2, 2], routes)
+    )
+    return (whole - cheaper).square().mean().item()
 
 
 def test_only_all_big_can_be_made_dense():

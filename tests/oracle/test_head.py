@@ -92,3 +92,11 @@ def test_it_is_built_in_blocks_and_read_by_rows(monkeypatch, block_bytes):
     torch.testing.assert_close(HeadBound.around(model, reference_ND, 4)(states_PND), whole(states_PND))
     rows = torch.tensor([2, 0])
     torch.testing.assert_close(whole.rows(rows)(states_PND[:, rows]), whole(states_PND)[:, rows])
+
+
+def test_the_log_normaliser_of_words_read_in_parts(monkeypatch):
+    weight_VD, hidden_MD = torch.randn(WORDS, WIDTH), torch.randn(7, WIDTH)
+    monkeypatch.setattr("duollm.oracle.head._WORDS", 10)
+    monkeypatch.setattr("duollm.oracle.head._BLOCK_BYTES", 4 * 10 * 3)  # three rows at a time
+    found_M = log_normaliser(model_with(weight_VD), hidden_MD)
+    torch.testing.assert_close(found_M, (hidden_MD @ weight_VD.T).logsumexp(-1))

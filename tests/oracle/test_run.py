@@ -100,7 +100,7 @@ class TestTokens:
 
     def test_columns_are_those_of_the_documentation(self, finished):
         kinds = {"document": "str", "window": "int32", "position": "int32", "token_id": "int32"}
-        kinds |= {"text": "str", "before": "str", "rank": "int32"}
+        kinds |= {"text": "str", "before": "str", "rank": "int32", "counted": "bool"}
         kinds |= dict.fromkeys(["top5_id", "top5_text", "top5_probability"], "object")
         kinds |= {f"route_static_k{k}": "int64" for k in range(4)}
         floats = ["nll_small", "nll_big"]
@@ -196,6 +196,15 @@ class TestPatterns:
         for _, of_one in best_of.groupby(["document", "big_layers"]):
             assert of_one["nll_sum"].is_monotonic_decreasing
         assert best_of.query("big_layers == 2")["drawn"].unique().tolist() == [1, 2, 3]
+
+    def test_all_routes_tried_on_drawn_labels_are_the_search_itself(self, finished):
+        table, best_of = read(finished), read(finished, kind="best_of")
+        counted = table[table["counted"]].groupby("document")
+        for k in (1, 2):
+            every = best_of.query(f"big_layers == {k} and drawn == 3").set_index("document").sort_index()
+            for name, column in (("nll", "nll"), ("drawn1", "resampled_nll"), ("second1", "resampled_score")):
+                sums_D = counted[f"{column}_shared_k{k}"].sum().sort_index()
+                np.testing.assert_allclose(every[f"{name}_sum"], sums_D, rtol=1e-4)
 
 
 def test_nothing_is_left_in_shards_and_the_manifest_is_the_files_metadata(finished):
@@ -347,7 +356,7 @@ class Twice(BestSoFar):
 
 @pytest.mark.parametrize("search", ["exact", "beam"])
 def test_a_reduction_that_is_listed_has_columns_in_the_store(stage, owls, tmp_path, monkeypatch, search):
-    monkeypatch.setattr("duollm.oracle.run.REDUCTIONS", [*REDUCTIONS, lambda config: Twice()])
+    monkeypatch.setattr("duollm.oracle.run.REDUCTIONS", [*REDUCTIONS, lambda config, labels: Twice()])
     stage(tmp_path / "oracle", data=owls, documents=2, committed_big_layers=[1], more_budgets=[], search=search).run()
     table = read(tmp_path / "oracle")
     for context in ("shared", "reference"):

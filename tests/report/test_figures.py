@@ -15,9 +15,9 @@ from duollm.records.bootstrap import Estimate
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
 from duollm.report.chart import draw_chart
-from duollm.report.figures import draw_figures, shorten_names, shown_budget
+from duollm.report.figures import CAPTIONS, draw_figures, shorten_names, shown_budget
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
-from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
+from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
 from duollm.report.passages import one_line
 from duollm.report.style import policy_look, router_looks, smaller
 from picking import pick
@@ -85,6 +85,18 @@ def test_the_best_of_random_routes_is_drawn_beside_that_of_patterns(analysed):
     assert label not in draw_chart(best_of_draws(results, 2, ["linear"])).axes[0].get_legend_handles_labels()[1]
 
 
+def test_a_sliding_budget_stands_beside_the_constant_one(analysed):
+    results = analysed[1]
+    axes = draw_chart(oracle_sliding(results)).axes[0]
+    [line] = [line for line in axes.get_lines() if line.get_label().startswith("oracle")]
+    rows = [row for row in results.main_nll if row.domain == results.domains[0] and row.big_layers == 2]
+    expected = {name: pick(rows, policy=name).nll.value for name in ("oracle-ramp1to3", "oracle", "oracle-ramp3to1")}
+    assert list(line.get_xdata()) == [-2, 0, 2]
+    assert list(line.get_ydata()) == list(expected.values())
+    constant = [row for row in results.nll if not row.policy.startswith("oracle-ramp")]
+    assert oracle_sliding(replace(results, nll=constant)) is None
+
+
 def test_profiles_hold_the_shares(analysed):
     results = analysed[1]
     axes = draw_chart(share_over_depth(results, [2, 3, 4], ["linear"])).axes[1]
@@ -107,7 +119,8 @@ def test_all_figures_twice_the_same(analysed, tmp_path):
     run, results = analysed
     domains = [read_tokens(run, domain)[0] for domain in results.domains]
     once, again = (draw_figures(folder, results, domains) for folder in (tmp_path / "a", tmp_path / "b"))
-    assert len(once) == 9
+    assert len(once) == 11
+    assert set(once) <= set(CAPTIONS)
     for name, svg in once.items():
         assert svg.read_bytes() == again[name].read_bytes()
         assert svg.with_suffix(".pdf").read_bytes() == again[name].with_suffix(".pdf").read_bytes()
@@ -213,7 +226,10 @@ def test_the_table_of_a_figure_holds_what_it_draws(analysed, tmp_path):
     assert chosen["y"].astype(float).tolist() == pytest.approx([row.nll.value for row in rows], rel=1e-5)
     [low] = {row.nll.value + row.over_all_big.low - row.over_all_big.value for row in rows if row.big_layers == 2}
     assert float(chosen.query("x == '2'")["low"].item()) == pytest.approx(low, rel=1e-5)
-    assert len(tables["difficulty"]) == sum(len(tokens.text) for tokens in domains)
+    assert len(tables["difficulty"]) == 2 * sum(len(tokens.text) for tokens in domains)
+    code = next(tokens for tokens in domains if tokens.domain == "code")
+    losses = tables["losses_of_text"].query("series == 'oracle'")["y"].astype(float)
+    assert losses.tolist() == pytest.approx(code.oracle(shown_budget(domains)).nll_T[: len(losses)], rel=1e-5)
     [layer] = [row for row in results.layer_use if (row.domain, row.policy, row.big_layers) == ("code", "oracle", 3)]
     cells = tables["layer_use_by_position"].query("panel == 'code, oracle, k = 3'")["y"].astype(float)
     assert cells.tolist() == pytest.approx((np.array(layer.share_by_layer_and_position) - 0.5).ravel(), abs=1e-5)

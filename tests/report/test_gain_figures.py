@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.analysis.results import NoiseRow
+from duollm.analysis.results import NoiseRow, TriesRow
 from duollm.records.bootstrap import Estimate
 from duollm.report.chart import draw_chart
 from duollm.report.gain_figures import (
     ceiling_budget,
     gain_by_depth,
     gains_by_budget,
+    gains_by_tries,
     of_first_context,
     parts_by_budget,
 )
@@ -38,6 +39,22 @@ def test_lines_of_gains_hold_the_results(results):
     assert lines["oracle, true labels"] == [row.gain.value for row in rows]
     assert lines["the same search, drawn labels"] == [row.gain_drawn.value for row in rows]
     assert lines["the picks of drawn labels on a second draw"] == [row.second_draw.value for row in rows]
+
+
+def test_gains_by_tries_hold_the_results(results):
+    def gains(start):
+        return [Estimate(start + place, start, start + 3) for place in range(3)]
+
+    rows = [
+        TriesRow("pooled", k, [1, 2, 4], gains(k), gains(k + 1), gains(k + 2), gains(k + 3), gains(k + 4), [1], [], [])
+        for k in (2, 3)
+    ]
+    chart = gains_by_tries(replace(results, tries=[*rows, replace(rows[0], domain="code")]), "pooled", [3])
+    [axes] = draw_chart(chart).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines["oracle, true labels"].get_xdata()) == [1, 2, 4]
+    assert list(lines["oracle, true labels"].get_ydata()) == [3, 4, 5]
+    assert list(lines["a search by the expected loss of drawn labels"].get_ydata()) == [7, 8, 9]
 
 
 def test_bars_hold_the_results(results):

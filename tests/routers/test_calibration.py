@@ -101,5 +101,5 @@ def test_skip_counts_as_not_big(make_random):
 
 
 def test_a_budget_beyond_the_layers_is_refused(make_random):
-    with pytest.raises(ValueError, match=r"big_layers must be in 0 \.\. 6, got 7"):
+    with pytest.raises(ValueError, match=r"a budget of 7 big layers is impossible here; allowed: 0 \.\. 6"):
         ExactBudget(make_random(num_hidden_layers=LAYERS), 7)

@@ -25,7 +25,7 @@ def test_a_router_that_says_the_gains_has_no_loss(branches, monkeypatch):
 
     def forward(input_ids, policy, use_cache):
         output = original(input_ids, policy=policy, use_cache=use_cache)
-        gates.extend(policy.gates_LBT3)
+        gates.extend(policy.gates_JBT3)
         return output
 
     monkeypatch.setattr(model, "forward", forward)

@@ -20,7 +20,7 @@ def test_gates_are_hard_and_of_the_branches(branches):
     model, ids = tiny_model(), random_ids(40, 9)
     gates = gates_of(ids, branches)
     model(ids, policy=gates)
-    drawn_LBT3 = torch.stack(gates.gates_LBT3)
+    drawn_LBT3 = torch.stack(gates.gates_JBT3)
     assert drawn_LBT3.shape == (3, 40, 9, 3)
     assert torch.equal(drawn_LBT3.sum(-1), torch.ones(3, 40, 9))
     assert {Branch(each) for each in drawn_LBT3.argmax(-1).unique().tolist()} == set(branches)
@@ -35,7 +35,7 @@ def test_gains_are_finite_differences_of_the_nll():
     gates = gates_of(ids)
     gain_LBTC, mean_nll = marginal_gains(model, ids, gates)
     assert gain_LBTC.shape == (3, 2, 3, 2)
-    weights = [gate.detach() for gate in gates.gates_LBT3]
+    weights = [gate.detach() for gate in gates.gates_JBT3]
 
     def nll():
         logits = model(ids, policy=lambda layer, states, memory: (weights[layer], memory)).logits
@@ -75,7 +75,7 @@ def test_the_router_decides_at_the_price_of_each_sequences_share(monkeypatch):
     monkeypatch.setattr("duollm.routers.marginal.explored_share", lambda progress: 0.0)
     gates = RouterGates(router, ids, generator)
     gates.measure(model, ids, progress=1.0)
-    big_LBT = torch.stack(gates.gates_LBT3)[..., Branch.BIG]
+    big_LBT = torch.stack(gates.gates_JBT3)[..., Branch.BIG]
     spent_B = big_LBT.mean((0, 2)).detach()
     assert spent_B.numpy() == pytest.approx(gates.big_B1.flatten().numpy(), abs=0.15)
     assert torch.stack([spent_B, gates.big_B1.flatten()]).corrcoef()[0, 1] > 0.95

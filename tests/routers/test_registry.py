@@ -92,12 +92,18 @@ def test_an_unknown_kind_is_refused_with_the_nearest():
             {"kinds": ["distilled"], "train_backbone": True, "distilled_share": 1},
             "training distilled leaves the model as it is",
         ),
+        ({"kinds": ["window"], "prompt_tokens": 1024}, r"^prompt_tokens \(1024\) must leave two of the 1025 tokens"),
+        ({"kinds": ["window"], "tokens": 4000}, r"^tokens \(4000\): window is cross-fitted over 4 sequences"),
+        (
+            {"kinds": ["gains"], "around_static": True, "branches": ["skip", "small", "big"]},
+            r"^around_static: gains is then held to two branches",
+        ),
         (
             {"kinds": ["codebook"]},
             r"^label_tokens \(1024\): codebook and knn are cross-fitted over windows; give at least 1025",
         ),
     ],
-    ids=["unknown", "three branches", "backbone", "only imitation", "one window"],
+    ids=["unknown", "three branches", "backbone", "only imitation", "prompt", "text", "static", "one window"],
 )
 def test_what_cannot_be_trained_is_refused_beforehand(settings, complaint):
     check_kinds(RouterConfig(kinds=["linear", "early-exit", "codebook"]), 1024)
@@ -114,7 +120,7 @@ def test_a_training_depends_on_what_its_kind_reads_and_not_on_what_only_others_d
         told[key] = {kind for kind in ROUTERS if settings_of(kind, one) != settings_of(kind, other)}
     assert told == {
         "budget_weight": {"linear", "gumbel", "distilled"},
-        "decide_at": {"codebook", "knn"},
+        "decide_at": {"codebook", "knn", "window"},
         "learning_rate": set(ROUTERS),
         "kinds": set(),
     }
@@ -130,7 +136,7 @@ def test_a_kind_names_all_settings_that_it_reads(kind, tmp_path):
             read.add(name)
             return getattr(config, name)
 
-    config, model = RouterConfig(decide_at=1), tiny_model()
+    config, model = RouterConfig(decide_at=1, prompt_tokens=3), tiny_model()
     labels = made_up_labels(RouteSpace(3)) if ROUTERS[kind].needs_labels else None
     given = router_training(model, Watched(), 1 / 3, steps=2, labels=labels, run=tmp_path)
     make_router(kind, model.config, ["small", "big"]).fit(given)

@@ -12,7 +12,7 @@ from duollm.analysis.claims.evidence import gather_evidence
 from duollm.analysis.comparison import comparison_rows
 from duollm.analysis.difficulty import class_rows, difficulty_rows, helped_rows, with_difficulty
 from duollm.analysis.families import family_rows
-from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows, unit_rows
+from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows, tries_rows, unit_rows
 from duollm.analysis.layers import agreement_rows, layer_use_rows, position_edges
 from duollm.analysis.losses import best_of_pattern_rows, best_of_route_rows, gap_rows, nll_rows, spend_rows
 from duollm.analysis.results import Results, Size, write_results
@@ -22,6 +22,7 @@ from duollm.records.patterns import PatternSums, read_compared_patterns, read_pa
 from duollm.records.records import Draws, Records, pool, records_of_compared_text, records_of_oracle_text
 from duollm.records.timing import read_timing
 from duollm.records.tokens import Tokens, list_domains, read_tokens
+from duollm.records.tries import pool_tries, read_tries
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,10 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
     first, timing = domains[0], read_timing(run)
     edges = position_edges(np.concatenate([one.tokens.position_T for one in domains]))
     records, compared = [one.records for one in domains], [one.compared for one in domains]
+    tries = [read_tries(run, one.tokens) for one in domains]
     if len(domains) > 1:
         records, compared = [*records, pool(records)], [*compared, pool(compared)]
+        tries.append(pool_tries(tries))
     draws = [Draws(one, bootstrap_samples, seed) for one in records]
     more = [Draws(one, bootstrap_samples, seed) for one in compared]
     single = list(zip(domains, draws, strict=False))  # without the pooled one
@@ -87,6 +90,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
         timing=timing.facts if timing else None,
         selection_noise=[row for each in draws for row in noise_rows(each)],
         units=[row for each in draws for row in unit_rows(each)],
+        tries=[row for pair in zip(draws, tries, strict=True) for row in tries_rows(*pair)],
         ceiling=[row for each in more for row in ceiling_rows(each, first.predictors)],
         decomposition=[row for each in draws for row in decomposition_rows(each)],
         best_of_patterns=[

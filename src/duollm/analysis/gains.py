@@ -8,14 +8,15 @@ Shape letters: X draws of the bootstrap.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow, UnitRow
+from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow, TriesRow, UnitRow
 from duollm.records import keys
-from duollm.records.bootstrap import Estimate, interval
+from duollm.records.bootstrap import Estimate, Floats, interval, intervals
 from duollm.records.keys import Key
 from duollm.records.records import NLL, Draws
+from duollm.records.tries import Tries
 
 
 def _drawn(draws: Draws) -> Iterator[Key]:
@@ -45,6 +46,31 @@ def unit_rows(draws: Draws) -> Iterator[UnitRow]:
             if drawn._replace(policy=keys.of_unit(drawn.policy, unit)) in draws:
                 gains = _peeks(draws, drawn, unit)
                 yield UnitRow(draws.records.domain, str(drawn.context), unit, drawn.big_layers, **gains)
+
+
+def tries_rows(draws: Draws, by_budget: Mapping[int, Tries]) -> Iterator[TriesRow]:
+    """Yield the gains over static by the number of routes that were tried, for every budget that offers routes."""
+    for k, tries in by_budget.items():
+        if not draws.records.offers_routes(k):
+            continue
+        gains: dict[str, Floats] = {}
+        for name, sums_DN in tries.sums.items():
+            static_D = tries.static_D if name == "text" else tries.expected_static_D
+            gains[name] = draws.bootstrap.ratio(static_D[:, None] - sums_DN, tries.counted_D)
+        every = {side: [gains[f"{side}{labels}"][:, -1] for labels in tries.labels] for side in ("drawn", "second")}
+        yield TriesRow(
+            draws.records.domain,
+            k,
+            tries.tried,
+            gain=intervals(gains["text"]),
+            gain_drawn=intervals(gains["drawn1"]),
+            second_draw=intervals(gains["second1"]),
+            gain_beyond_drawn=intervals(gains["text"] - gains["drawn1"]),
+            gain_expected=intervals(gains["expected"]),
+            labels=tries.labels,
+            gain_by_labels=[interval(gain_X) for gain_X in every["drawn"]],
+            second_by_labels=[interval(gain_X) for gain_X in every["second"]],
+        )
 
 
 def _peeks(draws: Draws, drawn: Key, unit: int) -> dict[str, Estimate]:

@@ -174,6 +174,31 @@ class UnitRow:
 
 
 @dataclass(frozen=True)
+class TriesRow:
+    """The gains over static at a budget, had only some random routes been tried.
+
+    Attributes:
+        tried: the numbers of routes; the last is all.
+        gain, gain_drawn, second_draw, gain_beyond_drawn: as in `NoiseRow`, by number of routes.
+        gain_expected: what a search by the expected loss of drawn labels gains in it: there is no luck in that.
+        labels: numbers of drawn labels of a token, by whose mean loss its route was chosen among all routes.
+        gain_by_labels, second_by_labels: what that gains on these labels, and on as many others.
+    """
+
+    domain: str
+    big_layers: int
+    tried: list[int]
+    gain: list[Estimate]
+    gain_drawn: list[Estimate]
+    second_draw: list[Estimate]
+    gain_beyond_drawn: list[Estimate]
+    gain_expected: list[Estimate]
+    labels: list[int]
+    gain_by_labels: list[Estimate]
+    second_by_labels: list[Estimate]
+
+
+@dataclass(frozen=True)
 class CeilingRow:
     """The gain of one predictor over static, at the big layers it spent."""
 
@@ -302,6 +327,7 @@ class Results:
     timing: dict[str, Any] | None
     selection_noise: list[NoiseRow]
     units: list[UnitRow]
+    tries: list[TriesRow]
     ceiling: list[CeilingRow]
     decomposition: list[DecompositionRow]
     best_of_patterns: list[BestOfRow]

@@ -1,12 +1,13 @@
 """The predictable ceiling on the text of the comparison: predicted gains become routes, and these are executed.
 
-Layers are taken in the order of their gains, up to a price or an exact number.
+Layers, or groups of layers, are taken in the order of their gains, up to a price or an exact number.
 
-Shape letters: W windows, B windows per forward, T tokens, L layers, C branches to choose from.
+Shape letters: W windows, B windows per forward, T tokens, L layers, J groups of layers, C branches to choose from.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,15 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duollm.ceiling.predictor import GainPredictor, all_big_states, margins, priced_routes
+from duollm.ceiling.around_static import AroundStatic
+from duollm.ceiling.choices import exact_choice, price_for, priced_choice
+from duollm.ceiling.predictor import GainPredictor, all_big_states, margins
 from duollm.data.packed import PackedData, Windows
 from duollm.files import replacing
 from duollm.measure.executor import policy_losses, token_columns
-from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.progress import show
 from duollm.records.files import write_result
 from duollm.records.keys import SHUFFLED
+from duollm.routers.static import Prior
 from duollm.routes.space import RouteSpace
 
 _VALIDATION_WINDOWS = 64
@@ -30,7 +33,7 @@ _VALIDATION_WINDOWS = 64
 _BATCH = 16
 
 Margins = dict[tuple[str, int], tuple[Tensor, Tensor]]
-"""By predictor and big layers: the margin of big and the other branch, [W, T, L] each."""
+"""By predictor and big layers: the margin of big and the other branch, [W, T, J] each."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class CeilingPolicy:
         price: price of big in the predictor's units; None with exact spending.
         validation_nll: nats per token; None if it was not needed.
         chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
+        scale: by how much the predicted difference of a token from the mean counts beside static's prior; None: gains
+            are used as they are predicted.
     """
 
     predictor: str
@@ -53,28 +58,30 @@ class CeilingPolicy:
     price: float | None
     validation_nll: float | None = None
     chosen: bool = False
+    scale: float | None = None
 
     @property
     def column(self) -> str:
         """The ending of the names of its columns."""
         return f"{self.spend}_{self.predictor}_k{self.big_layers}"
 
-    def routes(self, found: Margins) -> Tensor:
+    def routes(self, found: Margins, space: RouteSpace) -> Tensor:
         """Return the routes of all tokens, [W, T, L]."""
         margin, otherwise = found[self.predictor, self.big_layers]
         if self.price is None:
-            return exact_routes(margin, otherwise, self.big_layers)
-        return priced_routes(margin, otherwise, self.price)
+            return space.spread(exact_choice(margin, otherwise, self.big_layers, space))
+        return space.spread(priced_choice(margin, otherwise, self.price))
 
 
 def evaluate_ceiling(
     model: DuoForCausalLM,
     predictors: nn.ModuleDict,
     big_layers: Sequence[int],
-    branches: Sequence[Branch],
+    space: RouteSpace,
     validation_WT: Tensor,
     texts: Mapping[str, Windows],
     run: Path,
+    priors: Mapping[int, Prior] | None = None,
 ) -> None:
     """Write `run/ceiling/` (docs/formats.md): the losses of predicted routes on the text of the comparison.
 
@@ -84,16 +91,20 @@ def evaluate_ceiling(
     Args:
         validation_WT: windows on which prices are found and the depth is chosen.
         texts: of the comparison, by domain.
+        priors: static of every budget, from which the routes start; None: from the predicted gains alone.
     """
-    space = RouteSpace(model.config.num_hidden_layers, tuple(branches))
     scored, validation_WT = list[CeilingPolicy](), validation_WT.to(model.device)
-    found = predicted_margins(model, predictors, big_layers, space, validation_WT)
-    for (name, k), (margin_WTL, _) in found.items():
+    around = None if priors is None else AroundStatic.chosen(model, predictors, space, priors, validation_WT)
+    margins_of = partial(predicted_margins, model, predictors, big_layers, space, around=around)
+    found = margins_of(validation_WT)
+    for (name, k), (margin_WTJ, _) in found.items():
         show("ceiling on validation text", len(scored), 2 * len(found), unit="policies")
-        for spend, price in (("average", price_for(margin_WTL, k)), ("exact", None)):
+        for spend, price in (("average", price_for(margin_WTJ, k, space)), ("exact", None)):
             policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
+            if around is not None:
+                policy = replace(policy, scale=around.scales[name, k])
             if name != SHUFFLED:
-                nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found))
+                nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found, space))
                 policy = replace(policy, validation_nll=nll_WT.mean().item())
             scored.append(policy)
     scored = choose(scored)
@@ -107,10 +118,10 @@ def evaluate_ceiling(
         save_file(predictors.state_dict(), folder / "predictors.safetensors")
         for domain, windows in texts.items():
             token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
-            found, columns = predicted_margins(model, predictors, big_layers, space, token_ids_WT), windows.columns()
+            found, columns = margins_of(token_ids_WT), windows.columns()
             for number, policy in enumerate(policies):
                 show(f"ceiling on {domain}", number, len(policies), unit="policies")
-                measured = policy_losses(model, token_ids_WT, routes=policy.routes(found))
+                measured = policy_losses(model, token_ids_WT, routes=policy.routes(found, space))
                 columns |= token_columns(*measured, space, f"_{policy.column}")
             write_result(folder / f"{domain}.parquet", columns, facts)
 
@@ -143,30 +154,22 @@ def predicted_margins(
     big_layers: Sequence[int],
     space: RouteSpace,
     token_ids_WT: Tensor,
+    around: AroundStatic | None = None,
 ) -> Margins:
-    """Predict by how much big beats the other branches, for every budget."""
+    """Predict by how much big beats the other branches, for every budget; beside static if `around` is given."""
     parts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+    vary = sum(space.group_sizes)
     for batch_BT in token_ids_WT.split(_BATCH):
         states_BTF = all_big_states(model, batch_BT)
-        nowhere_BTL = torch.zeros(*batch_BT.shape, space.num_layers, device=batch_BT.device)
+        nowhere_BTJ = torch.zeros(*batch_BT.shape, len(space.leaders), device=batch_BT.device)
         for name, predictor in cast(dict[str, GainPredictor], predictors).items():
-            from_states_BTLC = predictor.from_states(states_BTF)
+            from_states_BTJC = predictor.from_states(states_BTF)
             for k in big_layers:
-                share_BT = torch.full(batch_BT.shape, k / space.num_layers, device=batch_BT.device)
-                gains_BTLC = from_states_BTLC + predictor.from_told(share_BT, nowhere_BTL)
-                found = margins(gains_BTLC, predictor.interactions(), space.branches)
+                if around is not None:
+                    parts.setdefault((name, k), []).append(around.margins(name, k, from_states_BTJC))
+                    continue
+                share_BT = torch.full(batch_BT.shape, (k - space.spent_by_fixed[1]) / vary, device=batch_BT.device)
+                gains_BTJC = from_states_BTJC + predictor.from_told(share_BT, nowhere_BTJ)
+                found = margins(gains_BTJC, predictor.interactions(), space.branches)
                 parts.setdefault((name, k), []).append(found)
     return {key: (torch.cat([m for m, _ in each]), torch.cat([o for _, o in each])) for key, each in parts.items()}
-
-
-def exact_routes(margin: Tensor, otherwise: Tensor, big_layers: int) -> Tensor:
-    """Return routes [., L] in which every token takes big in the `big_layers` layers with the largest gains."""
-    most = margin.topk(big_layers, dim=-1).indices
-    return otherwise.scatter(-1, most, int(Branch.BIG))
-
-
-def price_for(margin: Tensor, big_layers: int) -> float:
-    """Return the price at which `big_layers` layers are big on average over tokens."""
-    spent = round(margin.numel() * big_layers / margin.shape[-1])
-    descending = margin.flatten().sort(descending=True).values
-    return float("-inf") if spent == len(descending) else descending[spent].item()

@@ -3,8 +3,8 @@
 The predictor sees the hidden states of a pass in which all layers are big, at layers 0 .. depth. It decides for all
 layers at once, also for those before `depth`. So no router can do the same. It never sees a label.
 
-Shape letters: B batch, T tokens, N = B * (T - 1), L layers, C branches to choose from, D hidden, F = (depth + 1) * D
-features. A dot stands for any leading dimensions.
+Shape letters: B batch, T tokens, N = B * (T - 1), L layers, J groups of layers (every layer by itself, or several
+together), C branches to choose from, D hidden, F = (depth + 1) * D features. A dot stands for any leading dimensions.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from duollm.ceiling.choices import per_layer, priced_choice
 from duollm.config import CeilingConfig
 from duollm.flops import token_flops
 from duollm.models.branch import Branch
@@ -22,6 +23,7 @@ from duollm.records.keys import SHUFFLED
 from duollm.routers.base import Listener
 from duollm.routers.marginal import GAIN_SCALE, RandomGates, centred, explored_share, marginal_gains
 from duollm.routes.sampling import derived_seed
+from duollm.routes.space import RouteSpace
 from duollm.training.loop import Context, LossFn, Trainer
 from duollm.training.optimizer import TrainingPlan
 from duollm.training.pretrain import prepare_for_training
@@ -32,23 +34,23 @@ _TIE = 1e-4  # far below what a gain (nats x 100) can be told from, far above th
 
 
 class GainPredictor(nn.Module):
-    """A linear map, and a bottleneck beside it (F -> width -> L x C, GELU), from hidden states to gains.
+    """A linear map, and a bottleneck beside it (F -> width -> J x C, GELU), from hidden states to gains.
 
-    A second linear map gets as inputs in which layers the token itself takes big, and the share of big of the other
+    A second linear map gets as inputs in which groups the token itself takes big, and the share of big of the other
     tokens. Layers stand in for each other, so what a big layer adds depends on which other layers are big.
 
     Args:
-        branches: to choose from, ascending; big is the last.
+        space: the routes to choose among.
         depth: the last layer whose states the predictor sees.
         width: inner width of the bottleneck.
     """
 
-    def __init__(self, config: DuoConfig, branches: Sequence[Branch], depth: int, width: int) -> None:
+    def __init__(self, config: DuoConfig, space: RouteSpace, depth: int, width: int) -> None:
         super().__init__()
-        layers = config.num_hidden_layers
-        self.depth, self.shape_LC = depth, (layers, len(branches))
-        self.features, gains = (depth + 1) * config.hidden_size, layers * len(branches)
-        self.told = nn.Linear(2 + layers, gains, bias=False)
+        groups = len(space.leaders)
+        self.depth, self.shape_JC = depth, (groups, space.base)
+        self.features, gains = (depth + 1) * config.hidden_size, groups * space.base
+        self.told = nn.Linear(2 + groups, gains, bias=False)
         self.linear = nn.Linear(self.features, gains, bias=False)
         self.inner = nn.Linear(self.features, width)
         self.outer = nn.Linear(width, gains, bias=False)
@@ -57,38 +59,46 @@ class GainPredictor(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, states: Tensor, share: Tensor, big: Tensor) -> Tensor:
-        """Return the predicted gains [., L, C], float32, in the units of the training.
+        """Return the predicted gains [., J, C] per layer, float32, in the units of the training.
 
         Args:
             states: [., F] as `all_big_states` returns them. States of further layers are ignored.
-            share: share of big layers among the other tokens, [.].
-            big: 1 where the token itself takes big, else 0, [., L].
+            share: share of big of the other tokens, among the layers that vary, [.].
+            big: 1 where the token itself takes big, else 0, [., J].
         """
         return self.from_states(states) + self.from_told(share, big)
 
     def from_states(self, states: Tensor) -> Tensor:
-        """The part of the gains that the states decide, [., L, C]."""
+        """The part of the gains that the states decide, [., J, C]."""
         # Weights are of size 1 whatever the width, so one learning rate suits all depths.
         seen = states[..., : self.features] * self.features**-0.5
         hidden = nn.functional.gelu(self.inner(seen))
         gains = self.linear(seen) + self.outer(hidden * hidden.shape[-1] ** -0.5)
-        return gains.float().unflatten(-1, self.shape_LC)
+        return gains.float().unflatten(-1, self.shape_JC)
 
     def from_told(self, share: Tensor, big: Tensor) -> Tensor:
-        """The part of the gains that is known without the states, [., L, C]."""
+        """The part of the gains that is known without the states, [., J, C]."""
         # Larger than a feature, for what holds for all tokens has to be learnt in few steps.
         told = _TOLD * torch.cat([torch.ones_like(share)[..., None], share[..., None], big], dim=-1)
-        return self.told(told).float().unflatten(-1, self.shape_LC)
+        return self.told(told).float().unflatten(-1, self.shape_JC)
 
     def interactions(self) -> Tensor:
-        """By how much big at one layer (first dimension) changes the gains at another, [L, L, C]."""
-        return _TOLD * self.told.weight[:, 2:].T.unflatten(-1, self.shape_LC)
+        """By how much big at one group (first dimension) changes the gains at another, [J, J, C]."""
+        return _TOLD * self.told.weight[:, 2:].T.unflatten(-1, self.shape_JC)
 
 
 def train_ceiling(
-    context: Context, model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch]
+    context: Context,
+    model: DuoForCausalLM,
+    config: CeilingConfig,
+    space: RouteSpace,
+    patterns: tuple[Tensor, Tensor] | None = None,
 ) -> nn.ModuleDict:
     """Fit a predictor of gains for every depth and the shuffled control, on training documents.
+
+    Args:
+        patterns: static of every budget and its share of big, along which gains are measured, in place of the routes
+            that the deepest predictor would choose.
 
     Returns:
         The predictors: `l0` ... by depth, and `shuffled`. The model is left frozen, in evaluation mode.
@@ -97,20 +107,18 @@ def train_ceiling(
         UserError: a depth that the model does not have.
     """
     world, seed, length = context.world, context.seed, context.data.sequence_length
-    predictors = make_predictors(model, config, branches, seed).to(world.device)
+    predictors = make_predictors(model, config, space, seed).to(world.device)
     model.requires_grad_(False)
     prepare_for_training(model)
     model.eval()  # no dropout: the states are those that routers meet
     plan = TrainingPlan.of(config, config.tokens, length)
     flops_per_token = 3 * token_flops(model.config, model.config.num_hidden_layers, length // 2)
     trainer = Trainer.of("ceiling", plan, context, seed + 2, flops_per_token)
-    trainer.train(predictors, ceiling_loss(model, predictors, branches, plan.steps, seed, world))
+    trainer.train(predictors, ceiling_loss(model, predictors, space, plan.steps, seed, world, patterns))
     return predictors.eval()
 
 
-def make_predictors(
-    model: DuoForCausalLM, config: CeilingConfig, branches: Sequence[Branch], seed: int
-) -> nn.ModuleDict:
+def make_predictors(model: DuoForCausalLM, config: CeilingConfig, space: RouteSpace, seed: int) -> nn.ModuleDict:
     """Build an untrained predictor for every depth and the control.
 
     Raises:
@@ -120,23 +128,24 @@ def make_predictors(
     torch.manual_seed(seed)
     named = {f"l{depth}": depth for depth in depths} | {SHUFFLED: depths[-1]}
     return nn.ModuleDict(
-        {name: GainPredictor(model.config, branches, depth, config.width) for name, depth in named.items()}
+        {name: GainPredictor(model.config, space, depth, config.width) for name, depth in named.items()}
     )
 
 
 def ceiling_loss(
     model: DuoForCausalLM,
     predictors: nn.ModuleDict,
-    branches: Sequence[Branch],
+    space: RouteSpace,
     steps: int,
     seed: int,
     world: World,
+    patterns: tuple[Tensor, Tensor] | None = None,
 ) -> LossFn:
     """Squared error of the predicted gains (nats x 100), summed over the predictors.
 
-    Gains are measured along the routes that the deepest predictor would choose, with some of the choices replaced by
-    random ones. For the control, the gains of a batch are shuffled among its tokens, so it can learn only what holds
-    for all tokens.
+    Gains are measured along the routes that the deepest predictor would choose, or along `patterns`, with some of the
+    choices replaced by random ones. For the control, the gains of a batch are shuffled among its tokens, so it can
+    learn only what holds for all tokens.
     """
     generator = torch.Generator(model.device)
     deepest = [name for name in predictors if name != SHUFFLED][-1]
@@ -144,20 +153,25 @@ def ceiling_loss(
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(seed, step, part, world.rank))
         states_BTF = all_big_states(model, batch_BT)
-        gates = _PredictedGates(cast(GainPredictor, predictors[deepest]), states_BTF, branches, batch_BT, generator)
-        gates.random_share = explored_share(step / steps)
-        gain_LBTC, nll = marginal_gains(model, batch_BT, gates)
-        gain_NLC = centred(gain_LBTC * GAIN_SCALE).flatten(1, 2).transpose(0, 1)
+        if patterns is None:
+            chooser = cast(GainPredictor, predictors[deepest])
+            gates: RandomGates = _PredictedGates(chooser, states_BTF, space, batch_BT, generator)
+            gates.random_share = explored_share(step / steps)
+        else:
+            gates = RandomGates(space.branches, batch_BT, generator, space)
+            gates.follow(*patterns)
+        gain_JBTC, nll = marginal_gains(model, batch_BT, gates)
+        gain_NJC = centred(gain_JBTC * GAIN_SCALE).flatten(1, 2).transpose(0, 1)
         share_N = gates.big_B1.expand(-1, batch_BT.shape[1] - 1).flatten()
-        big_NL = torch.stack(gates.gates_LBT3)[:, :, :-1, Branch.BIG].detach().flatten(1).T
+        big_NJ = torch.stack(gates.gates_JBT3)[:, :, :-1, Branch.BIG].detach().flatten(1).T
         states_NF = states_BTF[:, :-1].flatten(0, 1)
         other_N = torch.randperm(len(share_N), generator=generator, device=generator.device)
         losses = {}
         for name, predictor in predictors.items():
             label_N = other_N if name == SHUFFLED else slice(None)
-            predicted_NLC = predictor(states_NF, share_N[label_N], big_NL[label_N])
-            error_NLC = centred(predicted_NLC) - gain_NLC[label_N]
-            losses[name] = error_NLC.square().sum(-1).mean()
+            predicted_NJC = predictor(states_NF, share_N[label_N], big_NJ[label_N])
+            error_NJC = centred(predicted_NJC) - gain_NJC[label_N]
+            losses[name] = error_NJC.square().sum(-1).mean()
         explained = 1 - losses[deepest].item() / losses[SHUFFLED].item()
         return torch.stack(list(losses.values())).sum(), {"nll": nll, "explained": explained}
 
@@ -171,22 +185,24 @@ class _PredictedGates(RandomGates):
         self,
         predictor: GainPredictor,
         states_BTF: Tensor,
-        branches: Sequence[Branch],
+        space: RouteSpace,
         batch_BT: Tensor,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(branches, batch_BT, generator)
-        nowhere_BTL = torch.zeros(*batch_BT.shape, predictor.shape_LC[0], device=batch_BT.device)
+        super().__init__(space.branches, batch_BT, generator, space)
+        nowhere_BTJ = torch.zeros(*batch_BT.shape, predictor.shape_JC[0], device=batch_BT.device)
         # Detached, not under no_grad: autocast would keep the copies of the weights that it makes there, graphless.
-        gains_BTLC = predictor(states_BTF, self.big_B1.expand(batch_BT.shape), nowhere_BTL).detach()
-        margin_BTL, otherwise_BTL = margins(gains_BTLC, predictor.interactions().detach(), branches)
-        pairs = zip(margin_BTL, 1 - self.big_B1[:, 0], strict=True)
-        price_B = torch.stack([margin_TL.flatten().quantile(other) for margin_TL, other in pairs])
-        self.routes_BTL = priced_routes(margin_BTL, otherwise_BTL, price_B[:, None, None])
+        gains_BTJC = predictor(states_BTF, self.big_B1.expand(batch_BT.shape), nowhere_BTJ).detach()
+        margin_BTJ, otherwise_BTJ = margins(gains_BTJC, predictor.interactions().detach(), space.branches)
+        of_layers = per_layer(margin_BTJ, space)
+        pairs = zip(of_layers, 1 - self.big_B1[:, 0], strict=True)
+        price_B = torch.stack([each.flatten().quantile(other) for each, other in pairs])
+        choice_BTJ = priced_choice(margin_BTJ, otherwise_BTJ, price_B[:, None, None])
+        self.choice_of = dict(zip(space.leaders, choice_BTJ.unbind(-1), strict=True))
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Choose for one layer, weights [B, T, 3]."""
-        return self.gate(self.explore(self.routes_BTL[..., layer_idx], states_BTD), states_BTD), memory
+        return self.gate(self.explore(self.choice_of[layer_idx], states_BTD), states_BTD), memory
 
 
 @torch.no_grad()
@@ -198,19 +214,19 @@ def all_big_states(model: DuoForCausalLM, batch_BT: Tensor) -> Tensor:
 
 
 def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> tuple[Tensor, Tensor]:
-    """Make layers big one after another, the largest gain first, and return what each gained in its turn.
+    """Make groups big one after another, the largest gain first, and return what each gained in its turn.
 
-    A gain is the mean of those predicted with and without big at the layer itself (the slopes at both ends of the
-    step). A turn that gains more than the one before counts as gaining as much, so taking layers down to any margin
+    A gain is the mean of those predicted with and without big at the group itself (the slopes at both ends of the
+    step). A turn that gains more than the one before counts as gaining as much, so taking groups down to any margin
     takes the first turns.
 
     Args:
-        gains: predicted where the token takes big nowhere, [., L, C].
-        interactions: [L, L, C], see `GainPredictor.interactions`.
+        gains: predicted where the token takes big nowhere, [., J, C].
+        interactions: [J, J, C], see `GainPredictor.interactions`.
 
     Returns:
         by how much big beat the best other branch, strictly falling in the order of the turns; and which branch that
-        is where nothing is big; both [., L].
+        is where nothing is big; both [., J].
     """
     gains = gains + interactions.diagonal().T / 2
     otherwise = torch.tensor(branches, device=gains.device)[gains[..., :-1].argmax(-1)]
@@ -219,14 +235,9 @@ def margins(gains: Tensor, interactions: Tensor, branches: Sequence[Branch]) -> 
     taken = torch.zeros_like(margin, dtype=torch.bool)
     for _ in range(margin.shape[-1]):
         beats = (gains[..., -1] - gains[..., :-1].amax(-1)).masked_fill(taken, -torch.inf)
-        most, layer = beats.max(-1, keepdim=True)
+        most, group = beats.max(-1, keepdim=True)
         least = torch.minimum(least - _TIE, most)
-        margin.scatter_(-1, layer, least)
-        taken.scatter_(-1, layer, True)
-        gains = gains + interactions[layer[..., 0]]
+        margin.scatter_(-1, group, least)
+        taken.scatter_(-1, group, True)
+        gains = gains + interactions[group[..., 0]]
     return margin, otherwise
-
-
-def priced_routes(margin: Tensor, otherwise: Tensor, price: float | Tensor) -> Tensor:
-    """Return routes [., L] in which a layer is big where its gain exceeds the price."""
-    return torch.where(margin > price, int(Branch.BIG), otherwise)

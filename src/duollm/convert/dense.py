@@ -28,6 +28,7 @@ _SMALL = {
     "random": "Small FFNs drawn at random",
     "slice": "Small FFNs cut out of the big ones: their most used neurons, the output matrix refitted,",
     "distilled": "Small FFNs cut out of the big ones and trained to imitate them, layer by layer,",
+    "mean": "Small FFNs replaced by the mean outputs of the big ones,",
     "linear": "Small FFNs replaced by linear maps of low rank, fitted to the big ones in closed form,",
 }
 

@@ -83,7 +83,8 @@ def initialise_small_ffns(
         how: "random" leaves them as they are. "slice" takes the big FFN's neurons with the largest expected
             output on the sample and solves for the output matrix that makes up best for the others (ridge
             regression). "distilled" starts there and trains all of the small FFN by gradient descent. "linear"
-            puts a linear map of rank `small_intermediate_size` in its place, fitted in closed form.
+            puts a linear map of rank `small_intermediate_size` in its place, fitted in closed form. "mean" puts the
+            big FFN's mean output there, as the bias of such a map of rank 1 whose weights are zero.
         sample_WT: token ids [W, T] of two windows or more.
         seed: random seed of the distillation's batches.
         steps: distillation steps per layer.
@@ -98,7 +99,9 @@ def initialise_small_ffns(
     """
     if how == "random":
         return []
-    if how == "linear":
+    if how == "mean":
+        model.config.small_intermediate_size = 1
+    if how in ("linear", "mean"):
         make_linear(model)
     precision = faster_precision()
     held_out = sample_WT.shape[1] * max(1, round(_HELD_OUT_SHARE * len(sample_WT)))
@@ -112,6 +115,8 @@ def initialise_small_ffns(
             small, known = deepcopy(layer.mlp.small).float(), examples.rows(slice(fitted))
             if how == "linear":
                 fit_linear(small, known)
+            elif how == "mean":
+                fit_mean(small, known)
             else:
                 cut_out(small, layer.mlp.big, energies_F, known)
             if how == "distilled":
@@ -260,6 +265,14 @@ def make_linear(model: DuoForCausalLM) -> None:
     for layer in model.model.layers:
         like = layer.mlp.big.down_proj.weight
         layer.mlp.small = DuoFFN(config, config.small_intermediate_size, linear=True).to(like.device, like.dtype)
+
+
+@torch.no_grad()
+def fit_mean(small: DuoFFN, examples: Examples) -> None:
+    """Set the map to the weighted mean of the outputs, whatever its input."""
+    small.up_proj.weight.zero_()
+    small.down_proj.weight.zero_()
+    small.down_proj.bias.copy_(examples.weights_N @ examples.outputs_ND / examples.weights_N.sum())
 
 
 @torch.no_grad()

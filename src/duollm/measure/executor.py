@@ -46,8 +46,11 @@ def policy_losses(
         batch_BT, mask_BT = token_ids_WT[windows], None if attention_mask is None else attention_mask[windows]
         given = routes if routes is None or routes.ndim == 1 else routes[windows]
         output = model(input_ids=batch_BT, attention_mask=mask_BT, policy=policy, routes=given, use_cache=False)
-        logits = output.logits[:, :-1].float().flatten(0, 1)
-        losses.append(cross_entropy(logits, batch_BT[:, 1:].flatten(), reduction="none"))
+        # Window by window: slices of a window are contiguous, and what the loss makes of them stays small.
+        losses += [
+            cross_entropy(logits_TV[:-1].float(), ids_T[1:], reduction="none")
+            for logits_TV, ids_T in zip(output.logits, batch_BT, strict=True)
+        ]
         taken.append(output.routes[:, :-1])
     return torch.cat(losses).view(len(token_ids_WT), -1), torch.cat(taken)
 

@@ -19,12 +19,15 @@ from duollm.data.packed import Windows
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
+from duollm.oracle.noise import OWN_PREDICTION, LabelSource
 from duollm.oracle.reductions import LeafTable
 from duollm.records.halves import best_on_other_half, first_half
 from duollm.routes.sampling import draw_route_ids
 from duollm.routes.space import RouteSpace
 
 _BATCH = 16
+_LOGITS = 2**23
+"""The largest number of logits at a time; about six tensors of as many are alive."""
 _SHOWN_PREDICTIONS = 5
 
 
@@ -67,14 +70,15 @@ def fixed_columns(
     space: RouteSpace,
     big_layers: list[int],
     seed: int,
+    labels: LabelSource = OWN_PREDICTION,
 ) -> dict[str, Any]:
     """Run all small, all big and static, and return their columns, one row per predicted token, in nats.
 
     Where small is not among the branches, all small stands for all layers skipped.
 
     `nll_small`, `nll_big` and `nll_static_k<k>` are losses on the label. `expected_static_k<k>` is the expected loss
-    when the label is drawn from the all-big prediction (the control for selection noise). `route_static_k<k>` are route
-    ids. `rank` (1: the likeliest), `top5_id` and `top5_probability` (five a row) say what all big predicted.
+    when the label is drawn from `labels` (the control for selection noise). `route_static_k<k>` are route ids. `rank`
+    (1: the likeliest), `top5_id` and `top5_probability` (five a row) say what all big predicted.
 
     Args:
         nll_sum_DR: sums over the tokens on which patterns are compared, documents in order of first occurrence.
@@ -90,10 +94,12 @@ def fixed_columns(
         route_D = pattern_R[big_R == big][best_on_other_half(nll_sum_DR[:, big_R == big], in_first_D)]
         route_W[big] = torch.from_numpy(route_D[document_W])
         routes_WL[big] = space.decode(route_W[big]).to(model.device)
-    for part in np.array_split(np.arange(len(document_W)), -(-len(document_W) // _BATCH)):
+    batch = max(1, min(_BATCH, _LOGITS // (windows.token_ids.shape[1] * model.config.vocab_size)))
+    for part in np.array_split(np.arange(len(document_W)), -(-len(document_W) // batch)):
         token_ids_BT = torch.from_numpy(windows.token_ids[part]).to(model.device)
         small_BL, big_BL = (torch.full((len(part), space.num_layers), int(b)) for b in (space.lowest, Branch.BIG))
         reference_BTV = _log_probabilities(model, token_ids_BT, big_BL)
+        drawn_from_BTV = labels.prediction(token_ids_BT[:, :-1], reference_BTV)
         of_part = {
             "nll_small": _nll(_log_probabilities(model, token_ids_BT, small_BL), token_ids_BT),
             "nll_big": _nll(reference_BTV, token_ids_BT),
@@ -103,7 +109,7 @@ def fixed_columns(
             log_p_BTV = _log_probabilities(model, token_ids_BT, routes_WL[big][part])
             of_part[f"nll_static_k{big}"] = _nll(log_p_BTV, token_ids_BT)
             of_part[f"route_static_k{big}"] = route_W[big][part, None].expand(log_p_BTV.shape[:2])
-            of_part[f"expected_static_k{big}"] = -(reference_BTV.exp() * log_p_BTV).sum(-1)
+            of_part[f"expected_static_k{big}"] = -(drawn_from_BTV * log_p_BTV).sum(-1)
         for name, values_BT in of_part.items():
             columns.setdefault(name, []).append(values_BT.flatten())
     return {name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()}

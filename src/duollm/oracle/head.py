@@ -13,13 +13,17 @@ from torch.nn.functional import cross_entropy, linear
 from duollm.models.modeling_duo import DuoForCausalLM
 
 _BLOCK_BYTES = 8 * 2**20  # logits that are computed at a time; they stay inside the processor's cache
+_WORDS = 2048  # whose embeddings are read at a time, for many rows: a large vocabulary does not fit the cache
 
 
 def log_normaliser(model: DuoForCausalLM, hidden_MD: Tensor) -> Tensor:
     """Return log(sum over the vocabulary of exp(logit)), [M], float32, for normalised final states [M, D]."""
-    weight_VD = model.lm_head.weight
-    blocks = hidden_MD.split(_rows_per_block(weight_VD))
-    return torch.cat([_logsumexp(linear(block_MD, weight_VD).float()) for block_MD in blocks])
+    words_VD = model.lm_head.weight.split(_WORDS)
+    rows = [
+        torch.stack([_logsumexp(linear(block_MD, each_VD).float()) for each_VD in words_VD]).logsumexp(0)
+        for block_MD in hidden_MD.split(_rows_per_block(words_VD[0]))
+    ]
+    return torch.cat(rows)
 
 
 def _rows_per_block(weight_VD: Tensor) -> int:

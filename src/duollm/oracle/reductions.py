@@ -212,6 +212,7 @@ class LeafTable(Reduction):
     """The losses of some tokens under every route, for fixed patterns and order statistics.
 
     Attributes:
+        label_ND: the head's embeddings of the labels; None: the batch's own.
         counted_M: indices of the tokens; here M counts tokens.
         nll_MR: losses, float32, nats; nan if a route was not searched.
     """
@@ -219,7 +220,8 @@ class LeafTable(Reduction):
     every_route = True
     left_to_right = False
 
-    def __init__(self, counted_N: Tensor, routes: int) -> None:
+    def __init__(self, counted_N: Tensor, routes: int, label_ND: Tensor | None = None) -> None:
+        self.label_ND = label_ND
         self.counted_N, self.counted_M = counted_N, counted_N.nonzero()[:, 0]
         self.nll_MR = torch.full((len(self.counted_M), routes), torch.nan, dtype=torch.float32, device=counted_N.device)
 
@@ -231,4 +233,5 @@ class LeafTable(Reduction):
         """Take in the leaves of the table's tokens."""
         kept_M = self.counted_N[entered.tokens_M]
         row_M = (self.counted_N.cumsum(0) - 1)[entered.tokens_M]
-        self.nll_MR[row_M[kept_M], entered.ids_M[kept_M]] = entered.nll(self.batch.label_ND)[kept_M]
+        nll_M = entered.nll(self.batch.label_ND if self.label_ND is None else self.label_ND)
+        self.nll_MR[row_M[kept_M], entered.ids_M[kept_M]] = nll_M[kept_M]

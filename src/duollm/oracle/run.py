@@ -25,14 +25,14 @@ from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget, parse_budgets
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
-from duollm.oracle.noise import DrawnLabels
+from duollm.oracle.noise import OWN_PREDICTION, DrawnLabels, LabelSource
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
 from duollm.oracle.rounding import describe_bias, rounding_bias
 from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, row_bytes, search_oracle
 from duollm.oracle.store import Columns, OracleStore
+from duollm.oracle.tries import DrawnTries, best_of_columns
 from duollm.oracle.units import Units
 from duollm.progress import show
-from duollm.records.order import draw_sizes, expected_best
 from duollm.routes.sampling import derived_seed
 from duollm.routes.space import LARGEST_LISTED, RouteSpace, parse_branches, searchable_groups
 
@@ -40,10 +40,10 @@ _SHARD_WINDOWS = 8
 _LARGEST_TABLE = 2**16
 """The largest space in which the exact search keeps the losses of every pattern. Above it, patterns are drawn."""
 
-REDUCTIONS: list[Callable[[OracleConfig], Reduction | None]] = [
-    lambda config: DrawnLabels(config.resampled_labels) if config.resampled_labels else None,
-    lambda config: RandomRoutes(config.random_routes),
-    lambda config: Units(config.units) if config.units else None,
+REDUCTIONS: list[Callable[[OracleConfig, LabelSource], Reduction | None]] = [
+    lambda config, labels: DrawnLabels(config.resampled_labels, labels) if config.resampled_labels else None,
+    lambda config, labels: RandomRoutes(config.random_routes),
+    lambda config, labels: Units(config.units, labels) if config.units else None,
 ]
 """What the oracle keeps beside the best routes, in contexts shared and reference (docs/adding-a-reduction.md)."""
 
@@ -107,6 +107,7 @@ class OracleRun:
     Attributes:
         rank, ranks: this process searches every `ranks`-th shard, starting at `rank`. The results do not depend on the
             number of processes.
+        labels: the prediction from which labels are drawn.
         wait: returns when all processes have called it.
         report: is called with the name of a search, the tokens that it has done, and all of its tokens.
     """
@@ -118,6 +119,7 @@ class OracleRun:
     store: OracleStore
     rank: int = 0
     ranks: int = 1
+    labels: LabelSource = OWN_PREDICTION
     wait: Callable[[], None] = lambda: None
     report: Callable[[str, int, int], None] = show
 
@@ -172,8 +174,9 @@ class OracleRun:
         """Run the fixed patterns, whose choice needs all documents, and write the domain's files."""
         tables, total = self.store.read_shards(domain, shards), windows.token_ids[:, 1:].size
         sums_GR = tables["routes"]["nll_sum"].to_numpy().reshape(-1, len(self.pattern_R))
+        big_layers = self.plan.big_layers("shared")
         fixed = fixed_columns(
-            self.model, windows, sums_GR, self.pattern_R, self.plan.space, self.plan.big_layers("shared"), self.seed
+            self.model, windows, sums_GR, self.pattern_R, self.plan.space, big_layers, self.seed, self.labels
         )
         fixed["top5_text"] = self.data.tokenizer.batch_decode(fixed["top5_id"][:, None].tolist())
         for name, column in fixed.items():
@@ -215,18 +218,21 @@ class OracleRun:
             tables = [LeafTable(counted_N, self.plan.space.size) for counted_N in counted_WN]
         else:
             tables = pattern_tables(self.model, windows, counted_WN, self.plan.space.decode(self.pattern_R))
-        tokens: Columns = {**windows.columns()}
+        tokens: Columns = {**windows.columns(), "counted": counted_WN.flatten().cpu().numpy()}
+        drawn_of: dict[str, list[DrawnTries]] = {}
         tokens["text"] = self.data.tokenizer.batch_decode(tokens["token_id"][:, None].tolist())
         begins = self.data.tokenizer.batch_decode(windows.token_ids[:, :1].tolist())
         tokens["before"] = [text for begin in begins for text in (begin, *[""] * (windows.token_ids.shape[1] - 2))]
         for context in self.plan.contexts:
-            found = self._search_context(context, windows, generator, tables, searched)
+            found = self._search_context(context, windows, generator, tables, drawn_of, searched)
             tokens |= self._token_columns(context, windows, found)
         nll_of = _by_document(windows.documents, tables)
         if self.plan.tables_all:
             nll_of = {document: nll_MR[:, self.pattern_R] for document, nll_MR in nll_of.items()}
         routes = _route_columns(nll_of, self.pattern_R)
-        return {"tokens": tokens, "routes": routes, "best_of": self._best_of_columns(nll_of)}
+        big_R = self.plan.space.count_big(self.pattern_R)
+        best_of = best_of_columns(nll_of, big_R, self.plan.big_layers("shared"), drawn_of)
+        return {"tokens": tokens, "routes": routes, "best_of": best_of}
 
     def _counted(self, windows: Windows, generator: torch.Generator) -> Tensor:
         """The positions on which patterns are compared, the same number in every window, bool [W, N]."""
@@ -240,6 +246,7 @@ class OracleRun:
         windows: Windows,
         generator: torch.Generator,
         tables: list[LeafTable],
+        drawn_of: dict[str, list[DrawnTries]],
         searched: Callable[[int], None],
     ) -> OracleResult:
         """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
@@ -256,11 +263,15 @@ class OracleRun:
             searched(token_ids_WT[:, 1:].numel())
             return together
         tries_all = SEARCHES[self.config.search]().every_route
-        made = [make(self.config) for make in REDUCTIONS]
+        made = [make(self.config, self.labels) for make in REDUCTIONS]
         reductions = [each for each in made if each is not None and (tries_all or not each.every_route)]
         results = []
-        for token_ids_T, table in zip(token_ids_WT, tables, strict=True):
-            kept = [*reductions, table] if context == "shared" and self.plan.tables_all else reductions
+        for token_ids_T, table, document in zip(token_ids_WT, tables, windows.documents, strict=True):
+            kept = list(reductions)
+            if context == "shared" and self.plan.tables_all:
+                tries = [DrawnTries(table.counted_N, each) for each in reductions if isinstance(each, DrawnLabels)]
+                kept += [table, *tries]
+                drawn_of.setdefault(document, []).extend(tries)
             results.append(search_oracle(self.model, token_ids_T[None], self.plan.space, reductions=kept, **settings))
             searched(len(token_ids_T) - 1)
         return join(results, axis=1)
@@ -278,19 +289,6 @@ class OracleRun:
                 columns[f"nll_random{self.config.random_routes}_{budget.name}"] = random_nll[k]
         return {name: values.flatten().cpu().numpy() for name, values in columns.items()}
 
-    def _best_of_columns(self, nll_of: dict[str, NDArray[np.float32]]) -> Columns:
-        """Expected best of N random routes, a row per document, budget and N."""
-        rows: list[tuple[str, int, int, float, int]] = []
-        big_R = self.plan.space.count_big(self.pattern_R)
-        for document, nll_MR in nll_of.items():
-            for big in self.plan.big_layers("shared"):
-                nll_of_budget = nll_MR[:, big_R == big]
-                sizes = draw_sizes(nll_of_budget.shape[1])
-                sums = expected_best(nll_of_budget, sizes).sum(1).tolist()
-                rows += [(document, big, size, total, len(nll_MR)) for size, total in zip(sizes, sums, strict=True)]
-        names = ("document", "big_layers", "drawn", "nll_sum", "tokens")
-        return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
-
 
 def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequence_length: int) -> None:
     """Refuse settings that cannot be searched, before the search.
@@ -307,6 +305,12 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
         raise UserError(
             f"search: exact would try {space.base}^{len(space.group_layers)} routes per token; "
             "set it to beam, local or sampled, or let layers vary in groups"
+        )
+    draws = config.resampled_labels and config.search == "exact"
+    if not draws and (config.labels_from or config.labels_temperature != 1):
+        raise UserError(
+            "labels_from and labels_temperature are about drawn labels, and there are none with resampled_labels "
+            f"{config.resampled_labels} and search {config.search}; set them to 1 and exact, or leave these out"
         )
     if config.units and config.search != "exact":
         raise UserError(f"units needs every route, and search {config.search} tries some; leave it out or set exact")
@@ -346,7 +350,9 @@ def check_memory(config: OracleConfig, sizes: DuoConfig, sequence_length: int) -
     plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
     parts = {"the model": 4 * count_parameters(sizes).total / 2**30, "hidden states": config.memory_gib}
     if plan.tables_all:
-        tokens = max(_SHARD_WINDOWS, config.windows_per_document) * sequence_length * config.counted_share
+        windows = max(_SHARD_WINDOWS, config.windows_per_document)
+        labels = 2 * config.resampled_labels + (config.resampled_labels > 0)  # of one window at a time
+        tokens = (windows + labels) * sequence_length * config.counted_share
         parts["the losses of all patterns"] = 4 * plan.space.size * tokens / 2**30
     needed, available = sum(parts.values()), device_memory_bytes() / 2**30
     if needed > available:

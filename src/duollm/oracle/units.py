@@ -14,7 +14,7 @@ from torch import Tensor
 from duollm.models.branch import Branch
 from duollm.oracle.budgets import Budget, Cells, Frontier
 from duollm.oracle.contexts import Batch
-from duollm.oracle.noise import draw_labels
+from duollm.oracle.noise import OWN_PREDICTION, LabelSource, draw_labels
 from duollm.oracle.reductions import Entered, Reduction
 
 
@@ -33,13 +33,13 @@ class Units(Reduction):
     every_route = True
     left_to_right = False
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.sizes = sizes
+    def __init__(self, sizes: Sequence[int], source: LabelSource = OWN_PREDICTION) -> None:
+        self.sizes, self.source = sizes, source
 
     def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Draw the labels."""
         super().begin(batch, cells, budgets, generator)
-        label_2SN, excess_2SN = draw_labels(batch, 1, generator)
+        label_2SN, excess_2SN, _ = draw_labels(batch, 1, generator, self.source)
         self.label_3ND = [batch.label_ND, *batch.model.lm_head.weight[label_2SN[:, 0]]]
         self.excess_3N = torch.cat([torch.zeros_like(excess_2SN[:1, 0]), excess_2SN[:, 0]])
 

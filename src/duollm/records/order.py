@@ -19,9 +19,18 @@ def chance_of_best(routes: int, drawn: int) -> NDArray[np.float64]:
     return drawn / routes * np.concatenate([[1.0], np.cumprod(ratio)])
 
 
-def expected_best(nll_MR: NDArray[np.float32], drawn: Sequence[int]) -> NDArray[np.float64]:
-    """Return the expected lowest nll [N, M] of each token, for each number of distinct random routes."""
-    ordered_MR = np.sort(nll_MR, axis=1)
+def expected_best(
+    nll_MR: NDArray[np.float32], drawn: Sequence[int], scored_MR: NDArray[np.float32] | None = None
+) -> NDArray[np.float64]:
+    """Return the expected lowest nll [N, M] of each token, for each number of distinct random routes.
+
+    Args:
+        scored_MR: other losses, of which those of the routes with the lowest nll are returned.
+    """
+    if scored_MR is None:
+        ordered_MR = np.sort(nll_MR, axis=1)
+    else:
+        ordered_MR = np.take_along_axis(scored_MR, np.argsort(nll_MR, axis=1), axis=1)
     return np.stack([ordered_MR @ chance_of_best(nll_MR.shape[1], size) for size in drawn])
 
 

@@ -51,6 +51,7 @@ class Panel:
     Attributes:
         draw: draws the series on axes.
         ticks: marks of a logarithmic x axis; None for a linear one.
+        perplexity: whether a nll has the perplexity, which the paper draws, on an axis at the right.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Panel:
     draw: "Callable[[Axes, Panel], None]" = field(default_factory=lambda: draw_series)
     ticks: Sequence[int] | None = None
     percent: bool = False
+    perplexity: bool = False
     y_range: tuple[float, float] | None = None
 
 
@@ -102,6 +104,9 @@ def draw_chart(chart: Chart) -> Figure:
         panel.draw(axes, panel)
         if panel.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if panel.perplexity:
+            right = axes.secondary_yaxis("right", functions=(np.exp, _logarithm))
+            right.set_ylabel("perplexity")
         if panel.y_range:
             axes.set_ylim(*panel.y_range)
     if chart.columns:
@@ -138,6 +143,11 @@ def draw_series(axes: Axes, panel: Panel) -> None:
     placed = [point.x for series in panel.series for point in series.points if isfinite(point.x)]
     if not panel.ticks and all(x == round(x) for x in placed):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _logarithm(perplexity: Any) -> Any:
+    """The inverse of exp, which matplotlib also asks about values that are no perplexities."""
+    return np.log(np.maximum(perplexity, 1e-300))
 
 
 def _whiskers(points: Sequence[Point]) -> Any:

@@ -13,6 +13,7 @@ _GAINS = {
     "gain_drawn": Look("the same search, drawn labels", "#D55E00", "D"),
     "second_draw": Look("the picks of drawn labels on a second draw", "#882255", "v"),
 }
+_EXPECTED = {"gain_expected": Look("a search by the expected loss of drawn labels", "#009E73", "s")}
 _PARTS = {
     "predictable": Look("predictable here", "#009E73", "s"),
     "noise": Look("selection noise", "#D55E00", "D"),
@@ -47,6 +48,21 @@ def gains_by_budget(results: Results, domains: Sequence[str]) -> Chart:
         ]
         panels.append(Panel(domain, _BUDGET, _GAIN, [level("static", 0), *series]))
     return Chart([panels], 5.4, 4.0, columns=2)
+
+
+def gains_by_tries(results: Results, domain: str, budgets: Sequence[int]) -> Chart:
+    """Return the gains over static against the number of random routes tried, one panel per budget."""
+    panels = []
+    for row in (row for row in results.tries if row.domain == domain and row.big_layers in budgets):
+        series = [
+            lines(look, map(Point.of, row.tried, getattr(row, quantity)))
+            for quantity, look in (_GAINS | _EXPECTED).items()
+        ]
+        title = f"{domain}, k = {row.big_layers}"
+        panels.append(
+            Panel(title, "routes tried, at random", _GAIN, [level("static", 0), *series], ticks=row.tried[::2])
+        )
+    return Chart([panels], 4.4, 4.0, columns=2)
 
 
 def parts_by_budget(results: Results, domains: Sequence[str]) -> Chart:

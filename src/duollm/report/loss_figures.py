@@ -1,5 +1,6 @@
-"""Figures of loss: against the budget (paper, figure 4b), the size of a random draw (4a), and what a forward costs."""
+"""Figures of loss: against the budget (paper, figure 4b), the size of a random draw (4a), its slope (4c), and cost."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
@@ -37,9 +38,8 @@ def nll_by_budget(results: Results, domains: Sequence[str], routers: Sequence[st
                 series.append(Series(look, [Point(nan, row.nll.value) for row in mine], "level"))
             elif mine:
                 series.append(lines(look, [Point.of(row.mean_big_layers, _paired_row(row)) for row in mine]))
-        panels.append(
-            Panel("all domains pooled" if domain == "pooled" else domain, "big layers per token", _NLL, series)
-        )
+        title = "all domains pooled" if domain == "pooled" else domain
+        panels.append(Panel(title, "big layers per token", _NLL, series, perplexity=True))
     return Chart([panels], 5.4, 4.4, columns=3 if len(domains) > 1 else 2)
 
 
@@ -78,9 +78,41 @@ def best_of_draws(results: Results, big_layers: int, routers: Sequence[str]) -> 
                 drawn = int(row.policy.split("-")[2])
                 series.append(Series(policy_look(row.policy), [Point.of(drawn, estimate)], "points"))
         title = f"{domain}, k = {big_layers}{'' if with_oracle else ', without the oracle'}"
-        return Panel(title, "drawn at random, N", _NLL, series, ticks=(1, 3, 10, 30, 100))
+        return Panel(title, "drawn at random, N", _NLL, series, ticks=(1, 3, 10, 30, 100), perplexity=True)
 
     return Chart([[panel(domain, above) for domain in results.domains] for above in (True, False)], 5.4, 3.3)
+
+
+def oracle_sliding(results: Results) -> Chart | None:
+    """Return the nll of oracles whose budget slides over the window beside those of constant budgets of the same mean.
+
+    None if no sliding budget was searched.
+    """
+    panels = []
+    for domain in results.domains:
+        rows = [row for row in results.main_nll if row.domain == domain]
+        series = []
+        for k in sorted({row.big_layers for row in rows if _slope(row)}):
+            mine = [row for row in rows if row.big_layers == k]
+            slopes = {
+                slope: row for row in mine if (slope := _slope(row)) is not None and row.context == results.context
+            }
+            look = replace(policy_look(ORACLE), label=f"oracle, {k} on average")
+            series.append(lines(look, [Point.of(slope, _paired_row(row)) for slope, row in slopes.items()]))
+            static = [Point.of(nan, _paired_row(row)) for row in mine if row.policy == STATIC]
+            series.append(Series(policy_look(STATIC), static, "level"))
+        panels.append(
+            Panel(domain, "big layers at the start of the window - at its end", _NLL, series, perplexity=True)
+        )
+    return Chart([panels], 5.0, 3.4) if any(panel.series for panel in panels) else None
+
+
+def _slope(row: LossRow) -> int | None:
+    """By how much the budget of an oracle falls over the window; None for another policy."""
+    if row.policy == ORACLE:
+        return 0
+    ramp = re.fullmatch(r"oracle-ramp(\d+)to(\d+)", row.policy)
+    return int(ramp[1]) - int(ramp[2]) if ramp else None
 
 
 def _best_of(look: Look, row: BestOfRow) -> Series:

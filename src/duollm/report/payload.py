@@ -7,6 +7,7 @@ Shape letters: T tokens, L layers, P policies.
 """
 
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,7 @@ def page_data(
     run: Path, results: Results, domains: Sequence[Tokens], shown_documents: int, missing: Sequence[str]
 ) -> dict[str, Any]:
     """Return what page/main.js reads, ready for JSON."""
-    everything = asdict(results)
+    everything, like_opt = asdict(results), results.model.get("architecture") == "opt"
     shares = [{**row, "share_by_layer_and_position": None} for row in everything["layer_use"]]
     return {
         "name": run.resolve().name,
@@ -68,14 +69,16 @@ def page_data(
         "highLoss": HIGH_LOSS_QUANTILE,
         "lossUnit": LOSS_UNIT,
         "folder": "figures",
-        "figures": [_figure(path.stem) for path in sorted((run / "figures").glob("*.svg"))],
+        "figures": [_figure(path.stem, like_opt) for path in sorted((run / "figures").glob("*.svg"))],
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents, MOST_BYTES // len(domains)) for tokens in domains],
     }
 
 
-def _figure(name: str) -> dict[str, Any]:
+def _figure(name: str, like_opt: bool) -> dict[str, Any]:
     caption, claims = CAPTIONS.get(name, ("", ()))
+    if like_opt and name.startswith("layer_use"):  # the paper shows its OPT in a figure of its own
+        caption, claims = re.sub(r"figure \d", "figure 9", caption), ("C16",)
     return {"name": name, "caption": caption, "claims": claims}
 
 

@@ -1,6 +1,7 @@
-"""Figures of single tokens: difficulty against loss (paper, figure 5) and routes of a text (figure 7)."""
+"""Figures of single tokens: difficulty against loss (paper, figure 5), on a text (6), and routes of a text (7)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from matplotlib.patches import Patch
 from duollm.analysis.difficulty import HIGH_LOSS_QUANTILE, difficulty
 from duollm.analysis.results import Results
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Integers
+from duollm.records.bootstrap import Floats, Integers
+from duollm.records.keys import ALL_BIG, ALL_SMALL, ORACLE, Key
 from duollm.records.numbers import percent, with_interval
 from duollm.records.tokens import Tokens
-from duollm.report.chart import Chart, Panel, Point, Series
-from duollm.report.style import GREY, Look
+from duollm.report.chart import Chart, Panel, Point, Series, draw_series
+from duollm.report.style import GREY, Look, policy_look
 
 EXTREME_SHARE = 0.01
 """Share of tokens, those of highest and of lowest gain, left outside the figure of difficulty."""
@@ -25,20 +27,51 @@ _BRANCH_COLOURS = {Branch.SKIP: "#ffffff", Branch.SMALL: "#cfe3f1", Branch.BIG: 
 
 
 def difficulty_by_loss(domains: Sequence[Tokens], results: Results, big_layers: int) -> Chart:
-    """Return the gain of the oracle at one budget against the loss of the cheapest policy, one panel per domain."""
-    panels = []
+    """Return the gains of all big and of the oracle against the loss of the cheapest policy, one column per domain."""
+
+    def panel(tokens: Tokens, gain_T: Floats, title: str, label: str) -> Panel:
+        points = [Point(x, y) for x, y in zip(nll_T.tolist(), gain_T.tolist(), strict=True)]
+        return Panel(title, label, "gain (nats)", [Series(Look("token", GREY, ""), points)], _draw_counts)
+
+    above, below = [], []
     for tokens in domains:
         nll_T, gain_T = difficulty(tokens, big_layers)
-        points = [Point(x, y) for x, y in zip(nll_T.tolist(), gain_T.tolist(), strict=True)]
+        all_big = tokens.policies[Key(ALL_BIG, tokens.space.num_layers)]
+        above.append(panel(tokens, nll_T - all_big.nll_T, f"{tokens.domain}, all big", ""))
         label = f"nll under {results.cheapest} (nats)"
         for row in results.difficulty:
             if (row.domain, row.big_layers) == (tokens.domain, big_layers):
                 share = with_interval(row.hard_without_gain, percent)
-                label += f"\n{share} of the high-loss tokens gain less than the median"
-        series = [Series(Look("token", GREY, ""), points)]
-        title = f"{tokens.domain}, k = {big_layers}"
-        panels.append(Panel(title, label, "gain of the oracle (nats)", series, _draw_counts))
-    return Chart([panels], 5.4, 4.2, columns=0)
+                label += f"\n{share} of the high-loss tokens\ngain less than the median"
+        below.append(panel(tokens, gain_T, f"{tokens.domain}, oracle, k = {big_layers}", label))
+    return Chart([above, below], 5.4, 3.6, columns=0)
+
+
+def losses_of_text(tokens: Tokens, rows: Sequence[int], words: Sequence[str], big_layers: int, cheapest: str) -> Chart:
+    """Return, token by token of a text, the loss of the cheapest policy, of all big and of the oracle.
+
+    Args:
+        rows: the tokens to show, in order; `words` are their texts.
+        cheapest: what a run calls the policy of all small.
+    """
+    policies = {
+        ALL_SMALL: tokens.policies[Key(ALL_SMALL, 0)],
+        ALL_BIG: tokens.policies[Key(ALL_BIG, tokens.space.num_layers)],
+        ORACLE: tokens.oracle(big_layers),
+    }
+    series = []
+    for name, policy in policies.items():
+        look = replace(policy_look(name, cheapest), marker={ALL_SMALL: "^", ALL_BIG: "s", ORACLE: "o"}[name])
+        losses = policy.nll_T[list(rows)].tolist()
+        points = [Point(x, y, note=word) for x, (y, word) in enumerate(zip(losses, words, strict=True))]
+        series.append(Series(look, points))
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        draw_series(axes, panel)
+        axes.set_xticks(range(len(words)), words, rotation=90, fontsize=8, parse_math=False)
+
+    title = f"{tokens.domain}, oracle with k = {big_layers}"
+    return Chart([[Panel(title, "", "nll (nats)", series, draw)]], 0.17 * len(words) + 1.5, 3.6)
 
 
 def _draw_counts(axes: Axes, panel: Panel) -> None:

@@ -18,9 +18,11 @@ from duollm.flops import layer_parameters
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.models.policy import Choice, FixedRoutes
+from duollm.models.policy import Choice, FixedRoutes, Policy, choice_weights
 from duollm.oracle.labels import Labels
+from duollm.routers.groups import by_group
 from duollm.routes.sampling import derived_seed
+from duollm.routes.space import RouteSpace
 from duollm.training.loop import LossFn, Trainer
 from duollm.training.pretrain import prepare_for_training
 
@@ -37,6 +39,8 @@ class RouterTraining:
         budget: wanted mean cost per layer, in the units of `branch_costs`; None if one training serves all budgets.
         seed: random seed of the training.
         labels: losses of training tokens under many routes, for a kind with `needs_labels`.
+        patterns: static of every budget, [R, L], and its share of big, [R] (`duollm.routers.static`), for a kind with
+            `predicts_gains`; None if gains are to be measured along the router's own routes.
     """
 
     model: DuoForCausalLM
@@ -45,6 +49,7 @@ class RouterTraining:
     budget: float | None
     seed: int
     labels: Labels | None = None
+    patterns: tuple[Tensor, Tensor] | None = None
 
     def prepare_model(self) -> None:
         """Freeze the model, unless it is trained together with the router, and prepare it for training."""
@@ -63,29 +68,36 @@ class Router(nn.Module):
     the highest score - `price` x cost, where `branch_costs` gives the costs. So with two branches a token takes big
     where big beats the other branch by more than the price.
 
+    Where layers vary in groups, the model asks `policy()`, which asks the router at the first layer of each group.
+
     Args:
         config: configuration of the model that is routed.
         branches: the branches to choose from; big must be among them.
 
     Attributes:
+        space: the routes that the router may take; by default every layer varies by itself.
         settings: names of the fields of `RouterConfig` that only some kinds read, this one among them. If such a
             setting changes, only the kinds that name it are trained again.
         every_budget: whether one training serves all budgets, which then differ only in the price.
         two_branches: whether the kind can choose only between two branches.
         needs_labels: whether the kind learns from `duollm.oracle.labels`.
+        predicts_gains: whether the scores are gains (`duollm.routers.marginal`), which can be held to static.
         joint: whether the gradient of the loss reaches the model, so that both can be trained together.
         temperature: temperature of the softmax; the training lowers it.
         price: set by calibration so that the hard choices spend the budget on average.
         exact_price_L: a price for each layer, set by calibration for spending exactly the budget (`ExactBudget`).
+        offset_L: what the price of each layer exceeds `price` by (`duollm.routers.static`).
     """
 
     settings: ClassVar[tuple[str, ...]] = ("budget_weight", "temperatures")
     every_budget: ClassVar[bool] = False
     two_branches: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    predicts_gains: ClassVar[bool] = False
     joint: ClassVar[bool] = True
     price: Tensor
     exact_price_L: Tensor
+    offset_L: Tensor
     values_C: Tensor
     cost_C: Tensor
 
@@ -101,9 +113,11 @@ class Router(nn.Module):
             name = type(self).__name__
             raise ValueError(f"{name} knows two branches, big and another, got {len(self.branches)}")
         self.num_layers, self.hidden_size = config.num_hidden_layers, config.hidden_size
+        self.space = RouteSpace(self.num_layers, self.branches)
         self.temperature = 1.0
         self.register_buffer("price", torch.zeros(()))
         self.register_buffer("exact_price_L", torch.zeros(self.num_layers))
+        self.register_buffer("offset_L", torch.zeros(self.num_layers), persistent=False)
         self.register_buffer("values_C", torch.tensor(self.branches), persistent=False)
         self.register_buffer("cost_C", branch_costs(config, self.branches)[list(self.branches)], persistent=False)
 
@@ -125,6 +139,14 @@ class Router(nn.Module):
     def mix(self, scores_BTC: Tensor) -> Tensor:
         """Turn scores into weights [B, T, C] that sum to 1. Used in training mode."""
         return (scores_BTC / self.temperature).softmax(-1)
+
+    def set_space(self, space: RouteSpace) -> None:
+        """Decide once for each group of layers of `space`, not for each layer."""
+        self.space = space
+
+    def policy(self, held: Policy | None = None) -> Policy:
+        """Return what the model asks: the router, or `held`, which asks the router in turn, once for each group."""
+        return by_group(held or self, self.space)
 
     def set_budget(self, big_layers: int) -> None:
         """Store the budget, before training for it and before calibration to it. By default this does nothing."""
@@ -154,7 +176,8 @@ class Router(nn.Module):
             scores_BTC, memory = self.scores(layer_idx, states_BTD, memory)
             return self.over_all_branches(self.mix(scores_BTC)), memory
         highest_BT, other, memory = self.margin(layer_idx, states_BTD, memory)
-        return torch.where(highest_BT > (self.price if price is None else price), int(Branch.BIG), other), memory
+        price = self.price + self.offset_L[layer_idx] if price is None else price
+        return torch.where(highest_BT > price, int(Branch.BIG), other), memory
 
     def over_all_branches(self, weights_BTC: Tensor) -> Tensor:
         """Turn weights of this router's branches into weights of all three branches, [B, T, 3]."""
@@ -195,9 +218,10 @@ def mixture_loss(router: Router, training: RouterTraining, steps: int) -> LossFn
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         torch.manual_seed(training.seed_of(step, part))  # for routers that draw
         router.temperature = start * (end / start) ** (step / max(1, steps - 1))
-        output = model(input_ids=batch_BT, labels=batch_BT, policy=router, use_cache=False)
-        share = torch.stack([weights[..., Branch.BIG].mean() for weights in output.choices]).mean()
-        loss = output.loss + config.budget_weight * budget_loss(output.choices, budget, router)
+        output = model(input_ids=batch_BT, labels=batch_BT, policy=router.policy(), use_cache=False)
+        weights = [choice_weights(choice, output.logits) for choice in output.choices]  # fixed layers are hard
+        share = torch.stack([each[..., Branch.BIG].mean() for each in weights]).mean()
+        loss = output.loss + config.budget_weight * budget_loss(weights, budget, router)
         return loss, {"nll": output.loss.item(), "big_share": share.item(), "temperature": router.temperature}
 
     return loss_fn

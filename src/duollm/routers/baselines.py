@@ -115,7 +115,7 @@ class MixtureOfDepthsRouter(LinearRouter):
 
         def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
             self.predictor_errors.clear()
-            nll = training.model(input_ids=batch_BT, labels=batch_BT, policy=self, use_cache=False).loss
+            nll = training.model(input_ids=batch_BT, labels=batch_BT, policy=self.policy(), use_cache=False).loss
             missed = torch.stack(self.predictor_errors).mean()
             return nll + missed, {"nll": nll.item(), "predictor_loss": missed.item()}
 

@@ -3,7 +3,7 @@
 The higher the price of big, the less a router spends. Choices change the hidden states that later choices see, so only
 a run of the model tells what is spent at a price. Calibration searches for the price over such runs.
 
-Shape letters: B batch, T tokens, N tokens with a choice, L layers.
+Shape letters: B batch, T tokens, N tokens with a choice, L layers, J groups of layers, K numbers of big layers left.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routers.base import Router, branch_costs
+from duollm.routes.space import check_big_layers
 
 _FIRST_STEP, _GROWTH = 1e-3, 4.0
 _MOST_RUNS = 40
@@ -23,32 +25,45 @@ _MOST_RUNS = 40
 class ExactBudget(nn.Module):
     """A hard router held to exactly `big_layers` big layers per token.
 
-    The router decides, at the price of each layer, as long as there is a choice. A token that would take big but has
-    spent its k takes the most expensive of the router's other branches. A token with as many layers before it as big
-    layers left takes big.
+    The router decides, at the price of each layer, as long as there is a choice. A token that would take big but could
+    then not spend exactly k (because it has spent its k, or its later groups of layers do not add up to what is left)
+    takes the most expensive of the router's other branches. A token that needs big to spend its k takes big.
     """
 
     def __init__(self, router: Router, big_layers: int) -> None:
         super().__init__()
-        if not 0 <= big_layers <= router.num_layers:
-            raise ValueError(f"big_layers must be in 0 .. {router.num_layers}, got {big_layers}")
-        self.router, self.big_layers = router, big_layers
+        check_big_layers(router.space, big_layers)
+        self.router, self.big_layers, space = router, big_layers, router.space
         self.otherwise = int(max(branch for branch in router.branches if branch != Branch.BIG))
+        self.free = big_layers - space.spent_by_fixed[1]
+        self.size_of = dict(zip(space.leaders, space.group_sizes, strict=True))
+        # Whether the groups after each one can spend exactly 0, 1, ... big layers.
+        ends_JK = [[(left in {big for _, big in sums}) for left in range(self.free + 1)] for sums in space.sums[1:]]
+        self.ends_of = {
+            leader: torch.tensor(ends, device=router.price.device)
+            for leader, ends in zip(space.leaders, ends_JK, strict=True)
+        }
 
     def begin(self, position_ids_BT: Tensor) -> Any:
         """Return the memory for layer 0: the router's memory, and the number of big layers that each token has left."""
         inner = self.router.begin(position_ids_BT, self.big_layers)
-        return inner, torch.full_like(position_ids_BT, self.big_layers)
+        return inner, torch.full_like(position_ids_BT, self.free)
 
     def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
         """Choose for one layer, integers [B, T]. The memory has the form that `begin` returns."""
         inner, left_BT = memory
         price = self.price(layer_idx, states_BTD, memory)
         choice_BT, inner = self.router.decide(layer_idx, states_BTD, inner, price)
-        choice_BT = choice_BT.masked_fill((left_BT == 0) & (choice_BT == Branch.BIG), self.otherwise)
-        choice_BT = choice_BT.masked_fill(left_BT == self.router.num_layers - layer_idx, int(Branch.BIG))
+        may_BT, may_not_BT = self.options(layer_idx, left_BT)
+        choice_BT = choice_BT.masked_fill(~may_BT & (choice_BT == Branch.BIG), self.otherwise)
+        choice_BT = choice_BT.masked_fill(~may_not_BT, int(Branch.BIG))
         inner = self.router.remember(layer_idx, choice_BT, inner)
-        return choice_BT, (inner, left_BT - (choice_BT == Branch.BIG).long())
+        return choice_BT, (inner, left_BT - (choice_BT == Branch.BIG).long() * self.size_of[layer_idx])
+
+    def options(self, layer_idx: int, left_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whether a token that must spend `left_BT` from this layer on may take big here, and another branch."""
+        ends_K, after_BT = self.ends_of[layer_idx], left_BT - self.size_of[layer_idx]
+        return ends_K[after_BT.clamp(min=0)] & (after_BT >= 0), ends_K[left_BT]
 
     def price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
         """Return the price of big at a layer, a scalar."""
@@ -98,35 +113,36 @@ def calibrate_exact(model: DuoForCausalLM, router: Router, batches: Sequence[Ten
         big_layers: the budget k. `router.price` must be calibrated for it already.
     """
     router.eval()
-    big_L = torch.zeros(router.num_layers)
+    space = router.space
+    big_J = torch.zeros(len(space.leaders))
     for batch_BT in batches:
-        choices = model.model(input_ids=batch_BT, policy=router, use_cache=False).choices
-        big_L += torch.stack([(choice_BT == Branch.BIG).sum() for choice_BT in choices]).cpu()
-    share_L = big_L * (big_layers / big_L.sum().clamp(min=1))
+        choices = model.model(input_ids=batch_BT, policy=router.policy(), use_cache=False).choices
+        big_J += torch.stack([(choices[leader] == Branch.BIG).sum() for leader in space.leaders]).cpu()
+    of_layers = (big_J * torch.tensor(space.group_sizes)).sum().clamp(min=1)
+    share_J = big_J * ((big_layers - space.spent_by_fixed[1]) / of_layers)
     found = []
     for batch_BT in batches:
-        pricing = _Pricing(router, big_layers, share_L.tolist())
-        model.model(input_ids=batch_BT, policy=pricing, use_cache=False)
+        pricing = _Pricing(router, big_layers, share_J.tolist())
+        model.model(input_ids=batch_BT, policy=router.policy(pricing), use_cache=False)
         found.append(torch.stack(pricing.prices))
-    router.exact_price_L.copy_(torch.stack(found).mean(0))
+    router.exact_price_L[space.leaders] = torch.stack(found).mean(0)
 
 
 class _Pricing(ExactBudget):
-    """Sets the price of each layer, as the forward reaches it, to one at which a given share of tokens takes big."""
+    """Sets the price of each group, as the forward reaches it, to one at which a given share of tokens takes big."""
 
-    def __init__(self, router: Router, big_layers: int, share_L: Sequence[float]) -> None:
+    def __init__(self, router: Router, big_layers: int, share_J: Sequence[float]) -> None:
         super().__init__(router, big_layers)
-        self.share_L, self.prices = share_L, list[Tensor]()
+        self.share_J, self.prices = share_J, list[Tensor]()
 
     def price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:
         """Find the price among what the tokens would pay that have a choice."""
         inner, left_BT = memory
-        layers_left = self.router.num_layers - layer_idx
-        forced = (left_BT == layers_left).sum().item()
-        free_BT = (left_BT > 0) & (left_BT < layers_left)
+        may_BT, may_not_BT = self.options(layer_idx, left_BT)
+        forced = (~may_not_BT).sum().item()
         highest_BT, _, _ = self.router.margin(layer_idx, states_BTD, inner)
-        highest_N = highest_BT[free_BT].sort(descending=True).values
-        wanted = round(self.share_L[layer_idx] * left_BT.numel() - forced)
+        highest_N = highest_BT[may_BT & may_not_BT].sort(descending=True).values
+        wanted = round(self.share_J[len(self.prices)] * left_BT.numel() - forced)
         if highest_N.numel():
             self.prices.append(highest_N[min(max(wanted, 0), len(highest_N) - 1)])
         else:
@@ -134,11 +150,18 @@ class _Pricing(ExactBudget):
         return self.prices[-1]
 
 
+def budget_of(config: DuoConfig, router: Router, big_layers: int) -> float:
+    """Return the mean cost per layer of a token with `big_layers` big layers, in the units of `branch_costs`."""
+    fixed = [branch for branch in router.space.fixed.values() if branch != Branch.BIG]
+    cost_3 = branch_costs(config, router.branches)
+    return (big_layers + sum(cost_3[branch].item() for branch in fixed)) / router.num_layers
+
+
 def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) -> float:
     """Return the mean cost per token and layer of the router's hard choices, in the units of `branch_costs`."""
     cost_by_branch, total, count = branch_costs(model.config, router.branches), 0.0, 0
     for batch_BT in batches:
-        for choice_BT in model.model(input_ids=batch_BT, policy=router, use_cache=False).choices:
+        for choice_BT in model.model(input_ids=batch_BT, policy=router.policy(), use_cache=False).choices:
             taken = torch.bincount(choice_BT.flatten(), minlength=len(Branch)).cpu()
             total += float(taken.double() @ cost_by_branch.double())
             count += choice_BT.numel()

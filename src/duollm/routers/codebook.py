@@ -126,7 +126,8 @@ class RouteChooser(Router):
         assert labels is not None
         assert training.budget is not None
         big_layers = round(training.budget * self.num_layers)
-        self.decide_at = min(config.decide_at, self.num_layers - 1)
+        leaders = self.space.leaders  # no other layer decides
+        self.decide_at = max([layer for layer in leaders if layer <= config.decide_at], default=leaders[0])
         device, windows = training.model.device, len(labels.token_ids_WT)
         routes_RL, losses_WNR, static, price = _candidates(labels, big_layers, self.decide_at, config.text_weight)
         routes_RL, loss_MR = routes_RL.to(device), losses_WNR.flatten(0, 1).to(device)

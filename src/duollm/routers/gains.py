@@ -31,6 +31,7 @@ class GainRegression(Router):
     settings = ()
     every_budget = True
     joint = False
+    predicts_gains = True
     off_policy: ClassVar[bool] = False
 
     def loss_fn(self, training: RouterTraining) -> LossFn:
@@ -44,11 +45,11 @@ class GainRegression(Router):
         def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
             generator.manual_seed(training.seed_of(step, part))
             gates = RouterGates(self, batch_BT, generator, self.off_policy)
-            gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
-            gain_LBTC = gain_LBTC * GAIN_SCALE
-            predicted_LBTC = torch.stack(gates.scores_LBTC)[:, :, :-1]
-            loss = (centred(predicted_LBTC) - centred(gain_LBTC)).square().sum(-1).mean()
-            return loss, {"nll": nll, "gain_variance": gain_LBTC.var().item()}
+            gain_JBTC, nll = gates.measure(model, batch_BT, step / steps, training.patterns)
+            gain_JBTC = gain_JBTC * GAIN_SCALE
+            predicted_JBTC = torch.stack(gates.scores_JBTC)[:, :, :-1]
+            loss = (centred(predicted_JBTC) - centred(gain_JBTC)).square().sum(-1).mean()
+            return loss, {"nll": nll, "gain_variance": gain_JBTC.var().item()}
 
         return loss_fn
 
@@ -90,4 +91,4 @@ class DeepGainsRouter(GainRegression):
 
     def flops_per_token(self) -> int:
         """Count the products with both maps."""
-        return 2 * (self.weight_LED.numel() + self.up_LCR.numel())
+        return 2 * (self.weight_LED.numel() + self.up_LCR.numel()) * len(self.space.leaders) // self.num_layers

@@ -54,9 +54,9 @@ class LinearRouter(Router):
         return margin_BT, self.values_C[0], memory
 
     def flops_per_token(self) -> int:
-        """Count one product per layer with the difference of two maps, or one per branch if there are three."""
+        """Count one product per decision with the difference of two maps, or one per branch if there are three."""
         maps = 1 if len(self.branches) == 2 else len(self.branches)
-        return 2 * self.num_layers * maps * self.inputs
+        return 2 * len(self.space.leaders) * maps * self.inputs
 
 
 class GumbelRouter(LinearRouter):

@@ -111,7 +111,7 @@ def _routes(argument: str, model: DuoForCausalLM) -> Policy:
 def _router(argument: str, model: DuoForCausalLM) -> Policy:
     if not argument:  # as of an unset shell variable
         raise UserError("policy router: names no router; give the folder of one, as in router:FOLDER")
-    return load_router(Path(argument).expanduser(), model.config)[0].to(model.device)
+    return load_router(Path(argument).expanduser(), model.config)[0].to(model.device).policy()
 
 
 POLICIES: dict[str, tuple[str, Maker]] = {

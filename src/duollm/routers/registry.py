@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -26,7 +27,8 @@ from duollm.routers.gains import DeepGainsRouter, GainsRouter, OffPolicyGainsRou
 from duollm.routers.knn import KnnRouter
 from duollm.routers.linear import DistilledRouter, GumbelRouter, LinearRouter
 from duollm.routers.sequential import OffPolicySequentialRouter, SequentialRouter
-from duollm.routes.space import parse_branches
+from duollm.routers.window import WindowRouter
+from duollm.routes.space import RouteSpace, parse_branches
 
 ROUTERS: dict[str, type[Router]] = {
     "linear": LinearRouter,
@@ -39,6 +41,7 @@ ROUTERS: dict[str, type[Router]] = {
     "distilled": DistilledRouter,
     "codebook": CodebookRouter,
     "knn": KnnRouter,
+    "window": WindowRouter,
     "random": RandomRouter,
     "early-exit": EarlyExitRouter,
     "mixture-of-depths": MixtureOfDepthsRouter,
@@ -69,6 +72,8 @@ def check_kinds(config: RouterConfig, sequence_length: int) -> None:
         if ROUTERS[kind].two_branches and len(config.branches) != 2:
             branches = ", ".join(config.branches)
             raise UserError(f"kinds: {kind} chooses between two branches; branches holds {branches}")
+        if config.around_static and ROUTERS[kind].predicts_gains and len(config.branches) != 2:
+            raise UserError(f"around_static: {kind} is then held to two branches; branches holds {config.branches}")
         if config.train_backbone and not ROUTERS[kind].joint:
             joint = ", ".join(name for name, other in ROUTERS.items() if other.joint)
             raise UserError(f"train_backbone: training {kind} leaves the model as it is; choose among {joint}")
@@ -79,26 +84,37 @@ def settings_of(kind: str, config: RouterConfig) -> dict[str, Any]:
     """Return the settings that the training of this kind depends on: all except those that only other kinds read."""
     mine = router_class(kind).settings
     others = {name for other in ROUTERS.values() for name in other.settings} - set(mine)
-    return config.model_dump(exclude={"kinds", "big_layers", "spend", *others})
+    unused = others if config.around_static and router_class(kind).predicts_gains else {"around_static", *others}
+    return config.model_dump(exclude={"kinds", "big_layers", "spend", *unused})
 
 
-def make_router(kind: str, config: DuoConfig, branches: list[str]) -> Router:
+def make_router(kind: str, config: DuoConfig, branches: list[str], space: RouteSpace | None = None) -> Router:
     """Build an untrained router of a named kind for a model; `branches` by name, e.g. ["small", "big"].
+
+    Args:
+        space: the routes that it may take, of the same branches. Default: every layer varies by itself.
 
     Raises:
         UserError: unknown kind.
     """
-    return router_class(kind)(config, parse_branches(branches))
+    router = router_class(kind)(config, parse_branches(branches))
+    if space is not None and not space.by_layer:
+        router.set_space(space)
+    return router
 
 
 def save_router(router: Router, folder: Path, facts: dict[str, Any], model: DuoForCausalLM | None = None) -> None:
-    """Write router.safetensors and router.json. `facts` must have `kind` and `branches`.
+    """Write router.safetensors and router.json. `facts` must have `kind` and `branches`; the router's space is added.
 
     A model that was trained together with the router goes into `model/` beside them.
     """
     with replacing(folder) as temporary:
         temporary.mkdir()
         save_file(router.state_dict(), temporary / "router.safetensors")
+        if not router.space.by_layer:
+            facts = facts | router.space.facts
+        if router.offset_L.any():
+            facts = facts | {"offsets": router.offset_L.tolist()}
         write_json(temporary / "router.json", facts)
         if model is not None:
             model.save_pretrained(temporary / "model")
@@ -112,8 +128,10 @@ def load_router(folder: Path, config: DuoConfig) -> tuple[Router, dict[str, Any]
     """
     try:
         facts = read_json(folder / "router.json")
-        router = make_router(facts["kind"], config, facts["branches"])
+        space = RouteSpace.from_facts(facts | {"num_layers": config.num_hidden_layers})
+        router = make_router(facts["kind"], config, facts["branches"], space)
         router.load_state_dict(load_file(folder / "router.safetensors"))
+        router.offset_L += torch.tensor(facts.get("offsets", 0.0))
     except UserError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
@@ -138,6 +156,6 @@ def trained_routers(
         backbone = load_model(together) if together.exists() else model
         nn.Module.to(backbone, model.device)
         for way in spend:
-            policy = ExactBudget(router, facts["big_layers"]) if way == "exact" else router
+            policy = router.policy(ExactBudget(router, facts["big_layers"]) if way == "exact" else None)
             known = facts | {"spend": way, "branch_costs": branch_costs(model.config, router.branches).tolist()}
             yield TrainedRouter(f"{name}_exact" if way == "exact" else name, backbone, policy, router.branches, known)

@@ -5,8 +5,8 @@ token counts alike. Only a hundredth of the variance of gains can be predicted, 
 uses each token. The sums of squares and products of a least-squares fit use each token fully and can be added up batch
 by batch.
 
-Shape letters: B batch, T tokens, N tokens of a batch, L layers, C branches of the router, D hidden, K = L + 1 known,
-H random features, F = D + H + K inputs, G = F + 1 with a one for the bias, S folds.
+Shape letters: B batch, T tokens, N tokens of a batch, L layers, J groups of layers, C branches of the router, D hidden,
+K = L + 1 known, H random features, F = D + H + K inputs, G = F + 1 with a one for the bias, S folds.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from duollm.ridge import ridge
 from duollm.routers.base import RouterTraining, branch_costs
 from duollm.routers.gains import GainsRouter
 from duollm.routers.marginal import GAIN_SCALE, RouterGates, centred
+from duollm.routes.space import RouteSpace
 from duollm.training.world import World
 
 _FOLDS = 2
@@ -35,11 +36,11 @@ class SequentialRouter(GainsRouter):
     """Predicts marginal gains from the state, the choices of earlier layers and the budget that is left.
 
     A big layer is worth less the more of them follow, which a router that sees only one layer's state cannot know. The
-    memory of a token is a vector: the cost of its choice at each layer (1 for big, 0 for small and for later layers),
-    and the number of big layers left as a share of all layers. One linear map per layer takes the memory, the state,
-    and random features of the state, relu(R x) with a matrix R that is drawn once (Rahimi and Recht, "Random features
-    for large-scale kernel machines", 2007). So the map is not linear in the state but is fitted like a linear one.
-    Training covers all budgets, so one training serves all; in use the budget is `big_layers`.
+    memory of a token is a vector: the cost of its choice at each layer that decides (1 for big, 0 for small and for
+    later layers), and the number of big layers left as a share of all layers. One linear map per layer takes the
+    memory, the state, and random features of the state, relu(R x) with a matrix R that is drawn once (Rahimi and Recht,
+    "Random features for large-scale kernel machines", 2007). So the map is not linear in the state but is fitted like a
+    linear one. Training covers all budgets, so one training serves all; in use the budget is `big_layers`.
     """
 
     random_features = 64  # 1 % of a forward's FLOPs at width 512; more gain more
@@ -57,6 +58,12 @@ class SequentialRouter(GainsRouter):
         step_L3K = torch.cat([torch.zeros(layers, 3, layers), -cost_3.expand(layers, 3)[..., None] / layers], dim=-1)
         step_L3K[range(layers), :, range(layers)] = cost_3
         self.register_buffer("step_L3K", step_L3K, persistent=False)
+
+    def set_space(self, space: RouteSpace) -> None:
+        """Decide once for each group, whose choice spends as much as all its layers."""
+        super().set_space(space)
+        for leader, layers in zip(space.leaders, space.group_sizes, strict=True):
+            self.step_L3K[leader, :, -1] *= layers
 
     def set_budget(self, big_layers: int) -> None:
         """Store the budget."""
@@ -80,7 +87,8 @@ class SequentialRouter(GainsRouter):
 
     def flops_per_token(self) -> int:
         """Count the FLOPs, those of the random features included."""
-        return super().flops_per_token() + 2 * self.random_LHD.numel()
+        groups, features = len(self.space.leaders), self.random_features * self.hidden_size
+        return super().flops_per_token() + 2 * groups * features
 
     def fit(self, training: RouterTraining) -> None:
         """Fit the marginal gains along the router's own routes by ridge regression."""
@@ -92,9 +100,9 @@ class SequentialRouter(GainsRouter):
             generator.manual_seed(training.seed_of(step))
             with trainer.autocast():
                 gates = _RecordingGates(self, batch_BT, generator, self.off_policy)
-                gain_LBTC, nll = gates.measure(model, batch_BT, step / steps)
-            input_LNF = torch.stack([each_BTF[:, :-1].flatten(0, 1) for each_BTF in gates.inputs_LBTF]).float()
-            sums.add(step, input_LNF, centred(gain_LBTC * GAIN_SCALE).flatten(1, 2), trainer.world)
+                gain_JBTC, nll = gates.measure(model, batch_BT, step / steps, training.patterns)
+            input_JNF = torch.stack([each_BTF[:, :-1].flatten(0, 1) for each_BTF in gates.inputs_JBTF]).float()
+            sums.add(step, input_JNF, centred(gain_JBTC * GAIN_SCALE).flatten(1, 2), trainer.world)
             if step + 1 >= _FOLDS and (step + 1) * _FITS // steps > step * _FITS // steps:
                 sums.fit(self)
             return {"nll": nll, "explained": sums.explained, "penalty": sums.penalty}
@@ -115,18 +123,18 @@ class _RecordingGates(RouterGates):
         self, router: SequentialRouter, batch_BT: Tensor, generator: torch.Generator, off_policy: bool
     ) -> None:
         super().__init__(router, batch_BT, generator, off_policy)
-        self.inputs_of, self.inputs_LBTF = router.inputs_of, list[Tensor]()
+        self.inputs_of, self.inputs_JBTF = router.inputs_of, list[Tensor]()
 
     def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        self.inputs_LBTF.append(self.inputs_of(layer_idx, states_BTD.detach(), memory))
+        self.inputs_JBTF.append(self.inputs_of(layer_idx, states_BTD.detach(), memory))
         return super().__call__(layer_idx, states_BTD, memory)
 
 
 class RidgeSums:
-    """The sums that a ridge regression per layer needs, one set per fold, so that the penalty can be cross-validated.
+    """The sums that a ridge regression per group needs, one set per fold, so that the penalty can be cross-validated.
 
     Attributes:
-        product_SLGG, aimed_SLGC: sums of x x' and x y', float64, over inputs x (the last one is 1) and targets y.
+        product_SJGG, aimed_SJGC: sums of x x' and x y', float64, over inputs x (the last one is 1) and targets y.
         square_S: sums of the squares of all targets.
         held: number of inputs, the first ones, whose weights are penalised. Those of earlier choices and the bias are
             not, because they are few and strong.
@@ -135,20 +143,20 @@ class RidgeSums:
     """
 
     def __init__(self, router: SequentialRouter) -> None:
-        layers, branches, inputs = router.weight_LCD.shape
+        groups, (_, branches, inputs) = len(router.space.leaders), router.weight_LCD.shape
         sizes: dict[str, Any] = {"dtype": torch.float64, "device": router.weight_LCD.device}
-        self.product_SLGG = torch.zeros(_FOLDS, layers, inputs + 1, inputs + 1, **sizes)
-        self.aimed_SLGC = torch.zeros(_FOLDS, layers, inputs + 1, branches, **sizes)
+        self.product_SJGG = torch.zeros(_FOLDS, groups, inputs + 1, inputs + 1, **sizes)
+        self.aimed_SJGC = torch.zeros(_FOLDS, groups, inputs + 1, branches, **sizes)
         self.square_S = torch.zeros(_FOLDS, **sizes)
         self.held = router.hidden_size + router.random_features
         self.penalty, self.explained = 0.0, 0.0
 
-    def add(self, step: int, input_LNF: Tensor, target_LNC: Tensor, world: World) -> None:
+    def add(self, step: int, input_JNF: Tensor, target_JNC: Tensor, world: World) -> None:
         """Add the tokens of a batch, over all processes, to the fold whose turn it is."""
-        fold, x_LNG = step % _FOLDS, pad(input_LNF, (0, 1), value=1.0)
-        self.product_SLGG[fold] += world.add_up(x_LNG.mT @ x_LNG)
-        self.aimed_SLGC[fold] += world.add_up(x_LNG.mT @ target_LNC)
-        self.square_S[fold] += world.add_up(target_LNC.square().sum())
+        fold, x_JNG = step % _FOLDS, pad(input_JNF, (0, 1), value=1.0)
+        self.product_SJGG[fold] += world.add_up(x_JNG.mT @ x_JNG)
+        self.aimed_SJGC[fold] += world.add_up(x_JNG.mT @ target_JNC)
+        self.square_S[fold] += world.add_up(target_JNC.square().sum())
 
     @torch.no_grad()
     def fit(self, router: SequentialRouter) -> None:
@@ -156,18 +164,18 @@ class RidgeSums:
         error = {penalty: sum(self._error(penalty, fold) for fold in range(_FOLDS)) for penalty in _PENALTIES}
         self.penalty = min(error, key=lambda penalty: error[penalty])
         self.explained = 1 - error[self.penalty] / self.square_S.sum().item()
-        weight_LGC = self._solve(self.penalty, list(range(_FOLDS)))
-        router.weight_LCD.copy_(weight_LGC[:, :-1].mT)
-        router.bias_LC.copy_(weight_LGC[:, -1])
+        weight_JGC = self._solve(self.penalty, list(range(_FOLDS))).to(router.weight_LCD)
+        router.weight_LCD[router.space.leaders] = weight_JGC[:, :-1].mT
+        router.bias_LC[router.space.leaders] = weight_JGC[:, -1]
 
     def _error(self, penalty: float, fold: int) -> float:
         """Squared error in a fold of the fit to the others."""
-        weight_LGC = self._solve(penalty, [other for other in range(_FOLDS) if other != fold])
-        quadratic = (weight_LGC * (self.product_SLGG[fold] @ weight_LGC - 2 * self.aimed_SLGC[fold])).sum()
+        weight_JGC = self._solve(penalty, [other for other in range(_FOLDS) if other != fold])
+        quadratic = (weight_JGC * (self.product_SJGG[fold] @ weight_JGC - 2 * self.aimed_SJGC[fold])).sum()
         return (quadratic + self.square_S[fold]).item()
 
     def _solve(self, penalty: float, folds: list[int]) -> Tensor:
-        return ridge(self.product_SLGG[folds].sum(0), self.aimed_SLGC[folds].sum(0), penalty, self.held, _FREE)
+        return ridge(self.product_SJGG[folds].sum(0), self.aimed_SJGC[folds].sum(0), penalty, self.held, _FREE)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums and the results of the last fit."""

@@ -13,8 +13,10 @@ from duollm.flops import token_flops
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, load_labels
 from duollm.routers.base import RouterTraining
-from duollm.routers.calibration import calibrate, calibrate_exact
+from duollm.routers.calibration import budget_of, calibrate, calibrate_exact
 from duollm.routers.registry import make_router, router_class, save_router
+from duollm.routers.static import calibrate_around, patterns_of, static_priors
+from duollm.routes.space import RouteSpace
 from duollm.training.loop import Context, Trainer
 from duollm.training.optimizer import TrainingPlan
 
@@ -47,6 +49,7 @@ def train_router(
     kind: str,
     big_layers: Sequence[int],
     windows_per_document: int,
+    space: RouteSpace | None = None,
 ) -> None:
     """Train one router, calibrate it on validation text for each budget, and write it to `run/routers/<name>`.
 
@@ -56,6 +59,7 @@ def train_router(
     Args:
         big_layers: the budgets k; several only for a kind that is trained once for all budgets.
         windows_per_document: windows per validation document, as many as the evaluation takes.
+        space: the routes that the router may take; default: every layer varies by itself.
 
     Raises:
         UserError: unknown kind of router.
@@ -63,7 +67,7 @@ def train_router(
     data, world, seed = context.data, context.world, context.seed
     batches = _calibration_batches(context, config, windows_per_document)  # first: the text may be too short
     torch.manual_seed(seed)  # the same first weights in every process and after every interruption
-    router = make_router(kind, model.config, list(config.branches)).to(world.device)
+    router = make_router(kind, model.config, list(config.branches), space).to(world.device)
     router.set_budget(big_layers[0])
     name = kind if router.every_budget else router_name(kind, big_layers[0])
     budget = None if router.every_budget else big_layers[0] / router.num_layers
@@ -73,11 +77,18 @@ def train_router(
     plan = TrainingPlan.of(config, tokens, data.sequence_length)
     trainer = Trainer.of(name, plan, context, seed + 1, flops_per_token)
     labels = load_labels(context.run / LABELS) if router.needs_labels else None
-    router.fit(RouterTraining(model, config, trainer, budget, seed, labels))
+    priors = {}
+    if config.around_static and router.predicts_gains:
+        priors = static_priors(model, router.space, batches[0], big_layers)
+    patterns = patterns_of(priors, router.space) if priors else None
+    router.fit(RouterTraining(model, config, trainer, budget, seed, labels, patterns))
     model.eval()
     for big in big_layers:
         router.set_budget(big)
-        spent = calibrate(model, router, batches, big / router.num_layers)
+        if priors:
+            spent = calibrate_around(model, router, batches, priors[big], big)
+        else:
+            spent = calibrate(model, router, batches, budget_of(model.config, router, big))
         calibrate_exact(model, router, batches, big)
         if world.first:
             facts = {  # docs/formats.md

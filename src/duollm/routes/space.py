@@ -97,6 +97,16 @@ class RouteSpace:
         return [len(layers) for layers in self.group_layers]
 
     @property
+    def leaders(self) -> list[int]:
+        """The first layer of each group."""
+        return [layers[0] for layers in self.group_layers]
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether every layer varies by itself."""
+        return len(self.group_layers) == self.num_layers
+
+    @property
     def lowest(self) -> Branch:
         """The branch of the cheapest uniform route that is compared: small, or skip where small is not allowed."""
         return Branch.SMALL if Branch.SMALL in self.branches else Branch.SKIP
@@ -166,6 +176,10 @@ class RouteSpace:
         fixed = np.array(list(self.fixed.values()), dtype=np.int64)
         choice = np.concatenate([choice, np.broadcast_to(fixed, (*choice.shape[:-1], len(fixed)))], axis=-1)
         return choice.take(self._column_L, axis=-1)
+
+    def spread(self, choice: Integers) -> Integers:
+        """Turn the branches of the groups, [..., J], into routes [..., L]."""
+        return _like(self._spread(_as_numpy(choice)), choice)
 
     def _choice(self, ids: Any) -> NDArray[np.int64]:
         """The branches of the groups, [..., J]."""
