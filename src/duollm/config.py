@@ -205,7 +205,7 @@ class OracleConfig(Section):
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a token may take at each layer."""
     groups: int | list[list[int]] | Literal["auto"] | None = None
-    """Layers that vary together: a number of groups, the layers of each, or auto (up to 4,096 routes). Default: none."""
+    """Layers that vary together: a number of groups, the layers of each, or auto (up to 4,096 routes); default none."""
     fixed: dict[Literal["skip", "small", "big"], list[int]] = {}
     """Layers that always take the same branch, such as {big: [0, 11]}. They belong to no group."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
