@@ -204,7 +204,8 @@ class OracleConfig(Section):
     branches: list[Literal["skip", "small", "big"]] = Field(default=["small", "big"], min_length=2)
     """Branches that a token may take at each layer."""
     groups: int | list[list[int]] | Literal["auto"] | None = None
-    """Layers that vary together: a number of groups, the layers of each, or auto (at most 4,096 routes)."""
+    """Layers that take the same branch: a number of equal groups, the layers of each, or auto, which makes up to 12
+    groups so that the exact search has at most 4,096 routes. Default: every layer varies by itself."""
     fixed: dict[Literal["skip", "small", "big"], list[int]] = {}
     """Layers that always take the same branch, such as {big: [0, 11]}. They belong to no group."""
     big_layers: list[int] | None = Field(default=None, min_length=1)
