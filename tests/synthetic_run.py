@@ -56,6 +56,7 @@ class Plan:
     more_routers: bool = False
     """Whether there is a second kind of router that takes the oracle's route on half of the tokens, and times."""
     seed: int = 7
+    branches: tuple[Branch, Branch] = (Branch.SMALL, Branch.BIG)
 
 
 def write_run(run: Path, plan: Plan = Plan(), words: dict[str, list[str]] | None = None) -> dict[str, Truth]:
@@ -75,7 +76,7 @@ def write_run(run: Path, plan: Plan = Plan(), words: dict[str, list[str]] | None
 
 
 def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generator: np.random.Generator) -> Truth:
-    space = RouteSpace(plan.num_layers)
+    space = RouteSpace(plan.num_layers, plan.branches)
     tokens = plan.documents * plan.tokens_per_document
     document_T = np.repeat(np.arange(plan.documents), plan.tokens_per_document)
     position_T = np.tile(np.arange(1, plan.tokens_per_document + 1), plan.documents)
@@ -92,7 +93,7 @@ def _write_domain(run: Path, domain: str, plan: Plan, words: list[str], generato
     }
     facts: dict[str, Any] = {
         "num_layers": plan.num_layers,
-        "branches": ["small", "big"],
+        "branches": [branch.name.lower() for branch in plan.branches],
         "context": "shared",
         "big_layers": list(range(plan.num_layers + 1)),
         "sequence_length": plan.tokens_per_document + 1,

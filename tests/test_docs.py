@@ -158,7 +158,12 @@ def commands(page):
     code = [block for language, block in fenced if not language]
     code += re.findall(r"`[^`\n]+`", text) + re.findall(r"^ {4}.*$", text, re.MULTILINE)
     lines = (line.partition("# ")[0] for block in code for line in block.splitlines())
-    return {match.groups() for line in lines for match in COMMAND.finditer(line) if match[1] not in ("tests", "python")}
+    return {
+        match.groups()
+        for line in lines
+        for match in COMMAND.finditer(line)
+        if match[1] not in ("tests", "python", "reference")
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

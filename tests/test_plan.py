@@ -12,10 +12,10 @@ from transformers import (
 )
 
 from duollm import DuoForCausalLM
-from duollm.config import Recipe, load_recipe
+from duollm.config import Recipe, load_recipe, to_yaml
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops
-from duollm.plan import Devices, plan, planned_config, render, si
+from duollm.plan import Devices, check_against, plan, planned_config, render, si
 from duollm.study import run_study
 
 SMALL = {
@@ -163,6 +163,44 @@ def test_parameters_of_every_family_are_those_of_the_dense_model(tmp_path, name)
     in_attention = [size for name, size in sizes.items() if "_attn." in name and "norm" not in name]
     in_ffns = [size for name, size in sizes.items() if ".mlp." in name or ".fc" in name]
     assert (planned["attention"], planned["big"]) == (sum(in_attention), sum(in_ffns))
+
+
+def test_a_saved_duo_counts_as_the_dense_model_that_its_big_ffns_make(tmp_path):
+    recipe = checkpoint(CHECKPOINTS["OPT-125m"], tmp_path / "dense")
+    planned_config(recipe).save_pretrained(tmp_path / "duo")
+    again = small(model__dense=str(tmp_path / "duo"), pretrain__accumulate="1", oracle__search="beam")
+    assert numbers(again, "parameters") == numbers(recipe, "parameters")
+
+
+class TestAgainstARun:
+    @pytest.fixture
+    def run(self, tmp_path):
+        """A run whose training of 1,280 tokens took 10 s at half of a peak."""
+        recipe = small(pretrain__tokens="1280")
+        (tmp_path / "config.yaml").write_text(to_yaml(recipe))
+        flops = training_flops(planned_config(recipe), recipe.pretrain.branch_shares, 16, 1280)
+        logged = {"training": "pretrain", "tokens_per_second": 128, "flops": flops / 10, "peak_share": 0.5}
+        records = [{"step": 5} | logged, {"step": 10} | logged, {"training": "linear", "step": 1}]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+        return tmp_path, flops / 10 / 0.5
+
+    @pytest.mark.parametrize(
+        ("used", "planned", "remark"),
+        [(0.5, 10, "+0%"), (0.45, 11, "+10%"), (0.25, 20, "+100%; it used 50% of its peak: plan with --mfu 0.50")],
+    )
+    def test_the_planned_time_stands_beside_the_measured_one(self, run, used, planned, remark):
+        folder, peak = run
+        rows = {row.label: row for row in check_against(folder, Devices(1, peak, used))}
+        assert (rows["planned"].value, rows["measured"].value) == (planned, 10)
+        assert rows["planned"].remark == remark
+
+    def test_a_run_without_a_training_is_refused(self, run):
+        (run[0] / "metrics.jsonl").write_text('{"training": "linear", "step": 1}')
+        with pytest.raises(UserError, match="holds no step of a pretraining"):
+            check_against(run[0], Devices(1, 1e9, 0.4))
+        (run[0] / "metrics.jsonl").write_text("[]")
+        with pytest.raises(UserError, match="not what a training writes"):
+            check_against(run[0], Devices(1, 1e9, 0.4))
 
 
 def test_published_sizes(tmp_path):

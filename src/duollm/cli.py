@@ -178,19 +178,23 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--peak-tflops", type=number(1e-3, 1e6), metavar="X", help=peak)
     used = "share of the peak that is used (default: %(default)s, as measured for recipes/quick.yaml)"
     add("--mfu", type=number(0.001, 1), default=0.4, metavar="SHARE", help=used)
+    checked = "a finished run on this machine: also print its planned training time beside the measured one"
+    add("--check", metavar="RUN", help=checked)
     add_recipe_options(parser, DEFAULT_RECIPE)
 
 
 def _plan(options: argparse.Namespace, command: list[str]) -> None:
     recipe = _resolve(options)
     from duollm.machine import faster_precision, matmul_peak
-    from duollm.plan import Devices, plan, render
+    from duollm.plan import Devices, check_against, plan, render
 
     peak = options.peak_tflops and options.peak_tflops * 1e12
     if peak is None:
         given = recipe.pretrain.precision
         peak = matmul_peak(faster_precision() if given == "auto" else given)
-    print(render(plan(recipe, Devices(options.gpus, peak, options.mfu))))
+    devices = Devices(options.gpus, peak, options.mfu)
+    checked = check_against(Path(options.check), devices) if options.check else []
+    print(render([*plan(recipe, devices), *checked]))
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:
@@ -428,6 +432,7 @@ def _add_claims_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="finished runs: seeds of a study, and runs beside it (docs/claims.md)")
     add("--domain", metavar="NAME", help="decide on the text of one domain (default: all domains pooled)")
+    add("--out", metavar="FOLDER", help="draw dense and frozen models beside the duo there (paper, figure 8)")
     form = parser.add_mutually_exclusive_group()
     for name in ("json", "csv"):
         text = f"print {name.upper()} instead of a table"
@@ -437,7 +442,10 @@ def _add_claims_options(parser: argparse.ArgumentParser) -> None:
 def _claims(options: argparse.Namespace, command: list[str]) -> None:
     from duollm.report.claims import print_claims
 
-    print_claims([Path(run) for run in options.runs], options.domain, options.form)
+    if options.out:
+        check_folder("--out", Path(options.out))
+    out = Path(options.out) if options.out else None
+    print_claims([Path(run) for run in options.runs], options.domain, options.form, out)
 
 
 def _add_bench_options(parser: argparse.ArgumentParser) -> None:

@@ -1,27 +1,33 @@
 """Plans a recipe without building the model: parameters, FLOPs, memory, steps, routes."""
 
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from duollm.config import ModelConfig, Recipe
+from duollm.config import ModelConfig, Recipe, recipe_of
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError, in_a_line
+from duollm.files import read_json
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
+from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.conversion import read_dense_config
-from duollm.models.families import duo_config, family_of
+from duollm.models.families import dense_config, duo_config, family_of
 from duollm.oracle.beam import Beam
 from duollm.oracle.run import SearchPlan, check_memory, check_settings
 from duollm.routers.registry import check_kinds
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
+_NEAR = 0.25
+"""A planned time that is off by less is near the measured one."""
 
 
 class Row(NamedTuple):
@@ -84,6 +90,39 @@ def plan(recipe: Recipe, devices: Devices | None = None) -> list[Row]:
             if row.label.startswith("compute")
         ]
     return rows
+
+
+def check_against(run: Path, devices: Devices) -> list[Row]:
+    """Compare the planned time of a run's pretraining on `devices` with the time that it took.
+
+    Raises:
+        UserError: the folder is no run, or no step of its pretraining was logged.
+    """
+    recipe, given = recipe_of(run), run / "metrics.jsonl"
+    try:
+        records = [json.loads(line) for line in given.read_text(encoding="utf-8").splitlines()]
+        logged = [
+            (each["step"], each["tokens_per_second"], each["flops"], each["peak_share"])
+            for each in records
+            if each["training"] == "pretrain"
+        ]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{given}: not what a training writes ({error})") from None
+    if not logged:
+        raise UserError(f"{given}: holds no step of a pretraining; give a run that trained its model")
+    step_ends, rates_N, flops_N, shares_N = np.array(logged).T
+    tokens_N = np.diff(step_ends, prepend=0) * recipe.pretrain.batch_size * recipe.data.sequence_length
+    seconds = float((tokens_N / rates_N).sum())
+    shapes = recipe.pretrain.branch_shares, recipe.data.sequence_length, int(tokens_N.sum())
+    planned = devices.seconds(training_flops(planned_config(recipe), *shapes))
+    off = planned / seconds - 1
+    share = float(np.median(shares_N))
+    advice = f"; it used {share:.0%} of its peak: plan with --mfu {share:.2f}" if abs(off) > _NEAR else ""
+    table = f"training of {run}, {si(shapes[-1])} tokens"
+    return [
+        Row(table, "planned", planned, "s", f"{off:+.0%}{advice}"),
+        Row(table, "measured", round(seconds), "s", f"median {si(round(float(np.median(flops_N))), 'FLOP/s')}"),
+    ]
 
 
 def completed(recipe: Recipe, sizes: DuoConfig | ModelConfig) -> Recipe:
@@ -203,7 +242,12 @@ def given_config(recipe: Recipe) -> DuoConfig | None:
             if not Path(model.path, "config.json").is_file():
                 raise ValueError(f"{model.path} holds no config.json; give the folder of a saved model")
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
-        return duo_config(read_dense_config(str(model.dense)), model.small_intermediate_size, model.skip_scope)
+        folder = str(model.dense)
+        with suppress(OSError, ValueError):  # of a folder that is damaged, or none, the reading of a dense one tells
+            if read_json(Path(folder, "config.json"))["model_type"] == DuoConfig.model_type:
+                dense = dense_config(DuoConfig.from_json_file(Path(folder, "config.json")), Branch.BIG)
+                return duo_config(dense, model.small_intermediate_size, model.skip_scope)
+        return duo_config(read_dense_config(folder), model.small_intermediate_size, model.skip_scope)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         key, given, fault = "path" if model.path else "dense", model.path or model.dense, " ".join(str(error).split())
         raise UserError(f"model.{key}: {fault if str(given) in fault else f'{given}: {fault}'}") from None

@@ -169,7 +169,7 @@ class TestAgainstArch:
         return generator.normal(size=(500, 1)) + behind_R + generator.normal(size=(500, 5)) * [1, 2, 1, 1, 2]
 
     def test_the_model_confidence_set(self, loss_DR):
-        bootstrap = pytest.importorskip("arch.bootstrap", reason="needs arch: pip install arch")
+        bootstrap = pytest.importorskip("arch.bootstrap", reason="needs the extra dev")
         theirs = bootstrap.MCS(loss_DR, 0.05, reps=10_000, block_size=1, method="max", bootstrap="mbb", seed=0)
         theirs.compute()
         expected_R = theirs.pvalues["Pvalue"].sort_index().to_numpy()
@@ -177,7 +177,7 @@ class TestAgainstArch:
         np.testing.assert_allclose(ours_R, expected_R, atol=0.02)
 
     def test_the_step_down_names_the_same(self, loss_DR):
-        bootstrap = pytest.importorskip("arch.bootstrap", reason="needs arch: pip install arch")
+        bootstrap = pytest.importorskip("arch.bootstrap", reason="needs the extra dev")
         gain_DR = loss_DR[:, [2]] - loss_DR[:, [0, 1, 3, 4]]
         gain_DR /= gain_DR.std(0)  # arch does not studentise
         benchmark_D, others_DR = loss_DR[:, 2], loss_DR[:, [2]] - gain_DR

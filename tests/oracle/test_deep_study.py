@@ -2,6 +2,7 @@ import json
 
 from duollm.config import Recipe
 from duollm.study import run_study
+from reading_pages import data_of
 from tiny import SIZES
 from tiny_corpus import write_corpus
 
@@ -22,4 +23,4 @@ def test_a_study_of_twenty_layers_searched_by_beam_reaches_its_report(tmp_path, 
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     measured = {(row["policy"], row["big_layers"]) for row in results["nll"]}
     assert {(policy, k) for policy in ("oracle", "static") for k in (0, 7, 10, 13, 20)} <= measured
-    assert '"search":"beam"' in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert data_of((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))["runs"][0]["search"] == "beam"

@@ -1,11 +1,12 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.config import Recipe, to_yaml
+from duollm.config import Recipe, load_recipe, to_yaml
 from duollm.errors import UserError
 from duollm.report.claims import WIDTH, print_claims
 from synthetic_run import Plan, write_run
@@ -47,6 +48,25 @@ def test_every_seed_has_a_verdict_of_its_own(seeds, capsys):
         assert (claim["verdict"] == "unstable") == (len(set(claim["seeds"])) > 1)
     first, mean = one[2]["estimate"], both[2]["estimate"]
     assert first["value"] != mean["value"]
+
+
+def test_every_claim_is_decided_by_the_first_study_that_measures_it_in_full(seeds, tmp_path, capsys):
+    wide = tmp_path / "wide"
+    shutil.copytree(seeds[0], wide)
+    recipe = load_recipe(wide / "config.yaml", {"model.hidden_size": "256"})
+    (wide / "config.yaml").write_text(to_yaml(recipe))
+    results = json.loads((wide / "results.json").read_text())
+    for claim in results["claims"]:
+        if claim["id"] == "C1":
+            claim["conditions"][0]["estimate"] = None
+    (wide / "results.json").write_text(json.dumps(results))
+    print_claims([wide, *seeds], None, "json")
+    shown = capsys.readouterr()
+    claims = {claim["id"]: claim for claim in json.loads(shown.out)}
+    assert shown.err.startswith(f"note: {seeds[0]} is a study of its own, for model.hidden_size is 128, not 256")
+    assert (claims["C1"]["study"], claims["C2"]["study"]) == (str(seeds[0]), str(wide))
+    assert [len(claims["C2"]["seeds"]), len(claims["C2"]["other_studies"][str(seeds[0])])] == [1, 2]
+    assert "Studies, the one that decides a claim first: A: " in printed(capsys, [wide, *seeds]).replace("\n", " ")
 
 
 def test_csv_has_a_column_for_every_seed_and_reading(seeds, capsys):

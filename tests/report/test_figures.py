@@ -4,6 +4,8 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -12,9 +14,11 @@ from duollm.analysis.results import BestOfRow, PolicyRow
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
-from duollm.report.figures import draw_figures, shorten_names, shown_budget
+from duollm.report.chart import draw_chart
+from duollm.report.figures import CAPTIONS, draw_figures, shorten_names, shown_budget
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
-from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
+from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
+from duollm.report.passages import one_line
 from duollm.report.style import policy_look, router_looks, smaller
 from picking import pick
 
@@ -32,7 +36,7 @@ def _line(axes, label):
 
 def test_curves_hold_the_results(analysed):
     results = analysed[1]
-    axes = nll_by_budget(results, ["code", "prose"], ["linear"]).axes[1]
+    axes = draw_chart(nll_by_budget(results, ["code", "prose"], ["linear"])).axes[1]
     assert axes.get_title() == "prose"
     rows = [row for row in results.main_nll if row.domain == "prose"]
     for policy, label in (
@@ -48,13 +52,13 @@ def test_curves_hold_the_results(analysed):
 def test_routers_stand_where_they_spend(analysed):
     results = analysed[1]
     rows = [replace(row, mean_big_layers=row.mean_big_layers * 0.5) for row in results.nll]
-    [axes] = nll_by_budget(replace(results, nll=rows), ["code"], ["linear"]).axes
+    [axes] = draw_chart(nll_by_budget(replace(results, nll=rows), ["code"], ["linear"])).axes
     assert list(_line(axes, "router (linear)").get_xdata()) == [0.5, 1.0, 1.5, 2.0, 2.5]
 
 
 def test_bands_are_paired_differences_put_where_all_big_stands(analysed):
     results = analysed[1]
-    [axes] = nll_by_budget(results, ["pooled"], ["linear"]).axes
+    [axes] = draw_chart(nll_by_budget(results, ["pooled"], ["linear"])).axes
     rows = [row for row in results.main_nll if row.domain == "pooled"]
     big = pick(rows, policy="all-big").nll.value
     edge = {tuple(point) for point in axes.collections[3].get_paths()[0].vertices.round(9)}
@@ -65,7 +69,7 @@ def test_bands_are_paired_differences_put_where_all_big_stands(analysed):
 
 
 def test_the_close_up_leaves_the_oracle_out(analysed):
-    whole, _, close, _ = best_of_draws(analysed[1], 2, ["linear"]).axes
+    whole, _, close, _ = draw_chart(best_of_draws(analysed[1], 2, ["linear"])).axes
     assert "oracle" in whole.get_legend_handles_labels()[1]
     assert "oracle" not in close.get_legend_handles_labels()[1]
 
@@ -74,16 +78,28 @@ def test_the_best_of_random_routes_is_drawn_beside_that_of_patterns(analysed):
     results, label = analysed[1], "best of N random routes per token"
     estimates = [Estimate(4.0 - n / 10, 3.0, 5.0) for n in range(4)]
     row = BestOfRow("code", 2, 1000, [1, 10, 100, 1000], estimates, estimates)
-    code, _, close, _ = best_of_draws(replace(results, best_of_routes=[row]), 2, ["linear"]).axes
+    code, _, close, _ = draw_chart(best_of_draws(replace(results, best_of_routes=[row]), 2, ["linear"])).axes
     line = _line(code, label)
     assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == [(1, 4.0), (10, 3.9), (100, 3.8)]
     assert label not in close.get_legend_handles_labels()[1]
-    assert label not in best_of_draws(results, 2, ["linear"]).axes[0].get_legend_handles_labels()[1]
+    assert label not in draw_chart(best_of_draws(results, 2, ["linear"])).axes[0].get_legend_handles_labels()[1]
+
+
+def test_a_sliding_budget_stands_beside_the_constant_one(analysed):
+    results = analysed[1]
+    axes = draw_chart(oracle_sliding(results)).axes[0]
+    [line] = [line for line in axes.get_lines() if line.get_label().startswith("oracle")]
+    rows = [row for row in results.main_nll if row.domain == results.domains[0] and row.big_layers == 2]
+    expected = {name: pick(rows, policy=name).nll.value for name in ("oracle-ramp1to3", "oracle", "oracle-ramp3to1")}
+    assert list(line.get_xdata()) == [-2, 0, 2]
+    assert list(line.get_ydata()) == list(expected.values())
+    constant = [row for row in results.nll if not row.policy.startswith("oracle-ramp")]
+    assert oracle_sliding(replace(results, nll=constant)) is None
 
 
 def test_profiles_hold_the_shares(analysed):
     results = analysed[1]
-    axes = share_over_depth(results, [2, 3, 4], ["linear"]).axes[1]
+    axes = draw_chart(share_over_depth(results, [2, 3, 4], ["linear"])).axes[1]
     row = pick(results.layer_use, domain="code", policy="oracle", big_layers=3)
     assert list(_line(axes, "oracle").get_ydata()) == [share.value for share in row.share_by_layer]
 
@@ -93,7 +109,7 @@ def test_maps_say_what_was_not_measured(analysed):
     partial = replace(results, layer_use=[row for row in results.layer_use if row.policy != "linear-k3"])
     texts = [
         text.get_text()
-        for axes in share_over_depth_and_position(partial, [2, 3], ["linear"]).axes
+        for axes in draw_chart(share_over_depth_and_position(partial, [2, 3], ["linear"])).axes
         for text in axes.texts
     ]
     assert texts == ["not measured", "not measured"]
@@ -103,10 +119,12 @@ def test_all_figures_twice_the_same(analysed, tmp_path):
     run, results = analysed
     domains = [read_tokens(run, domain)[0] for domain in results.domains]
     once, again = (draw_figures(folder, results, domains) for folder in (tmp_path / "a", tmp_path / "b"))
-    assert len(once) == 9
+    assert len(once) == 11
+    assert set(once) <= set(CAPTIONS)
     for name, svg in once.items():
         assert svg.read_bytes() == again[name].read_bytes()
         assert svg.with_suffix(".pdf").read_bytes() == again[name].with_suffix(".pdf").read_bytes()
+        assert svg.with_suffix(".csv").read_bytes() == again[name].with_suffix(".csv").read_bytes()
         ElementTree.parse(svg)
 
 
@@ -150,10 +168,10 @@ def test_ten_kinds_look_different():
 
 
 def test_every_router_and_budget_is_a_point(compared):
-    axes = loss_by_cost(compared[2], "pooled").axes
+    axes = draw_chart(loss_by_cost(compared[2], "pooled")).axes
     assert len(axes) == 4
-    points = sum(len(line.get_xdata()) for container in axes[0].containers for line in [container.lines[0]])
-    assert points == 3 * 5
+    routers = [drawn for drawn in axes[0].containers if drawn.get_label().startswith("router")]
+    assert sum(len(drawn.lines[0].get_xdata()) for drawn in routers) == 3 * 5
     assert len(axes[2].lines) < len(axes[0].lines)
 
 
@@ -163,13 +181,13 @@ def test_a_router_keeps_its_colour_where_another_has_no_costs(compared):
     def colours(axes):
         return {one.get_label(): one.lines[0].get_color() for one in axes.containers}
 
-    time, flops = map(colours, loss_by_cost(compared[2], "pooled").axes[:2])
+    time, flops = map(colours, draw_chart(loss_by_cost(compared[2], "pooled")).axes[:2])
     assert "router (linear)" in time.keys() - flops.keys()
     assert flops.items() <= time.items()
 
 
 def test_agreement_is_drawn_at_the_ends_and_the_middle(compared):
-    figure = agreement_over_depth(compared[2], "code", ["gains"])
+    figure = draw_chart(agreement_over_depth(compared[2], "code", ["gains"]))
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
     assert titles == ["code, k = 1", "code, k = 3", "code, k = 5"]
 
@@ -194,3 +212,35 @@ def test_titles_hold_long_names_without_their_middle():
     axes.set_title(f"{name}, k = 2")
     shorten_names(["owls", name], [figure])
     assert axes.get_title() == "firstxxxxxxxxxx…xxxxxxxxxxxlast, k = 2"
+
+
+def test_the_table_of_a_figure_holds_what_it_draws(analysed, tmp_path):
+    run, results = analysed
+    domains = [read_tokens(run, domain)[0] for domain in results.domains]
+    drawn = draw_figures(tmp_path, results, domains, pdf=False)
+    tables = {name: pd.read_csv(svg.with_suffix(".csv"), keep_default_na=False) for name, svg in drawn.items()}
+    assert all(len(table) for table in tables.values())
+    chosen = tables["overview"].query("series == 'oracle'")
+    rows = [row for row in results.main_nll if (row.domain, row.policy) == ("pooled", "oracle")]
+    assert chosen["x"].astype(float).tolist() == [row.big_layers for row in rows]
+    assert chosen["y"].astype(float).tolist() == pytest.approx([row.nll.value for row in rows], rel=1e-5)
+    [low] = {row.nll.value + row.over_all_big.low - row.over_all_big.value for row in rows if row.big_layers == 2}
+    assert float(chosen.query("x == '2'")["low"].item()) == pytest.approx(low, rel=1e-5)
+    assert len(tables["difficulty"]) == 2 * sum(len(tokens.text) for tokens in domains)
+    code = next(tokens for tokens in domains if tokens.domain == "code")
+    losses = tables["losses_of_text"].query("series == 'oracle'")["y"].astype(float)
+    assert losses.tolist() == pytest.approx(code.oracle(shown_budget(domains)).nll_T[: len(losses)], rel=1e-5)
+    [layer] = [row for row in results.layer_use if (row.domain, row.policy, row.big_layers) == ("code", "oracle", 3)]
+    cells = tables["layer_use_by_position"].query("panel == 'code, oracle, k = 3'")["y"].astype(float)
+    assert cells.tolist() == pytest.approx((np.array(layer.share_by_layer_and_position) - 0.5).ravel(), abs=1e-5)
+    routes = domains[0].oracle(shown_budget(domains)).routes_TL[:20]
+    strip = tables["routes"].query(f"panel == '{results.domains[0]}, oracle, k = 2' and series == 'layer 4, branch'")
+    assert strip["y"].astype(int).tolist() == routes[:, 4].tolist()
+    assert strip["note"].iloc[0] == one_line(domains[0].text[0])
+
+
+def test_the_cheapest_policy_has_the_name_that_the_run_gives_it(analysed):
+    results = replace(analysed[1], model=analysed[1].model | {"branches": ["skip", "big"]})
+    for named, label in ((analysed[1], "all small"), (results, "all skipped")):
+        [axes] = draw_chart(nll_by_budget(named, ["code"], [])).axes
+        assert label in axes.get_legend_handles_labels()[1]

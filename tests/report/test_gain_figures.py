@@ -7,6 +7,7 @@ import pytest
 from duollm.analysis.analyse import analyse
 from duollm.analysis.results import NoiseRow, TriesRow
 from duollm.records.bootstrap import Estimate
+from duollm.report.chart import draw_chart
 from duollm.report.gain_figures import (
     ceiling_budget,
     gain_by_depth,
@@ -32,7 +33,7 @@ def results(run):
 
 
 def test_lines_of_gains_hold_the_results(results):
-    axes = gains_by_budget(results, ["code", "prose"]).axes[1]
+    axes = draw_chart(gains_by_budget(results, ["code", "prose"])).axes[1]
     rows = [row for row in results.selection_noise if row.domain == "prose"]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     assert lines["oracle, true labels"] == [row.gain.value for row in rows]
@@ -48,8 +49,8 @@ def test_gains_by_tries_hold_the_results(results):
         TriesRow("pooled", k, [1, 2, 4], gains(k), gains(k + 1), gains(k + 2), gains(k + 3), gains(k + 4), [1], [], [])
         for k in (2, 3)
     ]
-    figure = gains_by_tries(replace(results, tries=[*rows, replace(rows[0], domain="code")]), "pooled", [3])
-    [axes] = figure.axes
+    chart = gains_by_tries(replace(results, tries=[*rows, replace(rows[0], domain="code")]), "pooled", [3])
+    [axes] = draw_chart(chart).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert list(lines["oracle, true labels"].get_xdata()) == [1, 2, 4]
     assert list(lines["oracle, true labels"].get_ydata()) == [3, 4, 5]
@@ -57,7 +58,7 @@ def test_gains_by_tries_hold_the_results(results):
 
 
 def test_bars_hold_the_results(results):
-    axes = parts_by_budget(results, ["code", "prose"]).axes[1]
+    axes = draw_chart(parts_by_budget(results, ["code", "prose"])).axes[1]
     rows = [row for row in results.decomposition if row.domain == "prose"]
     bars = {bar.get_label(): [patch.get_height() for patch in bar] for bar in axes.containers if len(bar) == len(rows)}
     assert bars["predictable here"] == [row.predictable.value for row in rows]
@@ -66,7 +67,7 @@ def test_bars_hold_the_results(results):
 
 
 def test_lines_over_depth_hold_the_results(results):
-    axes = gain_by_depth(results, ["code", "prose"], 3).axes[0]
+    axes = draw_chart(gain_by_depth(results, ["code", "prose"], 3)).axes[0]
     rows = [row for row in results.ceiling if (row.domain, row.big_layers) == ("code", 3)]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     for spend, label in (("average", "k on average"), ("exact", "k on every token")):

@@ -10,6 +10,7 @@ import pytest
 from duollm.analysis.analyse import analyse
 from duollm.errors import UserError
 from duollm.report.page import MODULES, write_report
+from reading_pages import data_of
 from synthetic_run import Plan, write_run
 
 
@@ -22,12 +23,8 @@ def page(compared, tmp_path_factory):
     return path.read_text(encoding="utf-8"), compared[2]
 
 
-def data_of(html):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[1])
-
-
 def test_offline_and_small(page):
-    html = re.sub(r'<script type="application/json".*?</script>', "", page[0], flags=re.DOTALL)
+    html = re.sub(r'<script type="text/plain".*?</script>', "", page[0], flags=re.DOTALL)
     assert not re.search(r"<link[^>]+href=\"(?!data:)|@import|url\(|\bsrc=|\bfetch\(", html)
     assert "default-src 'none'" in html
     assert len(page[0]) < 5e5

@@ -1,8 +1,6 @@
 """What `duollm report` makes of a run folder."""
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +10,7 @@ import pytest
 from duollm import cli
 from duollm.config import Recipe, ReportConfig, to_yaml
 from duollm.report.rewrite import differences, rewrite_report
+from reading_pages import data_of
 from synthetic_run import Plan, write_run
 
 
@@ -42,8 +41,9 @@ def test_the_page_is_made_without_torch(run):
     assert last[0] == "0"
     assert not {"torch", "transformers"} & set(last)
     page = (run / "report.html").read_text()
-    assert '"missing":["ceiling"]' in page
-    assert '"samples":100' in page
+    [data] = data_of(page)["runs"]
+    assert data["missing"] == ["ceiling"]
+    assert data["results"]["bootstrap"]["samples"] == 100
 
 
 def test_a_page_that_is_current_is_opened_as_it_is(run, opened, capsys):
@@ -76,8 +76,7 @@ def test_several_runs_make_one_page(run, tmp_path, monkeypatch, capsys):
     shutil.copytree(run, tmp_path / "a b" / "run")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["report", str(run), "a b/run", "--out", "pages/both.html"]) == 0
-    html = (tmp_path / "pages" / "both.html").read_text()
-    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
+    data = data_of((tmp_path / "pages" / "both.html").read_text())
     assert [one["name"] for one in data["runs"]] == [str(run), "a b/run"]
     assert data["runs"][1]["folder"] == "../a%20b/run/figures"
     assert data["settings"] == []

@@ -359,6 +359,11 @@ class Results:
         return "pooled" if len(self.data) > 1 else self.domains[0]
 
     @property
+    def cheapest(self) -> str:
+        """What to call the policy that takes the cheapest branch at every layer."""
+        return "all small" if "small" in self.model["branches"] else "all skipped"
+
+    @property
     def main_nll(self) -> list[LossRow]:
         """`nll` without the oracle in other contexts than the main one."""
         return [row for row in self.nll if row.policy not in (ORACLE, EXECUTED) or row.context == self.context]

@@ -4,12 +4,15 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
+from string import ascii_uppercase
 from textwrap import fill
-from typing import get_args
+from typing import Any, get_args
 
-from duollm.analysis.claims.runs import Column, Run, columns_of, over_seeds
+from duollm.analysis.claims.models import BY_TASKS
+from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, over_seeds, studies_of
 from duollm.analysis.verdicts import Claim, Labels, Verdict
 from duollm.errors import UserError, did_you_mean
 from duollm.records.numbers import with_interval
@@ -30,7 +33,7 @@ _LEGEND = (
 )
 
 
-def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None:
+def print_claims(folders: Sequence[Path], domain: str | None, form: str, out: Path | None = None) -> None:
     """Print a row for every claim.
 
     Args:
@@ -38,56 +41,113 @@ def print_claims(folders: Sequence[Path], domain: str | None, form: str) -> None
         domain: name of a domain. None for all pooled, or the only one; a claim that is not measured there is shown for
             another domain.
         form: "table", "json" or "csv".
+        out: a folder for the figure of C14 and C15, if dense or frozen runs were scored.
 
     Raises:
         UserError: a folder is no finished run, the runs do not fit together, or there is no such domain.
+
+    Settings in which runs differ more than they must are named on standard error.
     """
-    columns = columns_of([Run.read(folder) for folder in folders])
+    columns, without_place = columns_of([Run.read(folder) for folder in folders])
     if not columns:
         raise UserError(f"{folders[0]}: only stands beside a study (dense or frozen); give the run of the study too")
+    studies = studies_of(columns)
     main = columns[0].main
-    assert main
     assert main.results
     known = [*main.results.data, *(["pooled"] if len(main.results.data) > 1 else [])]
     if domain is not None and domain not in known:
         raise UserError(f"domain {domain}: not in {main.folder}; {did_you_mean(domain, known)}")
+    for note in notes_on(studies, without_place):
+        print(f"note: {note}", file=sys.stderr)
+    if out:
+        from duollm.report.model_figures import write_duo_and_dense
+
+        write_duo_and_dense(columns, out)
     asked = domain or main.results.headline
-    claims = list(_claims(columns, asked, domain is None))
+    claims = list(_claims(studies, asked, domain is None))
     if form == "json":
-        print(json.dumps([asdict(claim) | {"seeds": seeds} for claim, seeds in claims], indent=2))
+        print(json.dumps([_nested(decided) for decided in claims], indent=2))
         return
     if form == "csv":
-        names = [_name(column, columns) for column in columns]
-        rows = [_flat(claim) | dict(zip(names, seeds, strict=False)) for claim, seeds in claims]
+        rows = [_flat(decided) for decided in claims]
         writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
         return
-    title = f"{asked}: {', '.join(map(str, folders))}"
-    print_table(title, [_row(claim, seeds if len(columns) > 1 else [], asked) for claim, seeds in claims], WIDTH)
-    contexts = dict.fromkeys(reading.context for claim, _ in claims for reading in claim.readings)
+    print_table(f"{asked}: {', '.join(map(str, folders))}", [_row(decided, asked) for decided in claims], WIDTH)
+    if len(studies) > 1:
+        letters = (f"{letter}: {study[0].main.folder}" for letter, study in zip(ascii_uppercase, studies, strict=False))
+        print(fill(f"Studies, the one that decides a claim first: {', '.join(letters)}", WIDTH))
+    contexts = dict.fromkeys(reading.context for decided in claims for reading in decided.claim.readings)
     for line in _LEGEND:
         print(fill(line.format(contexts=", ".join(contexts) or "none"), WIDTH))
 
 
-def _claims(columns: Sequence[Column], domain: str, elsewhere: bool) -> Iterator[tuple[Claim, list[Verdict]]]:
-    """Yield every claim over all seeds, with its verdict in each."""
-    by_column = [{(claim.id, claim.domain): claim for claim in column.claims()} for column in columns]
-    for name in sorted({name for claims in by_column for name, _ in claims}, key=lambda name: int(name[1:])):
-        others = {place for claims in by_column for other, place in claims if other == name} if elsewhere else ()
+@dataclass(frozen=True)
+class Decided:
+    """A claim over all seeds of the study that decides it.
+
+    Attributes:
+        seeds: of each study that measured it, by its first run, the verdict of each seed; the deciding one first.
+        names: of the seeds of the deciding study.
+        letters: of the studies in `seeds`; empty if only one study was given.
+    """
+
+    claim: Claim
+    seeds: dict[str, list[Verdict]]
+    names: list[str]
+    letters: str
+
+    @property
+    def study(self) -> str:
+        """The first run of the study that decides it."""
+        return next(iter(self.seeds))
+
+
+def _claims(studies: Sequence[Sequence[Column]], domain: str, elsewhere: bool) -> Iterator[Decided]:
+    """Yield every claim, decided by the first study that measures it in full, or else by the first that measures it."""
+    letters = ascii_uppercase if len(studies) > 1 else ""
+    found = [dict(_of_study(study, domain, elsewhere)) for study in studies]
+    for name in sorted({name for claims in found for name in claims}):
+        have = [place for place, claims in enumerate(found) if name in claims]
+        have.sort(key=lambda place: _unmeasured(found[place][name][0]))  # the sort is stable
+        have = [place for place in have if _unmeasured(found[place][name][0]) < 2] or have[:1]
+        seeds = {str(studies[place][0].main.folder): found[place][name][1] for place in have}
+        names = [_name(column, studies[have[0]]) for column in studies[have[0]]]
+        shown = "".join(letters[place] for place in have) if letters else ""
+        yield Decided(found[have[0]][name][0], seeds, names, shown)
+
+
+def _unmeasured(claim: Claim) -> int:
+    """Rank a claim: measured in full, in part, not at all."""
+    measured = [one.estimate is not None for one in claim.conditions]
+    return 0 if all(measured) else 1 if any(measured) else 2
+
+
+def _of_study(
+    study: Sequence[Column], domain: str, elsewhere: bool
+) -> Iterator[tuple[tuple[int, bool], tuple[Claim, list[Verdict]]]]:
+    """Yield every claim over the seeds of a study, with its verdict in each; one by tasks has a row of its own."""
+    by_column = [{(claim.id, claim.domain): claim for claim in column.claims()} for column in study]
+    known = sorted({place for claims in by_column for place in claims})
+    for name, by_tasks in dict.fromkeys((name, place == BY_TASKS) for name, place in known):
+        others = [place for other, place in known if other == name and place != BY_TASKS] if elsewhere else []
         found = {
             place: [claims[name, place] for claims in by_column if (name, place) in claims]
-            for place in (domain, *sorted(others))
+            for place in ([BY_TASKS] if by_tasks else [domain, *others])
         }
         measured = (place for place, seeds in found.items() if any(seed.verdict != "not measured" for seed in seeds))
-        seeds = found[next(measured, domain)]
-        yield over_seeds(seeds), [seed.verdict for seed in seeds]
+        seeds = found[next(measured, BY_TASKS if by_tasks else domain)]
+        yield (int(name[1:]), by_tasks), (over_seeds(seeds), [seed.verdict for seed in seeds])
 
 
-def _row(claim: Claim, seeds: Sequence[Verdict], domain: str) -> dict[str, Cell]:
+def _row(decided: Decided, domain: str) -> dict[str, Cell]:
+    claim = decided.claim
     decided_by = claim.finding if claim.verdict == "not measured" else f"{claim.quantity}: {_rule(claim)}"
-    verdict = " ".join([claim.verdict, *(_MARKS[each] for each in seeds)])
-    where = "" if claim.domain == domain else f" ({claim.domain})"
+    of_studies = [" ".join(_MARKS[each] for each in seeds) for seeds in decided.seeds.values()]
+    marks = ["".join(pair) for pair in zip_longest(decided.letters, of_studies, fillvalue="")]
+    verdict = " ".join([claim.verdict, *(marks if len(decided.names) > 1 or decided.letters else [])])
+    where = "" if claim.domain in (domain, BY_TASKS) else f" ({claim.domain})"
     return {
         "": claim.id,
         "claim, and what decides it": f"{claim.statement}{where} [{claim.source}]\n{decided_by}\n",
@@ -103,11 +163,21 @@ def _marks(claim: Claim, labels: Labels) -> str:
     return " ".join(found.get(context, _MARKS["not measured"]) for context in contexts)
 
 
-def _flat(claim: Claim) -> dict[str, Cell]:
+def _nested(decided: Decided) -> dict[str, Any]:
+    own = decided.seeds[decided.study]
+    more = {"seeds": own, "study": decided.study}
+    others = {name: seeds for name, seeds in decided.seeds.items() if name != decided.study}
+    return asdict(decided.claim) | more | {"other_studies": others}
+
+
+def _flat(decided: Decided) -> dict[str, Cell]:
+    claim = decided.claim
     estimate = asdict(claim.estimate) if claim.estimate else {}
     names = ("id", "domain", "statement", "source", "verdict", "quantity")
     readings = {f"{one.labels} {one.context}": one.verdict for one in claim.readings}
-    return {name: getattr(claim, name) for name in names} | {"rule": _rule(claim)} | estimate | readings
+    seeds = dict(zip(decided.names, decided.seeds[decided.study], strict=False))
+    row = {name: getattr(claim, name) for name in names} | {"rule": _rule(claim)} | estimate
+    return row | seeds | {"study": decided.study} | readings
 
 
 def _rule(claim: Claim) -> str:
@@ -116,5 +186,4 @@ def _rule(claim: Claim) -> str:
 
 def _name(column: Column, columns: Sequence[Column]) -> str:
     seeds = [one.seed for one in columns]
-    assert column.main
     return f"seed {column.seed}" if len(set(seeds)) == len(seeds) else column.main.folder.resolve().name

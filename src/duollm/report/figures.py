@@ -1,15 +1,18 @@
 """Draws all figures of a run."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from duollm.analysis.claims.routers import FIGURE_7
 from duollm.analysis.comparison import shown_routers
 from duollm.analysis.results import Results
+from duollm.analysis.token_classes import is_python
 from duollm.records.bootstrap import Integers
 from duollm.records.tokens import Tokens
+from duollm.report.chart import draw_chart, write_csv
 from duollm.report.fonts import use_fonts_for_all_text
 from duollm.report.gain_figures import (
     ceiling_budget,
@@ -19,11 +22,32 @@ from duollm.report.gain_figures import (
     parts_by_budget,
 )
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
-from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget
+from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
 from duollm.report.passages import first_window, one_line
-from duollm.report.style import ALL_SKIPPED, save, styled
-from duollm.report.token_figures import difficulty_by_loss, route_strips
+from duollm.report.style import save, styled
+from duollm.report.token_figures import difficulty_by_loss, losses_of_text, route_strips
 
+CAPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "agreement": ("How often routers take the oracle's branch, by layer, against chance.", ()),
+    "best_of_draws": ("Best of N random patterns and routes against N (paper, figure 4a).", ("C1",)),
+    "ceiling_by_depth": ("What a predictor gains, by the last layer whose states it sees.", ()),
+    "decomposition": ("What the oracle's gain is made of: predictable, luck of the choice, rest.", ()),
+    "difficulty": ("What all big and the oracle gain on each token against its loss (paper, figure 5).", ("C11",)),
+    "gain_by_tries": (
+        "What the search gains by the number of routes tried, on true labels and on drawn ones.",
+        (),
+    ),
+    "layer_use": ("Share of big by layer (paper, figure 2).", ("C6", "C7", "C8", "C9")),
+    "layer_use_by_position": ("Share of big by layer and position (paper, figure 3).", ("C10",)),
+    "losses_of_text": ("Losses of the first Python document, token by token (paper, figure 6).", ("C12",)),
+    "nll_by_budget": ("Loss against the number of big layers, by domain (paper, figure 4b).", ("C2", "C3", "C4")),
+    "oracle_sliding": ("Loss of the oracle whose budget slides over the window (paper, figure 4c).", ("C5",)),
+    "overview": ("Loss against the number of big layers, all domains pooled.", ("C2", "C3", "C4")),
+    "pareto": ("Loss against measured time and FLOPs, routers' own cost included.", ()),
+    "routes": ("Routes of the first document, token by token (paper, figure 7).", ("C13",)),
+    "selection_noise": ("What the oracle's search gains on true labels and on drawn ones.", ()),
+}
+"""What each figure shows, and the claims that it bears on."""
 _STRIP_TOKENS = 56
 _LONGEST_NAME = 32
 
@@ -36,7 +60,7 @@ def shown_budget(domains: Sequence[Tokens]) -> int:
 
 
 def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bool = True) -> dict[str, Path]:
-    """Write every figure to <run>/figures as SVG, and as PDF if `pdf`; return the SVGs by name.
+    """Write every figure to <run>/figures as SVG with the CSV behind it, and as PDF if `pdf`; return the SVGs by name.
 
     Figures of selection noise and of the predictable ceiling are left out if these were not measured.
     """
@@ -44,52 +68,65 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bo
     focus = sorted(set(results.focus_budgets))
     shown = shown_routers(results.comparison, headline)
     few = shown[:2]
-    strips = [strip for tokens in domains for strip in _strips(tokens, budget, few)]
+    # The paper shows routers at 0.3 and 0.5 of the layers.
+    more = sorted({round(share * results.num_layers) for share in FIGURE_7} - {budget})
+    strips = [strip for tokens in domains for k in (budget, *more) for strip in _strips(tokens, k, few, k == budget)]
+    charts = {
+        "overview": nll_by_budget(results, [headline], shown),
+        "nll_by_budget": nll_by_budget(results, names, shown),
+        "best_of_draws": best_of_draws(results, budget, shown),
+        "layer_use": share_over_depth(results, focus, few),
+        "layer_use_by_position": share_over_depth_and_position(results, focus, few),
+        "difficulty": difficulty_by_loss(domains, results, budget),
+        "routes": route_strips(strips),
+    }
+    if sliding := oracle_sliding(results):
+        charts["oracle_sliding"] = sliding
+    if code := next((tokens for tokens in domains if is_python(tokens)), None):
+        rows, words = _start_of_text(code)
+        charts["losses_of_text"] = losses_of_text(code, rows, words, budget, results.cheapest)
+    if results.selection_noise:
+        charts["selection_noise"] = gains_by_budget(results, names)
+    if any(row.domain == headline and row.big_layers in focus for row in results.tries):
+        charts["gain_by_tries"] = gains_by_tries(results, headline, focus)
+    if results.timing:
+        charts["pareto"] = loss_by_cost(results, headline)
+    if any(row.domain == headline for row in results.agreement):
+        charts["agreement"] = agreement_over_depth(results, headline, shown)
+    if results.decomposition:
+        charts["decomposition"] = parts_by_budget(results, names)
+    if results.ceiling:
+        charts["ceiling_by_depth"] = gain_by_depth(results, names, ceiling_budget(results, budget))
+    for name, chart in charts.items():
+        write_csv(chart, run / "figures" / f"{name}.csv")
     with styled():
-        figures = {
-            "overview": nll_by_budget(results, [headline], shown),
-            "nll_by_budget": nll_by_budget(results, names, shown),
-            "best_of_draws": best_of_draws(results, budget, shown),
-            "layer_use": share_over_depth(results, focus, few),
-            "layer_use_by_position": share_over_depth_and_position(results, focus, few),
-            "difficulty": difficulty_by_loss(domains, results, budget),
-            "routes": route_strips(strips),
-        }
-        if results.selection_noise:
-            figures["selection_noise"] = gains_by_budget(results, names)
-        if any(row.domain == headline and row.big_layers in focus for row in results.tries):
-            figures["gain_by_tries"] = gains_by_tries(results, headline, focus)
-        if results.timing:
-            figures["pareto"] = loss_by_cost(results, headline)
-        if any(row.domain == headline for row in results.agreement):
-            figures["agreement"] = agreement_over_depth(results, headline, shown)
-        if results.decomposition:
-            figures["decomposition"] = parts_by_budget(results, names)
-        if results.ceiling:
-            figures["ceiling_by_depth"] = gain_by_depth(results, names, ceiling_budget(results, budget))
+        figures = {name: draw_chart(chart) for name, chart in charts.items()}
         shorten_names(names, figures.values())
-        if "small" not in results.model["branches"]:
-            _replace(ALL_SKIPPED, figures.values())
         use_fonts_for_all_text(figures.values())
         return {name: save(figure, run / "figures", name, pdf) for name, figure in figures.items()}
 
 
-def _replace(words: Mapping[str, str], figures: Iterable[Figure]) -> None:
+def shorten_names(names: Sequence[str], figures: Iterable[Figure]) -> None:
+    """Cut the middle out of long names; a title wider than its panel would leave no room for the panel."""
+    short = {name: f"{name[:15]}…{name[-15:]}" for name in names if len(name) > _LONGEST_NAME}
     for text in [text for figure in figures for text in figure.findobj(Text)]:
-        for old, new in words.items():
+        for old, new in short.items():
             text.set_text(text.get_text().replace(old, new))
 
 
-def shorten_names(names: Sequence[str], figures: Iterable[Figure]) -> None:
-    """Cut the middle out of long names; a title wider than its panel would leave no room for the panel."""
-    _replace({name: f"{name[:15]}…{name[-15:]}" for name in names if len(name) > _LONGEST_NAME}, figures)
-
-
-def _strips(tokens: Tokens, k: int, shown: Sequence[str]) -> Iterator[tuple[str, Integers, list[str]]]:
-    """Yield the routes of the oracle and of the routers `shown` on the start of the first document."""
+def _start_of_text(tokens: Tokens) -> tuple[list[int], list[str]]:
+    """Return the first tokens of the first document, and their texts."""
     rows = first_window(tokens, 0)[:_STRIP_TOKENS]
-    words = [one_line(tokens.text[t]) for t in rows]
+    return rows, [one_line(tokens.text[t]) for t in rows]
+
+
+def _strips(
+    tokens: Tokens, k: int, shown: Sequence[str], with_oracle: bool
+) -> Iterator[tuple[str, Integers, list[str]]]:
+    """Yield the routes of routers, and perhaps of the oracle, on the start of the first document."""
+    rows, words = _start_of_text(tokens)
     routers = {key.variant: one for key, one in tokens.routers().items() if key.big_layers == k}
-    policies = {"oracle": tokens.oracle(k)} | {f"{name} router": routers[name] for name in shown if name in routers}
+    policies = {"oracle": tokens.oracle(k)} if with_oracle else {}
+    policies |= {f"{name} router": routers[name] for name in shown if name in routers}
     for policy, one in policies.items():
         yield f"{tokens.domain}, {policy}, k = {k}", one.routes_TL[rows], words

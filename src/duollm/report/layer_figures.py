@@ -1,6 +1,8 @@
 """Figures over depth: the share of big (paper, figure 2), with position (figure 3), and agreement with the oracle."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -9,97 +11,98 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from duollm.analysis.results import LayerUseRow, Results
+from duollm.records.bootstrap import Estimate
 from duollm.records.keys import ORACLE
-from duollm.report import style
+from duollm.report.chart import Chart, Panel, Point, Series, level, lines
+from duollm.report.style import DEPARTURE_COLOURS, GREY, Look, policy_look, router_looks
 
 _MOST_BUDGETS = 3
+_LAYER = "layer (0 is the first)"
 
 
-def share_over_depth(results: Results, budgets: Sequence[int], routers: Sequence[str]) -> Figure:
-    """Draw the share of big per layer, of the oracle and some routers, one row per domain and one column per k.
+def share_over_depth(results: Results, budgets: Sequence[int], routers: Sequence[str]) -> Chart:
+    """Return the share of big per layer, of the oracle and some routers, one row per domain and one column per k.
 
     Args:
         routers: the routers to show, see `PolicyRow.variant`.
     """
-    layers = np.arange(results.num_layers)
-    looks = {ORACLE: style.policy_look(ORACLE), **style.router_looks(results.layer_use)}
-    figure, grid = style.panels(len(results.domains), len(budgets), 3.7, 2.7)
-    for domain, line in zip(results.domains, grid, strict=True):
-        for k, axes in zip(budgets, line, strict=True):
-            axes.axhline(k / len(layers), color=style.GREY, linestyle=":", linewidth=1.2, label="even use, k / L")
-            for policy in (ORACLE, *routers):
-                if found := _find(results, domain, policy, k):
-                    style.draw_band(axes, layers, found.share_by_layer, looks[policy].colour, alpha=0.2)
-                    axes.plot(layers, [share.value for share in found.share_by_layer], **looks[policy].style)
-            axes.set(title=f"{domain}, k = {k}", xlabel="layer (0 is the first)", ylabel="share of big")
-            axes.set_ylim(-0.04, 1.04)  # markers at 0 and 1 stay whole
-            style.whole_numbers(axes)
-    style.legend_below(figure, grid[0][0], columns=2 + len(routers))
-    return figure
+    looks = {ORACLE: policy_look(ORACLE), **router_looks(results.layer_use)}
+
+    def panel(domain: str, k: int) -> Panel:
+        rows = {policy: _find(results, domain, policy, k) for policy in (ORACLE, *routers)}
+        series = [_by_layer(looks[policy], row.share_by_layer) for policy, row in rows.items() if row]
+        even = level("even use, k / L", k / results.num_layers)
+        # Markers at 0 and 1 stay whole.
+        return Panel(f"{domain}, k = {k}", _LAYER, "share of big", [even, *series], y_range=(-0.04, 1.04))
+
+    grid = [[panel(domain, k) for k in budgets] for domain in results.domains]
+    return Chart(grid, 3.7, 2.7, columns=2 + len(routers))
 
 
-def share_over_depth_and_position(results: Results, budgets: Sequence[int], routers: Sequence[str]) -> Figure:
-    """Draw layer x position maps of the share of big minus k / L, one row per domain and policy."""
-    lines = [(domain, policy) for domain in results.domains for policy in (ORACLE, *routers)]
+def _by_layer(look: Look, shares: Sequence[Estimate]) -> Series:
+    return lines(look, [Point.of(layer, share) for layer, share in enumerate(shares)])
+
+
+def share_over_depth_and_position(results: Results, budgets: Sequence[int], routers: Sequence[str]) -> Chart:
+    """Return layer x position maps of the share of big minus k / L, one row per domain and policy."""
     scale = _colour_scale(results, budgets)
-    figure, grid = style.panels(len(lines), len(budgets), 3.7, 2.1)
-    for (domain, policy), line in zip(lines, grid, strict=True):
-        title = policy if policy == ORACLE else f"router ({policy})"
-        for k, axes in zip(budgets, line, strict=True):
-            found = _find(results, domain, policy, k)
-            axes.set(title=f"{domain}, {title}, k = {k}", xlabel="position in the window", ylabel="layer")
-            if found is None:
-                axes.text(
-                    0.5, 0.5, "not measured", ha="center", va="center", color=style.GREY, transform=axes.transAxes
-                )
-                axes.set(xticks=[], yticks=[])
-            else:
-                _draw_map(axes, found, k / results.num_layers, scale)
-    everything = [axes for line in grid for axes in line]
-    mappable = ScalarMappable(scale, style.DEPARTURE_COLOURS)
-    figure.colorbar(mappable, ax=everything, label="share of big minus k / L", shrink=0.5, aspect=30)
-    return figure
+
+    def panel(domain: str, policy: str, k: int) -> Panel:
+        found, name = _find(results, domain, policy, k), policy if policy == ORACLE else f"router ({policy})"
+        series, edges = [], []
+        if found is not None:
+            edges, shares_LP = found.position_edges, np.array(found.share_by_layer_and_position)
+            for layer, shares_P in enumerate(shares_LP - k / results.num_layers):
+                look = Look(f"layer {layer}, share of big minus k / L", GREY, "")
+                series.append(Series(look, [Point(x, y) for x, y in zip(edges, shares_P.tolist(), strict=False)]))
+        draw = partial(_draw_map, edges=edges, scale=scale)
+        return Panel(f"{domain}, {name}, k = {k}", "position in the window", "layer", series, draw)
+
+    def finish(figure: Figure, everything: list[Axes]) -> None:
+        mappable = ScalarMappable(scale, DEPARTURE_COLOURS)
+        figure.colorbar(mappable, ax=everything, label="share of big minus k / L", shrink=0.5, aspect=30)
+
+    grid = [[panel(domain, policy, k) for k in budgets] for domain in results.domains for policy in (ORACLE, *routers)]
+    return Chart(grid, 3.7, 2.1, columns=0, finish=finish)
 
 
-def agreement_over_depth(results: Results, domain: str, routers: Sequence[str]) -> Figure:
-    """Draw the share of tokens on the oracle's branch per layer, with that of chance dotted, at up to three k."""
+def _draw_map(axes: Axes, panel: Panel, edges: Sequence[float], scale: Normalize) -> None:
+    axes.grid(False)
+    if not panel.series:
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", color=GREY, transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return
+    values_LP = np.array([[point.y for point in series.points] for series in panel.series])
+    look: dict[str, Any] = {"norm": scale, "cmap": DEPARTURE_COLOURS, "rasterized": True}
+    axes.pcolormesh(edges, np.arange(len(values_LP) + 1) - 0.5, values_LP, **look)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def agreement_over_depth(results: Results, domain: str, routers: Sequence[str]) -> Chart:
+    """Return the share of tokens on the oracle's branch per layer, with that of chance dotted, at up to three k."""
     rows = [row for row in results.agreement if row.domain == domain]
-    budgets, looks = sorted({row.big_layers for row in rows}), style.router_looks(results.comparison)
+    budgets, looks = sorted({row.big_layers for row in rows}), router_looks(results.comparison)
     places = np.linspace(0, len(budgets) - 1, min(_MOST_BUDGETS, len(budgets))).round().astype(int)
-    figure, [line] = style.panels(1, len(places), 3.9, 3.3)
-    for axes, place in zip(line, places, strict=True):
+    panels = []
+    for k in [budgets[place] for place in places]:
+        series = []
         for row in rows:
-            if row.big_layers == budgets[place] and row.variant in routers:
-                look, layers = looks[row.variant], np.arange(len(row.share_by_layer))
-                style.draw_band(axes, layers, row.share_by_layer, look.colour, alpha=0.2)
-                axes.plot(layers, [share.value for share in row.share_by_layer], **look.style)
-                chance = row.share_if_independent_by_layer
-                axes.plot(layers, chance, color=look.colour, linestyle=":", linewidth=1.3)
-        title = f"{domain}, k = {budgets[place]}"
-        axes.set(title=title, xlabel="layer (0 is the first)", ylabel="on the oracle's branch")
-        style.whole_numbers(axes)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    line[0].plot([], [], color=style.GREY, linestyle=":", label="by chance, with the same shares per layer")
-    style.legend_below(figure, line[0], columns=2)
-    return figure
+            if row.big_layers == k and row.variant in routers:
+                look = looks[row.variant]
+                chance = replace(look, label=f"{look.label}, by chance", marker="", line=":")
+                points = [Point(layer, share) for layer, share in enumerate(row.share_if_independent_by_layer)]
+                series += [_by_layer(look, row.share_by_layer), lines(chance, points)]
+        panels.append(Panel(f"{domain}, k = {k}", _LAYER, "on the oracle's branch", series, percent=True))
+    return Chart([panels], 3.9, 3.3, columns=2)
 
 
 def _find(results: Results, domain: str, policy: str, k: int) -> LayerUseRow | None:
     """Return the layer use of a policy or router (see `PolicyRow.variant`), or None if it was not measured."""
     found = (row for row in results.layer_use if (row.domain, row.variant, row.big_layers) == (domain, policy, k))
     return next(found, None)
-
-
-def _draw_map(axes: Axes, row: LayerUseRow, even: float, scale: Normalize) -> None:
-    share_LP = np.array(row.share_by_layer_and_position)
-    layer_edges = np.arange(len(share_LP) + 1) - 0.5
-    look: dict[str, Any] = {"norm": scale, "cmap": style.DEPARTURE_COLOURS, "rasterized": True}
-    axes.pcolormesh(row.position_edges, layer_edges, share_LP - even, **look)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(False)
 
 
 def _colour_scale(results: Results, budgets: Sequence[int]) -> Normalize:

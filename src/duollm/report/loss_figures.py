@@ -1,50 +1,50 @@
-"""Figures of loss: against the budget (paper, figure 4b), the size of a random draw (4a), and what a forward costs."""
+"""Figures of loss: against the budget (paper, figure 4b), the size of a random draw (4a), its slope (4c), and cost."""
 
+import re
 from collections.abc import Sequence
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from dataclasses import replace
+from math import nan
 
 from duollm.analysis.results import BestOfRow, ComparisonRow, LossRow, Results
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, PATTERNS_DRAWN, RANDOM, STATIC
-from duollm.report import style
-from duollm.report.style import Look
+from duollm.report.chart import Chart, Panel, Point, Series, lines
+from duollm.report.style import GREY, Look, policy_look, router_looks
 
 _COSTS = {"relative_time": "time per token, all big = 1", "relative_flops": "FLOPs per token, all big = 1"}
-_ROUTES_COLOUR = "#56B4E9"
+_BEST_PATTERNS = Look("best of N random patterns", GREY, "")
+_BEST_ROUTES = Look("best of N random routes per token", "#56B4E9", "")
+_NLL = "nll (nats per token)"
 
 
-def nll_by_budget(results: Results, domains: Sequence[str], routers: Sequence[str]) -> Figure:
-    """Draw nll against the number of big layers for every policy, one panel per domain (or "pooled").
+def nll_by_budget(results: Results, domains: Sequence[str], routers: Sequence[str]) -> Chart:
+    """Return nll against the number of big layers for every policy, one panel per domain (or "pooled").
 
     Args:
         routers: the routers to show, see `PolicyRow.variant`.
     """
-    looks = style.router_looks(results.main_nll)
-    figure, panels = style.domain_panels(domains, 4.4, "big layers per token", "nll (nats per token)")
-    for domain, axes in panels.items():
+    looks = {
+        **{policy: policy_look(policy, results.cheapest) for policy in (ALL_SMALL, ALL_BIG)},
+        **{policy: policy_look(policy) for policy in (RANDOM, STATIC, EXECUTED, ORACLE)},
+        **{name: look for name, look in router_looks(results.main_nll).items() if name in routers},
+    }
+    panels = []
+    for domain in domains:
         rows = [row for row in results.main_nll if row.domain == domain]
-        for policy in (ALL_SMALL, ALL_BIG):
-            level, look = next(row.nll.value for row in rows if row.policy == policy), style.policy_look(policy)
-            axes.axhline(level, color=look.colour, linestyle=look.line, linewidth=1.2, label=look.label)
-        for policy in (RANDOM, STATIC, EXECUTED, ORACLE):
-            _draw_budgets(axes, [row for row in rows if row.policy == policy], style.policy_look(policy))
+        series = []
         for name, look in looks.items():
-            if name in routers:
-                _draw_budgets(axes, [row for row in rows if row.variant == name], look)
-    style.legend_below(figure, axes, columns=3 if len(domains) > 1 else 2)
-    return figure
+            mine = [row for row in rows if row.variant == name]
+            if name in (ALL_SMALL, ALL_BIG):
+                series.append(Series(look, [Point(nan, row.nll.value) for row in mine], "level"))
+            elif mine:
+                series.append(lines(look, [Point.of(row.mean_big_layers, _paired_row(row)) for row in mine]))
+        title = "all domains pooled" if domain == "pooled" else domain
+        panels.append(Panel(title, "big layers per token", _NLL, series, perplexity=True))
+    return Chart([panels], 5.4, 4.4, columns=3 if len(domains) > 1 else 2)
 
 
-def _draw_budgets(axes: Axes, rows: Sequence[LossRow], look: Look) -> None:
-    if not rows:
-        return
-    rows = sorted(rows, key=lambda row: row.mean_big_layers)
-    spent = [row.mean_big_layers for row in rows]
-    style.draw_band(axes, spent, [_paired(row.nll, row.over_all_big) for row in rows], look.colour)
-    axes.plot(spent, [row.nll.value for row in rows], **look.style)
+def _paired_row(row: LossRow) -> Estimate:
+    return _paired(row.nll, row.over_all_big)
 
 
 def _paired(nll: Estimate, over_all_big: Estimate) -> Estimate:
@@ -56,95 +56,100 @@ def _paired(nll: Estimate, over_all_big: Estimate) -> Estimate:
     return Estimate(nll.value, all_big + over_all_big.low, all_big + over_all_big.high)
 
 
-def best_of_draws(results: Results, big_layers: int, routers: Sequence[str]) -> Figure:
-    """Draw the best of N random patterns and routes against N at one budget, with oracle, static and some routers."""
-    looks = style.router_looks(results.main_nll)
-    figure, [above, below] = style.panels(2, len(results.domains), 5.4, 3.3)
-    for line, closeness in ((above, ""), (below, ", without the oracle")):
-        for axes, domain in zip(line, results.domains, strict=True):
-            for rows, colour, label in (
-                (results.best_of_patterns, style.GREY, "best of N random patterns"),
-                ([] if closeness else results.best_of_routes, _ROUTES_COLOUR, "best of N random routes per token"),
-            ):
-                _draw_best_of(axes, [row for row in rows if _is(row, domain, big_layers)], colour, label)
-            for row in results.main_nll:
-                if _is(row, domain, big_layers) and (not row.kind or row.variant in routers):
-                    _draw_level(axes, row, looks, with_oracle=not closeness)
-            axes.set(title=f"{domain}, k = {big_layers}{closeness}", xscale="log", ylabel="nll (nats per token)")
-            axes.set_xlabel("drawn at random, N")
-            axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-    style.legend_below(figure, above[0])
-    return figure
+def best_of_draws(results: Results, big_layers: int, routers: Sequence[str]) -> Chart:
+    """Return the best of N random patterns and routes against N at one budget, with oracle, static and some routers."""
+    looks = router_looks(results.main_nll)
+
+    def panel(domain: str, with_oracle: bool) -> Panel:
+        patterns, routes = (
+            [row for row in rows if (row.domain, row.big_layers) == (domain, big_layers)]
+            for rows in (results.best_of_patterns, results.best_of_routes if with_oracle else [])
+        )
+        series = [_best_of(_BEST_PATTERNS, row) for row in patterns] + [_best_of(_BEST_ROUTES, row) for row in routes]
+        for row in results.main_nll:
+            if (row.domain, row.big_layers) != (domain, big_layers):
+                continue
+            estimate = _paired_row(row)
+            if row.variant in routers:
+                series.append(Series(looks[row.variant], [Point.of(nan, estimate)], "level"))
+            elif row.policy == STATIC or (with_oracle and row.policy == ORACLE):
+                series.append(Series(policy_look(row.policy), [Point.of(nan, estimate)], "level"))
+            elif with_oracle and row.policy.endswith("-routes"):
+                drawn = int(row.policy.split("-")[2])
+                series.append(Series(policy_look(row.policy), [Point.of(drawn, estimate)], "points"))
+        title = f"{domain}, k = {big_layers}{'' if with_oracle else ', without the oracle'}"
+        return Panel(title, "drawn at random, N", _NLL, series, ticks=(1, 3, 10, 30, 100), perplexity=True)
+
+    return Chart([[panel(domain, above) for domain in results.domains] for above in (True, False)], 5.4, 3.3)
 
 
-def _is(row: LossRow | BestOfRow, domain: str, big_layers: int) -> bool:
-    return (row.domain, row.big_layers) == (domain, big_layers)
+def oracle_sliding(results: Results) -> Chart | None:
+    """Return the nll of oracles whose budget slides over the window beside those of constant budgets of the same mean.
+
+    None if no sliding budget was searched.
+    """
+    panels = []
+    for domain in results.domains:
+        rows = [row for row in results.main_nll if row.domain == domain]
+        series = []
+        for k in sorted({row.big_layers for row in rows if _slope(row)}):
+            mine = [row for row in rows if row.big_layers == k]
+            slopes = {
+                slope: row for row in mine if (slope := _slope(row)) is not None and row.context == results.context
+            }
+            look = replace(policy_look(ORACLE), label=f"oracle, {k} on average")
+            series.append(lines(look, [Point.of(slope, _paired_row(row)) for slope, row in slopes.items()]))
+            static = [Point.of(nan, _paired_row(row)) for row in mine if row.policy == STATIC]
+            series.append(Series(policy_look(STATIC), static, "level"))
+        panels.append(
+            Panel(domain, "big layers at the start of the window - at its end", _NLL, series, perplexity=True)
+        )
+    return Chart([panels], 5.0, 3.4) if any(panel.series for panel in panels) else None
 
 
-def _draw_best_of(axes: Axes, rows: Sequence[BestOfRow], colour: str, label: str) -> None:
-    for row in rows:
-        shown = [size for size in row.drawn if size <= PATTERNS_DRAWN]
-        paired = [_paired(*pair) for pair in zip(row.nll, row.over_all_big, strict=True)][: len(shown)]
-        style.draw_band(axes, shown, paired, colour, alpha=0.2)
-        axes.plot(shown, [one.value for one in paired], color=colour, label=label)
+def _slope(row: LossRow) -> int | None:
+    """By how much the budget of an oracle falls over the window; None for another policy."""
+    if row.policy == ORACLE:
+        return 0
+    ramp = re.fullmatch(r"oracle-ramp(\d+)to(\d+)", row.policy)
+    return int(ramp[1]) - int(ramp[2]) if ramp else None
 
 
-def _draw_level(axes: Axes, row: LossRow, routers: dict[str, Look], with_oracle: bool) -> None:
-    paired = _paired(row.nll, row.over_all_big)
-    if row.policy == STATIC or row.kind or (with_oracle and row.policy == ORACLE):
-        look = routers[row.variant] if row.kind else style.policy_look(row.policy)
-        axes.axhspan(paired.low, paired.high, color=look.colour, alpha=0.12, linewidth=0)
-        axes.axhline(row.nll.value, color=look.colour, linestyle=look.line, label=look.label)
-    elif with_oracle and row.policy.endswith("-routes"):
-        look, drawn = style.policy_look(row.policy), int(row.policy.split("-")[2])
-        error = [[paired.value - paired.low], [paired.high - paired.value]]
-        axes.errorbar(drawn, paired.value, error, color=look.colour, marker=look.marker, capsize=3, label=look.label)
+def _best_of(look: Look, row: BestOfRow) -> Series:
+    measured = zip(row.drawn, row.nll, row.over_all_big, strict=True)
+    return lines(look, [Point.of(n, _paired(nll, over)) for n, nll, over in measured if n <= PATTERNS_DRAWN])
 
 
-def loss_by_cost(results: Results, domain: str) -> Figure:
-    """Draw nll against measured time and against FLOPs, one point per router and k.
+def loss_by_cost(results: Results, domain: str) -> Chart:
+    """Return nll against measured time and against FLOPs, one point per router and k.
 
     The upper panels have the oracle and use its text. The lower ones leave it out and use the text of the comparison.
     """
     rows = [row for row in results.comparison if row.domain == domain]
     main = [(row, row.nll.value) for row in rows if row.context in (None, results.context)]
     of_compared = [(row, row.compared_nll) for row, _ in main if row.compared_nll is not None]
-    figure, grid = style.panels(2, len(_COSTS), 5.4, 4.2)
-    for line, with_oracle, shown in zip(grid, (True, False), (main, of_compared), strict=True):
-        for axes, (cost, label) in zip(line, _COSTS.items(), strict=True):
+    ends = {ALL_SMALL: "<", ALL_BIG: ">"}
+    looks = {policy: replace(policy_look(policy, results.cheapest), marker=marker) for policy, marker in ends.items()}
+    looks |= {policy: policy_look(policy) for policy in (STATIC, EXECUTED, ORACLE)} | router_looks(rows)
+    grid = []
+    for shown, hidden, title in ((main, (), ""), (of_compared, (EXECUTED, ORACLE), "without the oracle, on more text")):
+        line = []
+        for cost, label in _COSTS.items():
             known = [(row, getattr(row, cost), nll) for row, nll in shown if getattr(row, cost) is not None]
-            _draw_costs(axes, known, style.router_looks(rows), with_oracle)
-            axes.set(
-                xlabel=label,
-                ylabel="nll (nats per token)",
-                title="" if with_oracle else "without the oracle, on more text",
-            )
-    style.legend_below(figure, grid[0][0])
-    return figure
+            series = [_costs(name, looks[name], known) for name in looks if name not in hidden]
+            line.append(Panel(title, label, _NLL, [one for one in series if one.points]))
+        grid.append(line)
+    return Chart(grid, 5.4, 4.2)
 
 
-def _draw_costs(
-    axes: Axes, known: Sequence[tuple[ComparisonRow, float, float]], routers: dict[str, Look], with_oracle: bool
-) -> None:
-    """Draw rows, each with its cost and nll: both ends, curves, and routers.
-
-    The bars of routers are the interval of the gain over static, put where the router stands.
-    """
-    for row, cost, nll in known:
-        if row.policy in (ALL_SMALL, ALL_BIG):
-            side = 1 if row.policy == ALL_SMALL else -1
-            axes.plot(cost, nll, color="#000000", marker="o")
-            label, aligned = style.policy_look(row.policy).label, "left" if side > 0 else "right"
-            axes.annotate(label, (cost, nll), (6 * side, 5), textcoords="offset points", ha=aligned)
-    for policy in (STATIC, *((EXECUTED, ORACLE) if with_oracle else ())):
-        curve = sorted((row.big_layers, cost, nll) for row, cost, nll in known if row.policy == policy)
-        if curve:
-            axes.plot([cost for _, cost, _ in curve], [nll for *_, nll in curve], **style.policy_look(policy).style)
-    for name, look in routers.items():
-        mine = [one for one in known if one[0].kind and one[0].variant == name]
-        if not mine:
-            continue
-        gains = [row.gain_over_static or Estimate(0.0, 0.0, 0.0) for row, *_ in mine]
-        bars = np.array([(abs(gain.high - gain.value), abs(gain.low - gain.value)) for gain in gains]).T
-        points = [cost for _, cost, _ in mine], [nll for *_, nll in mine]
-        axes.errorbar(*points, bars, elinewidth=0.8, **look.style | {"linestyle": ""})
+def _costs(name: str, look: Look, known: Sequence[tuple[ComparisonRow, float, float]]) -> Series:
+    """Return a policy's points. A router's whiskers are the interval of its gain over static, put at its loss."""
+    points, form = [], "points" if name in (ALL_SMALL, ALL_BIG) else "line"
+    for row, cost, nll in sorted(known, key=lambda one: one[0].big_layers):
+        if row.variant == name and row.kind:
+            form, gain = "points", row.gain_over_static or Estimate(0.0, 0.0, 0.0)
+            estimate = Estimate(nll, nll - gain.high + gain.value, nll - gain.low + gain.value)
+            points.append(Point.of(cost, estimate)._replace(note=f"k = {row.big_layers}"))
+        elif row.variant == name:
+            points.append(Point(cost, nll, note=f"k = {row.big_layers}"))
+    return Series(look, points, form)

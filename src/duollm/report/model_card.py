@@ -28,8 +28,7 @@ def _results(results: Results) -> str:
         if any(cells):
             look = looks.get(policy) or policy_look(policy)
             table.append(f"| {look.label} |{''.join(f' {_cell(cell)} |' for cell in cells)}")
-    lowest = "all small" if "small" in results.model["branches"] else "all skipped"
-    ends = [(lowest, losses.get((ALL_SMALL, 0))), ("all big", losses.get((ALL_BIG, layers)))]
+    ends = [(results.cheapest, losses.get((ALL_SMALL, 0))), ("all big", losses.get((ALL_BIG, layers)))]
     measured = ", ".join(f"{name} {with_interval(row.nll)}" for name, row in ends if row)
     tokens, documents = (sum(getattr(size, key) for size in results.data.values()) for key in ("tokens", "documents"))
     text = (

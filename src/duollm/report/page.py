@@ -1,6 +1,6 @@
 """Writes report.html: one file that needs no network, assembled from the files in page/ and the data of a run."""
 
-import json
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -11,12 +11,11 @@ from duollm.analysis.results import read_results
 from duollm.files import write_text
 from duollm.records.tokens import read_tokens
 from duollm.report.figures import draw_figures
-from duollm.report.payload import page_data
-from duollm.report.style import ALL_SKIPPED
+from duollm.report.payload import compressed, page_data
 
 MODULES = (
-    *("dom", "decode", "state", "colour", "chart", "scatter", "table", "frontier", "story", "quantities", "text"),
-    *("inspector", "explorer", "layers", "results", "runs", "main"),
+    *("dom", "align", "decode", "state", "colour", "chart", "scatter", "table", "frontier", "story", "quantities"),
+    *("text", "inspector", "explorer", "layers", "results", "runs", "main"),
 )
 """The modules in page/, each after those that it imports."""
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
@@ -52,15 +51,10 @@ def assemble(runs: Sequence[Mapping[str, Any]], settings: Sequence[tuple[str, Se
     """
     folder = files("duollm.report") / "page"
     script = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in MODULES)
-    if not any("small" in run["branches"] for run in runs):
-        for old, new in ALL_SKIPPED.items():
-            script = script.replace(old, new)
-    # In JSON "<" occurs only inside strings; escaped, no text of a token can end the element that holds the data.
+    data = compressed({"runs": runs, "settings": settings})
     parts = {
         "style": (folder / "page.css").read_text(encoding="utf-8"),
-        "data": json.dumps({"runs": runs, "settings": settings}, ensure_ascii=False, separators=(",", ":")).replace(
-            "<", "\\u003c"
-        ),
+        "data": base64.b64encode(data).decode(),
         "script": _EXPORT.sub("", _IMPORT.sub("", script)),
     }
     page = (folder / "page.html").read_text(encoding="utf-8")

@@ -1,15 +1,16 @@
 """Packs the data of the page: the numbers of results.json, and losses and routes token by token.
 
-A domain's losses and routes are one compressed block of bytes, which page/decode.js reads. A loss is a whole number of
-thousandths of a nat. All losses but those of all big are stored as differences from all big, which compress better.
+Losses and routes of a domain are one block of bytes, which page/decode.js reads. A loss is a whole number of hundredths
+of a nat, stored as its difference from the policy that differs least: often the same policy at the next smaller budget.
 
-Shape letters: T tokens, L layers.
+Shape letters: T tokens, L layers, P policies.
 """
 
-import base64
+import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,24 @@ from duollm.analysis.claims.evidence import studied_router
 from duollm.analysis.difficulty import HIGH_LOSS_QUANTILE
 from duollm.analysis.results import Results
 from duollm.records.bootstrap import Floats, Integers
-from duollm.records.keys import ALL_BIG, SHUFFLED, Key
+from duollm.records.keys import ALL_BIG, ALL_SMALL, DRAWN_ORACLE, DRAWN_STATIC, SHUFFLED, Key
 from duollm.records.tokens import Tokens
-from duollm.report.figures import shown_budget
+from duollm.report.figures import CAPTIONS, shown_budget
 
-LOSS_UNIT = 1e-3
+LOSS_UNIT = 1e-2
 """Nats per step of a packed loss."""
 MOST_TOKENS = 50_000
 """Tokens per domain on the page, at most; whole documents are kept as long as they fit."""
+MOST_BYTES = 2_500_000
+"""Bytes that the tokens of all domains take on the page, at most; with style, script and tables it is below 2.8 MB."""
+_BASE64 = 4 / 3
 _LARGEST = 2**15 - 1
 """The largest number that two bytes hold after `_bytes`' zigzag."""
 _DIGITS = 5
-_HIDDEN = ("predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp", "drawn-oracle-ramp")
+_SAMPLE = 1000
+"""Tokens on which it is decided from which policy another one is stored as a difference."""
+_DRAWN_GAIN = "drawn-gain"
+_HIDDEN = ("drawn-", "unit", "predictor-", f"ceiling-{SHUFFLED}", "best-of-", "oracle-ramp")
 """How the names of policies begin whose tokens are not on the page."""
 _FIELDS = (
     *("provenance", "model", "context", "bootstrap", "nll", "comparison", "families", "spend", "agreement", "timing"),
@@ -44,7 +51,7 @@ def page_data(
     run: Path, results: Results, domains: Sequence[Tokens], shown_documents: int, missing: Sequence[str]
 ) -> dict[str, Any]:
     """Return what page/main.js reads, ready for JSON."""
-    everything = asdict(results)
+    everything, like_opt = asdict(results), results.model.get("architecture") == "opt"
     shares = [{**row, "share_by_layer_and_position": None} for row in everything["layer_use"]]
     return {
         "name": run.resolve().name,
@@ -56,46 +63,110 @@ def page_data(
         "router": studied_router(row.kind for row in results.nll),
         "search": domains[0].file.fact("search"),
         "randomRoutes": domains[0].file.fact("random_routes"),
+        "cheapest": results.cheapest,
         "branches": [branch.name.lower() for branch in domains[0].space.branches],
         "groups": domains[0].space.facts["groups"],
         "highLoss": HIGH_LOSS_QUANTILE,
         "lossUnit": LOSS_UNIT,
         "folder": "figures",
-        "figures": sorted(path.stem for path in (run / "figures").glob("*.svg")),
+        "figures": [_figure(path.stem, like_opt) for path in sorted((run / "figures").glob("*.svg"))],
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
-        "domains": [pack_tokens(tokens, shown_documents) for tokens in domains],
+        "domains": [pack_tokens(tokens, shown_documents, MOST_BYTES // len(domains)) for tokens in domains],
     }
 
 
-def pack_tokens(tokens: Tokens, shown_documents: int) -> dict[str, Any]:
-    """Return the text of a domain, and losses and routes of its policies as base64 of compressed bytes."""
-    ends_D = np.cumsum(tokens.tokens_D)
-    documents = max(1, int((ends_D[:shown_documents] <= MOST_TOKENS).sum()))
-    shown = int(min(ends_D[documents - 1], MOST_TOKENS))
-    big = Key(ALL_BIG, tokens.space.num_layers)
-    big_T = _steps(tokens.policies[big].nll_T[:shown])
-    blocks, policies = [_bytes(big_T)], [_name(big)]
-    for key, one in tokens.policies.items():
-        if key != big and not key.policy.startswith(_HIDDEN):
-            difference_T = _steps(one.nll_T[:shown]) - big_T
-            blocks.append(_bytes(difference_T))
-            has_routes = one.route_T is not None and not key.auxiliary
-            policies.append(_name(key) | {"routes": has_routes})
-            blocks += [_routes(one.at(np.arange(shown)).routes_TL)] if has_routes else []
+def _figure(name: str, like_opt: bool) -> dict[str, Any]:
+    caption, claims = CAPTIONS.get(name, ("", ()))
+    if like_opt and name.startswith("layer_use"):  # the paper shows its OPT in a figure of its own
+        caption, claims = re.sub(r"figure \d", "figure 9", caption), ("C16",)
+    return {"name": name, "caption": caption, "claims": claims}
+
+
+def compressed(page: Mapping[str, Any]) -> bytes:
+    """Return a page's data, compressed: JSON and, after a zero, the blocks to which it points by [start, length]."""
+    blocks: list[bytes] = []
+
+    def place(block: bytes) -> list[int]:
+        blocks.append(block)
+        return [sum(map(len, blocks[:-1])), len(block)]
+
+    text = json.dumps(page, ensure_ascii=False, separators=(",", ":"), default=place)
+    return zlib.compress(b"\0".join([text.encode(), b"".join(blocks)]), 6)
+
+
+def pack_tokens(tokens: Tokens, shown_documents: int, most_bytes: int) -> dict[str, Any]:
+    """Return the text of a domain, and a block with losses and routes of its policies.
+
+    Args:
+        most_bytes: what both may take on the page; if they take more, fewer tokens are shown.
+    """
+    most = MOST_TOKENS
+    ends_D = np.cumsum(tokens.tokens_D)[:shown_documents]
+    while True:
+        documents = max(1, int((ends_D <= most).sum()))
+        shown = int(min(ends_D[documents - 1], most))
+        packed = _pack(tokens, documents, shown)
+        excess = _BASE64 * len(compressed(packed)) / most_bytes
+        if excess <= 1 or shown == 1:
+            return packed
+        most = max(1, int(0.98 * shown / excess))
+
+
+def _pack(tokens: Tokens, documents: int, shown: int) -> dict[str, Any]:
+    entries = list(_shown_policies(tokens, shown))
+    # Half the range: the difference of a gain below 0 and a loss has to fit, too.
+    end = _LARGEST // 2
+    steps_PT = np.clip(np.rint(np.array([values_T for _, values_T in entries]) / LOSS_UNIT), -end, end)
+    blocks, policies = [], []
+    for place, (key, _) in enumerate(entries):
+        base = _nearest(steps_PT[: place + 1])
+        blocks.append(_bytes((steps_PT[place] - (0 if base is None else steps_PT[base])).astype(np.int64)))
+        one = tokens.policies.get(key)
+        has_routes = one is not None and one.route_T is not None
+        name = {"policy": key.variant, "k": key.big_layers, "context": key.context}
+        policies.append(name | {"base": base, "routes": has_routes})
+        blocks += [_routes(one.at(np.arange(shown)).routes_TL)] if one is not None and has_routes else []
     predicted, more = _predictions(tokens, shown)
-    blocks += more
+    windows = _changes(tokens.window_T[:shown] + (tokens.document_T[:shown] << 20))
+    before = tokens.file.strings("before") if tokens.file.has("before") else None
     return {
         "name": tokens.domain,
         "tokens": len(tokens.document_T),
         "text": tokens.text[:shown],
+        "begins": before and [before[t] for t in windows],
         "documents": tokens.documents[:documents],
         "document": _changes(tokens.document_T[:shown]),
-        "window": _changes(tokens.window_T[:shown] + (tokens.document_T[:shown] << 20)),
+        "window": windows,
         "position": int(tokens.position_T[0]),
         "policies": policies,
         **predicted,
-        "block": base64.b64encode(zlib.compress(b"".join(blocks), 9)).decode(),
+        "block": b"".join([*blocks, *more]),
     }
+
+
+def _shown_policies(tokens: Tokens, shown: int) -> Iterator[tuple[Key, Floats]]:
+    """Yield policies with their losses [T], budgets in order; all big is first.
+
+    What the oracle's search gains over static on drawn labels stands among them, since both of these are never shown.
+    """
+    policies, layers = tokens.policies, tokens.space.num_layers
+    big, small = Key(ALL_BIG, layers), Key(ALL_SMALL, 0)
+    variants = list(dict.fromkeys((key.variant, key.context) for key in policies))
+    ordered = sorted(policies, key=lambda key: (variants.index((key.variant, key.context)), key.big_layers))
+    for key in (big, small, *(key for key in ordered if key not in (big, small))):
+        drawn_static = policies.get(Key(DRAWN_STATIC, key.big_layers))
+        if not key.policy.startswith(_HIDDEN):
+            yield key, policies[key].nll_T[:shown]
+        elif key.policy == DRAWN_ORACLE and drawn_static:
+            gain_T = drawn_static.nll_T[:shown] - policies[key].nll_T[:shown]
+            yield key._replace(policy=_DRAWN_GAIN), gain_T
+
+
+def _nearest(steps_PT: Floats) -> int | None:
+    """Return the policy whose differences from the last one take the fewest bits; None if there is no other."""
+    *others_PT, last_T = steps_PT[:, :: max(1, steps_PT.shape[1] // _SAMPLE)]
+    bits = [float(np.log2(1 + np.abs(other_T - last_T)).mean()) for other_T in others_PT]
+    return min(range(len(bits)), key=lambda place: bits[place], default=None)
 
 
 def _predictions(tokens: Tokens, shown: int) -> tuple[dict[str, Any], list[bytes]]:
@@ -116,15 +187,6 @@ def _predictions(tokens: Tokens, shown: int) -> tuple[dict[str, Any], list[bytes
         blocks.append(_bytes(np.array([place[word] for word in texts_T5[:, column]])))
         blocks.append(percent_T5[:, column].tobytes())
     return {"words": words, "predictions": texts_T5.shape[1]}, blocks
-
-
-def _name(key: Key) -> dict[str, Any]:
-    return {"policy": key.variant, "k": key.big_layers, "context": key.context, "routes": False}
-
-
-def _steps(nll_T: Floats) -> Integers:
-    """Return losses in steps. Differences of two losses below 65 nats fit into 16 bits after `_bytes`' zigzag."""
-    return np.minimum(np.rint(nll_T / LOSS_UNIT), _LARGEST).astype(np.int64)
 
 
 def _bytes(values_T: Integers) -> bytes:

@@ -9,15 +9,11 @@ from typing import Any
 from warnings import catch_warnings, filterwarnings
 
 import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from duollm.analysis.claims.evidence import PAPER_ROUTER
 from duollm.analysis.results import PolicyRow
 from duollm.files import replacing
-from duollm.records.bootstrap import Estimate
 from duollm.records.keys import ALL_BIG, ALL_SMALL, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC
 
 _PLACES = re.compile(r'\b(?:d|x|y)="[^"]*"|translate\([^)]*\)')
@@ -67,11 +63,8 @@ _POLICIES = {
     STATIC: Look("static (best fixed pattern)", "#009E73", "s"),
     RANDOM: Look("random patterns, mean", "#8c8c8c", "x"),
     CEILING: Look("predictable ceiling", "#332288", "_"),
-    ALL_SMALL: Look("all small", "#000000", "", ":"),
     ALL_BIG: Look("all big", "#000000", "", "--"),
 }
-ALL_SKIPPED = {"all small": "all skipped"}
-"""What to call the policy where no route may be small."""
 
 _BEST_ROUTES = Look("best of {drawn} random routes per token", "#56B4E9", "^")
 _BEST_PATTERNS = Look("best of {drawn} random patterns", "#B8860B", "d")
@@ -81,8 +74,10 @@ _ROUTERS = (
 )
 
 
-def policy_look(policy: str) -> Look:
-    """Return the look of a policy that is not a trained router."""
+def policy_look(policy: str, cheapest: str = "all small") -> Look:
+    """Return the look of a policy that is not a trained router. `cheapest` is the run's name for all small."""
+    if policy == ALL_SMALL:
+        return Look(cheapest, "#000000", "", ":")
     if policy in _POLICIES:
         return _POLICIES[policy]
     drawn = policy.split("-")[2]
@@ -108,42 +103,6 @@ def styled() -> Iterator[None]:
     with mpl.rc_context(_SETTINGS), catch_warnings():
         filterwarnings("ignore", "Glyph", UserWarning)  # a line per character and figure; fonts.py says it in one
         yield
-
-
-def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure of rows x columns axes, each about `width` x `height` inches."""
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
-
-
-def domain_panels(domains: Sequence[str], height: float, x: str, y: str) -> tuple[Figure, dict[str, Axes]]:
-    """Return a figure with a panel for every domain, whole numbers from left to right."""
-    figure, [line] = panels(1, len(domains), 5.4, height)
-    for axes, domain in zip(line, domains, strict=True):
-        axes.set(title="all domains pooled" if domain == "pooled" else domain, xlabel=x, ylabel=y)
-        whole_numbers(axes)
-    return figure, dict(zip(domains, line, strict=True))
-
-
-def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """Put the legend of `axes` under the whole figure."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
-
-
-def whole_numbers(axes: Axes) -> None:
-    """Mark whole numbers only on the horizontal axis."""
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def draw_band(axes: Axes, at: Any, estimates: Sequence[Estimate], colour: str, alpha: float = 0.18) -> None:
-    """Draw intervals as a band."""
-    low, high = [one.low for one in estimates], [one.high for one in estimates]
-    axes.fill_between(at, low, high, color=colour, alpha=alpha, linewidth=0)
-
-
-def errors(estimates: Sequence[Estimate]) -> Any:
-    """Return how far the intervals reach below and above the values, [2, N]."""
-    return np.array([[one.value - one.low, one.high - one.value] for one in estimates]).T
 
 
 def smaller(svg: str) -> str:

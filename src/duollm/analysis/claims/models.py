@@ -3,6 +3,7 @@
 Shape letters: X draws of the bootstrap, D documents, P models, T tokens.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,14 +14,21 @@ import pyarrow.parquet as pq
 from duollm.analysis.verdicts import Claim, condition, decide
 from duollm.errors import UserError
 from duollm.records.bootstrap import BOOTSTRAP_SAMPLES, Bootstrap, Floats, sum_by_document
-from duollm.records.numbers import with_interval
+from duollm.records.numbers import percent, with_interval
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of big at which the paper compares the duo with dense models of equal FLOPs."""
 NEAR_DENSE = 0.1
 """C14: nats per token by which the duo may be worse than a dense model of equal FLOPs."""
+NEAR_ACCURACY = 0.05
+"""C14 by tasks: the share of items by which the duo may fall behind."""
+BY_TASKS = "tasks"
+"""In place of a domain: what a claim by accuracy on tasks is about."""
 FOLDER = "score"
 """Where in a run folder its scores are: the folder that `duollm score RUN --out RUN/score` writes."""
+TASKS = ("duollm_prose_continuation", "duollm_code_continuation")
+"""C14: the tasks that come with the installation (`duollm score --tasks`)."""
+_C14 = "Duos are near dense models of equal FLOPs when mostly big, and below them when small only"
 _TOKEN = ["document", "window", "position", "token_id"]
 
 
@@ -39,15 +47,72 @@ def model_claims(
     small = condition(f"{quantity}0", over.get(0.0), above=0)
     shown = [condition(f"{share:g}", over.get(share), above=0) for share in SHARES if share in over]
     found = "; ".join(f"at {one.quantity} {with_interval(one.estimate)}" for one in shown)
-    c14 = "Duos are near dense models of equal FLOPs when mostly big, and below them when small only"
     frozen = condition("nll: big trained first and frozen - both trained, at big share 0.5", frozen_X, above=0)
     c15 = "Training big alone, freezing it, and then training small is worse than training both"
     return [
-        decide("C14", domain, c14, f"Nats above the dense model: {found}.", *mostly, small),
+        decide("C14", domain, _C14, f"Nats above the dense model: {found}.", *mostly, small),
         decide(
             "C15", domain, c15, f"Freezing costs {with_interval(frozen.estimate)} nats at a big share of 0.5.", frozen
         ),
     ]
+
+
+def task_claim(behind_X: Mapping[float, Floats]) -> Claim:
+    """Decide C14 by accuracy on tasks, as the paper does.
+
+    Args:
+        behind_X: accuracy of the dense model of equal FLOPs minus that of the duo at a share of big.
+    """
+    quantity = "accuracy: dense of equal FLOPs - duo, at big share "
+    mostly = [condition(f"{quantity}{share:g}", behind_X.get(share), below=NEAR_ACCURACY) for share in (0.75, 1.0)]
+    small = condition(f"{quantity}0", behind_X.get(0.0), above=0)
+    shown = [condition(f"{share:g}", behind_X[share], above=0) for share in SHARES if share in behind_X]
+    found = "; ".join(f"at {one.quantity} {with_interval(one.estimate, percent)}" for one in shown)
+    return decide("C14", BY_TASKS, f"{_C14}, by tasks", f"Accuracy of dense above the duo: {found}.", *mostly, small)
+
+
+def task_draws(pairs: Sequence[tuple[Path, str]], seed: int) -> Floats | None:
+    """Return the accuracy [X, P] of policies of runs on all items together, on the same resamples of documents.
+
+    An item that does not say from which document it is (`document`) stands for itself.
+
+    Args:
+        pairs: P times a run folder and the policy that it was scored under.
+
+    Returns:
+        None if there is no task of which all runs have items.
+
+    Raises:
+        UserError: the runs were scored on other items.
+    """
+    sums_DP, items_D = [], []
+    for task in sorted(path.name for path in (pairs[0][0] / FOLDER).glob("samples_*.jsonl")):
+        found = [_items(run / FOLDER / task, policy) for run, policy in pairs]
+        if not all(found):
+            continue
+        for (run, _), items in zip(pairs, found, strict=True):
+            if items.keys() != found[0].keys():
+                raise UserError(f"{run / FOLDER / task}: other items than of {pairs[0][0]}; score both alike")
+        names, document_I = np.unique([document for document, _ in found[0].values()], return_inverse=True)
+        right_IP = np.array([[items[name][1] for items in found] for name in found[0]])
+        sums_DP.append(sum_by_document(right_IP, document_I, len(names)))
+        items_D.append(np.bincount(document_I))
+    if not items_D:
+        return None
+    return Bootstrap(items_D, BOOTSTRAP_SAMPLES, seed).ratio(np.concatenate(sums_DP), np.concatenate(items_D))
+
+
+def _items(path: Path, policy: str) -> dict[str, tuple[str, float]]:
+    """Read a policy's items: by their hash, the document and whether the answer was right."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return {
+            each["doc_hash"]: (str(each["doc"].get("document", each["doc_hash"])), float(each["acc"]))
+            for each in lines
+            if each["policy"] == policy and "acc" in each
+        }
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not what `duollm score --tasks` writes ({error})") from None
 
 
 def scored_domains(run: Path) -> list[str]:

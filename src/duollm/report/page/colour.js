@@ -9,7 +9,9 @@ const FIXED = {
   "random-patterns": ["random patterns, mean", "--random", ""],
   ceiling: ["predictable ceiling", "--ceiling", ""],
   "ceiling-exact": ["predictable ceiling, exact", "--ceiling", "5 3"],
-  "all-small": ["all small", "--ink", "2 3"],
+  "ceiling-shuffled": ["control of the ceiling", "--ceiling", "1 4"],
+  "ceiling-shuffled-exact": ["control of the ceiling, exact", "--ceiling", "1 4"],
+  "all-small": [null, "--ink", "2 3"], // the run says what to call it
   "all-big": ["all big", "--ink", "7 4"],
   "drawn-oracle": ["oracle of a drawn label", "--drawn", ""],
 };
@@ -24,9 +26,13 @@ export function isRouter(variant) {
   return !(variant in FIXED) && !/^(best-of|oracle-|ceiling|drawn-)/.test(variant);
 }
 
-export function policyLabel(variant) {
-  if (variant.includes(OF_RUN)) return variant.replace(ownName(variant), "") + policyLabel(ownName(variant));
-  if (variant in FIXED) return FIXED[variant][0];
+export function policyLabel(given, run) {
+  const variant = ownName(given);
+  if (variant !== given) {
+    const name = given.slice(0, -variant.length - OF_RUN.length);
+    return name + OF_RUN + policyLabel(variant, run.page.runs.find((other) => other.name === name));
+  }
+  if (variant in FIXED) return FIXED[variant][0] ?? run.cheapest;
   return isRouter(variant) ? `router (${variant})` : variant.replaceAll("-", " ");
 }
 

@@ -1,8 +1,17 @@
-// Reads the packed tokens that duollm/report/payload.py writes. Losses and routes are read when they are first needed.
+// Reads the packed data that duollm/report/payload.py writes. Losses and routes are read when they are first needed.
 
-export async function decode(page) {
-  await Promise.all(page.runs.flatMap((run) => run.domains.map((domain) => unpack(domain, run.layers, run.lossUnit))));
-  for (const run of page.runs) run.page = page;
+import { align } from "./align.js";
+
+export async function decode(text) {
+  const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const bytes = new Uint8Array(await new Response(plain).arrayBuffer());
+  const end = bytes.indexOf(0); // JSON holds no zero
+  const page = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
+  for (const run of page.runs) {
+    run.page = page;
+    for (const domain of run.domains) unpack(domain, run, bytes.subarray(end + 1));
+  }
   invite(page.runs);
   return page;
 }
@@ -11,60 +20,76 @@ export const OF_RUN = " · ";
 
 // The policies of another run on the same text become guests of a domain, under the name of their run.
 function invite(runs) {
-  const same = (one, other) => one.size === other.size && `${one.document}` === `${other.document}` && one.text.every((piece, t) => piece === other.text[t]);
-  for (const run of runs) {
-    for (const domain of run.domains) {
-      const twins = runs.filter((other) => other !== run).flatMap((other) => other.domains.filter((one) => same(one, domain)).map((one) => [other.name, one]));
-      domain.guests = twins.flatMap(([name, twin]) => twin.policies.map((policy) => ({ ...policy, policy: name + OF_RUN + policy.policy })));
-    }
-  }
-  for (const domain of runs.flatMap((run) => run.domains)) domain.policies = [...domain.policies, ...domain.guests];
+  const guestsOf = (domain, own) =>
+    runs.filter((run) => run !== own).flatMap((run) =>
+      run.domains.flatMap((twin) => {
+        const cut = align(domain, twin);
+        return cut ? twin.policies.map((policy) => ({ ...policy, policy: run.name + OF_RUN + policy.policy, cut })) : [];
+      }),
+    );
+  const found = runs.flatMap((run) => run.domains.map((domain) => [domain, guestsOf(domain, run)]));
+  for (const [domain, guests] of found) domain.policies = [...domain.policies, ...guests];
 }
 
-async function unpack(domain, layers, unit) {
-  const packed = Uint8Array.from(atob(domain.block), (character) => character.charCodeAt(0));
-  const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  domain.bytes = new Uint8Array(await new Response(plain).arrayBuffer());
-  delete domain.block;
-  Object.assign(domain, { layers, unit, size: domain.text.length });
+function unpack(domain, run, blocks) {
+  const [start, length] = domain.block;
+  Object.assign(domain, { run, layers: run.layers, size: domain.text.length, bytes: blocks.subarray(start, start + length) });
   let offset = 0;
   for (const policy of domain.policies) {
     Object.assign(policy, { domain, offset });
-    offset += 2 * domain.size + (policy.routes ? Math.ceil((domain.size * layers) / 4) : 0);
+    offset += 2 * domain.size + (policy.routes ? Math.ceil((domain.size * domain.layers) / 4) : 0);
   }
-  domain.ranks = { domain, offset };
+  domain.ranks = offset;
 }
 
-function step({ domain: { bytes, size }, offset }, t) {
+function numberAt({ bytes, size }, offset, t) {
   const zigzag = bytes[offset + t] | (bytes[offset + size + t] << 8);
   return zigzag & 1 ? -(zigzag + 1) / 2 : zigzag / 2;
 }
 
-// The loss of a token, nats. All big comes first in the block; the others are stored as differences from it.
+// A loss is stored as its difference from that of another policy, which comes earlier in the block.
+function step(policy, t) {
+  let sum = 0;
+  for (let one = policy; one; one = one.domain.policies[one.base]) sum += numberAt(one.domain, one.offset, t);
+  return sum;
+}
+
+// The loss of a token, nats; not a number for a token whose text another run does not have.
 export function lossAt(policy, t) {
-  const [big] = policy.domain.policies;
-  return (step(policy, t) + (policy.offset === big.offset ? 0 : step(big, t))) * policy.domain.unit;
+  const { lossUnit } = policy.domain.run;
+  if (!policy.cut) return step(policy, t) * lossUnit;
+  const { first, last, share } = policy.cut;
+  if (first[t] < 0) return NaN;
+  let sum = 0;
+  for (let row = first[t]; row <= last[t]; row++) sum += step(policy, row);
+  return sum * share[t] * lossUnit;
 }
 
 export function losses(policy) {
-  return (policy.losses ??= Float64Array.from({ length: policy.domain.size }, (_, t) => lossAt(policy, t)));
+  const size = policy.cut ? policy.cut.first.length : policy.domain.size;
+  return (policy.losses ??= Float64Array.from({ length: size }, (_, t) => lossAt(policy, t)));
 }
 
 // What all big predicted for a token: its rank, and the likeliest tokens, each [text, percent]; null if it was not kept.
-export function predictions({ words, ranks, size, bytes, predictions: shown }, t) {
+export function predictions(domain, t) {
+  const { words, ranks, size, bytes, predictions: shown } = domain;
   if (!words) return null;
   const top = Array.from({ length: shown }, (_, i) => {
-    const offset = ranks.offset + 2 * size + 3 * size * i;
-    return [words[step({ domain: ranks.domain, offset }, t)], bytes[offset + 2 * size + t]];
+    const offset = ranks + 2 * size + 3 * size * i;
+    return [words[numberAt(domain, offset, t)], bytes[offset + 2 * size + t]];
   });
-  return { rank: step(ranks, t), top };
+  return { rank: numberAt(domain, ranks, t), top };
+}
+
+// Whether a policy has a route for a token: not all have routes, nor has another run all tokens.
+export function hasRoute({ routes, cut }, t) {
+  return routes && (!cut || cut.row[t] >= 0);
 }
 
 // The branch of a token at a layer: 0 skip, 1 small, 2 big.
-export function branch(policy, t, layer) {
-  const { bytes, size, layers } = policy.domain;
-  const cell = t * layers + layer;
-  return (bytes[policy.offset + 2 * size + (cell >> 2)] >> (6 - 2 * (cell & 3))) & 3;
+export function branch({ domain, cut, offset }, t, layer) {
+  const cell = (cut ? cut.row[t] : t) * domain.layers + layer;
+  return (domain.bytes[offset + 2 * domain.size + (cell >> 2)] >> (6 - 2 * (cell & 3))) & 3;
 }
 
 export function bigLayers(policy, t) {

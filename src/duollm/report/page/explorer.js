@@ -4,7 +4,7 @@ import { policyLabel, routerKinds, shade } from "./colour.js";
 import { OF_RUN } from "./decode.js";
 import { byId, count, el, number, oneLine, percent, select } from "./dom.js";
 import { comparePins, inspect } from "./inspector.js";
-import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt } from "./quantities.js";
+import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt, worded } from "./quantities.js";
 import { setState, state } from "./state.js";
 import { contextsOf } from "./story.js";
 import { TextView } from "./text.js";
@@ -28,11 +28,11 @@ export function drawExplorer(data, changes = {}) {
   const quantity = QUANTITIES[id];
   const values = quantity.of(view);
   const classes = classify(view, data.highLoss);
-  const kept = (t) => (state.kind === "all" || classes[t] === state.kind) && (state.from === "" || values[t] >= Number(state.from)) && (state.to === "" || values[t] <= Number(state.to));
+  const kept = (t) => !Number.isNaN(values[t]) && (state.kind === "all" || classes[t] === state.kind) && (state.from === "" || values[t] >= Number(state.from)) && (state.to === "" || values[t] <= Number(state.to));
   Object.assign(memory, { view, data, hits: search(view.domain, state.find) });
   // The field that is being typed in keeps its element; all other controls follow the state.
   if (!("find" in changes || "from" in changes || "to" in changes)) controls(data, view, known, id);
-  byId("legend").replaceChildren(...legend(values, quantity));
+  byId("legend").replaceChildren(...legend(values, quantity, data));
   byId("counted").replaceChildren(...counted(view, kept, values));
   byId("extremes").replaceChildren(...extremes(view, kept));
   const full = fullAt(values, quantity);
@@ -41,7 +41,7 @@ export function drawExplorer(data, changes = {}) {
   const hits = new Set(memory.hits.flatMap(([from, to]) => Array.from({ length: to - from }, (_, i) => from + i)));
   const paint = { panes, dim: (t) => !kept(t), found: (t) => hits.has(t), layer: state.layer, lanes: state.lanes === "on" };
   const many = data.page.runs.length > 1;
-  byId("panenames").replaceChildren(...panes.map((one) => el("b", {}, `${many && one.policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(one.policy.policy)}, k = ${one.policy.k}`)));
+  byId("panenames").replaceChildren(...panes.map((one) => el("b", {}, `${many && one.policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(one.policy.policy, data)}, k = ${one.policy.k}`)));
   byId("panenames").className = panes.length > 1 ? "panes two" : "panes";
   showText(view, paint, data);
   if ("view" in changes && state.token >= 0) requestAnimationFrame(() => memory.text.reveal(state.token));
@@ -120,7 +120,7 @@ function showToken(t) {
 }
 
 function controls(data, view, known, id) {
-  const names = choosable(view.domain, state.context).map((variant) => [variant, policyLabel(variant)]);
+  const names = choosable(view.domain, state.context).map((variant) => [variant, policyLabel(variant, data)]);
   const budgets = Array.from({ length: data.layers + 1 }, (_, k) => [k, `${k} of ${data.layers}`]);
   const field = (label, key, type, extra = {}) => el("label", { class: "control" }, el("span", {}, label), el("input", { "aria-label": label, type, value: state[key], input: (event) => setState({ [key]: event.target.value }), ...extra }));
   const layer = el("input", { "aria-label": "Layer", type: "range", min: -1, max: data.layers - 1, value: state.layer, "aria-valuetext": state.layer < 0 ? "no layer" : `layer ${state.layer}`, input: (event) => setState({ layer: Number(event.target.value) }) });
@@ -128,7 +128,7 @@ function controls(data, view, known, id) {
   const place = keep ? [...byId("text-controls").children].indexOf(keep) : -1;
   byId("text-controls").replaceChildren(
     select("Text", data.domains.map((one) => [one.name, one.name]), view.domain.name, (value) => setState({ domain: value, token: -1, pins: [] })),
-    select("Colour", known.map((one) => [one, QUANTITIES[one].label]), id, (value) => setState({ q: value, from: "", to: "" })),
+    select("Colour", known.map((one) => [one, worded(QUANTITIES[one].label, data)]), id, (value) => setState({ q: value, from: "", to: "" })),
     select("Policy", names, view.policy.policy, (value) => setState({ policy: value })),
     select("Big layers", budgets, state.k, (value) => setState({ k: Number(value) })),
     select("Beside it", [["none", "nothing"], ...names], view.other?.policy ?? "none", (value) => setState({ other: value })),
@@ -143,12 +143,12 @@ function controls(data, view, known, id) {
   if (place >= 0) byId("text-controls").children[place]?.querySelector("input,select")?.focus();
 }
 
-function legend(values, quantity) {
+function legend(values, quantity, data) {
   const full = fullAt(values, quantity);
   const stops = Array.from({ length: 9 }, (_, i) => (quantity.diverging ? (i - 4) / 4 : i / 8) * full);
   const form = quantity.share ? (value) => percent(value) : (value) => number(value, 2);
   const cells = stops.map((value) => el("i", { style: `background:${shade(value, full, quantity.diverging, quantity.good)}` }));
-  return [el("b", {}, quantity.label), el("span", { class: "scale" }, form(stops[0]), el("span", { class: "ramp" }, cells), `${form(stops[8])}${quantity.share ? "" : " nats or more"}`), el("small", {}, quantity.help)];
+  return [el("b", {}, worded(quantity.label, data)), el("span", { class: "scale" }, form(stops[0]), el("span", { class: "ramp" }, cells), `${form(stops[8])}${quantity.share ? "" : " nats or more"}`), el("small", {}, worded(quantity.help, data))];
 }
 
 function search(domain, wanted) {
@@ -200,7 +200,7 @@ function ends(values, kept) {
 function extremes(view, kept) {
   const gain = QUANTITIES.gain.of(view);
   if (!gain) return [];
-  const rows = ends(gain, kept);
+  const rows = ends(gain, (t) => kept(t) && !Number.isNaN(gain[t]));
   const list = (title, chosen) => {
     const items = chosen.map((t) => el("li", {}, el("button", { type: "button", click: () => (focusToken(t), memory.text.reveal(t)) }, el("bdi", {}, oneLine(view.domain.text[t])), el("small", {}, number(gain[t], 2)))));
     return el("div", {}, el("h4", {}, title), el("ol", {}, items));

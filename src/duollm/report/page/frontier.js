@@ -25,7 +25,7 @@ export function frontierLines(data, domain, context, axis) {
     if (x === undefined && !level) continue;
     if (!series.has(variant)) {
       const off = /^best-of|, exact$|-exact$/.test(variant);
-      series.set(variant, { variant, name: policyLabel(variant), ...policyLook(variant, kinds), level, off, points: [] });
+      series.set(variant, { variant, name: policyLabel(variant, data), ...policyLook(variant, kinds), level, off, points: [] });
     }
     const note = row.kind ? `at ${row.mean_big_layers.toFixed(2)} big layers` : "";
     series.get(variant).points.push({ x: x ?? (variant === "all-big" ? 1 : 0), ...paired(row), note });

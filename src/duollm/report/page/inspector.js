@@ -1,11 +1,12 @@
 // What is known of one token: its losses, its routes, and its loss over budgets; and pinned tokens side by side.
 
 import { policyLabel, policyLook } from "./colour.js";
-import { bigLayers, branch, indexOf, lossAt, predictions } from "./decode.js";
+import { bigLayers, branch, hasRoute, indexOf, lossAt, predictions } from "./decode.js";
 import { count, el, number, oneLine, percent, svg } from "./dom.js";
 import { QUANTITIES, choosable, findPolicy } from "./quantities.js";
 
 const CELL = 9;
+const DECIMALS = 2; // as the page stores losses of tokens
 
 export function routeStrip(policy, t, scrubbed) {
   const { layers } = policy.domain;
@@ -30,9 +31,9 @@ export function inspect(view, t, kinds, scrubbed) {
     return el(
       "tr",
       { class: chosen ? "marked" : null, "data-policy": variant },
-      el("th", { scope: "row" }, el("i", { style: `background:${look.colour}` }), policyLabel(variant) + at),
-      el("td", {}, number(lossAt(policy, t))),
-      el("td", {}, policy.routes ? [routeStrip(policy, t, scrubbed), ` ${bigLayers(policy, t)}`] : ""),
+      el("th", { scope: "row" }, el("i", { style: `background:${look.colour}` }), policyLabel(variant, domain.run) + at),
+      el("td", {}, number(lossAt(policy, t), DECIMALS)),
+      el("td", {}, hasRoute(policy, t) ? [routeStrip(policy, t, scrubbed), ` ${bigLayers(policy, t)}`] : ""),
     );
   });
   const drawn = QUANTITIES.drawn.of(view);
@@ -42,7 +43,7 @@ export function inspect(view, t, kinds, scrubbed) {
     predicted(domain, t),
     el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ["policy", "loss", "route, big"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)),
     sparkline(view, t, kinds),
-    drawn ? el("p", { class: "soft" }, `On a label drawn from the model's prediction the oracle's search gains ${number(drawn[t])} nats over static.`) : null,
+    drawn ? el("p", { class: "soft" }, `On a label drawn from the model's prediction the oracle's search gains ${number(drawn[t], DECIMALS)} nats over static.`) : null,
   ].filter(Boolean);
 }
 
@@ -62,20 +63,20 @@ function sparkline(view, t, kinds) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const x = (k) => 4 + (k / domain.layers) * (width - 8);
   const y = (v) => 5 + ((high - v) / (high - low || 1)) * (height - 10);
-  const picture = svg("svg", { width, height, role: "img", "aria-label": `loss over budgets, from ${number(low)} to ${number(high)} nats` });
+  const picture = svg("svg", { width, height, role: "img", "aria-label": `loss over budgets, from ${number(low, DECIMALS)} to ${number(high, DECIMALS)} nats` });
   picture.append(svg("line", { x1: x(view.k), x2: x(view.k), y1: 0, y2: height, class: "zero" }));
   for (const line of lines) picture.append(svg("polyline", { points: line.points.map(([k, v]) => `${x(k)},${y(v)}`).join(" "), fill: "none", stroke: policyLook(line.variant, kinds).colour, "stroke-width": 2 }));
-  return el("div", { class: "spark" }, picture, el("small", {}, `loss over 0 … ${domain.layers} big layers: oracle and static, ${number(low, 2)} … ${number(high, 2)} nats`));
+  return el("div", { class: "spark" }, picture, el("small", {}, `loss over 0 … ${domain.layers} big layers: oracle and static, ${number(low, DECIMALS)} … ${number(high, DECIMALS)} nats`));
 }
 
 export function comparePins(view, pins, scrubbed, unpin) {
   const { domain } = view;
   const lines = [
-    ["all small", (t) => number(lossAt(findPolicy(domain, "all-small", 0, view.context), t))],
-    ["all big", (t) => number(lossAt(domain.policies[0], t))],
+    [domain.run.cheapest, (t) => number(lossAt(findPolicy(domain, "all-small", 0, view.context), t), DECIMALS)],
+    ["all big", (t) => number(lossAt(domain.policies[0], t), DECIMALS)],
     ...[view.policy, view.other].filter(Boolean).flatMap((policy) => [
-      [policyLabel(policy.policy), (t) => number(lossAt(policy, t))],
-      ...(policy.routes ? [["its route", (t) => routeStrip(policy, t, scrubbed)], ["share of big", (t) => percent(bigLayers(policy, t) / policy.domain.layers)]] : []),
+      [policyLabel(policy.policy, domain.run), (t) => number(lossAt(policy, t), DECIMALS)],
+      ...(policy.routes ? [["its route", (t) => (hasRoute(policy, t) ? routeStrip(policy, t, scrubbed) : "–")], ["share of big", (t) => (hasRoute(policy, t) ? percent(bigLayers(policy, t) / policy.domain.layers) : "–")]] : []),
     ]),
   ];
   const head = pins.map((t) => el("th", { scope: "col" }, el("bdi", {}, oneLine(domain.text[t])), el("button", { type: "button", class: "unpin", "aria-label": `unpin token ${t}`, click: () => unpin(t) }, "×")));

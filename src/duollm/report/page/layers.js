@@ -9,6 +9,7 @@ import { setState, state } from "./state.js";
 import { contextsOf } from "./story.js";
 
 const BINS = 8;
+const EXACT = /, exact$/; // so like the router that spends on average that both would hide each other
 
 export function drawLayers(data) {
   const domain = data.domains.find((one) => one.name === state.domain) ?? data.domains[0];
@@ -22,7 +23,7 @@ export function drawLayers(data) {
   byId("depth").replaceChildren(...budgets.map((k) => depthChart(data, domain, k)));
   const maps = variants.flatMap((variant) => budgets.map((k) => mapOf(data, domain, variant, k))).filter(Boolean);
   const end = Math.max(0.05, ...maps.flatMap((one) => one.values.flat().map(Math.abs)));
-  const rows = variants.map((variant) => el("div", { class: "maprow" }, el("h3", {}, policyLabel(variant)), el("div", { class: "maps" }, maps.filter((one) => one.variant === variant).map((one) => drawMap(one, end)))));
+  const rows = variants.map((variant) => el("div", { class: "maprow" }, el("h3", {}, policyLabel(variant, data)), el("div", { class: "maps" }, maps.filter((one) => one.variant === variant).map((one) => drawMap(one, end)))));
   byId("maps").replaceChildren(...rows);
   byId("map-legend").replaceChildren(el("span", { class: "scale" }, percent(-end), el("span", { class: "ramp full" }, Array.from({ length: 9 }, (_, i) => el("i", { style: `background:rgb(var(${i > 4 ? "--warm" : "--cool"}) / ${Math.abs(i - 4) / 4})` }))), `+${percent(end)} of the tokens, against even use (k / L)`));
   byId("agreement").replaceChildren(...budgets.map((k) => agreementChart(data, k)).filter(Boolean));
@@ -42,7 +43,7 @@ function depthChart(data, domain, k) {
   const series = rows.map((row) => {
     const variant = variantOf(row);
     const points = row.share_by_layer.map(([y, low, high], x) => ({ x, y, low, high }));
-    return { name: policyLabel(variant), ...policyLook(variant, kinds), points };
+    return { name: policyLabel(variant, data), ...policyLook(variant, kinds), off: EXACT.test(variant), points };
   });
   series.push({ name: "even use", colour: "var(--soft)", dash: "2 3", level: true, points: [{ x: 0, y: k / data.layers }] });
   return lineChart({ title: `${k} big layers`, name: `layers-${domain.name}-k${k}`, x: "layer (0 is the first)", y: "share of tokens that are big", series, height: 230 });
@@ -62,12 +63,12 @@ function mapOf(data, domain, variant, k) {
     for (let l = 0; l < data.layers; l++) big[l][bin] += branch(policy, t, l) === 2;
   }
   const values = big.map((row) => row.map((sum, bin) => (tokens[bin] ? sum / tokens[bin] - k / data.layers : 0)));
-  return { variant, k, values, even: k / data.layers };
+  return { domain, variant, k, values, even: k / data.layers };
 }
 
-function drawMap({ variant, k, values, even }, end) {
+function drawMap({ domain, variant, k, values, even }, end) {
   const describeCell = (layer, bin, value) => `layer ${layer}, part ${bin + 1} of ${values[0].length} of the window: ${percent(value + even)} big`;
-  const title = `${policyLabel(variant)}, ${k} big layers: share of big by layer and position`;
+  const title = `${policyLabel(variant, domain.run)}, ${k} big layers: share of big by layer and position`;
   return el("figure", {}, heatMap({ values, end, title, rowName: "layer", columnName: "position →", describeCell }), el("figcaption", {}, `k = ${k}`));
 }
 
@@ -80,8 +81,8 @@ function agreementChart(data, k) {
     const look = policyLook(variant, kinds);
     const chance = row.share_if_independent_by_layer.map((y, x) => ({ x, y }));
     return [
-      { name: policyLabel(variant), ...look, points: row.share_by_layer.map(([y, low, high], x) => ({ x, y, low, high })) },
-      { name: `${variant}, by chance`, ...look, dash: "1 4", points: chance },
+      { name: policyLabel(variant, data), ...look, off: EXACT.test(variant), points: row.share_by_layer.map(([y, low, high], x) => ({ x, y, low, high })) },
+      { name: `${variant}, by chance`, ...look, dash: "1 4", off: EXACT.test(variant), points: chance },
     ];
   });
   return lineChart({ title: `${k} big layers`, name: `agreement-k${k}`, x: "layer (0 is the first)", y: "on the oracle's branch", series, height: 230 });

@@ -1,6 +1,6 @@
 // What a token can be coloured by, and the classes that tokens can be filtered to.
 
-import { bigLayers, losses } from "./decode.js";
+import { bigLayers, hasRoute, losses } from "./decode.js";
 
 // The entry of a policy at the wanted budget or the nearest one; undefined if the policy was not measured.
 export function findPolicy(domain, variant, k, context) {
@@ -17,25 +17,30 @@ function difference(first, second) {
   return first && second ? losses(first).map((value, t) => value - losses(second)[t]) : null;
 }
 
-// {label, help, diverging, good: whether above 0 is good, of(view)}; view: {domain, k, context, policy, other}
+// {label, help, diverging, good: whether above 0 is good, of(view)}; view: {domain, k, context, policy, other}.
+// {cheapest} in a text stands for the name of the cheapest policy, see `worded`.
 export const QUANTITIES = {
   gain: { label: "gain over static", help: "loss of the best fixed pattern minus that of the policy", diverging: true, good: true, of: (v) => difference(named(v, "static"), v.policy) },
   loss: { label: "loss of the policy", help: "nats", of: (v) => losses(v.policy) },
-  small: { label: "loss, all small", help: "nats with every layer small", of: (v) => losses(named(v, "all-small")) },
+  small: { label: "loss, {cheapest}", help: "nats with the cheapest branch at every layer", of: (v) => losses(named(v, "all-small")) },
   big: { label: "loss, all big", help: "nats with every layer big", of: (v) => losses(named(v, "all-big")) },
-  difficulty: { label: "difficulty", help: "loss of all small minus that of the oracle: what compute can remove", diverging: true, good: true, of: (v) => difference(named(v, "all-small"), named(v, "oracle")) },
+  difficulty: { label: "difficulty", help: "loss of {cheapest} minus that of the oracle: what compute can remove", diverging: true, good: true, of: (v) => difference(named(v, "all-small"), named(v, "oracle")) },
   above: { label: "policy minus oracle", help: "loss of the policy minus that of the oracle", diverging: true, good: false, of: (v) => difference(v.policy, named(v, "oracle")) },
-  drawn: { label: "gain on a drawn label", help: "what the oracle's search gains on a label drawn from the model's own prediction", diverging: true, good: true, of: (v) => difference(named(v, "drawn-static"), named(v, "drawn-oracle")) },
-  share: { label: "share of big layers", help: "big layers on the policy's route, of all layers", share: true, good: true, of: (v) => (v.policy.routes ? Float64Array.from({ length: v.domain.size }, (_, t) => bigLayers(v.policy, t) / v.policy.domain.layers) : null) },
+  drawn: { label: "gain on a drawn label", help: "what the oracle's search gains on a label drawn from the model's own prediction", diverging: true, good: true, of: (v) => (named(v, "drawn-gain") ? losses(named(v, "drawn-gain")) : null) },
+  share: { label: "share of big layers", help: "big layers on the policy's route, of all layers", share: true, good: true, of: (v) => (v.policy.routes ? Float64Array.from({ length: v.domain.size }, (_, t) => (hasRoute(v.policy, t) ? bigLayers(v.policy, t) / v.policy.domain.layers : NaN)) : null) },
   other: { label: "policy minus the second", help: "loss of the policy minus that of the second policy", diverging: true, good: false, of: (v) => difference(v.policy, v.other) },
 };
+
+export function worded(text, run) {
+  return text.replace("{cheapest}", run.cheapest);
+}
 
 function named(view, variant) {
   return findPolicy(view.domain, variant, view.k, view.context);
 }
 
 export function quantile(values, share) {
-  const sorted = Float64Array.from(values).sort();
+  const sorted = Float64Array.from(values.filter((value) => !Number.isNaN(value))).sort();
   const place = share * (sorted.length - 1);
   const low = Math.floor(place);
   return sorted[low] + (place - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
@@ -53,7 +58,7 @@ export const CLASSES = {
   easy: "other tokens",
 };
 
-// Return the class of every token: high loss is the top quarter under all small, gain means above the median difficulty.
+// Return the class of every token: high loss is the top quarter under the cheapest policy, gain means above the median difficulty.
 export function classify(view, highLoss) {
   const small = losses(named(view, "all-small"));
   const gain = QUANTITIES.difficulty.of(view);

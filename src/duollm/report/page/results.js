@@ -56,8 +56,8 @@ export function drawTables(data) {
   byId("spend").replaceChildren(...(spend.length ? [spendTable(spend)] : []));
 }
 
-function nameOf(row, several) {
-  return policyLabel(variantOf(row)) + (several && row.context ? `, ${row.context}` : "");
+function nameOf(row, data, several) {
+  return policyLabel(variantOf(row), data) + (several && row.context ? `, ${row.context}` : "");
 }
 
 function lies(estimate, above, below) {
@@ -70,7 +70,7 @@ function comparison(data, rows, k) {
   const share = (name) => ({ estimate: (row) => row[name], value: (row) => row[name]?.[0], form: (value) => percent(value) });
   const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
   const columns = [
-    { name: "policy", label: "policy", text: (row) => nameOf(row, several), value: (row) => nameOf(row, several) },
+    { name: "policy", label: "policy", text: (row) => nameOf(row, data, several), value: (row) => nameOf(row, data, several) },
     { name: "gain", label: "gain over static", estimate: gain, value: (row) => gain(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gain(row), "better", "worse") },
     { name: "nll", label: "loss", estimate: (row) => row.nll, value: (row) => row.nll[0] },
     { name: "closed", label: "gap closed", estimate: (row) => row.closed_at_spent ?? row.closed, value: (row) => (row.closed_at_spent ?? row.closed)?.[0], form: (value) => percent(value) },
@@ -85,7 +85,7 @@ function comparison(data, rows, k) {
 
 function lossTable(data) {
   const rows = data.results.nll.filter((row) => row.domain === state.pool);
-  const name = (row) => nameOf(row, true);
+  const name = (row) => nameOf(row, data, true);
   const columns = [
     { name: "policy", label: "policy", text: name, value: name },
     { name: "k", label: "k", text: (row) => String(row.big_layers), value: (row) => row.big_layers },
@@ -122,8 +122,16 @@ function spendTable(rows) {
 export function drawFigures(data) {
   byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })));
   byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data), difficultyChart(data)].filter(Boolean));
-  const links = data.figures.map((name) => el("li", {}, `${name.replaceAll("_", " ")}: `, ...["svg", "pdf"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "])));
-  byId("files").replaceChildren(...links);
+  const sizes = Object.values(data.sizes);
+  const sum = (field) => count(sizes.reduce((total, one) => total + one[field], 0));
+  byId("sample").textContent = `${sum("tokens")} tokens of ${sum("documents")} documents, seed ${data.results.provenance.seed ?? "unknown"}`;
+  byId("files").replaceChildren(...data.figures.map((figure) => paperFigure(data, figure)));
+}
+
+function paperFigure(data, { name, caption, claims }) {
+  const links = ["svg", "pdf", "csv"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "]);
+  const decided = data.results.claims.filter((claim) => claims.includes(claim.id) && claim.domain === data.headline);
+  return el("li", {}, el("b", {}, `${name.replaceAll("_", " ")} `), ...links, el("small", {}, caption), decided.map((claim) => [el("span", { class: `chip ${claim.verdict.replace(" ", "-")}` }, `${claim.id} ${claim.verdict}`), " "]));
 }
 
 function chartOf(rows, lines, x, options) {
@@ -149,12 +157,12 @@ function difficultyChart(data) {
   return scatterChart({
     title: `Difficulty against loss (${domain.name}, k = ${data.budget})`,
     name: `difficulty-${domain.name}`,
-    x: "loss, all small (nats)",
+    x: `loss, ${data.cheapest} (nats)`,
     y: "what the oracle removes (nats)",
     points,
     groups: { easy: { name: CLASSES.easy, colour: "var(--random)" }, helped: { name: CLASSES.helped, colour: "var(--oracle)" }, stuck: { name: CLASSES.stuck, colour: "var(--drawn)" } },
     marks: { x: quantile(small, data.highLoss), y: quantile(gain, 0.5) },
-    describe: ({ t }) => [el("b", {}, el("bdi", {}, oneLine(domain.text[t]))), el("div", {}, `loss ${number(small[t])}, of which the oracle removes ${number(gain[t])}`)],
+    describe: ({ t }) => [el("b", {}, el("bdi", {}, oneLine(domain.text[t]))), el("div", {}, `loss ${number(small[t], 2)}, of which the oracle removes ${number(gain[t], 2)}`)],
     choose: ({ t }) => setState({ view: "tokens", domain: domain.name, q: "difficulty", token: t }),
     note: row ? `${withInterval(row.hard_without_gain, (value) => percent(value))} of the high-loss tokens gain less than the median. Each point is a token; a click opens it in its text.` : "",
   });
@@ -200,7 +208,7 @@ function bestOfChart(data) {
   });
   for (const row of data.results.nll) {
     if (row.domain === domain && row.big_layers === data.budget && (row.kind ? row.spend !== "exact" : row.policy === "static")) {
-      series.push({ name: policyLabel(variantOf(row)), ...policyLook(variantOf(row), routerKinds(data.results)), level: true, points: [{ x: 1, ...paired(row) }] });
+      series.push({ name: policyLabel(variantOf(row), data), ...policyLook(variantOf(row), routerKinds(data.results)), level: true, points: [{ x: 1, ...paired(row) }] });
     }
   }
   return series.length ? lineChart({ title: `How many blind tries is it worth? (${domain}, k = ${data.budget})`, name: "best-of-draws", x: "drawn at random, N", y: "mean loss (nats per token)", series, height: 280, log: true }) : null;
@@ -210,14 +218,15 @@ function costChart(data) {
   const rows = data.results.comparison.filter((row) => row.domain === state.pool && row.relative_time !== undefined && (!row.context || row.context === state.context) && !/^all-/.test(row.policy));
   const groups = new Map();
   for (const row of rows) groups.set(variantOf(row), [...(groups.get(variantOf(row)) ?? []), row]);
-  const series = [...groups].map(([variant, own]) => ({ name: policyLabel(variant), ...policyLook(variant, routerKinds(data.results)), points: own.map((row) => ({ x: row.relative_time, y: row.nll[0], note: `k = ${row.big_layers}` })) }));
+  const series = [...groups].map(([variant, own]) => ({ name: policyLabel(variant, data), ...policyLook(variant, routerKinds(data.results)), points: own.map((row) => ({ x: row.relative_time, y: row.nll[0], note: `k = ${row.big_layers}` })) }));
   return series.length ? lineChart({ title: "Loss against measured time", name: "loss-by-time", x: "time per token, all big = 1", y: "mean loss (nats per token)", series, height: 280 }) : null;
 }
 
 export function drawRun(data) {
   const { results } = data;
   const facts = [...flat(results.model, "model"), ["context", results.context], ...flat(results.bootstrap, "bootstrap"), ...flat(results.provenance, ""), ...flat({ ...results.timing, machine: {} }, "timing")]
-    .filter(([, value]) => `${value ?? ""}` !== "");
+    .filter(([, value]) => `${value ?? ""}` !== "")
+    .map(([name, value]) => [name, /^\d{5,}$/.test(value) ? count(Number(value)) : value]);
   byId("facts").replaceChildren(...facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ")), el("td", {}, value))));
 }
 

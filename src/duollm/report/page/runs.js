@@ -2,7 +2,7 @@
 
 import { lineChart } from "./chart.js";
 import { isRouter } from "./colour.js";
-import { OF_RUN, losses } from "./decode.js";
+import { OF_RUN, lossAt } from "./decode.js";
 import { byId, count, el, number, percent, select, signed } from "./dom.js";
 import { frontierLines } from "./frontier.js";
 import { findPolicy } from "./quantities.js";
@@ -81,14 +81,22 @@ function commonTexts(runs) {
       run.domains.flatMap((domain) => {
         const guest = findPolicy(domain, `${other.name}${OF_RUN}all-big`, run.layers, state.context);
         if (!guest) return [];
-        const [mine, its] = [losses(domain.policies[0]), losses(guest)];
-        const lower = mine.reduce((sum, value, t) => sum + (value < its[t]), 0) / domain.size;
+        const covered = [...guest.cut.row.keys()].filter((t) => guest.cut.row[t] >= 0);
+        const cutAlike = covered.every((t) => guest.cut.share[t] === 1 && guest.cut.first[t] === guest.cut.last[t]);
+        const lower = covered.filter((t) => lossAt(domain.policies[0], t) < lossAt(guest, t)).length / covered.length;
         const view = { view: "tokens", run: i, domain: domain.name, policy: "all-big", other: guest.policy, q: "loss" };
-        return [el("li", {}, el("a", { href: address(view) }, `${domain.name}: ${run.name} beside ${other.name}`), `, ${count(domain.size)} tokens; with all big, ${run.name} has the lower loss on ${percent(lower)} of them`)];
+        const tokens = cutAlike ? "tokens" : `tokens of ${run.name}, over which the losses of ${other.name}'s tokens on the same piece of text are spread by length`;
+        return [el("li", {}, el("a", { href: address(view) }, `${domain.name}: ${run.name} beside ${other.name}`), `, ${count(covered.length)} ${tokens}; with all big, ${run.name} has the lower loss on ${percent(lower)} of them`)];
       }),
     ),
   );
-  return links.length ? links : [el("li", {}, "These runs show no text that is the same and cut into the same tokens.")];
+  return links.length ? links : [el("li", {}, whyNoText(runs))];
+}
+
+function whyNoText(runs) {
+  const old = runs.filter((run) => run.domains.some((domain) => !domain.begins)).map((run) => run.name);
+  if (!old.length) return "These runs show no text in common.";
+  return `These runs show no text that is cut into the same tokens. To align other tokens it takes the token that begins each window, which the oracle's files of ${old.join(" and ")} do not hold.`;
 }
 
 function settingsTable({ runs, settings: rows }) {

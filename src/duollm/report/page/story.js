@@ -31,11 +31,13 @@ export function drawOverview(data) {
     select("Cost", [["layers", "big layers"], ["flops", "FLOPs"]], state.axis, (value) => setState({ axis: value })),
   );
   const facts = factsAt(data, domain, k, state.context);
-  byId("answer").replaceChildren(answer(facts, k, data.layers));
+  byId("answer").replaceChildren(...answer(data, domain, facts, k));
   byId("cards").replaceChildren(...cards(facts));
   byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
   const own = data.results.claims.filter((claim) => claim.domain === domain);
   const open = own.filter((claim) => claim.verdict === "not measured");
+  const counts = Object.keys(MARKS).map((verdict) => [own.filter((claim) => claim.verdict === verdict).length, verdict]);
+  byId("verdict-count").textContent = counts.filter(([found]) => found).map((pair) => pair.join(" ")).join(", ");
   byId("verdicts").replaceChildren(...verdicts(own.filter((claim) => !open.includes(claim))));
   byId("open-verdicts").hidden = !open.length;
   byId("open-count").textContent = `${open.length} claims that this run did not measure`;
@@ -69,18 +71,16 @@ function sign(estimate) {
   return estimate[1] > 0 ? 1 : estimate[2] < 0 ? -1 : 0;
 }
 
-function answer({ noise, oracle, router }, k, layers) {
-  if (!oracle) return "The oracle's gain was not measured at this budget.";
-  const parts = [`With ${k} of ${layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed choice.`];
-  if (noise) {
-    const share = percent(noise.gain_drawn[0] / noise.gain[0]);
-    parts.push(`But a search on made-up labels, drawn from the model's own prediction, gains ${share} as much: ${sign(noise.gain_beyond_drawn) > 0 ? "only the rest can speak for real differences between tokens" : "the gain may be nothing but luck of the choice"}.`);
-  }
-  if (router) {
-    const kept = ["a router that sees no label is worse than the fixed choice", "no router is shown to beat the fixed choice", `the best router that sees no label gains ${number(router.gain[0])} nats`];
-    parts.push(`In practice ${kept[sign(router.gain) + 1]}.`);
-  }
-  return parts.join(" ");
+// The finding in a sentence, and then how it came about.
+function answer(data, domain, { noise, oracle, router }, k) {
+  if (!oracle) return ["The oracle's gain was not measured at this budget."];
+  const real = noise && sign(noise.gain_beyond_drawn) > 0;
+  const luck = !noise ? "how much of hindsight's gain is luck was not measured" : real ? "hindsight gains more than luck alone would" : "what hindsight gains is no more than luck would gain";
+  const kept = !router ? "" : sign(router.gain) > 0 ? `, and a router that decides beforehand gets ${percent(router.gain[0] / oracle[0])} of it` : `, and a router that decides beforehand ${sign(router.gain) < 0 ? "loses against the best fixed choice" : "is not shown to get any of it"}`;
+  const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
+  const parts = [` With ${k} of ${data.layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed choice; for scale, all big lies ${number(loss("all-small") - loss("all-big"))} nats below ${data.cheapest}.`];
+  if (noise) parts.push(`A search on made-up labels, drawn from the model's own prediction, gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
+  return [el("b", {}, `In short: ${luck}${kept}.`), parts.join(" ")];
 }
 
 function cards({ noise, oracle, router, ceiling }) {
@@ -88,8 +88,8 @@ function cards({ noise, oracle, router, ceiling }) {
   const found = [];
   if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${number(oracle[0])} nats`, `${interval(oracle)} over the best fixed pattern. The oracle picks a token's route with the next token in hand.`));
   if (noise) {
-    const worth = ["worse than static", "not different from static", "better than static"][sign(noise.second_draw) + 1];
-    found.push(card("drawn", "A made-up label buys as much as", `${percent(noise.gain_drawn[0] / noise.gain[0])} of it`, `${withInterval(noise.gain_drawn)} nats, by the luck of choosing among many routes. On a second draw those picks are ${worth}: ${signed(noise.second_draw[0])} ${interval(noise.second_draw)}.`));
+    const worth = ["worse than", "not different from", "better than"][sign(noise.second_draw) + 1];
+    found.push(card("drawn", "A made-up label buys as much as", `${percent(noise.gain_drawn[0] / noise.gain[0])} of it`, `${withInterval(noise.gain_drawn)} nats, by the luck of choosing among many routes. On a second draw those picks are ${worth} the best fixed pattern: ${signed(noise.second_draw[0])} ${interval(noise.second_draw)}.`));
   }
   if (router) {
     const of = oracle ? ` That is ${percent(router.gain[0] / oracle[0], 1)} of the oracle's gain.` : "";
@@ -100,7 +100,5 @@ function cards({ noise, oracle, router, ceiling }) {
 }
 
 function verdicts(claims) {
-  return claims.map((claim) =>
-    el("li", {}, el("a", { href: address({ view: "claims", claim: claim.id }) }, claim.id), chip(claim.verdict), el("span", {}, `${claim.statement}. `, el("small", {}, claim.finding))),
-  );
+  return claims.map((claim) => el("li", {}, el("a", { href: address({ view: "claims", claim: claim.id }), title: claim.finding }, claim.id), chip(claim.verdict), el("span", {}, `${claim.statement}.`)));
 }

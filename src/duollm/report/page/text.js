@@ -1,6 +1,6 @@
 // Text of tens of thousands of tokens: only the blocks near the screen hold elements, the others keep their height.
 
-import { branch, indexOf } from "./decode.js";
+import { branch, hasRoute, indexOf } from "./decode.js";
 import { el, svg, visible } from "./dom.js";
 
 const LONGEST = 96;
@@ -85,7 +85,7 @@ export class TextView {
       const word = el("span", { "data-t": t, style: dim(t) ? null : `background:${colour(t)}` }, visible(this.domain.text[t]));
       if (dim(t)) word.classList.add("dim");
       if (found(t)) word.classList.add("found");
-      if (layer >= 0 && policy.routes && branch(policy, t, layer) === 2) word.classList.add("on");
+      if (layer >= 0 && hasRoute(policy, t) && branch(policy, t, layer) === 2) word.classList.add("on");
       if (t === this.current) word.classList.add("current");
       if (this.pins.includes(t)) word.classList.add("pinned");
       words.append(word);
@@ -99,7 +99,7 @@ export class TextView {
     const size = block.to - block.from;
     const paths = ["", "", ""];
     for (let t = block.from; t < block.to; t++) {
-      for (let l = 0; l < layers; l++) paths[branch(policy, t, l)] += `M${t - block.from} ${l}h1v1h-1z`;
+      for (let l = 0; l < layers && hasRoute(policy, t); l++) paths[branch(policy, t, l)] += `M${t - block.from} ${l}h1v1h-1z`;
     }
     const picture = svg("svg", { class: "lanes", viewBox: `0 0 ${size} ${layers}`, preserveAspectRatio: "none", height: layers * LANE, "data-from": block.from, "aria-hidden": "true" });
     paths.forEach((d, b) => d && picture.append(svg("path", { d, class: `branch${b}` })));

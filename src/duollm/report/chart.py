@@ -1,0 +1,170 @@
+"""A figure as a table: series of points by panel, from which both its picture and its CSV are made."""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from duollm.files import replacing
+from duollm.records.bootstrap import Estimate
+from duollm.report.style import GREY, Look
+
+COLUMNS = ("panel", "x axis", "y axis", "series", "x", "y", "low", "high", "note")
+_BAR = 0.25
+
+
+class Point(NamedTuple):
+    """A value with its interval, and perhaps a word about it; nan where there is none. A level has no x."""
+
+    x: float
+    y: float
+    low: float = nan
+    high: float = nan
+    note: str = ""
+
+    @classmethod
+    def of(cls, x: float, estimate: Estimate) -> "Point":
+        """Put an estimate at x."""
+        return cls(x, estimate.value, estimate.low, estimate.high)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points that are drawn alike: as a line with a band, a level, single points with whiskers, or bars."""
+
+    look: Look
+    points: Sequence[Point]
+    form: str = "line"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot.
+
+    Attributes:
+        draw: draws the series on axes.
+        ticks: marks of a logarithmic x axis; None for a linear one.
+        perplexity: whether a nll has the perplexity, which the paper draws, on an axis at the right.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series]
+    draw: "Callable[[Axes, Panel], None]" = field(default_factory=lambda: draw_series)
+    ticks: Sequence[int] | None = None
+    percent: bool = False
+    perplexity: bool = False
+    y_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A grid of panels, each about `width` x `height` inches.
+
+    Attributes:
+        columns: columns of the legend below; 0 for no legend.
+        finish: adds what belongs to the whole figure, such as a scale of colours.
+    """
+
+    grid: Sequence[Sequence[Panel]]
+    width: float
+    height: float
+    columns: int = 3
+    finish: Callable[[Figure, list[Axes]], None] | None = None
+
+
+def lines(look: Look, points: Iterable[Point]) -> Series:
+    """Return a line through points in the order of x."""
+    return Series(look, sorted(points, key=lambda point: point.x))
+
+
+def level(label: str, y: float) -> Series:
+    """Return a thin line for a value that is no measurement, such as 0."""
+    return Series(Look(label, GREY, "", ":"), [Point(nan, y)], "level")
+
+
+def draw_chart(chart: Chart) -> Figure:
+    """Draw a chart."""
+    rows, columns = len(chart.grid), len(chart.grid[0])
+    figure = Figure(figsize=(columns * chart.width, rows * chart.height), layout="constrained")
+    everything: list[Axes] = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for axes, panel in zip(everything, (panel for line in chart.grid for panel in line), strict=True):
+        axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+        if panel.ticks:
+            axes.set_xscale("log")
+            axes.set_xticks(panel.ticks, [str(tick) for tick in panel.ticks])
+        panel.draw(axes, panel)
+        if panel.percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if panel.perplexity:
+            right = axes.secondary_yaxis("right", functions=(np.exp, _logarithm))
+            right.set_ylabel("perplexity")
+        if panel.y_range:
+            axes.set_ylim(*panel.y_range)
+    if chart.columns:
+        entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in everything]
+        named = {label: handle for pairs in entries for handle, label in pairs}
+        figure.legend(named.values(), named, loc="outside lower center", ncols=chart.columns)
+    if chart.finish:
+        chart.finish(figure, everything)
+    return figure
+
+
+def draw_series(axes: Axes, panel: Panel) -> None:
+    """Draw lines, levels, points and bars; bars at the same x stand side by side."""
+    bars = [series for series in panel.series if series.form == "bars"]
+    for series in panel.series:
+        look, points, style = series.look, series.points, series.look.style
+        x, y = [point.x for point in points], [point.y for point in points]
+        known = all(isfinite(point.low) for point in points)
+        if series.form == "level":
+            for point in points:
+                axes.axhline(point.y, color=look.colour, linestyle=look.line, linewidth=1.3, label=look.label)
+                if known:
+                    axes.axhspan(point.low, point.high, color=look.colour, alpha=0.12, linewidth=0)
+        elif series.form == "points":
+            axes.errorbar(x, y, _whiskers(points) if known else None, capsize=3, **style | {"linestyle": ""})
+        elif series.form == "bars":
+            places = np.array(x, dtype=float) + (bars.index(series) - (len(bars) - 1) / 2) * _BAR
+            axes.bar(places, y, _BAR, color=look.colour, yerr=_whiskers(points), capsize=2, label=look.label)
+        else:
+            if known:
+                low, high = [point.low for point in points], [point.high for point in points]
+                axes.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+            axes.plot(x, y, **style)
+    placed = [point.x for series in panel.series for point in series.points if isfinite(point.x)]
+    if not panel.ticks and all(x == round(x) for x in placed):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _logarithm(perplexity: Any) -> Any:
+    """The inverse of exp, which matplotlib also asks about values that are no perplexities."""
+    return np.log(np.maximum(perplexity, 1e-300))
+
+
+def _whiskers(points: Sequence[Point]) -> Any:
+    return np.array([[point.y - point.low, point.high - point.y] for point in points]).T
+
+
+def rows(chart: Chart) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of a chart's CSV, `COLUMNS` first."""
+    yield COLUMNS
+    for panel in [panel for line in chart.grid for panel in line]:
+        for series in panel.series:
+            for point in series.points:
+                numbers = [f"{value:.6g}" if isfinite(value) else "" for value in point[:4]]
+                yield panel.title, panel.x, panel.y, series.look.label, *numbers, point.note
+
+
+def write_csv(chart: Chart, path: Path) -> None:
+    """Write the table behind a chart."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows(chart))
