@@ -33,7 +33,10 @@ CAPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ceiling_by_depth": ("What a predictor gains, by the last layer whose states it sees.", ()),
     "decomposition": ("What the oracle's gain is made of: predictable, luck of the choice, rest.", ()),
     "difficulty": ("What all big and the oracle gain on each token against its loss (paper, figure 5).", ("C11",)),
-    "gain_by_tries": ("The same gains against the number of routes tried: luck grows with the tickets.", ()),
+    "gain_by_tries": (
+        "What the search gains by the number of routes tried, on true labels and on drawn ones.",
+        (),
+    ),
     "layer_use": ("Share of big by layer (paper, figure 2).", ("C6", "C7", "C8", "C9")),
     "layer_use_by_position": ("Share of big by layer and position (paper, figure 3).", ("C10",)),
     "losses_of_text": ("Losses of the first Python document, token by token (paper, figure 6).", ("C12",)),

@@ -53,15 +53,15 @@ def gains_by_budget(results: Results, domains: Sequence[str]) -> Chart:
 def gains_by_tries(results: Results, domain: str, budgets: Sequence[int]) -> Chart:
     """Return the gains over static against the number of random routes tried, one panel per budget."""
     panels = []
-    for row in (row for row in results.tries if row.domain == domain and row.big_layers in budgets):
+    for row in results.tries:
+        if row.domain != domain or row.big_layers not in budgets:
+            continue
         series = [
-            lines(look, map(Point.of, row.tried, getattr(row, quantity)))
+            lines(look, [Point.of(*pair) for pair in zip(row.tried, getattr(row, quantity), strict=True)])
             for quantity, look in (_GAINS | _EXPECTED).items()
         ]
-        title = f"{domain}, k = {row.big_layers}"
-        panels.append(
-            Panel(title, "routes tried, at random", _GAIN, [level("static", 0), *series], ticks=row.tried[::2])
-        )
+        title, ticks = f"{domain}, k = {row.big_layers}", [10**power for power in range(len(str(row.tried[-1])))]
+        panels.append(Panel(title, "routes tried, at random", _GAIN, [level("static", 0), *series], ticks=ticks))
     return Chart([panels], 4.4, 4.0, columns=2)
 
 
