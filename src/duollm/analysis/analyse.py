@@ -68,8 +68,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
     records, compared = [one.records for one in domains], [one.compared for one in domains]
     tries = [read_tries(run, one.tokens) for one in domains]
     if len(domains) > 1:
-        records, compared = [*records, pool(records)], [*compared, pool(compared)]
-        tries.append(pool_tries(tries))
+        records, compared, tries = [*records, pool(records)], [*compared, pool(compared)], [*tries, pool_tries(tries)]
     draws = [Draws(one, bootstrap_samples, seed) for one in records]
     more = [Draws(one, bootstrap_samples, seed) for one in compared]
     single = list(zip(domains, draws, strict=False))  # without the pooled one

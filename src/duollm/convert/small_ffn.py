@@ -101,7 +101,7 @@ def initialise_small_ffns(
         return []
     if how == "mean":
         model.config.small_intermediate_size = 1
-    if how in ("linear", "mean"):
+    if how in _CLOSED_FORMS:
         make_linear(model)
     precision = faster_precision()
     held_out = sample_WT.shape[1] * max(1, round(_HELD_OUT_SHARE * len(sample_WT)))
@@ -113,10 +113,8 @@ def initialise_small_ffns(
         for layer, states_ND, weights_N in zip(model.model.layers, states_LND, weights_LN, strict=True):
             examples, energies_F = _examples(layer.mlp.big, states_ND, weights_N, precision)
             small, known = deepcopy(layer.mlp.small).float(), examples.rows(slice(fitted))
-            if how == "linear":
-                fit_linear(small, known)
-            elif how == "mean":
-                fit_mean(small, known)
+            if how in _CLOSED_FORMS:
+                _CLOSED_FORMS[how](small, known)
             else:
                 cut_out(small, layer.mlp.big, energies_F, known)
             if how == "distilled":
@@ -295,3 +293,6 @@ def fit_linear(small: DuoFFN, examples: Examples) -> None:
     small.up_proj.weight.copy_((full_DD @ kept_DR).T)
     small.down_proj.weight.copy_(kept_DR)
     small.down_proj.bias.copy_(outputs_D - states_D @ full_DD @ kept_DR @ kept_DR.T)
+
+
+_CLOSED_FORMS: dict[str, Callable[[DuoFFN, Examples], None]] = {"linear": fit_linear, "mean": fit_mean}

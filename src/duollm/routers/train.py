@@ -53,8 +53,7 @@ def train_router(
 ) -> None:
     """Train one router, calibrate it on validation text for each budget, and write it to `run/routers/<name>`.
 
-    The model does not change, unless `config` asks to train it too. Then its new weights go into `model/` beside the
-    router.
+    The model does not change, unless `config` asks to train it too; its weights then go into `model/` of that folder.
 
     Args:
         big_layers: the budgets k; several only for a kind that is trained once for all budgets.
@@ -77,15 +76,14 @@ def train_router(
     plan = TrainingPlan.of(config, tokens, data.sequence_length)
     trainer = Trainer.of(name, plan, context, seed + 1, flops_per_token)
     labels = load_labels(context.run / LABELS) if router.needs_labels else None
-    priors = {}
-    if config.around_static and router.predicts_gains:
-        priors = static_priors(model, router.space, batches[0], big_layers)
-    patterns = patterns_of(priors, router.space) if priors else None
+    from_static = config.around_static and router.predicts_gains
+    priors = static_priors(model, router.space, batches[0], big_layers) if from_static else {}
+    patterns = patterns_of(priors, router.space) if from_static else None
     router.fit(RouterTraining(model, config, trainer, budget, seed, labels, patterns))
     model.eval()
     for big in big_layers:
         router.set_budget(big)
-        if priors:
+        if from_static:
             spent = calibrate_around(model, router, batches, priors[big], big)
         else:
             spent = calibrate(model, router, batches, budget_of(model.config, router, big))
