@@ -12,6 +12,7 @@ from duollm.data.tokenizer import train_tokenizer
 from duollm.errors import UserError
 from duollm.plan import completed, plan
 from duollm.recipe_files import load_recipe
+from duollm.routers.static import static_priors
 from duollm.routes.space import RouteSpace
 from duollm.study import run_study
 from reading_pages import data_of
@@ -108,3 +109,18 @@ def test_what_cannot_be_done_is_one_line_before_work_starts(study, tmp_path, cha
         study("llama", **changes)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_static_is_searched_once_for_the_ceiling_and_all_routers(study, monkeypatch):
+    searched = []
+
+    def search(model, space, token_ids_WT, big_layers):
+        searched.append(list(big_layers))
+        return static_priors(model, space, token_ids_WT, big_layers)
+
+    monkeypatch.setattr("duollm.study.static_priors", search)
+    run = study("llama", until="train-router", router__kinds="[sequential, gains]", router__tokens="300")
+    assert len(searched) == 1
+    assert {folder.name for folder in (run / "routers").iterdir()} == {
+        f"{kind}_k{k}" for kind in ("sequential", "gains") for k in searched[0]
+    }

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from duollm.report.model_card import add_results
 from duollm.report.page import write_report
 from duollm.report.summary import print_frontier, print_routers, print_summary
 from duollm.routers.registry import router_class, settings_of, trained_routers
-from duollm.routers.static import patterns_of, static_priors
+from duollm.routers.static import Prior, patterns_of, static_priors
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
@@ -92,6 +92,7 @@ class Study:
     def __init__(self, recipe: Recipe, run: Path, world: World, num_layers: int | None = None) -> None:
         self.recipe, self.run, self.world = recipe, run, world
         self.num_layers = num_layers or recipe.model.num_hidden_layers
+        self._priors_of: dict[tuple[str, ...], Mapping[int, Prior]] = {}
 
     def _space(self, branches: Sequence[str]) -> RouteSpace:
         """The routes of these branches, in the oracle's groups of layers and with its fixed layers."""
@@ -340,21 +341,33 @@ class Study:
         self.world.wait()
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
-        recipe, model, text = self.recipe, self._load_model(), self.recipe.compared_text
-        space = self._space(recipe.router.branches)
-        train_router(self._context, model, recipe.router, kind, big_layers, text.windows_per_document, space)
+        router, windows, model = self.recipe.router, self.recipe.compared_text.windows_per_document, self._load_model()
+        priors = self._priors(model, router.branches) if router_class(kind).predicts_gains else None
+        space = self._space(router.branches)
+        train_router(self._context, model, router, kind, big_layers, windows, space, priors)
+
+    @property
+    def _priced_on(self) -> torch.Tensor:
+        """Validation text on which the ceiling is priced and static is searched, [W, T]."""
+        return validation_windows(self._data, self.recipe.compared_text.windows_per_document, self.recipe.seed)
+
+    def _priors(self, model: DuoForCausalLM, branches: Sequence[str]) -> Mapping[int, Prior] | None:
+        """Static of every budget, if the ceiling and routers start from it; searched once for all of them."""
+        if not self.recipe.router.around_static:
+            return None
+        if (key := tuple(branches)) not in self._priors_of:
+            say("searching the best pattern of every budget on validation text")
+            text, budgets = self._priced_on.to(model.device), self.recipe.router.big_layers
+            self._priors_of[key] = static_priors(model, self._space(branches), text, budgets)
+        return self._priors_of[key]
 
     def _measure_ceiling(self) -> None:
-        recipe, model, data = self.recipe, self._load_model(), self._data
-        space = self._space(recipe.oracle.branches)
-        big_layers, priors = recipe.router.big_layers, None
-        priced_on = validation_windows(data, recipe.compared_text.windows_per_document, recipe.seed)
-        if recipe.router.around_static:
-            priors = static_priors(model, space, priced_on.to(model.device), big_layers)
+        recipe, model, space = self.recipe, self._load_model(), self._space(self.recipe.oracle.branches)
+        big_layers, priors = recipe.router.big_layers, self._priors(model, recipe.oracle.branches)
         patterns = patterns_of(priors, space) if priors else None
         predictors = train_ceiling(self._context, model, recipe.ceiling, space, patterns)
         if self.world.first:
-            texts = self._compared_texts()
+            texts, priced_on = self._compared_texts(), self._priced_on
             evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run, priors)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
         self.world.wait()

@@ -3,7 +3,7 @@
 Shape letters: B batch, T tokens, W windows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from duollm.oracle.labels import LABELS, load_labels
 from duollm.routers.base import RouterTraining
 from duollm.routers.calibration import budget_of, calibrate, calibrate_exact
 from duollm.routers.registry import make_router, router_class, save_router
-from duollm.routers.static import calibrate_around, patterns_of, static_priors
+from duollm.routers.static import Prior, calibrate_around, patterns_of
 from duollm.routes.space import RouteSpace
 from duollm.training.loop import Context, Trainer
 from duollm.training.optimizer import TrainingPlan
@@ -50,6 +50,7 @@ def train_router(
     big_layers: Sequence[int],
     windows_per_document: int,
     space: RouteSpace | None = None,
+    priors: Mapping[int, Prior] | None = None,
 ) -> None:
     """Train one router, calibrate it on validation text for each budget, and write it to `run/routers/<name>`.
 
@@ -59,6 +60,7 @@ def train_router(
         big_layers: the budgets k; several only for a kind that is trained once for all budgets.
         windows_per_document: windows per validation document, as many as the evaluation takes.
         space: the routes that the router may take; default: every layer varies by itself.
+        priors: static of every budget, from which a router of gains starts; default: it starts from its gains alone.
 
     Raises:
         UserError: unknown kind of router.
@@ -76,14 +78,12 @@ def train_router(
     plan = TrainingPlan.of(config, tokens, data.sequence_length)
     trainer = Trainer.of(name, plan, context, seed + 1, flops_per_token)
     labels = load_labels(context.run / LABELS) if router.needs_labels else None
-    from_static = config.around_static and router.predicts_gains
-    priors = static_priors(model, router.space, batches[0], big_layers) if from_static else {}
-    patterns = patterns_of(priors, router.space) if from_static else None
+    patterns = patterns_of({big: priors[big] for big in big_layers}, router.space) if priors else None
     router.fit(RouterTraining(model, config, trainer, budget, seed, labels, patterns))
     model.eval()
     for big in big_layers:
         router.set_budget(big)
-        if from_static:
+        if priors:
             spent = calibrate_around(model, router, batches, priors[big], big)
         else:
             spent = calibrate(model, router, batches, budget_of(model.config, router, big))
