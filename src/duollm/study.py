@@ -172,7 +172,7 @@ class Study:
         if self.world.first and adds and not is_next:
             with working("report"):
                 results = analyse(self.run, self.recipe.report.bootstrap_samples, self.recipe.seed)
-                write_report(self.run, self.recipe.report.shown_documents, to_come)
+                write_report(self.run, self.recipe.report.shown_documents, to_come, figures=False)
             print_frontier(results)
 
     def _model_stages(self) -> list[Stage]:

@@ -217,7 +217,7 @@ def test_titles_hold_long_names_without_their_middle():
 def test_the_table_of_a_figure_holds_what_it_draws(analysed, tmp_path):
     run, results = analysed
     domains = [read_tokens(run, domain)[0] for domain in results.domains]
-    drawn = draw_figures(tmp_path, results, domains, pdf=False)
+    drawn = draw_figures(tmp_path, results, domains)
     tables = {name: pd.read_csv(svg.with_suffix(".csv"), keep_default_na=False) for name, svg in drawn.items()}
     assert all(len(table) for table in tables.values())
     chosen = tables["overview"].query("series == 'oracle'")

@@ -64,11 +64,12 @@ def test_every_claim_and_every_loss_is_on_the_page(page):
         assert shown["nll"] == pytest.approx([row.nll.value, row.nll.low, row.nll.high], rel=1e-4)
 
 
-def test_the_page_names_missing_stages(own_run):
+def test_the_page_of_a_study_that_goes_on_names_missing_stages_and_draws_no_figures(own_run):
     analyse(own_run, 100)
-    assert data_of(write_report(own_run, missing=["evaluate"]).read_text(encoding="utf-8"))["runs"][0]["missing"] == [
-        "evaluate"
-    ]
+    html = write_report(own_run, missing=["evaluate"], figures=False).read_text(encoding="utf-8")
+    [run] = data_of(html)["runs"]
+    assert (run["missing"], run["figures"]) == (["evaluate"], [])
+    assert not (own_run / "figures").exists()
 
 
 def test_a_run_that_was_not_analysed(own_run):

@@ -59,8 +59,8 @@ def shown_budget(domains: Sequence[Tokens]) -> int:
     return min(sorted(everywhere), key=lambda k: abs(k - wanted))
 
 
-def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bool = True) -> dict[str, Path]:
-    """Write every figure to <run>/figures as SVG with the CSV behind it, and as PDF if `pdf`; return the SVGs by name.
+def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict[str, Path]:
+    """Write every figure to <run>/figures as SVG and PDF, with the CSV behind it; return the SVGs by name.
 
     Figures of selection noise and of the predictable ceiling are left out if these were not measured.
     """
@@ -103,7 +103,7 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens], pdf: bo
         figures = {name: draw_chart(chart) for name, chart in charts.items()}
         shorten_names(names, figures.values())
         use_fonts_for_all_text(figures.values())
-        return {name: save(figure, run / "figures", name, pdf) for name, figure in figures.items()}
+        return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
 
 
 def shorten_names(names: Sequence[str], figures: Iterable[Figure]) -> None:

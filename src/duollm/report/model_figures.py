@@ -47,4 +47,4 @@ def write_duo_and_dense(columns: Sequence[Column], folder: Path) -> Path | None:
         return None
     write_csv(chart, folder / f"{NAME}.csv")
     with styled():
-        return save(draw_chart(chart), folder, NAME, True)
+        return save(draw_chart(chart), folder, NAME)

@@ -22,20 +22,22 @@ _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=const|let|function|async|class)", re.MULTILINE)
 
 
-def write_report(run: Path, shown_documents: int = 1000, missing: Sequence[str] = ()) -> Path:
-    """Draw the figures of an analysed run and write its report.html; return the page's path.
+def write_report(run: Path, shown_documents: int = 1000, missing: Sequence[str] = (), figures: bool = True) -> Path:
+    """Write the report.html of an analysed run, and its figures; return the page's path.
 
     Args:
         run: a run folder that holds results.json.
         shown_documents: number of documents per domain, at most, whose text the page shows.
         missing: stages of the study that have not run yet; the page names them.
+        figures: whether to draw the figures for papers, which takes most of the time. The page's charts do without.
 
     Raises:
         UserError: the run was not analysed, or a file is missing or not of this run.
     """
     results = read_results(run)
     domains = [read_tokens(run, domain)[0] for domain in results.domains]
-    draw_figures(run, results, domains, pdf=not missing)
+    if figures:
+        draw_figures(run, results, domains)
     write_text(run / "report.html", assemble([page_data(run, results, domains, shown_documents, missing)]))
     return run / "report.html"
 

@@ -116,9 +116,9 @@ def _rounded(number: re.Match[str]) -> str:
     return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
-def save(figure: Figure, folder: Path, name: str, pdf: bool = True) -> Path:
-    """Write <name>.svg and perhaps <name>.pdf, byte for byte the same for the same figure; return the SVG's path."""
-    for suffix, undated in (("svg", {"Date": None}), ("pdf", {"CreationDate": None}))[: 1 + pdf]:
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """Write <name>.svg and <name>.pdf, byte for byte the same for the same figure; return the SVG's path."""
+    for suffix, undated in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
         with replacing(folder / f"{name}.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, metadata=undated)
             if suffix == "svg":

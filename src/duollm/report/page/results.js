@@ -125,7 +125,7 @@ export function drawFigures(data) {
   const sizes = Object.values(data.sizes);
   const sum = (field) => count(sizes.reduce((total, one) => total + one[field], 0));
   byId("sample").textContent = `${sum("tokens")} tokens of ${sum("documents")} documents, seed ${data.results.provenance.seed ?? "unknown"}`;
-  byId("files").replaceChildren(...data.figures.map((figure) => paperFigure(data, figure)));
+  byId("files").replaceChildren(...(data.figures.length ? data.figures.map((figure) => paperFigure(data, figure)) : [el("li", {}, "They are drawn when the study ends.")]));
 }
 
 function paperFigure(data, { name, caption, claims }) {
