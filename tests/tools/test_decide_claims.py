@@ -38,7 +38,7 @@ def recipes(tmp_path_factory):
     return folder
 
 
-def write_no_figures(run, shown_documents, missing=()):
+def write_no_figures(run, shown_documents, missing=(), figures=True):
     """Figures are tested elsewhere, and take most of the time of a tiny study."""
     (run / "figures").mkdir(exist_ok=True)
     (run / "report.html").write_text("a page")
