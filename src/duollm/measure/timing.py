@@ -16,7 +16,7 @@ from torch import Tensor
 
 from duollm.files import write_json
 from duollm.flops import mean_token_flops
-from duollm.machine import describe_machine
+from duollm.machine import describe_machine, wait_for_gpu
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
@@ -149,12 +149,14 @@ def durations(
     """
     for run in runs.values():
         run()
+    wait_for_gpu()
     spent: dict[str, list[float]] = {name: [] for name in runs}
     total, done = 0.0, 0
     while done < rounds or total < seconds * len(runs):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            wait_for_gpu()
             spent[name].append(time.perf_counter() - start)
             total += spent[name][-1]
         done += 1
