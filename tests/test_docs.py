@@ -208,8 +208,9 @@ def sections():
 @pytest.mark.parametrize("section", sections())
 def test_hugging_face_snippets_run(with_hugging_face, section):
     code = python_of(section)
-    for package in ("peft", "accelerate", "torchao", "lm_eval"):
-        if f"from {package}" in code or (package == "lm_eval" and "evaluate.harness" in code):
+    needs = {"peft": "peft", "accelerate": "accelerate", "torchao": "torchao", "duollm.measure.harness": "lm_eval"}
+    for imported, package in needs.items():
+        if f"from {imported}" in code:
             pytest.importorskip(package, reason="needs the extras `compat` and `eval`")
     names = dict(with_hugging_face)
     exec(compile(code, "docs/huggingface.md", "exec"), names)

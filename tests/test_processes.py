@@ -29,12 +29,13 @@ def oracle_command(folder, run):
 
 
 def run_processes(command, count):
-    """What torchrun does, without the seconds that it takes."""
+    """What torchrun does, without the seconds that it takes; on CPUs, since there may be one GPU for two processes."""
     port = free_port()
     started = []
     for rank in range(count):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        environment = os.environ | ({key: str(value) for key, value in place.items()} if count > 1 else {})
+        environment = {key: str(value) for key, value in place.items()} if count > 1 else {}
+        environment = os.environ | environment | {"CUDA_VISIBLE_DEVICES": ""}
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [0] * count, said

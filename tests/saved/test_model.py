@@ -56,7 +56,7 @@ def test_a_run_knows_its_routers_by_name(run, monkeypatch):
         assert routed.model is saved.model
     monkeypatch.chdir(run)
     for name in ("joint_k0", "router:routers/joint_k0"):
-        together = saved.routed(name).model
+        together = saved.routed(name).model.cpu()
         assert torch.equal(together.lm_head.weight, tiny_model(seed=1, vocab_size=300).lm_head.weight)
     with pytest.raises(UserError, match="unknown policy 'linear_k1'"):
         saved.routed("linear_k1")

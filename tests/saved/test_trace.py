@@ -63,8 +63,8 @@ def test_a_text_has_a_row_per_token(trace, folder, tmp_path, policy):
     assert {row["route"] for row in rows} == {"".join(map(str, route))}
     np.testing.assert_allclose([float(row["big_share"]) for row in rows], route.count(2) / 3, rtol=1e-5)
     for column, routes in (("nll", route), ("nll_all_small", [1, 1, 1]), ("nll_all_big", [2, 2, 2])):
-        nll_BN, _ = policy_losses(model, ids, routes=torch.tensor(routes))
-        np.testing.assert_allclose([float(row[column]) for row in window], nll_BN[0], rtol=1e-4)
+        nll_BN, _ = policy_losses(model, ids.to(model.device), routes=torch.tensor(routes))
+        np.testing.assert_allclose([float(row[column]) for row in window], nll_BN[0].cpu(), rtol=1e-4)
 
 
 def test_without_a_text_the_test_split_is_traced_to_standard_output(trace):
