@@ -226,10 +226,15 @@ class OracleConfig(Section):
     """Share of the positions on which static is chosen. Each costs the full head for every route (docs/oracle.md)."""
     units: list[Annotated[int, Field(ge=2)]] = []
     """Numbers of neighbouring tokens that share a route, such as [8, 64] (docs/oracle.md). Runs every leaf's head."""
-    memory_gib: float = Field(default=1.0, gt=0)
-    """Memory that the hidden states of the exact search may take, in GiB."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory that the hidden states of a search may take, in GiB. Default: 1; on a GPU a quarter of what is free."""
 
     _expand = field_validator("labels_from")(_home_folder)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What `memory_gib` says."""
+        return None if self.memory_gib is None else int(self.memory_gib * 2**30)
 
     @model_validator(mode="after")
     def _budgets_that_can_be_searched(self) -> "OracleConfig":

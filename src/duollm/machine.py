@@ -22,7 +22,11 @@ Shape = tuple[int, int, int]
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
-_SHAPES: tuple[Shape, ...] = ((2048, 2048, 2048), (4096, 512, 512))  # (rows, inner, columns) of useful matrix products
+_SHAPES: dict[str, tuple[Shape, ...]] = {
+    "cpu": ((2048, 2048, 2048), (4096, 512, 512)),
+    "cuda": ((8192, 8192, 8192), (4096, 4096, 4096)),
+}
+"""(rows, inner, columns) of matrix products that fill the device."""
 
 
 def keep_freed_memory() -> bool:
@@ -52,7 +56,10 @@ def matmul_peak(precision: Precision) -> float:
 @cache
 def best_matmul(precision: Precision, seconds: float = 0.5) -> tuple[float, Shape]:
     """Measure as `matmul_peak`; return the rate and the shape of the fastest product, (rows, inner, columns)."""
-    return max((_matmul_rate(precision, shape, seconds / len(_SHAPES)), shape) for shape in _SHAPES)
+    import torch
+
+    shapes = _SHAPES["cuda" if torch.cuda.is_available() else "cpu"]
+    return max((_matmul_rate(precision, shape, seconds / len(shapes)), shape) for shape in shapes)
 
 
 @cache

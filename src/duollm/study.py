@@ -334,7 +334,7 @@ class Study:
                 self._space(recipe.router.branches),
                 self._pool_of_labels(),
                 recipe.seed,
-                memory_bytes=int(recipe.oracle.memory_gib * 2**30),
+                memory_bytes=recipe.oracle.memory_bytes,
                 report=say,
             )
             save_labels(labels, self.run / LABELS)

@@ -31,12 +31,11 @@ def toy(monkeypatch):
     monkeypatch.setattr(search, "matmul_peak", lambda precision: 1e12)
     monkeypatch.setattr(training, "best_matmul", lambda precision: (1e12, (2, 3, 4)))
     monkeypatch.setattr(training, "faster_precision", lambda: "fp32")
-    monkeypatch.setattr(training, "_BATCH", 2)
-    monkeypatch.setattr(training, "_WIDTHS", (16,))
+    monkeypatch.setattr(training, "LOADS", dict.fromkeys(training.LOADS, training.Load((16,), 2, 9, eager=True)))
     monkeypatch.setattr(torch, "compile", no_compiler)
     sizes = {
         "_LENGTH": 9,
-        "_BATCH": 2,
+        "LOADS": dict.fromkeys(search.LOADS, search.Load((16,), 2, 9)),
         "_NAIVE_ROUTES": 2,
         "_BUDGET": 1,
         "_LAYERS": 3,
@@ -53,7 +52,7 @@ def rows_of(capsys, which):
 
 
 def test_training_is_compared_with_dense_models_and_says_what_it_skips(toy, capsys):
-    *rows, peak, llama, gpt, duo = rows_of(capsys, "train")
+    *rows, peak, llama, gpt, eager_gpt, duo = rows_of(capsys, "train")
     assert [row["model"] for row in rows] == [
         "Llama",
         "Llama, eager attention",
@@ -65,7 +64,7 @@ def test_training_is_compared_with_dense_models_and_says_what_it_skips(toy, caps
     assert rows[-1]["ratio to Llama"] == pytest.approx(rows[-1]["tokens/s"] / rows[0]["tokens/s"])
     assert rows[-1]["share of matmul peak"] == pytest.approx(rows[-1]["GFLOP/s"] / 1000)
     assert (peak["model"], peak["GFLOP/s"]) == ("matmul peak (fp32, 2 x 3 x 4)", 1000)
-    assert {row["skipped"] for row in (llama, gpt, duo)} == {"no C++ compiler found"}
+    assert {row["skipped"] for row in (llama, gpt, eager_gpt, duo)} == {"no C++ compiler found"}
     assert duo["model"] == "duo, compiled"
 
 

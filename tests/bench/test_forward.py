@@ -67,3 +67,19 @@ def test_every_share_is_compared_with_llama_and_the_prediction(monkeypatch, caps
         assert shares[1]["speed vs all big"] == pytest.approx(shares[-1]["ms"] / shares[1]["ms"])
         assert shares[-1]["speed vs Llama"] == pytest.approx(dense["ms"] / shares[-1]["ms"])
     assert all(row["router's share of time"] < 1 for row in rows[24:])
+
+
+def test_decoding_in_graphs_takes_every_pattern_and_llama():
+    model = tiny_model(attention="sdpa")
+    llama, _ = forward.as_llama(model)
+    rows = forward._in_graphs(model, llama, 2, 0.001, backend="eager", fullgraph=True)
+    assert [row["model"] for row in rows] == [
+        "transformers Llama",
+        "0% big",
+        "25% big",
+        "50% big",
+        "75% big",
+        "100% big",
+    ]
+    assert rows[1]["speed vs Llama"] == pytest.approx(rows[0]["ms"] / rows[1]["ms"])
+    assert rows[-1]["speed vs all big"] == 1

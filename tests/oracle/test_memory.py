@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from duollm.oracle.search import default_bytes
 
 MEBIBYTE = 2**20
 BUDGET = 32 * MEBIBYTE
@@ -37,3 +40,16 @@ def test_peak_memory_is_bounded_by_the_budget_not_by_the_number_of_routes():
     assert more_leaves / 1.5 > BUDGET + SLACK  # else nothing is tested
     assert twice - few <= BUDGET + SLACK
     assert eightfold - few <= BUDGET + SLACK
+
+
+def test_by_default_a_search_takes_a_quarter_of_what_is_free_on_a_gpu(monkeypatch):
+    """What torch keeps for later is free too: else a second search would be slower than the first."""
+    figures = {
+        "mem_get_info": (6 * MEBIBYTE, 9 * MEBIBYTE),
+        "memory_reserved": 3 * MEBIBYTE,
+        "memory_allocated": MEBIBYTE,
+    }
+    for name, figure in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, figure=figure: figure)
+    assert default_bytes(torch.device("cuda")) == 2 * MEBIBYTE
+    assert default_bytes(torch.device("cpu")) == 1024 * MEBIBYTE

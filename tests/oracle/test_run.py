@@ -13,7 +13,7 @@ from duollm import RouteSpace, loss_table
 from duollm.config import OracleConfig
 from duollm.errors import UserError
 from duollm.oracle.reductions import BestSoFar
-from duollm.oracle.run import REDUCTIONS, OracleRun, check_memory, search_facts
+from duollm.oracle.run import REDUCTIONS, OracleRun, check_memory, check_settings, search_facts
 from duollm.oracle.store import KINDS, OracleStore
 from duollm.records.files import ResultFile
 from duollm.records.halves import first_half
@@ -303,6 +303,14 @@ def test_a_search_that_does_not_fit_the_machine_is_refused(monkeypatch, model, a
     else:
         with pytest.raises(UserError, match=r"^memory_gib: the search would take 1 GiB .* this machine has 0.000977"):
             check_memory(OracleConfig(), model.config, 8)
+
+
+def test_memory_that_nobody_limits_grows_to_what_one_route_takes(monkeypatch, model):
+    monkeypatch.setattr("duollm.oracle.run.row_bytes", lambda sizes, space: 2**30)
+    monkeypatch.setattr("duollm.oracle.run.device_memory_bytes", lambda: 6 * 2**30)
+    check_settings(OracleConfig(), model.config, 8)
+    with pytest.raises(UserError, match=r"^memory_gib: the search would take 7 GiB .* 7 for hidden states"):
+        check_memory(OracleConfig(), model.config, 8)
 
 
 @pytest.mark.parametrize("scope", ["ffn", "layer"])

@@ -99,3 +99,26 @@ def test_a_single_prefix_is_expanded_even_if_it_has_more_rows():
     walk = Walk((SMALL, BIG), max_rows=TOKENS - 1)
     assert {rows for _, rows in walk.rows_attended} == {1}
     assert walk.ids.tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("scope", ["ffn", "layer"])
+@pytest.mark.parametrize("groups", [None, [[0, 1], [2]], [[0, 2], [1]]], ids=str)
+@pytest.mark.parametrize("context", ["shared", "reference"])
+@torch.inference_mode()
+def test_no_walk_asks_the_device_for_anything(context, groups, scope):
+    """On the meta device there is nothing to be had: whoever asked for a number would fail."""
+    fixed = {} if groups is None else {3: BIG}
+    space = RouteSpace(LAYERS, tuple(Branch), groups, fixed)
+    model = tiny_model(LAYERS, scope)
+    wanted = torch.tensor([(small, big) for small, big in space.routes_spending if big == 2])
+    found = {}
+    for device in ("cpu", "meta"):
+        model.to(device)
+        batch = Batch(model, tiny_tokens(1, TOKENS + 1).to(device))
+        attend = batch.shared_context() if context == "shared" else batch.reference_context(None)
+        blocks = list(Tree(model.model, space, wanted, 3 * TOKENS).leaves(batch.hidden_BTD.flatten(0, 1), attend))
+        assert all(block.hidden_PND.device.type == device for block in blocks)
+        assert all(block.hidden_PND.shape == (len(block.ids_PG), *batch.hidden_BTD.shape[1:]) for block in blocks)
+        found[device] = torch.cat([torch.cat([block.ids_PG, block.spent_PG2[:, 0]], dim=1) for block in blocks])
+    assert found["meta"].equal(found["cpu"])
+    assert len(found["cpu"]) == len(space.ids_with(2))

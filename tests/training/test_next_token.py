@@ -11,7 +11,7 @@ from tiny import random_ids, tiny_model
 def test_loss_and_gradients_are_those_of_the_models_own_forward(monkeypatch, rows, tied):
     """Blocks of one row, of rows that do not divide the 22, and one block for all."""
     model, ids = tiny_model(tie_word_embeddings=tied), random_ids(batch=2, tokens=12)
-    monkeypatch.setattr(next_token, "BLOCK_OF_LOGITS", rows * model.config.vocab_size)
+    monkeypatch.setitem(next_token._BLOCKS, "cpu", rows * model.config.vocab_size)
     monkeypatch.setattr(next_token, "_ROWS", 1)
     expected = model(ids, labels=ids).loss
     (2 * expected).backward()

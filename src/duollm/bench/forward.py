@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from duollm.bench import Row
 from duollm.bench.search import as_llama, trained_like
@@ -22,8 +22,11 @@ from duollm.models.branch import Branch
 from duollm.models.compat import CACHE
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.policy import FixedRoutes
 from duollm.routers.base import Router
 from duollm.routers.registry import make_router
+from duollm.routes.patterns import pattern, spread_layers
+from duollm.training.world import join_world
 
 # A small vocabulary: only the last token's logits are computed, and the head reads little beside the layers.
 _SIZES: dict[str, Any] = {
@@ -40,6 +43,12 @@ _ROUTER_SIZES = _SIZES | {
     "small_intermediate_size": 128,
     "num_attention_heads": 8,
 }
+_GPU_SIZES: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "small_intermediate_size": 512,
+    "num_attention_heads": 32,
+}
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _BATCHES, _PREFILL, _PROMPT, _STEPS = (1, 8), 512, 128, 8
 _ROUTERS = ("linear", "sequential")  # the paper's, and the one that computes most
@@ -47,10 +56,16 @@ _DENSE, _WITH_ROUTER, _GIVEN_ROUTES = "transformers Llama", "router", "its route
 
 
 def bench_forward(seconds: float, precision: Precision = "fp32") -> list[Row]:
-    """Prefill and decoding at batch 1 and 8, each share of big beside the dense Llama; then a router at width 512."""
-    model = _random_model(_SIZES, precision)
+    """Prefill and decoding at batch 1 and 8, each share of big beside the dense Llama; then a router at width 512.
+
+    On a GPU the model is larger, and decoding is measured in CUDA graphs too.
+    """
+    on_gpu = join_world().device.type == "cuda"
+    model = _random_model(_SIZES | _GPU_SIZES if on_gpu else _SIZES, precision)
     llama, _ = as_llama(model)
     rows = [row for each in _works(model) for row in _against_dense(each, model, llama, seconds)]
+    if on_gpu:
+        rows += [row for batch in _BATCHES for row in _in_graphs(model, llama, batch, seconds)]
     model = _random_model(_ROUTER_SIZES, precision)
     routers = {kind: _random_router(kind, model) for kind in _ROUTERS}
     works = _works(model)
@@ -151,6 +166,49 @@ def _against_dense(work: _Work, model: DuoForCausalLM, llama: nn.Module, seconds
             predicted = predict(costs[name], *ends)
             row |= {"predicted ms": 1e3 * predicted / _passes(work), "ratio to predicted": times[name] / predicted}
     return rows
+
+
+def _in_graphs(model: DuoForCausalLM, llama: nn.Module, batch: int, seconds: float, **options: Any) -> list[Row]:
+    """Decoding with a static cache, compiled into one CUDA graph: no kernel is started alone.
+
+    All tokens take one pattern, for a graph cannot change its shapes.
+
+    Args:
+        options: in place of those for `torch.compile`.
+    """
+    layers = model.config.num_hidden_layers
+    runs: dict[str, Callable[[], object]] = {_DENSE: _compiled_step(llama, batch, options)}
+    for share in _SHARES:
+        policy = FixedRoutes(pattern(spread_layers(round(share * layers), layers), layers))
+        runs[f"{share:.0%} big"] = _compiled_step(model, batch, options, policy=policy)
+    times = {name: median(each) for name, each in durations(runs, seconds).items()}
+    return [
+        {
+            "phase": "decode in CUDA graphs",
+            "batch": batch,
+            "model": name,
+            "ms": 1e3 * spent / _STEPS,
+            "tokens/s": batch * _STEPS / spent,
+            "speed vs all big": times["100% big"] / spent,
+            "speed vs Llama": times[_DENSE] / spent,
+        }
+        for name, spent in times.items()
+    ]
+
+
+def _compiled_step(model: nn.Module, batch: int, options: dict[str, Any], **given: Any) -> Callable[[], object]:
+    """Some compiled steps of decoding in an empty static cache, one after the other."""
+    compiled = torch.compile(model, **(options or {"mode": "reduce-overhead", "fullgraph": True}))
+    cache = StaticCache(config=cast(Any, model.config), max_cache_len=_PROMPT)
+    ids_B1 = torch.zeros(batch, 1, dtype=torch.long, device=next(model.parameters()).device)
+
+    @torch.inference_mode()
+    def run() -> None:
+        cache.reset()
+        for _ in range(_STEPS):
+            compiled(input_ids=ids_B1, past_key_values=cache, use_cache=True, position_ids=ids_B1, **given)
+
+    return run
 
 
 def _router_row(work: _Work, model: DuoForCausalLM, kind: str, router: Router, seconds: float) -> Row:

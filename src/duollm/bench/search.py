@@ -5,6 +5,7 @@ Shape letters: B sequences, T tokens.
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,44 +20,58 @@ from duollm.machine import matmul_peak
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.search import search_oracle
+from duollm.oracle.search import OracleResult, search_oracle
 from duollm.routes.space import RouteSpace
 from duollm.training.world import join_world
 
-_LENGTH, _BATCH, _NAIVE_ROUTES = 128, 8, 8
-_BUDGET = 6
+_NAIVE_ROUTES, _BUDGET = 8, 6
+_TF32 = "shared, tf32"
 _LAYERS, _DEPTHS, _BEAM_DEPTHS = 12, (6, 8, 10, 12), (12, 18, 24, 30)
+
+
+class Load(NamedTuple):
+    """What is searched: models of several widths; `batch` sequences of `length` tokens where many are run at once."""
+
+    widths: tuple[int, ...]
+    batch: int
+    length: int
+
+
+LOADS = {"cpu": Load((128,), 8, 128), "cuda": Load((128, 512), 64, 256)}
+_LENGTH = 128  # where the growth is measured
 
 
 def bench_search(seconds: float) -> list[Row]:
     """Tokens per second of every context against the naive loop; then how cost grows with L, exact and beam."""
-    return [*_against_naive(seconds), *_growth(seconds), *_beam_growth(seconds)]
+    load = LOADS[join_world().device.type]
+    compared = [row for width in load.widths for row in _against_naive(width, load, seconds)]
+    return [*compared, *_growth(seconds), *_beam_growth(seconds)]
 
 
-def _against_naive(seconds: float) -> list[Row]:
+def _against_naive(width: int, load: Load, seconds: float) -> list[Row]:
     """Alternating: some routes by the naive loop, and a whole search."""
-    model = trained_like(DuoConfig(num_hidden_layers=_LAYERS))
-    tokens_BT = torch.randint(model.config.vocab_size, (_BATCH, _LENGTH), device=model.device)
+    model = trained_like(_config(width))
+    tokens_BT = torch.randint(model.config.vocab_size, (load.batch, load.length), device=model.device)
     space = RouteSpace(_LAYERS)
     naive = _naive_loop(model, tokens_BT[:, :-1], tokens_BT[:, 1:], space)
     runs: dict[str, Callable[[], object]] = {
         "naive": naive,
         "shared": lambda: search_oracle(model, tokens_BT[:1], space),
+        "reference": lambda: search_oracle(model, tokens_BT[:1], space, "reference"),
     }
-    runs["reference"] = lambda: search_oracle(model, tokens_BT[:1], space, "reference")
+    if model.device.type == "cuda":
+        runs[_TF32] = lambda: _in_tf32(model, tokens_BT[:1], space)
     times = alternate(runs, seconds)
     # Committed takes one token at a time, so it is run on several sequences side by side.
     times |= alternate({"committed": lambda: search_oracle(model, tokens_BT, space, "committed", [_BUDGET])}, seconds)
-    per_token = {
-        "naive": times["naive"] / _NAIVE_ROUTES * space.size / tokens_BT[:, 1:].numel(),
-        "shared": times["shared"] / (_LENGTH - 1),
-        "reference": times["reference"] / (_LENGTH - 1),
-        "committed": times["committed"] / tokens_BT[:, 1:].numel(),
-    }
-    needed = shared_search(model.config, _LENGTH).flops / _LENGTH
-    return [
+    per_token = {name: spent / (load.length - 1) for name, spent in times.items()}
+    per_token["naive"] *= space.size / _NAIVE_ROUTES / load.batch
+    per_token["committed"] /= load.batch
+    needed = shared_search(model.config, load.length).flops / load.length
+    rows: list[Row] = [
         {
             "search": name if name != "committed" else f"committed, {_BUDGET} big",
+            "width": width,
             "L": _LAYERS,
             "tokens/s": 1 / spent,
             "ratio to naive": per_token["naive"] / spent,
@@ -65,6 +80,30 @@ def _against_naive(seconds: float) -> list[Row]:
         }
         for name, spent in per_token.items()
     ]
+    if _TF32 in runs:
+        difference_KBT = _in_tf32(model, tokens_BT[:1], space).nll - search_oracle(model, tokens_BT[:1], space).nll
+        rows[list(per_token).index(_TF32)]["max error, nats"] = difference_KBT.abs().max().item()
+    return rows
+
+
+def _config(width: int) -> DuoConfig:
+    """The quick recipe's shape at some width."""
+    return DuoConfig(
+        num_hidden_layers=_LAYERS,
+        num_attention_heads=max(2, width // 64),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        small_intermediate_size=width // 4,
+    )
+
+
+def _in_tf32(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace) -> OracleResult:
+    """A search whose products keep 10 bits of the 23."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        return search_oracle(model, ids_BT, space)
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def _growth(seconds: float) -> list[Row]:

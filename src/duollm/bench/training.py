@@ -1,7 +1,7 @@
 """Stage-1 training against transformers' dense Llama and a plain GPT of equal active FLOPs, compiled and not."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,34 +18,50 @@ from duollm.training.optimizer import TrainingPlan, make_optimizer
 from duollm.training.pretrain import compile_for_training, first_line, prepare_for_training, random_routing_loss
 from duollm.training.world import join_world
 
-_WIDTHS, _BATCH, _LENGTH, _SHARES = (128, 256), 32, 128, (0.0, 0.5, 0.5)
-_LLAMA, _COMPILED = "Llama", ", compiled"
+
+class Load(NamedTuple):
+    """What is trained: models of several widths on `batch` sequences of `length` tokens; some with eager attention."""
+
+    widths: tuple[int, ...]
+    batch: int
+    length: int
+    eager: bool
+
+
+# What fills the device. Eager attention is what Llama's users on a CPU choose; on a GPU nobody does.
+LOADS = {"cpu": Load((128, 256), 32, 128, eager=True), "cuda": Load((512, 1024), 32, 1024, eager=False)}
+_SHARES = (0.0, 0.5, 0.5)
+_LLAMA, _GPT, _EAGER, _COMPILED = "Llama", "GPT by hand", ", eager attention", ", compiled"
 Loss = Callable[[Tensor, int], Tensor]
 
 
 def bench_training(seconds: float) -> list[Row]:
     """Steps of the quick recipe's model and of dense ones at several widths; same batch, optimiser and precision."""
-    return [row for width in _WIDTHS for row in _at_width(width, seconds)]
+    load = LOADS[join_world().device.type]
+    return [row for width in load.widths for row in _at_width(width, load, seconds)]
 
 
-def _at_width(width: int, seconds: float) -> list[Row]:
+def _at_width(width: int, load: Load, seconds: float) -> list[Row]:
     heads = max(1, width // 64)
     sizes: dict[str, Any] = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": heads}
     config = DuoConfig(**sizes, intermediate_size=4 * width, small_intermediate_size=width // 4)
-    plan = TrainingPlan(steps=1, batch_size=_BATCH, learning_rate=1e-3, precision=faster_precision())
+    plan = TrainingPlan(steps=1, batch_size=load.batch, learning_rate=1e-3, precision=faster_precision())
     makers: dict[str, Callable[[], tuple[nn.Module, Loss]]] = {
         _LLAMA: lambda: _llama(config),
-        "Llama, eager attention": lambda: _llama(config, attn_implementation="eager"),
+        _LLAMA + _EAGER: lambda: _llama(config, attn_implementation="eager"),
         _LLAMA + _COMPILED: lambda: _llama(config, compiled=True),
-        "GPT by hand": lambda: _gpt(config, fused=True),
-        "GPT by hand, eager attention": lambda: _gpt(config, fused=False),
-        "GPT by hand, eager attention" + _COMPILED: lambda: _gpt(config, fused=False, compiled=True),
+        _GPT: lambda: _gpt(config, load),
+        _GPT + _EAGER: lambda: _gpt(config, load, fused=False),
+        _GPT + _COMPILED: lambda: _gpt(config, load, compiled=True),
+        _GPT + _EAGER + _COMPILED: lambda: _gpt(config, load, fused=False, compiled=True),
         "duo": lambda: _duo(config),
         "duo" + _COMPILED: lambda: _duo(config, compiled=True),
     }
     steps, skipped = {}, {}
     for name, make in makers.items():
-        steps[name] = _step(*make(), plan)
+        if _EAGER in name and not load.eager:
+            continue
+        steps[name] = _step(*make(), plan, load)
         try:
             steps[name]()
         except Exception as error:  # whatever a compiler does not like
@@ -54,8 +70,8 @@ def _at_width(width: int, seconds: float) -> list[Row]:
             del steps[name]
             skipped[name] = first_line(error)
     times, (peak, shape) = alternate(steps, seconds), best_matmul(plan.precision)
-    tokens = _BATCH * _LENGTH
-    flops = training_flops(config, _SHARES, _LENGTH, tokens)
+    tokens = load.batch * load.length
+    flops = training_flops(config, _SHARES, load.length, tokens)
     rows: list[Row] = [
         {
             "model": name,
@@ -81,16 +97,17 @@ def _llama(config: DuoConfig, compiled: bool = False, **options: Any) -> tuple[n
     return model, lambda batch_BT, step: run(input_ids=batch_BT, labels=batch_BT, use_cache=False).loss
 
 
-def _gpt(config: DuoConfig, fused: bool, compiled: bool = False) -> tuple[nn.Module, Loss]:
+def _gpt(config: DuoConfig, load: Load, fused: bool = True, compiled: bool = False) -> tuple[nn.Module, Loss]:
     inner = _active(config) * 3 // 2  # two matrices where the gated FFN has three
     sizes = (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
-    model = GPT(*sizes, inner, _LENGTH, fused)
+    model = GPT(*sizes, inner, load.length, fused)
     run = torch.compile(model) if compiled else model
     return model, lambda batch_BT, step: run(batch_BT)
 
 
 def _duo(config: DuoConfig, compiled: bool = False) -> tuple[nn.Module, Loss]:
     model = DuoForCausalLM(config)
+    nn.Module.to(model, join_world().device)  # before it is prepared for its device
     prepare_for_training(model)
     scorer = compile_for_training(model) if compiled else None
     loss_fn = random_routing_loss(model, _SHARES, 0, join_world(), scorer)
@@ -102,12 +119,12 @@ def _active(config: DuoConfig) -> int:
     return (config.intermediate_size + config.small_intermediate_size) // 2
 
 
-def _step(module: nn.Module, loss: Loss, plan: TrainingPlan) -> Callable[[], None]:
+def _step(module: nn.Module, loss: Loss, plan: TrainingPlan, load: Load) -> Callable[[], None]:
     """One optimiser step as the training loop takes it."""
     device = join_world().device
     module.to(device)
     optimizer = make_optimizer(module, plan)
-    batch_BT = torch.randint(4096, (_BATCH, _LENGTH), device=device)
+    batch_BT = torch.randint(4096, (load.batch, load.length), device=device)
     taken = 0
 
     def step() -> None:

@@ -44,9 +44,9 @@ class Beam(Method):
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Walk from the first choice to the last, and enter the routes that reach the end."""
         cells, space = trial.cells, trial.cells.space
-        all_big_1G = torch.full((1, trial.groups), space.size - 1, device=trial.rows_N.device)
+        all_big_1G = torch.full((1, trial.groups), space.size - 1)
         completed_1ND = [*trial.follow(all_big_1G)]
-        wanted_Q2 = torch.tensor(cells.spent, device=trial.rows_N.device)[cells.wanted(budgets, trial.positions)]
+        wanted_Q2 = torch.tensor(cells.spent)[cells.wanted(budgets, trial.positions)]
         tree = Tree(trial.model.model, space, wanted_Q2, trial.max_rows)
         block = tree.root(trial.hidden_ND, trial.attend, trial.groups)
         firsts = [layers[0] for layers in space.group_layers]
@@ -72,12 +72,13 @@ def _choose(block: Prefixes, rows_WG: Tensor) -> Prefixes:
     """Let every group choose rows of its own; those beside each other have as many big layers."""
     groups_G = torch.arange(rows_WG.shape[1], device=rows_WG.device)
     hidden_WGUD = block.hidden_PND.unflatten(1, (len(groups_G), -1))[rows_WG, groups_G]
-    return Prefixes(block.ids_PG[rows_WG, groups_G], block.spent_PG2[rows_WG, groups_G], hidden_WGUD.flatten(1, 2))
+    here = rows_WG.cpu(), torch.arange(rows_WG.shape[1])
+    return Prefixes(block.ids_PG[here], block.spent_PG2[here], hidden_WGUD.flatten(1, 2))
 
 
 def _best(big_P: Tensor, promise_PGU: Tensor, width: int) -> Tensor:
     """The rows that each group keeps, [W, G]: a quota of every number of big layers."""
-    strata = [(big_P == big).nonzero()[:, 0] for big in big_P.unique()]
+    strata = [(big_P == big).nonzero()[:, 0].to(promise_PGU.device, non_blocking=True) for big in big_P.unique()]
     quotas = _divide(width, [len(rows) for rows in strata])
     return torch.cat([rows[_keep(promise_PGU[rows], quota)] for rows, quota in zip(strata, quotas, strict=True)])
 

@@ -51,7 +51,7 @@ class Cells:
 
     def index(self, small: Tensor, big: Tensor) -> Tensor:
         """Return the cells of routes with these numbers of small and big layers, as indices into `spent`."""
-        return self._index.to(big.device)[small, big]
+        return self._index.to(big.device, non_blocking=True)[small, big]
 
     def allowed(self, budget: "Budget", positions: range) -> Tensor:
         """Return which cells a budget allows at each position, bool [Q, positions]."""
@@ -216,7 +216,7 @@ class Frontier:
             chosen_BT[counted_BT] = _split_between_tokens(budget.big, self.cells, nll_QBT[:, counted_BT])
             return chosen_BT
         positions = range(self.first_position, self.first_position + nll_QBT.shape[-1])
-        allowed_QT = self.cells.allowed(budget, positions).to(nll_QBT.device)
+        allowed_QT = self.cells.allowed(budget, positions).to(nll_QBT.device, non_blocking=True)
         return _first_lowest(nll_QBT.masked_fill(~allowed_QT[:, None], torch.inf))
 
 

@@ -164,6 +164,11 @@ class Batch:
         self.hidden_BTD, self._rotary = self.model.model.place(embedded_BTD, self._positions_BT)
 
     @cached_property
+    def _plain(self) -> bool:
+        """Whether no token is padding."""
+        return self.attention_mask is None or bool(self._mask_BT.all())
+
+    @cached_property
     def label_ND(self) -> Tensor:
         """The embeddings of the labels in the head."""
         return self.model.lm_head.weight[self.labels_N]
@@ -180,19 +185,20 @@ class Batch:
 
     def shared_context(self) -> SharedContext:
         """Return the context in which every token attends to tokens on the same route."""
-        plain = bool(self._mask_BT.all())
         visible: Masks = {
-            window: None if plain and window is None else self._visible(window) for window in self._windows
+            window: None if self._plain and window is None else self._visible(window) for window in self._windows
         }
         return SharedContext(self.projections, self.ids_BT.shape[1], visible)
 
     def reference_context(self, reference: Tensor | None) -> CachedContext:
         """Return the context in which earlier tokens take reference routes, [L] or [B, T, L]; default all big."""
-        layers = self.model.config.num_hidden_layers
-        given = torch.full((layers,), int(Branch.BIG)) if reference is None else reference
-        routes = check_routes(given, len(self.input_ids), self.input_ids.shape[1], layers).to(self.input_ids.device)
         cache = DynamicCache()  # unlike the model's own, it keeps what has left a sliding window
-        self._forward(routes if routes.ndim == 1 else routes[:, :-1], cache)
+        if reference is None:
+            self._forward(None, cache)
+        else:
+            shape = (*self.input_ids.shape, self.model.config.num_hidden_layers)
+            routes = check_routes(reference, *shape).to(self.input_ids.device)
+            self._forward(routes if routes.ndim == 1 else routes[:, :-1], cache)
         hidden: Masks = {window: ~self._visible(window) for window in self._windows}
         cached: list[Any] = cache.layers
         keys, values = [self.projections.as_projected(each.keys) for each in cached], [each.values for each in cached]
@@ -208,10 +214,10 @@ class Batch:
 
     def step_context(self, filled: CachedContext, position: int) -> CachedContext:
         """Return the context in which tokens at `position` attend to the earlier ones."""
-        here, plain = slice(position, position + 1), bool(self._mask_BT.all())
+        here = slice(position, position + 1)
         hidden: Masks = {
             window: None
-            if plain and (window is None or position < window)
+            if self._plain and (window is None or position < window)
             else ~self._visible(window)[:, here, : position + 1]
             for window in self._windows
         }
@@ -236,7 +242,7 @@ class Batch:
         ).last_hidden_state
 
     def _given_mask(self, length: int) -> Tensor | None:
-        return None if self._mask_BT.all() else self._mask_BT[:, :length].long()
+        return None if self._plain else self._mask_BT[:, :length].long()
 
     def _visible(self, window: int | None) -> Tensor:
         """Which keys each token sees, [B, T - 1, T - 1]; padding sees itself, so that its row holds numbers."""

@@ -89,7 +89,7 @@ def label_windows(
     space: RouteSpace,
     route_ids_R: Tensor | None = None,
     seed: int = 0,
-    memory_bytes: int = 2**30,
+    memory_bytes: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Labels:
     """Compute the losses of all tokens of the windows under routes.

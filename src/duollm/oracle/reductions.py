@@ -160,13 +160,17 @@ class BestSoFar(Reduction):
         place_M = entered.cell_M * self.nll_QN.shape[1] + entered.tokens_M
         best, ids = self.nll_QN.view(-1), self.ids_QN.view(-1)
         lowest = best.scatter_reduce(0, place_M, nll_M, "amin")
-        ids[lowest < best] = torch.iinfo(torch.long).max
+        # Nothing is indexed by a mask: its size would have to be asked of the device.
+        worst = torch.iinfo(torch.long).max
+        ids.masked_fill_(lowest < best, worst)
         reached_M = nll_M == lowest[place_M]
-        ids.scatter_reduce_(0, place_M[reached_M], entered.ids_M[reached_M], "amin")
+        ids.scatter_reduce_(0, place_M, entered.ids_M.where(reached_M, worst), "amin")
         best.copy_(lowest)
         if self.scored_ND is not None:
             won_M = reached_M & (entered.ids_M == ids[place_M])
-            self.score_QN.view(-1)[place_M[won_M]] = entered.nll(self.scored_ND)[won_M]
+            scored_M, score = entered.nll(self.scored_ND).where(won_M, torch.inf), self.score_QN.view(-1)
+            new = torch.full_like(score, torch.inf).scatter_reduce_(0, place_M, scored_M, "amin")
+            score.copy_(new.where(new < torch.inf, score))
 
     def columns(self, frontier: Frontier) -> dict[str, Tensor]:
         """Return the lowest nll within every budget and its route."""
@@ -214,7 +218,7 @@ class LeafTable(Reduction):
     Attributes:
         label_ND: the head's embeddings of the labels; None: the batch's own.
         counted_M: indices of the tokens; here M counts tokens.
-        nll_MR: losses, float32, nats; nan if a route was not searched.
+        nll_MR: losses, float32, nats; nan if a route was not searched. A view: one more row takes what does not count.
     """
 
     every_route = True
@@ -223,7 +227,9 @@ class LeafTable(Reduction):
     def __init__(self, counted_N: Tensor, routes: int, label_ND: Tensor | None = None) -> None:
         self.label_ND = label_ND
         self.counted_N, self.counted_M = counted_N, counted_N.nonzero()[:, 0]
-        self.nll_MR = torch.full((len(self.counted_M), routes), torch.nan, dtype=torch.float32, device=counted_N.device)
+        shape = (len(self.counted_M) + 1, routes)
+        self._rows = torch.full(shape, torch.nan, dtype=torch.float32, device=counted_N.device)
+        self.nll_MR = self._rows[:-1]
 
     def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
         """Return -inf for the tokens of the table, because every route is needed, and +inf for other tokens."""
@@ -231,7 +237,6 @@ class LeafTable(Reduction):
 
     def update(self, entered: Entered) -> None:
         """Take in the leaves of the table's tokens."""
-        kept_M = self.counted_N[entered.tokens_M]
-        row_M = (self.counted_N.cumsum(0) - 1)[entered.tokens_M]
+        row_N = (self.counted_N.cumsum(0) - 1).where(self.counted_N, len(self.counted_M))
         nll_M = entered.nll(self.batch.label_ND if self.label_ND is None else self.label_ND)
-        self.nll_MR[row_M[kept_M], entered.ids_M[kept_M]] = nll_M[kept_M]
+        self._rows[row_N[entered.tokens_M], entered.ids_M] = nll_M

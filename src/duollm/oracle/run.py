@@ -28,7 +28,7 @@ from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import OWN_PREDICTION, DrawnLabels, LabelSource
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
 from duollm.oracle.rounding import describe_bias, rounding_bias
-from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, row_bytes, search_oracle
+from duollm.oracle.search import SEARCHES, OracleResult, default_bytes, executed_nll, join, row_bytes, search_oracle
 from duollm.oracle.store import Columns, OracleStore
 from duollm.oracle.tries import DrawnTries, best_of_columns
 from duollm.oracle.units import Units
@@ -255,7 +255,7 @@ class OracleRun:
             "context": context,
             "method": self.config.search,
             "budgets": self.plan.budgets(context),
-            "memory_bytes": int(self.config.memory_gib * 2**30),
+            "memory_bytes": self.config.memory_bytes,
             "generator": generator,
         }
         if context == "committed":
@@ -315,7 +315,7 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
     if config.units and config.search != "exact":
         raise UserError(f"units needs every route, and search {config.search} tries some; leave it out or set exact")
     table = 12 * space.size * sequence_length / 2**30
-    if config.units and table > config.memory_gib:
+    if config.units and table > _memory_gib(plan, sizes):
         raise UserError(
             f"units keeps the losses of {space.size:,} routes, {table:.3g} GiB for each window; raise memory_gib, "
             "or leave units out"
@@ -333,12 +333,23 @@ def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequenc
             cells.wanted(parse_budgets(None, plan.budgets(context), space), range(sequence_length - 1))
     except ValueError as error:
         raise UserError(f"big_layers or more_budgets: {error}") from None
-    one_route = (sequence_length - 1) * row_bytes(sizes, space) / 2**30
-    if one_route > config.memory_gib:
+    one_route = _route_gib(plan, sizes)
+    if config.memory_gib is not None and one_route > config.memory_gib:
         raise UserError(
             f"memory_gib: one route of a window of {sequence_length} tokens takes {one_route:.2g} GiB, "
-            f"got {config.memory_gib}; raise it, or use shorter windows"
+            f"got {config.memory_gib}; raise it or leave it out, or use shorter windows"
         )
+
+
+def _memory_gib(plan: SearchPlan, sizes: DuoConfig | ModelConfig) -> float:
+    """The memory that the hidden states of a search may take on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return plan.config.memory_gib or max(default_bytes(device) / 2**30, _route_gib(plan, sizes))
+
+
+def _route_gib(plan: SearchPlan, sizes: DuoConfig | ModelConfig) -> float:
+    """The memory that one route of a window takes, the least that a block may hold."""
+    return (plan.sequence_length - 1) * row_bytes(sizes, plan.space) / 2**30
 
 
 def check_memory(config: OracleConfig, sizes: DuoConfig, sequence_length: int) -> None:
@@ -348,7 +359,7 @@ def check_memory(config: OracleConfig, sizes: DuoConfig, sequence_length: int) -
         UserError: the message begins with a setting.
     """
     plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
-    parts = {"the model": 4 * count_parameters(sizes).total / 2**30, "hidden states": config.memory_gib}
+    parts = {"the model": 4 * count_parameters(sizes).total / 2**30, "hidden states": _memory_gib(plan, sizes)}
     if plan.tables_all:
         windows = max(_SHARD_WINDOWS, config.windows_per_document)
         labels = 2 * config.resampled_labels + (config.resampled_labels > 0)  # of one window at a time

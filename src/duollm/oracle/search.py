@@ -101,7 +101,7 @@ def search_oracle(
     reference: Tensor | None = None,
     reductions: Sequence[Reduction] = (),
     generator: torch.Generator | None = None,
-    memory_bytes: int = 2**30,
+    memory_bytes: int | None = None,
     prune: bool = True,
 ) -> OracleResult:
     """Find, for every predicted token, the route of lowest nll under each budget.
@@ -118,7 +118,8 @@ def search_oracle(
         reference: routes [L] or [B, T, L] of the earlier tokens in context "reference"; default all big.
         reductions: what to keep of the losses beside the best route (`duollm.oracle.reductions`).
         generator: source of random numbers, on the model's device; default: seeded with 0.
-        memory_bytes: memory for the tensors of the search, without the model.
+        memory_bytes: memory for the tensors of the search, without the model. Default: 1 GiB; on a GPU a quarter of
+            what is free.
         prune: do not run the full head on leaves that provably cannot matter. The result is the same.
 
     Raises:
@@ -133,7 +134,8 @@ def search_oracle(
     method.begin(wanted, cells, batch.padding_BT.shape)
     bound = HeadBound.around(model, batch.states()) if prune else None
     generator = generator or torch.Generator(model.device).manual_seed(0)
-    search = _Search(batch, cells, method, [BestSoFar(), *reductions], bound, generator, memory_bytes)
+    max_rows = max_rows_for(model, space, memory_bytes)
+    search = _Search(batch, cells, method, [BestSoFar(), *reductions], bound, generator, max_rows)
     for each in search.reductions:
         each.begin(batch, cells, wanted, generator)
     if context == "committed":
@@ -153,7 +155,7 @@ class _Search:
     reductions: Sequence[Reduction]
     bound: HeadBound | None
     generator: torch.Generator
-    memory_bytes: int
+    max_rows: int
 
     @property
     def positions(self) -> range:
@@ -166,9 +168,10 @@ class _Search:
         rows_N = torch.arange(padding_BT.numel(), device=padding_BT.device).view_as(padding_BT)[:, here].flatten()
         for each in self.reductions:
             each.start(rows_N)
-        max_rows = max_rows_for(self.batch.model.config, self.cells.space, self.memory_bytes)
         bound = self.bound and self.bound.rows(rows_N)
-        trial = Trial(self.batch, self.cells, rows_N, positions, attend, together, max_rows, bound, self.reductions)
+        trial = Trial(
+            self.batch, self.cells, rows_N, positions, attend, together, self.max_rows, bound, self.reductions
+        )
         self.method(trial, budgets, self.generator)
         frontier = Frontier(budgets, self.cells, padding_BT[:, here], positions.start)
         columns: dict[str, Tensor] = {}
@@ -187,7 +190,7 @@ class _Search:
         for position in self.positions:
             attend = self.batch.step_context(filled, position)
             steps.append(self.at(range(position, position + 1), [budget], attend))
-            picked_1BL = self.cells.space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0))[None]
+            picked_1BL = self.cells.space.decode(steps[-1].route_ids[0, :, 0].clamp(min=0).cpu())[None]
             here_1BD = self.batch.hidden_BTD[None, :, position]
             for _ in follow(self.batch.model.model, here_1BD, picked_1BL, replace(attend, keeps=True), True):
                 pass
@@ -227,7 +230,7 @@ def loss_table(
     reference: Tensor | None = None,
     *,
     attention_mask: Tensor | None = None,
-    memory_bytes: int = 2**30,
+    memory_bytes: int | None = None,
 ) -> Tensor:
     """Return the nll (nats) of every predicted token under every route, float32 [B, T - 1, R].
 
@@ -252,7 +255,7 @@ def loss_tables(
     reference: Tensor | None = None,
     *,
     attention_mask: Tensor | None = None,
-    memory_bytes: int = 2**30,
+    memory_bytes: int | None = None,
 ) -> Tensor:
     """Return loss tables for several labels of each token, or distributions of labels: float32 [S, B, T - 1, R].
 
@@ -270,13 +273,14 @@ def loss_tables(
     attend = batch.shared_context() if context == "shared" else batch.reference_context(reference)
     cells = Cells(space, *ffn_parameters(model.config)[1:])
     every_Q = torch.ones(len(cells.spent), dtype=torch.bool)
-    max_rows = max_rows_for(model.config, space, memory_bytes)
+    max_rows = max_rows_for(model, space, memory_bytes)
     tables_SNR = torch.empty(*wanted_SND.shape[:2], space.size, dtype=torch.float32, device=input_ids.device)
     for leaves in _walk(batch, cells, every_Q, max_rows, batch.hidden_BTD.flatten(0, 1), attend):
         final_PND = model.model.norm(leaves.hidden_PND)
         log_z_PN = log_normaliser(model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
         losses_SPN = log_z_PN - torch.einsum("pnd,snd->spn", final_PND, wanted_SND)
-        tables_SNR[:, :, leaves.ids_PG[:, 0]] = losses_SPN.transpose(1, 2)
+        route_P = leaves.ids_PG[:, 0].to(tables_SNR.device, non_blocking=True)
+        tables_SNR[:, :, route_P] = losses_SPN.transpose(1, 2)
     tables_SBTR = tables_SNR.view(-1, *batch.padding_BT.shape, space.size)
     return tables_SBTR.masked_fill(batch.padding_BT[..., None], torch.nan)
 
@@ -303,17 +307,27 @@ def _walk(
     batch: Batch, cells: Cells, wanted_Q: Tensor, max_rows: int, hidden_ND: Tensor, attend: Attend
 ) -> Iterator[Prefixes]:
     """The leaves of all routes in the wanted cells."""
-    wanted_Q2 = torch.tensor(cells.spent, device=hidden_ND.device)[wanted_Q]
+    wanted_Q2 = torch.tensor(cells.spent)[wanted_Q]
     yield from Tree(batch.model.model, cells.space, wanted_Q2, max_rows).leaves(hidden_ND, attend)
 
 
-def max_rows_for(config: DuoConfig, space: RouteSpace, memory_bytes: int) -> int:
+def max_rows_for(model: DuoForCausalLM, space: RouteSpace, memory_bytes: int | None) -> int:
     """How many hidden vectors a block may hold within the memory budget, and where larger does not pay.
 
-    Beyond 2,048 a CPU's products slow down, because what passes between them leaves its caches.
+    Beyond 2,048 a CPU's products slow down, because what passes between them leaves its caches. A GPU takes its time
+    over more than 131,072 (docs/LOG.md).
     """
-    most = 4096 if torch.cuda.is_available() else 2048
-    return max(1, min(memory_bytes // row_bytes(config, space), most))
+    memory_bytes = default_bytes(model.device) if memory_bytes is None else memory_bytes
+    most = 2**17 if model.device.type == "cuda" else 2**11
+    return max(1, min(memory_bytes // row_bytes(model.config, space), most))
+
+
+def default_bytes(device: torch.device) -> int:
+    """Return the memory that a search may take if nobody says: 1 GiB; on a GPU a quarter of what is free."""
+    if device.type != "cuda":
+        return 2**30
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for whoever asks next
+    return (torch.cuda.mem_get_info(device)[0] + kept) // 4
 
 
 def row_bytes(sizes: DuoConfig | ModelConfig, space: RouteSpace) -> int:
@@ -343,10 +357,9 @@ def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, co
         raise ValueError(f"input_ids must be a tensor of integers, got {getattr(input_ids, 'dtype', type(input_ids))}")
     if input_ids.ndim != 2 or input_ids.shape[1] < 2 or not len(input_ids):
         raise ValueError(f"input_ids must be [B, T] with B >= 1 and T >= 2, got shape {list(input_ids.shape)}")
-    if input_ids.min() < 0 or input_ids.max() >= config.vocab_size:
-        raise ValueError(
-            f"token ids must be in 0 .. {config.vocab_size - 1}, got {input_ids.min()} .. {input_ids.max()}"
-        )
+    least, most = torch.stack(input_ids.aminmax()).tolist()
+    if least < 0 or most >= config.vocab_size:
+        raise ValueError(f"token ids must be in 0 .. {config.vocab_size - 1}, got {least} .. {most}")
     if any(_draws(part) for part in model.modules()):  # an adapter's part may be in training mode alone
         raise ValueError("a search needs a model without dropout; call model.eval() first")
     if not getattr(config, "is_causal", True):

@@ -5,7 +5,11 @@ of all tokens under that prefix, before the layer that asks for the next choice.
 together if they fit the row budget, so that the matrix products are large. The children of a wider block stay apart by
 branch and are walked to the leaves one after another, so that memory stays bounded and nothing is copied.
 
-Shape letters: P prefixes (nodes in a block), N tokens, G groups of them, D hidden, C branches, Q cells.
+Which prefixes there are depends on no hidden state. So their numbers and what they choose stay on the CPU, and a GPU is
+told what to do without ever being asked.
+
+Shape letters: P prefixes (nodes in a block), N tokens, G groups of them, M of the prefixes, D hidden, C branches,
+Q cells.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from duollm.models.branch import Branch
+from duollm.models.dispatch import Dispatch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
 from duollm.oracle.contexts import Attend
 from duollm.routes.space import RouteSpace
@@ -28,32 +33,45 @@ def decoder_layers(model: DuoModel) -> list[DuoDecoderLayer]:
 
 
 def through(
-    layer: DuoDecoderLayer, hidden_PND: Tensor, choice_PN: Tensor, attend: Attend, attends_all: bool = False
+    layer: DuoDecoderLayer, hidden_PND: Tensor, choice_PG: Tensor, attend: Attend, attends_all: bool = False
 ) -> Tensor:
     """Send hidden states through a layer, each on its given branch, [P, N, D].
 
     Prefixes that bypass the layer do not attend, unless `attends_all`: a context may keep their keys and values.
+
+    Args:
+        choice_PG: the branches of each prefix, for G groups of tokens; on the CPU.
     """
-    if not attends_all and layer.skip_scope == "layer" and (stays_P := (choice_PN == Branch.SKIP).all(-1)).any():
-        output_PND = hidden_PND.clone()
-        if not stays_P.all():
-            output_PND[~stays_P] = through(layer, hidden_PND[~stays_P], choice_PN[~stays_P], attend)
-        return output_PND
-    attention_PND = attend(layer, layer.input_layernorm(hidden_PND))
-    output_PND = layer.branch(choice_PN, *layer.attended(hidden_PND, attention_PND))
-    if layer.skip_scope == "layer":
-        output_PND = output_PND.where((choice_PN != Branch.SKIP)[..., None], hidden_PND)
-    return output_PND
+    bypasses = layer.skip_scope == "layer"
+    if bypasses and not attends_all and (stays_P := (choice_PG == Branch.SKIP).all(-1)).any():
+        if stays_P.all():
+            return hidden_PND
+        goes_M = _sent((~stays_P).nonzero()[:, 0], hidden_PND)
+        return hidden_PND.index_copy(0, goes_M, through(layer, hidden_PND[goes_M], choice_PG[~stays_P], attend))
+    attended = layer.attended(hidden_PND, attend(layer, layer.input_layernorm(hidden_PND)))
+    counts = choice_PG.flatten().bincount(minlength=len(Branch))
+    if counts.count_nonzero() == 1:
+        branch = Branch(int(counts.argmax()))
+        return hidden_PND if bypasses and branch == Branch.SKIP else layer.branch(branch, *attended, fused=True)
+    tokens = hidden_PND.shape[1] // choice_PG.shape[1]
+    choice_PN = _sent(choice_PG, hidden_PND).repeat_interleave(tokens, dim=1)
+    output_PND = layer.branch(Dispatch.from_choice(choice_PN, (tokens * counts).tolist()), *attended)
+    return output_PND.where((choice_PN != Branch.SKIP)[..., None], hidden_PND) if bypasses else output_PND
 
 
 def follow(
-    model: DuoModel, hidden_PND: Tensor, routes_PNL: Tensor, attend: Attend, attends_all: bool = False
+    model: DuoModel, hidden_PND: Tensor, routes_PGL: Tensor, attend: Attend, attends_all: bool = False
 ) -> Iterator[Tensor]:
-    """Send hidden states along given routes; yield them as they enter the first layer and after every layer."""
+    """Send hidden states along given routes (on the CPU); yield them as they enter the first layer and after each."""
     yield hidden_PND
-    for layer, choice_PN in zip(decoder_layers(model), routes_PNL.unbind(-1), strict=True):
-        hidden_PND = through(layer, hidden_PND, choice_PN, attend, attends_all)
+    for layer, choice_PG in zip(decoder_layers(model), routes_PGL.unbind(-1), strict=True):
+        hidden_PND = through(layer, hidden_PND, choice_PG, attend, attends_all)
         yield hidden_PND
+
+
+def _sent(numbers: Tensor, hidden: Tensor) -> Tensor:
+    """Numbers of the CPU, sent to where the hidden states are."""
+    return numbers.to(hidden.device, non_blocking=True)
 
 
 LEAVES = 4
@@ -65,8 +83,8 @@ class Prefixes:
     """P prefixes of one depth; G groups of tokens may each have their own. At the last depth they are leaves.
 
     Attributes:
-        ids_PG: numbers in base C, first choice most significant; route ids at the leaves.
-        spent_PG2: numbers of small and of big layers in what was chosen so far and in all fixed layers.
+        ids_PG: numbers in base C, first choice most significant; route ids at the leaves. On the CPU.
+        spent_PG2: numbers of small and of big layers in what was chosen so far and in all fixed layers. On the CPU.
         hidden_PND: hidden states after the layers walked so far.
     """
 
@@ -98,18 +116,19 @@ class Prefixes:
         )
         children = []
         for digit, branch in enumerate(branches):
-            spends_2 = self.spent_PG2.new_tensor([branch == Branch.SMALL, branch == Branch.BIG])
-            parts = [self.ids_PG * len(branches) + digit, self.spent_PG2 + group_size * spends_2, self.hidden_PND]
+            spends_2 = torch.tensor([branch == Branch.SMALL, branch == Branch.BIG])
+            ids_PG, spent_PG2 = self.ids_PG * len(branches) + digit, self.spent_PG2 + group_size * spends_2
             bypassed = branch == Branch.SKIP and layer.skip_scope == "layer"
-            halfway = [] if bypassed else [attended_PND, states_PND]
-            wanted_P = reaches(parts[1])
-            if not wanted_P.any():
+            halfway = [self.hidden_PND] if bypassed else [attended_PND, states_PND]
+            wanted_M = reaches(spent_PG2).nonzero()[:, 0]
+            if not len(wanted_M):
                 continue
-            if not wanted_P.all():
-                parts, halfway = ([part[wanted_P] for part in each] for each in (parts, halfway))
-            if not bypassed:
-                parts[-1] = layer.branch(branch, halfway[0], halfway[1], fused=True)
-            children.append(Prefixes(*parts))
+            if len(wanted_M) < len(ids_PG):
+                ids_PG, spent_PG2 = ids_PG[wanted_M], spent_PG2[wanted_M]
+                there_M = _sent(wanted_M, self.hidden_PND)
+                halfway = [each[there_M] for each in halfway]
+            hidden_PND = halfway[0] if bypassed else layer.branch(branch, halfway[0], halfway[1], fused=True)
+            children.append(Prefixes(ids_PG, spent_PG2, hidden_PND))
         return children
 
 
@@ -126,7 +145,7 @@ class Tree:
     """The routes of `space` that end in one of the wanted cells, over a model's layers.
 
     Attributes:
-        wanted_Q2: (small, big) layers of the wanted cells. Prefixes that reach none of them are cut.
+        wanted_Q2: (small, big) layers of the wanted cells, on the CPU. Prefixes that reach none of them are cut.
         max_rows: number of hidden vectors above which a block is split.
     """
 
@@ -156,21 +175,21 @@ class Tree:
 
     def root(self, hidden_ND: Tensor, attend: Attend, groups: int = 1) -> Prefixes:
         """Return the empty prefix, which has passed the fixed layers before the first choice."""
-        ids_1G = torch.zeros(1, groups, dtype=torch.long, device=hidden_ND.device)
-        spent_PG2 = torch.tensor(self.space.spent_by_fixed, device=hidden_ND.device).expand(1, groups, 2)
+        ids_1G = torch.zeros(1, groups, dtype=torch.long)
+        spent_PG2 = torch.tensor(self.space.spent_by_fixed).expand(1, groups, 2)
         return self._follow(Prefixes(ids_1G, spent_PG2, hidden_ND[None]), 0, attend)
 
     def step(self, part: Prefixes, depth: int, attend: Attend) -> list[Prefixes]:
         """Let the group of layers number `depth` choose, and walk on to the next; leave out what is not wanted.
 
-        A block of its own for every branch, or one for all if they fit together.
+        A block of its own for every branch, or one for all if they fit together. They are joined as late as can be: all
+        prefixes of a child take one branch in the other layers of its group too.
         """
         layers = self.space.group_layers[depth]
         first, reaches = decoder_layers(self.model)[layers[0]], partial(self._reaches, depth + 1)
         children = part.expand(first, self.space.branches, attend, len(layers), reaches)
-        if _rows(children) <= self.max_rows:
-            children = [join(children)]
-        return [self._follow(child, depth + 1, attend) for child in children]
+        children = [self._follow(child, depth + 1, attend) for child in children]
+        return [join(children)] if _rows(children) <= self.max_rows else children
 
     def _reaches(self, depth: int, spent_PG2: Tensor) -> Tensor:
         """Whether prefixes of this depth can still end in a wanted cell, bool [P]."""
@@ -183,7 +202,7 @@ class Tree:
         """For each depth, whether the layers that are left can spend so many small and so many big, bool [L+1, L+1]."""
         sides, found = self.space.num_layers + 1, []
         for sums in self.space.sums:
-            found.append(torch.zeros(sides, sides, dtype=torch.bool, device=self.wanted_Q2.device))
+            found.append(torch.zeros(sides, sides, dtype=torch.bool))
             found[-1][tuple(zip(*sums, strict=True))] = True
         return found
 
@@ -197,9 +216,7 @@ class Tree:
         for part in block.parts(self.max_rows):
             hidden_PND = part.hidden_PND
             for layer in following:
-                choice_PG = self._chosen(part.ids_PG, layer.layer_idx, depth)
-                choice_PN = choice_PG.repeat_interleave(hidden_PND.shape[1] // choice_PG.shape[1], dim=1)
-                hidden_PND = through(layer, hidden_PND, choice_PN, attend)
+                hidden_PND = through(layer, hidden_PND, self._chosen(part.ids_PG, layer.layer_idx, depth), attend)
             followed.append(replace(part, hidden_PND=hidden_PND))
         return join(followed)
 
@@ -209,7 +226,7 @@ class Tree:
             return torch.full_like(ids_PG, int(self.space.fixed[layer_idx]))
         group = next(index for index, layers in enumerate(self.space.group_layers) if layer_idx in layers)
         digit_PG = ids_PG // self.space.base ** (depth - 1 - group) % self.space.base
-        return torch.tensor(self.space.branches, device=ids_PG.device)[digit_PG]
+        return torch.tensor(self.space.branches)[digit_PG]
 
 
 def _rows(blocks: Sequence[Prefixes]) -> int:

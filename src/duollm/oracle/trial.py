@@ -70,27 +70,28 @@ class Trial:
 
     def try_routes(self, ids_PG: Tensor) -> None:
         """Run the groups on their routes and enter the losses."""
-        for part_PG in ids_PG.split(max(1, self.max_rows // len(self.rows_N))):
+        for part_PG in ids_PG.cpu().split(max(1, self.max_rows // len(self.rows_N))):
             routes_PGL = self.cells.space.decode(part_PG)
             spent_PG2 = torch.stack([(routes_PGL == each).sum(-1) for each in (Branch.SMALL, Branch.BIG)], dim=-1)
             self.enter(part_PG, spent_PG2, deque(self.follow(part_PG), maxlen=1).pop())
 
     def follow(self, ids_PG: Tensor) -> Iterator[Tensor]:
         """Yield the hidden states [P, N, D] that enter the first layer, and those after every layer."""
-        routes_PNL = self.spread(self.cells.space.decode(ids_PG))
-        yield from follow(self.model.model, self.hidden_ND.expand(len(ids_PG), -1, -1), routes_PNL, self.attend)
+        routes_PGL = self.cells.space.decode(ids_PG)
+        yield from follow(self.model.model, self.hidden_ND.expand(len(ids_PG), -1, -1), routes_PGL, self.attend)
 
-    def spread(self, values_PG: Tensor) -> Tensor:
-        """Repeat values of groups for their tokens: [P, G, ...] to [P, N, ...]."""
+    def _spread(self, values_PG: Tensor) -> Tensor:
+        """Send values of groups from the CPU and repeat them for their tokens, [P, N]."""
+        values_PG = values_PG.to(self.rows_N.device, non_blocking=True)
         return values_PG.repeat_interleave(len(self.rows_N) // values_PG.shape[1], dim=1)
 
     def enter(self, ids_PG: Tensor, spent_PG2: Tensor, hidden_PND: Tensor) -> None:
-        """Take in routes, with their cells and their hidden states before the final norm.
+        """Take in routes, with what they spend (both on the CPU) and their hidden states before the final norm.
 
         A leaf's loss is its log-normaliser minus its label's logit. The logit is cheap, and the log-normaliser has a
         cheap lower bound. A leaf whose bound is above what every reduction has kept does not run the full head.
         """
-        ids_PN, cell_PN = self.spread(ids_PG), self.spread(self.cells.index(*spent_PG2.unbind(-1)))
+        ids_PN, cell_PN = self._spread(ids_PG), self._spread(self.cells.index(*spent_PG2.unbind(-1)))
         final_PND = self.model.model.norm(hidden_PND)
         leaves = Leaves(self.rows_N, ids_PN, cell_PN, final_PND)
         if self.bound is None:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from duollm.models.modeling_duo import DuoForCausalLM
 
-BLOCK_OF_LOGITS, _ROWS = 1 << 22, 256
-"""Logits per block, and the fewest rows of one: every block adds a gradient of the size of the head."""
+_BLOCKS, _ROWS = {"cpu": 1 << 22, "cuda": 1 << 28}, 256
+"""Logits per block: what stays in a CPU's caches, or keeps a GPU busy. And the fewest rows of a block, for each adds a
+gradient of the size of the head."""
 
 Scorer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """`nll_and_gradient`, compiled or not."""
@@ -46,11 +47,16 @@ def nll_and_gradient(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tenso
     return (sum_N1.log() - label_N1).sum(), weights_NV.to(dtype), sum_N1.reciprocal().to(dtype)
 
 
+def block_of_logits(device: torch.device) -> int:
+    """How many logits are held at a time."""
+    return _BLOCKS.get(device.type, _BLOCKS["cpu"])
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, scorer: Scorer) -> Tensor:
         cast_VD = weight_VD.to(states_ND.dtype)
-        blocks = math.ceil(len(states_ND) / max(_ROWS, BLOCK_OF_LOGITS // len(weight_VD)))
+        blocks = math.ceil(len(states_ND) / max(_ROWS, block_of_logits(states_ND.device) // len(weight_VD)))
         rows = math.ceil(len(states_ND) / blocks)  # of one size where possible: another is compiled anew
         for_states, for_weight = ctx.needs_input_grad[:2]
         states_gradient = torch.empty_like(states_ND) if for_states else None

@@ -21,7 +21,7 @@ from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.routes.sampling import RandomSplit, derived_seed
 from duollm.training.loop import Context, LossFn, Trainer
-from duollm.training.next_token import BLOCK_OF_LOGITS, Scorer, next_token_loss, nll_and_gradient
+from duollm.training.next_token import Scorer, block_of_logits, next_token_loss, nll_and_gradient
 from duollm.training.optimizer import TrainingPlan
 from duollm.training.world import World
 
@@ -131,7 +131,7 @@ def random_routing_loss(
     def loss_fn(batch_BT: Tensor, step: int, part: int) -> tuple[Tensor, dict[str, float]]:
         generator.manual_seed(derived_seed(seed, step, part, world.rank))
         policy = RandomSplit(model.config.num_hidden_layers, batch_BT.numel(), branch_shares, generator)
-        if scorer is None and batch_BT.numel() * model.config.vocab_size <= BLOCK_OF_LOGITS:
+        if scorer is None and batch_BT.numel() * model.config.vocab_size <= block_of_logits(batch_BT.device):
             return model(input_ids=batch_BT, labels=batch_BT, policy=policy, use_cache=False).loss, {}
         hidden_BTD = model.model(input_ids=batch_BT, policy=policy, use_cache=False).last_hidden_state
         return next_token_loss(model, hidden_BTD, batch_BT, scorer or nll_and_gradient), {}
@@ -156,20 +156,28 @@ def pays(flops: float, device: torch.device) -> tuple[bool, str]:
     return saved > _SECONDS, f"compiling takes about {_SECONDS} s and would save about {saved:,.0f} s"
 
 
-def compile_for_training(model: DuoForCausalLM, **options: Any) -> Scorer:
-    """Compile the two halves of the layers, whose code all layers share; return the compiled loss of the head.
+def compile_for_training(model: DuoForCausalLM, whole: bool | None = None, **options: Any) -> Scorer:
+    """Compile the layers; return the compiled loss of the head.
 
-    Policies choose between the halves, so they stay ordinary Python.
+    Args:
+        whole: make all layers one graph; default: on a GPU, where starting small kernels one by one takes longer than
+            they do. On a CPU it takes minutes and gains nothing, so the two halves of a layer are compiled, whose code
+            all layers share; policies choose between the halves, so they stay ordinary Python.
+        options: given to `torch.compile`.
     """
     settings = {"fullgraph": True, "dynamic": False, **options}
-    for layer in model.model.layers:
-        layer.attend, layer.branch = (torch.compile(half, **settings) for half in (layer.attend, layer.branch))
+    if whole or (whole is None and model.device.type == "cuda"):
+        model.model.forward = torch.compile(model.model.forward, **settings)
+    else:
+        for layer in model.model.layers:
+            layer.attend, layer.branch = (torch.compile(half, **settings) for half in (layer.attend, layer.branch))
     scorer: Scorer = torch.compile(nll_and_gradient, **settings)
     return scorer
 
 
 def plain_again(model: DuoForCausalLM) -> None:
     """Undo `compile_for_training`."""
+    vars(model.model).pop("forward", None)
     for layer in model.model.layers:
         vars(layer).pop("attend", None)
         vars(layer).pop("branch", None)
