@@ -14,6 +14,15 @@ def pack(folder, domains):
     return PackedData.open(folder / "data")
 
 
+@pytest.fixture(params=[False, True], ids=["small vocabulary", "large vocabulary"])
+def closer_bound(request, monkeypatch):
+    """With and without the closer bound of a large vocabulary."""
+    if request.param:
+        monkeypatch.setattr("duollm.oracle.trial.LARGE", 1)
+        monkeypatch.setattr("duollm.oracle.head._WORDS", 60)  # of the tiny models' 97
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory):
     """Two domains; read only."""

@@ -58,6 +58,17 @@ def test_the_bound_never_exceeds_the_log_normaliser(case, words):
     assert (bound <= truth + 1e-5 * (1 + truth.abs())).all()
 
 
+@given(case=cases(), words=st.integers(1, WORDS))
+def test_the_closer_bound_sums_over_the_first_words(case, words):
+    model, reference_ND, states_PND = case
+    bound, states_MD = HeadBound.around(model, reference_ND), states_PND.flatten(0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("duollm.oracle.head._WORDS", words)
+        found_M = bound.closer(model, states_MD)
+    first = model_with(model.lm_head.weight[:words])
+    torch.testing.assert_close(found_M.double(), exact(first, states_MD), atol=1e-5, rtol=1e-5)
+
+
 @given(case=cases(), words=st.integers(1, WORDS + 5))
 def test_it_is_exact_at_the_reference_itself(case, words):
     model, reference_ND, _ = case

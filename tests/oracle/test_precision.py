@@ -31,7 +31,7 @@ def half(request):
 
 
 @pytest.mark.parametrize("context", ["shared", "reference"])
-def test_losses_are_those_of_single_passes(half, context):
+def test_losses_are_those_of_single_passes(half, closer_bound, context):
     model, autocast, rounding = half
     ids = tiny_tokens()
     with autocast:

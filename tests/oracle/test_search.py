@@ -95,7 +95,7 @@ def test_a_reference_that_its_picks_agree_with_is_realised_by_one_forward():
 
 @pytest.mark.parametrize("space", [RouteSpace(6), RouteSpace(9, (SKIP, BIG), 6, {4: BIG})], ids=["layers", "groups"])
 @pytest.mark.parametrize("context", ["shared", "reference"])
-def test_pruning_changes_nothing_and_spares_leaves(space, context):
+def test_pruning_changes_nothing_and_spares_leaves(closer_bound, space, context):
     model, tokens = tiny_model(space.num_layers), tiny_tokens()
     kept = [DrawnLabels(2), RandomRoutes(5)]
     pruned = search_oracle(model, tokens, space, context, reductions=kept)
@@ -360,3 +360,15 @@ def test_what_would_have_no_effect_in_a_search_is_refused():
     assert not touched(
         lambda model: model.model.layers[1].mlp.big.register_forward_hook(lambda *given: 2 * given[-1])
     ).equal(expected)
+
+
+def test_the_closer_bound_spares_leaves_of_a_large_vocabulary(monkeypatch):
+    model, tokens, space = tiny_model(6), tiny_tokens(1, 20), RouteSpace(6)
+    model.lm_head.weight.data[60:] *= 0.1  # rare words
+    one = search_oracle(model, tokens, space)
+    monkeypatch.setattr("duollm.oracle.trial.LARGE", 1)
+    monkeypatch.setattr("duollm.oracle.head._WORDS", 60)
+    both = search_oracle(model, tokens, space)
+    assert both.evaluated_share < 0.9 * one.evaluated_share
+    torch.testing.assert_close(both.nll, one.nll, atol=1e-5, rtol=0)
+    assert both.route_ids.equal(one.route_ids)

@@ -8,7 +8,7 @@ L layers, D hidden, Q cells, K budgets, B sequences, T tokens given.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Attend, Batch
-from duollm.oracle.head import HeadBound, log_normaliser
+from duollm.oracle.head import LARGE, HeadBound, log_normaliser
 from duollm.oracle.reductions import Entered, Leaves, Reduction
 from duollm.oracle.tree import follow
 
@@ -89,7 +89,8 @@ class Trial:
         """Take in routes, with what they spend (both on the CPU) and their hidden states before the final norm.
 
         A leaf's loss is its log-normaliser minus its label's logit. The logit is cheap, and the log-normaliser has a
-        cheap lower bound. A leaf whose bound is above what every reduction has kept does not run the full head.
+        cheap lower bound. A leaf whose bound is above what every reduction has kept does not run the full head. If the
+        vocabulary is large, those that pass are tried against a closer bound first.
         """
         ids_PN, cell_PN = self._spread(ids_PG), self._spread(self.cells.index(*spent_PG2.unbind(-1)))
         final_PND = self.model.model.norm(hidden_PND)
@@ -101,22 +102,34 @@ class Trial:
         lower = [each.lower(leaves, bound_PN) for each in self._kept]
         left_PN = torch.ones_like(bound_PN, dtype=torch.bool)
         # First the most promising leaf of each cell, which lowers the bar; then all that still pass it.
-        for choose in (_most_promising, _still_possible):
-            chosen_PN = torch.zeros_like(left_PN)
-            for each, lower_PN in zip(self._kept, lower, strict=True):
-                chosen_PN |= choose(lower_PN, cell_PN, each.bar_QN)
-            self._enter(leaves, chosen_PN & left_PN)
-            left_PN &= ~chosen_PN
+        self._enter(leaves, lower, left_PN, _most_promising)
+        if self.bound is not None and len(self.model.lm_head.weight) >= LARGE:
+            place = self._chosen(leaves, lower, left_PN, _still_possible)
+            closer_M = self.bound.closer(self.model, final_PND[place]) - _ROUNDING
+            bound_PN[place] = torch.maximum(bound_PN[place], closer_M)
+            lower = [each.lower(leaves, bound_PN.where(left_PN, torch.inf)) for each in self._kept]
+            self._enter(leaves, lower, left_PN, _most_promising)
+        self._enter(leaves, lower, left_PN, _still_possible)
 
-    def _enter(self, leaves: Leaves, chosen_PN: Tensor) -> None:
-        """Run the full head on the chosen leaves and enter them."""
-        routes_M, tokens_M = place = chosen_PN.nonzero(as_tuple=True)
+    def _chosen(
+        self, leaves: Leaves, lower: Sequence[Tensor], left_PN: Tensor, choose: Callable[..., Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The places of the leaves, among those that are left, that some reduction chooses by their lower bounds."""
+        chosen_PN = torch.zeros_like(left_PN)
+        for each, lower_PN in zip(self._kept, lower, strict=True):
+            chosen_PN |= choose(lower_PN, leaves.cell_PN, each.bar_QN)
+        return (chosen_PN & left_PN).nonzero(as_tuple=True)
+
+    def _enter(self, leaves: Leaves, lower: Sequence[Tensor], left_PN: Tensor, choose: Callable[..., Tensor]) -> None:
+        """Run the full head on leaves to choose, and enter them; they are no longer left."""
+        routes_M, tokens_M = place = self._chosen(leaves, lower, left_PN, choose)
         hidden_MD = leaves.hidden_PND[place]
         log_z_M = log_normaliser(self.model, hidden_MD)
         self.evaluated += len(log_z_M)
         entered = Entered(leaves, routes_M, tokens_M, leaves.ids_PN[place], leaves.cell_PN[place], hidden_MD, log_z_M)
         for each in self._kept:
             each.update(entered)
+        left_PN[place] = False
 
     def estimate(self, hidden_PND: Tensor) -> Tensor:
         """Return a lower bound [P, N] of the nll of tokens with these hidden states after the last layer."""
