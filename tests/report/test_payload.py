@@ -6,7 +6,7 @@ import pytest
 from duollm.records.keys import Key
 from duollm.records.tokens import PolicyTokens, read_tokens
 from duollm.report import payload
-from duollm.report.payload import compressed, pack_tokens
+from duollm.report.payload import compressed, drawn_from, pack_tokens
 from duollm.routes.space import RouteSpace
 from synthetic_run import Plan, write_run
 
@@ -128,3 +128,15 @@ def test_figures_of_an_opt_like_model_are_the_papers_ninth():
     plain, opt = (payload._figure("layer_use_by_position", like_opt) for like_opt in (False, True))
     assert ("figure 3" in plain["caption"], "figure 9" in opt["caption"]) == (True, True)
     assert (plain["claims"], opt["claims"]) == (("C10",), ("C16",))
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "the model's own prediction"),
+        ({"labels_temperature": 0.7}, "the model's own prediction at temperature 0.7"),
+        ({"labels_from": "0123abcd"}, "another model's prediction"),
+    ],
+)
+def test_the_page_says_what_labels_were_drawn_from(facts, words):
+    assert drawn_from(facts) == words

@@ -64,6 +64,7 @@ def page_data(
         "search": domains[0].file.fact("search"),
         "randomRoutes": domains[0].file.fact("random_routes"),
         "cheapest": results.cheapest,
+        "drawnFrom": drawn_from(domains[0].file.facts),
         "branches": [branch.name.lower() for branch in domains[0].space.branches],
         "groups": domains[0].space.facts["groups"],
         "highLoss": HIGH_LOSS_QUANTILE,
@@ -73,6 +74,13 @@ def page_data(
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents, MOST_BYTES // len(domains)) for tokens in domains],
     }
+
+
+def drawn_from(facts: Mapping[str, Any]) -> str:
+    """From which prediction the labels of the control were drawn, in words."""
+    source = "another model's prediction" if "labels_from" in facts else "the model's own prediction"
+    temperature = facts.get("labels_temperature", 1)
+    return source if temperature == 1 else f"{source} at temperature {temperature:g}"
 
 
 def _figure(name: str, like_opt: bool) -> dict[str, Any]:
