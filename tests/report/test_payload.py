@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from duollm.analysis.results import read_results
 from duollm.records.keys import Key
 from duollm.records.tokens import PolicyTokens, read_tokens
 from duollm.report import payload
@@ -114,6 +115,15 @@ def test_fewer_tokens_are_shown_where_they_would_take_more_than_the_page_has(pro
     assert packed["documents"] == everything["documents"][: len(packed["documents"])]
     assert len(packed["text"]) % 20 == 0  # whole documents
     assert 1 <= len(pack_tokens(prose, 100, 1)["text"]) < 20
+
+
+def test_runs_on_one_page_share_what_it_has(compared, monkeypatch):
+    run, results, tokens = compared[0], read_results(compared[0]), read_tokens(compared[0], "prose")
+    given = []
+    monkeypatch.setattr(payload, "pack_tokens", lambda tokens, documents, most_bytes: given.append(most_bytes))
+    for runs in (1, 4):
+        payload.page_data(run, results, tokens, 100, [], runs)
+    assert given == [payload.MOST_BYTES, payload.MOST_BYTES // 4]
 
 
 def test_fifty_thousand_tokens_at_the_entropy_of_a_real_study_take_less_than_the_page_has(tmp_path):
