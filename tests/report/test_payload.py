@@ -118,11 +118,11 @@ def test_fewer_tokens_are_shown_where_they_would_take_more_than_the_page_has(pro
 
 
 def test_runs_on_one_page_share_what_it_has(compared, monkeypatch):
-    run, results, tokens = compared[0], read_results(compared[0]), read_tokens(compared[0], "prose")
+    run, results, domains = compared[0], read_results(compared[0]), [read_tokens(compared[0], "prose")[0]]
     given = []
     monkeypatch.setattr(payload, "pack_tokens", lambda tokens, documents, most_bytes: given.append(most_bytes))
     for runs in (1, 4):
-        payload.page_data(run, results, tokens, 100, [], runs)
+        payload.page_data(run, results, domains, 100, [], runs)
     assert given == [payload.MOST_BYTES, payload.MOST_BYTES // 4]
 
 
