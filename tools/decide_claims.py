@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
@@ -120,17 +120,19 @@ def _call(arguments: Sequence[str], dry: bool) -> None:
 
 def write_claims(runs: Sequence[Path], folder: Path, dry: bool) -> None:
     """Write the table of claims as text, JSON and CSV, figure 8, and the page of the studies side by side."""
-    from duollm.report.claims import print_claims
+    from duollm.report.claims import ClaimTable
 
     print(shlex.join(["duollm", "claims", *map(str, runs)]), flush=True)
-    for form, name in ("json", "claims.json"), ("csv", "claims.csv"), ("table", "claims.txt"):
-        if dry:
-            continue
-        with redirect_stdout(StringIO()) as shown, redirect_stderr(StringIO()) as notes:
-            print_claims(runs, None, form, folder if form == "table" else None)
-        text = shown.getvalue() + (notes.getvalue() if form == "table" else "")
-        write_text(folder / name, text)
     if not dry:
+        table = ClaimTable.decide(runs)
+        for form, name in ("json", "claims.json"), ("csv", "claims.csv"), ("table", "claims.txt"):
+            with redirect_stdout(StringIO()) as shown:
+                table.show(form)
+            text = shown.getvalue()
+            if form == "table":
+                text += "".join(f"note: {note}\n" for note in table.notes)
+            write_text(folder / name, text)
+        table.write_figure(folder)
         print(text)
     studies = [str(run) for run in runs if run.name == "study" or not run.parent.name.startswith("small-")]
     if len(studies) > 1:

@@ -27,8 +27,8 @@ def test_prose_is_the_presidential_messages():
 
 def test_code_is_the_standard_library_without_tests_and_tables():
     documents = {document.name: document.text for document in read_domain("code")}
-    assert 450 <= len(documents) <= 800
-    assert 7e6 < sum(map(len, documents.values())) < 15e6
+    assert 300 <= len(documents) <= 800  # Debian and Ubuntu ship idlelib, tkinter and more in packages of their own
+    assert 6e6 < sum(map(len, documents.values())) < 15e6
     assert "class OrderedDict" in documents["collections/__init__.py"]
     parts = {part for name in documents for part in name.split("/")}
     assert parts.isdisjoint({"test", "tests", "idle_test", "encodings", "pydoc_data", "site-packages"})

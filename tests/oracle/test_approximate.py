@@ -144,9 +144,7 @@ def test_thirty_layers(method, context, branches):
 @every_method
 def test_ties_go_to_the_cheaper_route(method):
     model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3)
-    for layer in model.model.layers:
-        for ffn in (layer.mlp.small, layer.mlp.big):
-            torch.nn.init.zeros_(ffn.down_proj.weight)
+    torch.nn.init.zeros_(model.model.norm.weight)  # all logits are 0: equal losses that no CPU rounds differently
     found = search_oracle(model, tokens, space, budgets=[AtMost(2), Exactly(0)], method=method)
     assert (found.route_ids == 0).all()
 

@@ -207,11 +207,8 @@ def test_all_methods_answer_alike(name):
 
 
 def test_ties_go_to_the_cheaper_then_the_smaller_id():
-    model, tokens = tiny_model(), tiny_tokens()
-    for layer in model.model.layers:
-        for ffn in (layer.mlp.small, layer.mlp.big):
-            torch.nn.init.zeros_(ffn.down_proj.weight)
-    space = RouteSpace(3, (SKIP, SMALL, BIG))
+    model, tokens, space = tiny_model(), tiny_tokens(), RouteSpace(3, (SKIP, SMALL, BIG))
+    torch.nn.init.zeros_(model.model.norm.weight)  # all logits are 0: equal losses that no CPU rounds differently
     result = search_oracle(model, tokens, space, budgets=[Exactly(1), AtMost(3), Exactly(0)])
     assert (result.route_ids[0] == space.encode(torch.tensor([0, 0, 2]))).all()
     assert (result.route_ids[1] == 0).all()

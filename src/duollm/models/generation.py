@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from .compat import with_current_cache_name
+from .compat import CACHE, with_current_cache_name
 from .decoding_check import check_cached_decoding
 
 _ROUTING = ("routes", "policy", "execution")
@@ -39,11 +39,17 @@ class DuoGenerationMixin(GenerationMixin):
         input_ids, expanded = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         return input_ids, expanded | {"routes": routes}
 
-    def _prepare_cache_for_generation(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Trust a cache only under a version of transformers that decodes rightly with one."""
         if generation_config.use_cache:
             check_cached_decoding(self)
-        return cast(Any, super())._prepare_cache_for_generation(generation_config, *args, **kwargs)
+        given = model_kwargs.get(CACHE)
+        cast(Any, super())._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if given is None and CACHE in model_kwargs:
+            # At an early exit fewer layers run than `layer_types` names; 5.15 to 5.18 cannot crop those left empty.
+            del model_kwargs[CACHE].layers[cast(Any, self).config.num_hidden_layers :]
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
         """Let the assistant draft with the policy attached to it: this model's may not fit, or be unknown there."""

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from string import ascii_uppercase
 from textwrap import fill
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 from duollm.analysis.claims.models import BY_TASKS
 from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, over_seeds, studies_of
@@ -34,53 +34,92 @@ _LEGEND = (
 
 
 def print_claims(folders: Sequence[Path], domain: str | None, form: str, out: Path | None = None) -> None:
-    """Print a row for every claim.
+    """Decide the claims and print a row for every one, as `ClaimTable.decide` and `ClaimTable.show` do.
 
     Args:
-        folders: runs: seeds of a study, and the runs that some claims need beside it (docs/claims.md).
-        domain: name of a domain. None for all pooled, or the only one; a claim that is not measured there is shown for
-            another domain.
-        form: "table", "json" or "csv".
         out: a folder for the figure of C14 and C15, if dense or frozen runs were scored.
-
-    Raises:
-        UserError: a folder is no finished run, the runs do not fit together, or there is no such domain.
 
     Settings in which runs differ more than they must are named on standard error.
     """
-    columns, without_place = columns_of([Run.read(folder) for folder in folders])
-    if not columns:
-        raise UserError(f"{folders[0]}: only stands beside a study (dense or frozen); give the run of the study too")
-    studies = studies_of(columns)
-    main = columns[0].main
-    assert main.results
-    known = [*main.results.data, *(["pooled"] if len(main.results.data) > 1 else [])]
-    if domain is not None and domain not in known:
-        raise UserError(f"domain {domain}: not in {main.folder}; {did_you_mean(domain, known)}")
-    for note in notes_on(studies, without_place):
+    table = ClaimTable.decide(folders, domain)
+    for note in table.notes:
         print(f"note: {note}", file=sys.stderr)
     if out:
+        table.write_figure(out)
+    table.show(form)
+
+
+@dataclass(frozen=True)
+class ClaimTable:
+    """Every claim, decided by one or several runs.
+
+    Attributes:
+        folders: the runs.
+        domain: what was asked for: a domain, or all pooled.
+        studies: the columns of each study; several are seeds of it.
+        notes: settings in which runs differ more than they must.
+    """
+
+    folders: Sequence[Path]
+    domain: str
+    columns: Sequence[Column]
+    studies: Sequence[Sequence[Column]]
+    decided: "Sequence[Decided]"
+    notes: Sequence[str]
+
+    @classmethod
+    def decide(cls, folders: Sequence[Path], domain: str | None = None) -> Self:
+        """Read the runs and decide.
+
+        Args:
+            folders: runs: seeds of a study, and the runs that some claims need beside it (docs/claims.md).
+            domain: name of a domain. None for all pooled, or the only one; a claim that is not measured there is
+                shown for another domain.
+
+        Raises:
+            UserError: a folder is no finished run, the runs do not fit together, or there is no such domain.
+        """
+        columns, without_place = columns_of([Run.read(folder) for folder in folders])
+        if not columns:
+            raise UserError(
+                f"{folders[0]}: only stands beside a study (dense or frozen); give the run of the study too"
+            )
+        studies = studies_of(columns)
+        main = columns[0].main
+        assert main.results
+        known = [*main.results.data, *(["pooled"] if len(main.results.data) > 1 else [])]
+        if domain is not None and domain not in known:
+            raise UserError(f"domain {domain}: not in {main.folder}; {did_you_mean(domain, known)}")
+        asked = domain or main.results.headline
+        notes = list(notes_on(studies, without_place))
+        return cls(folders, asked, columns, studies, list(_claims(studies, asked, domain is None)), notes)
+
+    def write_figure(self, folder: Path) -> None:
+        """Write the figure of C14 and C15, if dense or frozen runs were scored."""
         from duollm.report.model_figures import write_duo_and_dense
 
-        write_duo_and_dense(columns, out)
-    asked = domain or main.results.headline
-    claims = list(_claims(studies, asked, domain is None))
-    if form == "json":
-        print(json.dumps([_nested(decided) for decided in claims], indent=2))
-        return
-    if form == "csv":
-        rows = [_flat(decided) for decided in claims]
-        writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        return
-    print_table(f"{asked}: {', '.join(map(str, folders))}", [_row(decided, asked) for decided in claims], WIDTH)
-    if len(studies) > 1:
-        letters = (f"{letter}: {study[0].main.folder}" for letter, study in zip(ascii_uppercase, studies, strict=False))
-        print(fill(f"Studies, the one that decides a claim first: {', '.join(letters)}", WIDTH))
-    contexts = dict.fromkeys(reading.context for decided in claims for reading in decided.claim.readings)
-    for line in _LEGEND:
-        print(fill(line.format(contexts=", ".join(contexts) or "none"), WIDTH))
+        write_duo_and_dense(self.columns, folder)
+
+    def show(self, form: str) -> None:
+        """Print it as "table", "json" or "csv"."""
+        if form == "json":
+            print(json.dumps([_nested(decided) for decided in self.decided], indent=2))
+            return
+        if form == "csv":
+            rows = [_flat(decided) for decided in self.decided]
+            writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+            return
+        rows_shown = [_row(decided, self.domain) for decided in self.decided]
+        print_table(f"{self.domain}: {', '.join(map(str, self.folders))}", rows_shown, WIDTH)
+        if len(self.studies) > 1:
+            firsts = [study[0].main.folder for study in self.studies]
+            letters = (f"{letter}: {first}" for letter, first in zip(ascii_uppercase, firsts, strict=False))
+            print(fill(f"Studies, the one that decides a claim first: {', '.join(letters)}", WIDTH))
+        contexts = dict.fromkeys(reading.context for decided in self.decided for reading in decided.claim.readings)
+        for line in _LEGEND:
+            print(fill(line.format(contexts=", ".join(contexts) or "none"), WIDTH))
 
 
 @dataclass(frozen=True)

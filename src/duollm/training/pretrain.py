@@ -27,7 +27,7 @@ from duollm.training.world import World
 
 _SECONDS, _SAVED = 30, 0.25
 """What compiling takes, and the share of the training that it saves (docs/LOG.md)."""
-_RATES = {"cpu": 50e9, "cuda": 2e13}
+_RATES = {"cpu": 50e9, "cuda": 1e14}
 """FLOP/s of training without it, per thread on CPUs. Assumed: measured ones would differ when a run continues."""
 
 
