@@ -47,19 +47,19 @@ class Beam(Method):
         all_big_1G = torch.full((1, trial.groups), space.size - 1)
         completed_1ND = [*trial.follow(all_big_1G)]
         wanted_Q2 = torch.tensor(cells.spent)[cells.wanted(budgets, trial.positions)]
-        tree = Tree(trial.model.model, space, wanted_Q2, trial.max_rows)
+        tree = Tree(trial.model.model, space, wanted_Q2, trial.rows)
         block = tree.root(trial.hidden_ND, trial.attend, trial.groups)
         firsts = [layers[0] for layers in space.group_layers]
         for depth, walked in enumerate([*firsts[1:], None]):
-            parts = block.parts(trial.max_rows)
+            parts = block.parts(trial.rows.walked)
             block = join([child for part in parts for child in tree.step(part, depth, trial.attend)])
             if walked is not None:
                 rest_1ND = completed_1ND[-1] - completed_1ND[walked]
-                parts = block.parts(trial.max_rows)
+                parts = block.parts(trial.rows.walked)
                 promise_PN = torch.cat([trial.estimate(part.hidden_PND + rest_1ND) for part in parts])
                 promise_PGU = promise_PN.where(trial.counted_N, 0).unflatten(1, (trial.groups, -1))
                 block = _choose(block, _best(_big(block), promise_PGU, self.width))
-        for part in block.parts(trial.max_rows):
+        for part in block.parts(trial.rows.walked):
             trial.enter(part.ids_PG, part.spent_PG2, part.hidden_PND)
 
 

@@ -24,12 +24,14 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.beam import Beam
 from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier, OnAverage, parse_budgets
 from duollm.oracle.contexts import CONTEXTS, Attend, Batch
-from duollm.oracle.head import HeadBound, log_normaliser
+from duollm.oracle.head import LARGE, HeadBound, log_normaliser
 from duollm.oracle.local import Local, Sampled
 from duollm.oracle.reductions import BestSoFar, Reduction
-from duollm.oracle.tree import LEAVES, Prefixes, Tree, decoder_layers, follow
+from duollm.oracle.tree import Prefixes, Rows, Tree, decoder_layers, follow
 from duollm.oracle.trial import Method, Trial
 from duollm.routes.space import RouteSpace
+
+_LEAVES = 4  # blocks that are entered together, at least
 
 
 class Exact(Method):
@@ -40,7 +42,7 @@ class Exact(Method):
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Enter every leaf of the tree."""
         wanted_Q = trial.cells.wanted(budgets, trial.positions)
-        for leaves in _walk(trial.batch, trial.cells, wanted_Q, trial.max_rows, trial.hidden_ND, trial.attend):
+        for leaves in _walk(trial.batch, trial.cells, wanted_Q, trial.rows, trial.hidden_ND, trial.attend):
             trial.enter(leaves.ids_PG, leaves.spent_PG2, leaves.hidden_PND)
 
 
@@ -134,8 +136,8 @@ def search_oracle(
     method.begin(wanted, cells, batch.padding_BT.shape)
     bound = HeadBound.around(model, batch.states()) if prune else None
     generator = generator or torch.Generator(model.device).manual_seed(0)
-    max_rows = max_rows_for(model, space, memory_bytes)
-    search = _Search(batch, cells, method, [BestSoFar(), *reductions], bound, generator, max_rows)
+    rows = rows_of_blocks(model, space, memory_bytes)
+    search = _Search(batch, cells, method, [BestSoFar(), *reductions], bound, generator, rows)
     for each in search.reductions:
         each.begin(batch, cells, wanted, generator)
     if context == "committed":
@@ -155,7 +157,7 @@ class _Search:
     reductions: Sequence[Reduction]
     bound: HeadBound | None
     generator: torch.Generator
-    max_rows: int
+    rows: Rows
 
     @property
     def positions(self) -> range:
@@ -169,9 +171,7 @@ class _Search:
         for each in self.reductions:
             each.start(rows_N)
         bound = self.bound and self.bound.rows(rows_N)
-        trial = Trial(
-            self.batch, self.cells, rows_N, positions, attend, together, self.max_rows, bound, self.reductions
-        )
+        trial = Trial(self.batch, self.cells, rows_N, positions, attend, together, self.rows, bound, self.reductions)
         self.method(trial, budgets, self.generator)
         frontier = Frontier(budgets, self.cells, padding_BT[:, here], positions.start)
         columns: dict[str, Tensor] = {}
@@ -273,9 +273,9 @@ def loss_tables(
     attend = batch.shared_context() if context == "shared" else batch.reference_context(reference)
     cells = Cells(space, *ffn_parameters(model.config)[1:])
     every_Q = torch.ones(len(cells.spent), dtype=torch.bool)
-    max_rows = max_rows_for(model, space, memory_bytes)
+    rows = rows_of_blocks(model, space, memory_bytes)
     tables_SNR = torch.empty(*wanted_SND.shape[:2], space.size, dtype=torch.float32, device=input_ids.device)
-    for leaves in _walk(batch, cells, every_Q, max_rows, batch.hidden_BTD.flatten(0, 1), attend):
+    for leaves in _walk(batch, cells, every_Q, rows, batch.hidden_BTD.flatten(0, 1), attend):
         final_PND = model.model.norm(leaves.hidden_PND)
         log_z_PN = log_normaliser(model, final_PND.flatten(0, 1)).view(final_PND.shape[:2])
         losses_SPN = log_z_PN - torch.einsum("pnd,snd->spn", final_PND, wanted_SND)
@@ -304,22 +304,26 @@ def executed_nll(
 
 
 def _walk(
-    batch: Batch, cells: Cells, wanted_Q: Tensor, max_rows: int, hidden_ND: Tensor, attend: Attend
+    batch: Batch, cells: Cells, wanted_Q: Tensor, rows: Rows, hidden_ND: Tensor, attend: Attend
 ) -> Iterator[Prefixes]:
     """The leaves of all routes in the wanted cells."""
     wanted_Q2 = torch.tensor(cells.spent)[wanted_Q]
-    yield from Tree(batch.model.model, cells.space, wanted_Q2, max_rows).leaves(hidden_ND, attend)
+    yield from Tree(batch.model.model, cells.space, wanted_Q2, rows).leaves(hidden_ND, attend)
 
 
-def max_rows_for(model: DuoForCausalLM, space: RouteSpace, memory_bytes: int | None) -> int:
-    """How many hidden vectors a block may hold within the memory budget, and where larger does not pay.
+def rows_of_blocks(model: DuoForCausalLM, space: RouteSpace, memory_bytes: int | None) -> Rows:
+    """How many hidden vectors a block may hold within the memory budget, and where more do not pay.
 
     Beyond 2,048 a CPU's products slow down, because what passes between them leaves its caches. A GPU takes its time
-    over more than 131,072 (docs/LOG.md).
+    over more than 131,072. Beside a large vocabulary more leaves at a time pay: the best of them spare the others the
+    head (docs/LOG.md).
     """
     memory_bytes = default_bytes(model.device) if memory_bytes is None else memory_bytes
     most = 2**17 if model.device.type == "cuda" else 2**11
-    return max(1, min(memory_bytes // row_bytes(model.config, space), most))
+    walked = max(1, min(memory_bytes // row_bytes(model.config, space), most))
+    more = 2**16 if model.config.vocab_size >= LARGE else 0
+    left = memory_bytes - walked * _walked_bytes(model.config, space)
+    return Rows(walked, max(_LEAVES * walked, min(left // _leaf_bytes(model.config), more)))
 
 
 def default_bytes(device: torch.device) -> int:
@@ -332,10 +336,18 @@ def default_bytes(device: torch.device) -> int:
 
 def row_bytes(sizes: DuoConfig | ModelConfig, space: RouteSpace) -> int:
     """Return the memory that the exact search takes for each hidden vector of a block."""
-    kept_per_level = (space.base + 1) * sizes.hidden_size
-    working = 8 * sizes.hidden_size + 3 * sizes.intermediate_size
-    leaves = LEAVES * (3 * sizes.hidden_size + 128)  # joined and normalised; the bound's scores and what is kept
-    return 4 * (len(space.group_layers) * kept_per_level + working + leaves)
+    return _walked_bytes(sizes, space) + _LEAVES * _leaf_bytes(sizes)
+
+
+def _walked_bytes(sizes: DuoConfig | ModelConfig, space: RouteSpace) -> int:
+    """The memory for a hidden vector on the way: blocks wait at every depth, and one is at work."""
+    waiting = len(space.group_layers) * (space.base + 1) * sizes.hidden_size
+    return 4 * (waiting + 8 * sizes.hidden_size + 3 * sizes.intermediate_size)
+
+
+def _leaf_bytes(sizes: DuoConfig | ModelConfig) -> int:
+    """The memory for a leaf: joined, normalised, taken to the head; the bound's scores and what is kept."""
+    return 4 * (5 * sizes.hidden_size + 128)
 
 
 def check_search(model: DuoForCausalLM, input_ids: Tensor, space: RouteSpace, context: str) -> None:

@@ -15,7 +15,7 @@ Q cells.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -74,8 +74,11 @@ def _sent(numbers: Tensor, hidden: Tensor) -> Tensor:
     return numbers.to(hidden.device, non_blocking=True)
 
 
-LEAVES = 4
-"""How many blocks of leaves are handed on together: each costs many small steps, whatever its size."""
+class Rows(NamedTuple):
+    """How many hidden vectors a block may hold: on the way through the tree, and of leaves."""
+
+    walked: int
+    leaves: int
 
 
 @dataclass(frozen=True)
@@ -146,21 +149,22 @@ class Tree:
 
     Attributes:
         wanted_Q2: (small, big) layers of the wanted cells, on the CPU. Prefixes that reach none of them are cut.
-        max_rows: number of hidden vectors above which a block is split.
+        rows: above `walked` a block is split; blocks of leaves are handed on together up to `leaves`, because each
+            costs many small steps, whatever its size.
     """
 
     model: DuoModel
     space: RouteSpace
     wanted_Q2: Tensor
-    max_rows: int
+    rows: Rows
 
     def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Prefixes]:
         """Yield blocks of leaves from the embeddings [N, D] of the tokens."""
         waiting: list[Prefixes] = []
         for block in self._walk(self.root(hidden_ND, attend), 0, attend):
-            if waiting and _rows([*waiting, block]) > LEAVES * self.max_rows:
-                yield join(waiting)
-                waiting = []
+            if waiting and _size([*waiting, block]) > self.rows.leaves:
+                joined, waiting = join(waiting), []  # the parts go before the whole is worked on
+                yield joined
             waiting.append(block)
         yield join(waiting)
 
@@ -169,7 +173,7 @@ class Tree:
             yield block
             return
         # Big first: such routes are often good, and the low losses that they set spare others the head.
-        for part in reversed(block.parts(self.max_rows)):
+        for part in reversed(block.parts(self.rows.walked)):
             for child in reversed(self.step(part, depth, attend)):
                 yield from self._walk(child, depth + 1, attend)
 
@@ -189,7 +193,7 @@ class Tree:
         first, reaches = decoder_layers(self.model)[layers[0]], partial(self._reaches, depth + 1)
         children = part.expand(first, self.space.branches, attend, len(layers), reaches)
         children = [self._follow(child, depth + 1, attend) for child in children]
-        return [join(children)] if _rows(children) <= self.max_rows else children
+        return [join(children)] if _size(children) <= self.rows.walked else children
 
     def _reaches(self, depth: int, spent_PG2: Tensor) -> Tensor:
         """Whether prefixes of this depth can still end in a wanted cell, bool [P]."""
@@ -213,7 +217,7 @@ class Tree:
         if not following:
             return block
         followed = []
-        for part in block.parts(self.max_rows):
+        for part in block.parts(self.rows.walked):
             hidden_PND = part.hidden_PND
             for layer in following:
                 hidden_PND = through(layer, hidden_PND, self._chosen(part.ids_PG, layer.layer_idx, depth), attend)
@@ -229,6 +233,6 @@ class Tree:
         return torch.tensor(self.space.branches)[digit_PG]
 
 
-def _rows(blocks: Sequence[Prefixes]) -> int:
+def _size(blocks: Sequence[Prefixes]) -> int:
     """The number of hidden vectors."""
     return sum(len(each.hidden_PND) * each.hidden_PND.shape[1] for each in blocks)

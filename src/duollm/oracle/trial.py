@@ -20,7 +20,7 @@ from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Attend, Batch
 from duollm.oracle.head import LARGE, HeadBound, log_normaliser
 from duollm.oracle.reductions import Entered, Leaves, Reduction
-from duollm.oracle.tree import follow
+from duollm.oracle.tree import Rows, follow
 
 # The bound and the exact loss are rounded differently; a leaf this close to the best is evaluated too.
 _ROUNDING = 1e-4
@@ -36,7 +36,7 @@ class Trial:
         positions: positions of the tokens in their sequences.
         attend: the context.
         together: number of consecutive tokens that try the same routes (a whole sequence in "shared", else 1).
-        max_rows: number of hidden vectors to send through a layer at a time.
+        rows: numbers of hidden vectors to send through a layer, and to enter, at a time.
         bound: a lower bound of the log-normaliser at these tokens; None runs the full head on every leaf.
         reductions: the reductions; the first one keeps the best so far.
         evaluated: number of leaves that ran the full head.
@@ -48,7 +48,7 @@ class Trial:
     positions: range
     attend: Attend
     together: int
-    max_rows: int
+    rows: Rows
     bound: HeadBound | None
     reductions: Sequence[Reduction]
     evaluated: int = field(default=0, init=False)
@@ -70,7 +70,7 @@ class Trial:
 
     def try_routes(self, ids_PG: Tensor) -> None:
         """Run the groups on their routes and enter the losses."""
-        for part_PG in ids_PG.cpu().split(max(1, self.max_rows // len(self.rows_N))):
+        for part_PG in ids_PG.cpu().split(max(1, self.rows.walked // len(self.rows_N))):
             routes_PGL = self.cells.space.decode(part_PG)
             spent_PG2 = torch.stack([(routes_PGL == each).sum(-1) for each in (Branch.SMALL, Branch.BIG)], dim=-1)
             self.enter(part_PG, spent_PG2, deque(self.follow(part_PG), maxlen=1).pop())
