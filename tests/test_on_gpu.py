@@ -12,6 +12,9 @@ from transformers import LlamaForCausalLM
 from duollm.bench.search import as_llama
 from duollm.config import Recipe
 from duollm.models.branch import Branch
+from duollm.routers.calibration import ExactBudget
+from duollm.routers.registry import make_router
+from duollm.routes.space import RouteSpace
 from duollm.study import run_study
 from duollm.training.pretrain import compile_for_training, prepare_for_training, random_routing_loss
 from duollm.training.world import World
@@ -62,6 +65,15 @@ def test_generating_with_a_static_cache_is_generating_without():
     plain = model.generate(ids, max_new_tokens=8, do_sample=False, routes=route)
     static = model.generate(ids, max_new_tokens=8, do_sample=False, routes=route, cache_implementation="static")
     assert torch.equal(plain, static)
+
+
+@pytest.mark.parametrize("space", [RouteSpace(3), RouteSpace(3, groups=[[0, 1], [2]])], ids=["layers", "groups"])
+def test_an_attached_router_is_moved_with_its_model(space):
+    model, ids = tiny_model(), random_ids()
+    router = make_router("linear", model.config, ["small", "big"], space).eval()
+    model.attach(router.policy(ExactBudget(router, 1)))
+    wanted = model(ids).routes
+    assert torch.equal(model.cuda()(ids.cuda()).routes.cpu(), wanted)
 
 
 def losses_and_gradients(model, ids, scorer=None):

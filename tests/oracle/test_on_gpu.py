@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from duollm import Branch, DuoConfig, DuoForCausalLM, RouteSpace, search_oracle
+from duollm.oracle.local import Local
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes
 from naive_oracle import GROUPED, tiny_model, tiny_tokens
@@ -37,6 +38,8 @@ def test_approximate_methods_find_losses_of_their_routes(method, context):
     found = search_oracle(model, tokens, space, context, [2], method=method)
     assert (found.nll >= exact.nll - 1e-4).all()
     assert (found.nll - exact.nll).mean() < exact.nll.mean()
+    bettered = search_oracle(model, tokens, space, context, [2], method=Local(found.route_ids.cpu()))
+    assert (bettered.nll <= found.nll + 1e-5).all()
 
 
 def _waits(space: RouteSpace, context: str, **settings) -> int:

@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from duollm.analysis.results import read_results
 from duollm.records.keys import Key
 from duollm.records.tokens import PolicyTokens, read_tokens
 from duollm.report import payload
-from duollm.report.payload import compressed, pack_tokens
+from duollm.report.payload import compressed, drawn_from, pack_tokens
 from duollm.routes.space import RouteSpace
 from synthetic_run import Plan, write_run
 
@@ -116,6 +117,15 @@ def test_fewer_tokens_are_shown_where_they_would_take_more_than_the_page_has(pro
     assert 1 <= len(pack_tokens(prose, 100, 1)["text"]) < 20
 
 
+def test_runs_on_one_page_share_what_it_has(compared, monkeypatch):
+    run, results, domains = compared[0], read_results(compared[0]), [read_tokens(compared[0], "prose")[0]]
+    given = []
+    monkeypatch.setattr(payload, "pack_tokens", lambda tokens, documents, most_bytes: given.append(most_bytes))
+    for runs in (1, 4):
+        payload.page_data(run, results, domains, 100, [], runs)
+    assert given == [payload.MOST_BYTES, payload.MOST_BYTES // 4]
+
+
 def test_fifty_thousand_tokens_at_the_entropy_of_a_real_study_take_less_than_the_page_has(tmp_path):
     """The losses of the synthetic run differ by some tenths of a nat from policy to policy, as real ones do."""
     write_run(tmp_path, Plan(documents=20, tokens_per_document=200, router_budgets=(2, 4)), {"prose": [" the", "er"]})
@@ -128,3 +138,15 @@ def test_figures_of_an_opt_like_model_are_the_papers_ninth():
     plain, opt = (payload._figure("layer_use_by_position", like_opt) for like_opt in (False, True))
     assert ("figure 3" in plain["caption"], "figure 9" in opt["caption"]) == (True, True)
     assert (plain["claims"], opt["claims"]) == (("C10",), ("C16",))
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "the model's own prediction"),
+        ({"labels_temperature": 0.7}, "the model's own prediction at temperature 0.7"),
+        ({"labels_from": "0123abcd"}, "another model's prediction"),
+    ],
+)
+def test_the_page_says_what_labels_were_drawn_from(facts, words):
+    assert drawn_from(facts) == words

@@ -57,6 +57,12 @@ def test_every_kind_keeps_groups_whole_and_its_budget(kind, model, space):
             assert ((routes_BTL == BIG).sum(-1) == budget).all()
 
 
+def test_an_attached_policy_goes_where_its_model_goes(model, space):
+    router = grouped("linear", model, space)
+    model.attach(router.policy(ExactBudget(router, space.big_layers[1]))).to("meta")
+    assert router.weight_LCD.is_meta
+
+
 @pytest.mark.parametrize("k", [0, 1, 2, 3, 4, 5, 6])
 def test_an_exact_budget_looks_at_what_later_groups_add_up_to(model, k):
     space = RouteSpace(LAYERS, (SKIP, BIG), [[0], [1, 2], [3, 4, 5]])

@@ -332,6 +332,13 @@ class DuoForCausalLM(DuoPreTrainedModel, DuoGenerationMixin):
         self._attached = (policy,)
         return self
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """An attached policy goes to the model's device: pipelines and the Trainer move a model unasked."""
+        super()._apply(fn, recurse)
+        if isinstance(self.policy, nn.Module):
+            self.policy.to(self.device)
+        return self
+
     @can_return_tuple
     def forward(
         self,

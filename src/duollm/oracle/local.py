@@ -94,7 +94,8 @@ class Local(Method):
             draws = _DRAWS if self.start is None else 1
             trial.try_routes(draw_within(budget, trial.cells, (draws, trial.groups), generator))
             if self.start is not None:
-                climb.try_wanted(self._start_of[budget][trial.rows_N].clamp(min=0)[None], most=len(trial.rows_N))
+                start_N = self._start_of[budget].to(trial.rows_N.device)[trial.rows_N]
+                climb.try_wanted(start_N.clamp(min=0)[None], most=len(trial.rows_N))
             climb.search(self.steps)
 
 

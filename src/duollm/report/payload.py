@@ -30,7 +30,7 @@ LOSS_UNIT = 1e-2
 MOST_TOKENS = 50_000
 """Tokens per domain on the page, at most; whole documents are kept as long as they fit."""
 MOST_BYTES = 2_500_000
-"""Bytes that the tokens of all domains take on the page, at most; with style, script and tables it is below 2.8 MB."""
+"""Bytes that all tokens take on a page, at most; with style, script and tables that of one run is below 2.8 MB."""
 _BASE64 = 4 / 3
 _LARGEST = 2**15 - 1
 """The largest number that two bytes hold after `_bytes`' zigzag."""
@@ -48,9 +48,14 @@ _FIELDS = (
 
 
 def page_data(
-    run: Path, results: Results, domains: Sequence[Tokens], shown_documents: int, missing: Sequence[str]
+    run: Path, results: Results, domains: Sequence[Tokens], shown_documents: int, missing: Sequence[str], runs: int = 1
 ) -> dict[str, Any]:
-    """Return what page/main.js reads, ready for JSON."""
+    """Return what page/main.js reads, ready for JSON.
+
+    Args:
+        runs: number of runs that share the page.
+    """
+    most_bytes = MOST_BYTES // (runs * len(domains))
     everything, like_opt = asdict(results), results.model.get("architecture") == "opt"
     shares = [{**row, "share_by_layer_and_position": None} for row in everything["layer_use"]]
     return {
@@ -64,6 +69,7 @@ def page_data(
         "search": domains[0].file.fact("search"),
         "randomRoutes": domains[0].file.fact("random_routes"),
         "cheapest": results.cheapest,
+        "drawnFrom": drawn_from(domains[0].file.facts),
         "branches": [branch.name.lower() for branch in domains[0].space.branches],
         "groups": domains[0].space.facts["groups"],
         "highLoss": HIGH_LOSS_QUANTILE,
@@ -71,8 +77,15 @@ def page_data(
         "folder": "figures",
         "figures": [_figure(path.stem, like_opt) for path in sorted((run / "figures").glob("*.svg"))],
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
-        "domains": [pack_tokens(tokens, shown_documents, MOST_BYTES // len(domains)) for tokens in domains],
+        "domains": [pack_tokens(tokens, shown_documents, most_bytes) for tokens in domains],
     }
+
+
+def drawn_from(facts: Mapping[str, Any]) -> str:
+    """From which prediction the labels of the control were drawn, in words."""
+    source = "another model's prediction" if "labels_from" in facts else "the model's own prediction"
+    temperature = facts.get("labels_temperature", 1)
+    return source if temperature == 1 else f"{source} at temperature {temperature:g}"
 
 
 def _figure(name: str, like_opt: bool) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def compare_reports(runs: Sequence[Path], out: Path) -> None:
     for run, recipe in zip(runs, recipes, strict=True):
         results, missing = _current_results(run), missing_stages(run, recipe)
         domains = [read_tokens(run, domain)[0] for domain in results.domains]
-        one = page_data(run, results, domains, recipe.report.shown_documents, missing)
+        one = page_data(run, results, domains, recipe.report.shown_documents, missing, len(runs))
         folder = quote(Path(os.path.relpath(run / "figures", out.parent)).as_posix())
         data.append(one | {"name": unique_name(run, runs), "folder": folder})
     write_text(out, assemble(data, differences([_settings(*pair) for pair in zip(recipes, data, strict=True)])))

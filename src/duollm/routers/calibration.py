@@ -39,10 +39,7 @@ class ExactBudget(nn.Module):
         self.size_of = dict(zip(space.leaders, space.group_sizes, strict=True))
         # Whether the groups after each one can spend exactly 0, 1, ... big layers.
         ends_JK = [[(left in {big for _, big in sums}) for left in range(self.free + 1)] for sums in space.sums[1:]]
-        self.ends_of = {
-            leader: torch.tensor(ends, device=router.price.device)
-            for leader, ends in zip(space.leaders, ends_JK, strict=True)
-        }
+        self.ends_of = dict(zip(space.leaders, map(torch.tensor, ends_JK), strict=True))
 
     def begin(self, position_ids_BT: Tensor) -> Any:
         """Return the memory for layer 0: the router's memory, and the number of big layers that each token has left."""
@@ -62,7 +59,8 @@ class ExactBudget(nn.Module):
 
     def options(self, layer_idx: int, left_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return whether a token that must spend `left_BT` from this layer on may take big here, and another branch."""
-        ends_K, after_BT = self.ends_of[layer_idx], left_BT - self.size_of[layer_idx]
+        self.ends_of[layer_idx] = ends_K = self.ends_of[layer_idx].to(left_BT.device)
+        after_BT = left_BT - self.size_of[layer_idx]
         return ends_K[after_BT.clamp(min=0)] & (after_BT >= 0), ends_K[left_BT]
 
     def price(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> Tensor:

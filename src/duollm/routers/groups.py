@@ -5,19 +5,20 @@ Shape letters: B batch, T tokens, D hidden.
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from duollm.models.policy import Choice, Policy
 from duollm.routes.space import RouteSpace
 
 
-class ByGroup:
+class ByGroup(nn.Module):
     """Asks a policy at the first layer of every group. The other layers follow, and fixed layers take their branch.
 
     The memory holds the policy's own memory and the choices of the groups so far.
     """
 
     def __init__(self, policy: Policy, space: RouteSpace) -> None:
+        super().__init__()
         self.policy, self.space = policy, space
         self.leader_of = {layer: layers[0] for layers in space.group_layers for layer in layers}
 
@@ -26,7 +27,7 @@ class ByGroup:
         begin = getattr(self.policy, "begin", None)
         return begin and begin(position_ids_BT), {}
 
-    def __call__(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
+    def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
         """Return the choice of the layer's group, or the branch to which the layer is fixed."""
         if layer_idx in self.space.fixed:
             return self.space.fixed[layer_idx], memory

@@ -70,6 +70,8 @@ def join_world() -> World:
     on_gpu = torch.cuda.is_available()
     together = _check_environment(torch.cuda.device_count() if on_gpu else None)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)  # what names no GPU means this one: timing, free memory, NCCL's barrier
     if not together:
         return World(0, 1, device)
     if not distributed.is_initialized():

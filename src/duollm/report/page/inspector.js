@@ -43,7 +43,7 @@ export function inspect(view, t, kinds, scrubbed) {
     predicted(domain, t),
     el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ["policy", "loss", "route, big"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)),
     sparkline(view, t, kinds),
-    drawn ? el("p", { class: "soft" }, `On a label drawn from the model's prediction the oracle's search gains ${number(drawn[t], DECIMALS)} nats over static.`) : null,
+    drawn ? el("p", { class: "soft" }, `On a label drawn from ${domain.run.drawnFrom} the oracle's search gains ${number(drawn[t], DECIMALS)} nats over static.`) : null,
   ].filter(Boolean);
 }
 

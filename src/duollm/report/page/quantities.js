@@ -18,7 +18,7 @@ function difference(first, second) {
 }
 
 // {label, help, diverging, good: whether above 0 is good, of(view)}; view: {domain, k, context, policy, other}.
-// {cheapest} in a text stands for the name of the cheapest policy, see `worded`.
+// {cheapest} and {drawnFrom} in a text stand for what the run says, see `worded`.
 export const QUANTITIES = {
   gain: { label: "gain over static", help: "loss of the best fixed pattern minus that of the policy", diverging: true, good: true, of: (v) => difference(named(v, "static"), v.policy) },
   loss: { label: "loss of the policy", help: "nats", of: (v) => losses(v.policy) },
@@ -26,13 +26,13 @@ export const QUANTITIES = {
   big: { label: "loss, all big", help: "nats with every layer big", of: (v) => losses(named(v, "all-big")) },
   difficulty: { label: "difficulty", help: "loss of {cheapest} minus that of the oracle: what compute can remove", diverging: true, good: true, of: (v) => difference(named(v, "all-small"), named(v, "oracle")) },
   above: { label: "policy minus oracle", help: "loss of the policy minus that of the oracle", diverging: true, good: false, of: (v) => difference(v.policy, named(v, "oracle")) },
-  drawn: { label: "gain on a drawn label", help: "what the oracle's search gains on a label drawn from the model's own prediction", diverging: true, good: true, of: (v) => (named(v, "drawn-gain") ? losses(named(v, "drawn-gain")) : null) },
+  drawn: { label: "gain on a drawn label", help: "what the oracle's search gains on a label drawn from {drawnFrom}", diverging: true, good: true, of: (v) => (named(v, "drawn-gain") ? losses(named(v, "drawn-gain")) : null) },
   share: { label: "share of big layers", help: "big layers on the policy's route, of all layers", share: true, good: true, of: (v) => (v.policy.routes ? Float64Array.from({ length: v.domain.size }, (_, t) => (hasRoute(v.policy, t) ? bigLayers(v.policy, t) / v.policy.domain.layers : NaN)) : null) },
   other: { label: "policy minus the second", help: "loss of the policy minus that of the second policy", diverging: true, good: false, of: (v) => difference(v.policy, v.other) },
 };
 
 export function worded(text, run) {
-  return text.replace("{cheapest}", run.cheapest);
+  return text.replace("{cheapest}", run.cheapest).replace("{drawnFrom}", run.drawnFrom);
 }
 
 function named(view, variant) {

@@ -79,7 +79,7 @@ function answer(data, domain, { noise, oracle, router }, k) {
   const kept = !router ? "" : sign(router.gain) > 0 ? `, and a router that decides beforehand gets ${percent(router.gain[0] / oracle[0])} of it` : `, and a router that decides beforehand ${sign(router.gain) < 0 ? "loses against the best fixed choice" : "is not shown to get any of it"}`;
   const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
   const parts = [` With ${k} of ${data.layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed choice; for scale, all big lies ${number(loss("all-small") - loss("all-big"))} nats below ${data.cheapest}.`];
-  if (noise) parts.push(`A search on made-up labels, drawn from the model's own prediction, gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
+  if (noise) parts.push(`A search on made-up labels, drawn from ${data.drawnFrom}, gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
   return [el("b", {}, `In short: ${luck}${kept}.`), parts.join(" ")];
 }
 
