@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 from duollm.models.modeling_duo import DuoForCausalLM
 
 _BLOCK_BYTES = 8 * 2**20  # logits that are computed at a time; they stay inside the processor's cache
+_PRODUCTS = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}  # rounding of float32's factors: none, tf32, bf16
 _WORDS = 2048  # whose embeddings are read at a time, for many rows: a large vocabulary does not fit the cache
 
 LARGE = 8 * _WORDS
@@ -71,7 +72,8 @@ class HeadBound:
         weight_VD = model.lm_head.weight
         device = weight_VD.device.type
         computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
-        rounding = 0.0 if computed == torch.float32 else torch.finfo(computed).eps
+        full = computed == torch.float32
+        rounding = _PRODUCTS[torch.get_float32_matmul_precision()] if full else torch.finfo(computed).eps
         with torch.autocast(device, enabled=False):
             return cls(*_columns(weight_VD.float(), hidden_ND, words), rounding)
 

@@ -3,7 +3,8 @@
 Shape letters: T tokens, K budgets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -19,25 +20,39 @@ from duollm.routes.space import RouteSpace
 def rounding_bias(
     model: DuoForCausalLM, token_ids_T: Tensor, space: RouteSpace, budgets: Sequence[Budget], method: str | Method
 ) -> Tensor | None:
-    """Return how much higher the best losses are in float32, mean over the tokens, nats [K]; None for such a model.
+    """Return how much higher the best losses are in float32, mean over the tokens, nats [K].
 
-    The sample is searched in context shared, once as the model is and once by a copy of it in float32.
+    The sample is searched in context shared, once as it is and once in float32 with products of full precision. None if
+    that is the same.
     """
-    if model.dtype == torch.float32:
+    is_exact = model.dtype == torch.float32
+    if is_exact and torch.get_float32_matmul_precision() == "highest":
         return None
-    exact = deepcopy(model).float()
-    rounded_KT, exact_KT = (
-        search_oracle(each, token_ids_T[None], space, budgets=budgets, method=method).nll[:, 0]
-        for each in (model, exact)
-    )
-    return (exact_KT - rounded_KT).nanmean(-1)
+    rounded_K1T = search_oracle(model, token_ids_T[None], space, budgets=budgets, method=method).nll
+    exact = model if is_exact else deepcopy(model).float()
+    with _full_precision():
+        exact_K1T = search_oracle(exact, token_ids_T[None], space, budgets=budgets, method=method).nll
+    return (exact_K1T - rounded_K1T)[:, 0].nanmean(-1)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products of float32 in float32, for a while."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def describe_bias(model: DuoForCausalLM, bias_K: Tensor, budgets: Sequence[Budget], tokens: int) -> str:
     """Say the bias in one line."""
-    dtype = str(model.dtype).removeprefix("torch.")
+    kind, precision = str(model.dtype).removeprefix("torch."), torch.get_float32_matmul_precision()
+    if precision != "highest":
+        kind += f", its products in precision {precision!r}"
     largest = int(bias_K.abs().argmax())
     return (
-        f"The model is in {dtype}. On {tokens} tokens its oracle lies {bias_K.mean():+.4f} nats below that of the same "
-        f"weights in float32, mean over budgets; at most {bias_K[largest]:+.4f} ({budgets[largest].name})"
+        f"The model is in {kind}. On {tokens} tokens its oracle lies {bias_K.mean():+.4f} nats below that of the "
+        f"same weights in float32, mean over budgets; at most {bias_K[largest]:+.4f} ({budgets[largest].name})"
     )
