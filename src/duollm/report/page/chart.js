@@ -3,6 +3,7 @@
 import { count, csv, download, el, number, svg } from "./dom.js";
 
 const MARGIN = { left: 66, right: 14, top: 12, bottom: 42 };
+const TITLE = 26; // height of the title of a saved picture
 
 export function frame(height) {
   return { y1: MARGIN.top, y2: height - MARGIN.bottom };
@@ -15,6 +16,22 @@ export function ticks(low, high, wanted) {
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
   return { found, decimals: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
+}
+
+// Calls `show` with the event while a picture is pointed at or after a tap on it, and with null when that ends.
+export function onPointing(picture, show) {
+  picture.addEventListener("pointermove", show);
+  picture.addEventListener("pointerdown", show);
+  picture.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(null));
+  picture.addEventListener("blur", () => show(null));
+}
+
+// Puts a readout on the side of the plot that is not pointed at, or below the plot if that side is too narrow.
+export function placeReadout(readout, at, width, height) {
+  const taken = readout.offsetWidth + 12;
+  const beside = at > width / 2 ? at > MARGIN.left + taken : width - at > MARGIN.right + taken;
+  readout.style.top = beside ? "4px" : `${height}px`;
+  readout.style.left = !beside ? "0" : at > width / 2 ? `${MARGIN.left}px` : `${width - MARGIN.right - readout.offsetWidth}px`;
 }
 
 // series: {name, colour, dash, off, level, points: [{x, y, low, high, note}]}. A level is drawn from side to side.
@@ -50,15 +67,13 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
       cursor.setAttribute("x1", scale.x(to));
       cursor.setAttribute("x2", scale.x(to));
       readout.replaceChildren(...describe(lines, to, x, log ? 0 : (Math.max(...xs) - Math.min(...xs)) / 24));
-      const left = scale.x(to) + 12;
-      readout.style.left = left + readout.offsetWidth > width ? `${Math.max(0, scale.x(to) - readout.offsetWidth - 12)}px` : `${left}px`;
+      placeReadout(readout, scale.x(to), width, height);
     }
-    picture.addEventListener("pointermove", (event) => {
+    onPointing(picture, (event) => {
+      if (!event) return point(null);
       const place = event.clientX - picture.getBoundingClientRect().left;
       point(stops.reduce((best, stop) => (Math.abs(scale.x(stop) - place) < Math.abs(scale.x(best) - place) ? stop : best), stops[0]));
     });
-    picture.addEventListener("pointerleave", () => point(null));
-    picture.addEventListener("blur", () => point(null));
     picture.addEventListener("keydown", (event) => {
       const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!move) return;
@@ -86,9 +101,9 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
     };
     legend.append(el("button", { type: "button", "aria-pressed": String(!hidden.has(one.name)), click: toggle }, key, one.name));
   }
-  const rows = [["line", x, y, "low", "high"]];
-  for (const one of series) for (const p of one.points) rows.push([one.name, p.x, p.y, p.low, p.high]);
-  return el("figure", { class: "chart" }, el("h3", {}, title), box, legend, downloads(name, box, rows));
+  const rows = [["line", x, y, "low", "high", "note"]];
+  for (const one of series) for (const p of one.points) rows.push([one.name, p.x, p.y, p.low, p.high, p.note]);
+  return el("figure", { class: "chart" }, el("h3", {}, title), legend, box, downloads(name, title, box, shown, rows));
 }
 
 export function scales(x0, x1, y0, y1, width, height, log) {
@@ -146,8 +161,8 @@ function describe(lines, at, xName, reach) {
   return [el("b", {}, `${xName}: ${Number.isInteger(at) ? count(at) : number(at, 2)}`), el("table", {}, rows.map((one) => one.row))];
 }
 
-// A map of numbers [row][column] about 0: orange above, blue below, `end` at the darkest.
-export function heatMap({ values, end, width = 240, height = 132, title, rowName, columnName, describeCell }) {
+// A map of numbers [row][column] about 0: orange above, blue below, `end` at the strongest. It tells the cell that is pointed at.
+export function heatMap({ values, end, width = 240, height = 132, title, rowName, columnName, describeCell, told }) {
   const [rows, columns] = [values.length, values[0].length];
   const [w, h] = [(width - 24) / columns, (height - 20) / rows];
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title, class: "map" });
@@ -155,9 +170,10 @@ export function heatMap({ values, end, width = 240, height = 132, title, rowName
     row.forEach((value, c) => {
       const strength = Math.min(1, Math.abs(value) / end);
       const cell = { x: 22 + c * w, y: r * h, width: w + 0.3, height: h + 0.3, fill: `rgb(var(${value > 0 ? "--warm" : "--cool"}))`, "fill-opacity": strength.toFixed(3) };
-      picture.append(svg("rect", cell, svg("title", {}, describeCell(r, c, value))));
+      picture.append(svg("rect", { ...cell, "data-cell": describeCell(r, c, value) }));
     }),
   );
+  onPointing(picture, (event) => told(event?.target.dataset.cell));
   const text = (x, y, anchor, content) => svg("text", { x, y, "text-anchor": anchor }, content);
   picture.append(text(18, 9, "end", "0"), text(18, height - 22, "end", String(rows - 1)));
   picture.append(svg("text", { transform: `translate(9 ${(height - 20) / 2}) rotate(-90)`, "text-anchor": "middle" }, rowName));
@@ -165,8 +181,9 @@ export function heatMap({ values, end, width = 240, height = 132, title, rowName
   return picture;
 }
 
-export function downloads(name, holder, rows) {
-  const picture = () => download(`${name}.svg`, standalone(holder.querySelector("svg")), "image/svg+xml");
+// keys(): {name, colour, dash} of what the picture shows now; the saved picture holds title and legend too.
+export function downloads(name, title, holder, keys, rows) {
+  const picture = () => download(`${name}.svg`, standalone(title, holder, keys()), "image/svg+xml");
   return el(
     "div",
     { class: "downloads" },
@@ -176,13 +193,32 @@ export function downloads(name, holder, rows) {
 }
 
 // The picture as a file of its own: colours and fonts that the page's style gives are written into it.
-function standalone(picture) {
-  const copy = picture.cloneNode(true);
-  const [from, to] = [[picture, ...picture.querySelectorAll("*")], [copy, ...copy.querySelectorAll("*")]];
-  from.forEach((node, i) => {
+function standalone(title, holder, keys) {
+  const shown = holder.querySelector("svg");
+  const [width, height] = ["width", "height"].map((name) => Number(shown.getAttribute(name)));
+  const legend = legendOf(keys, width);
+  const size = { width, height: TITLE + height + legend.height };
+  const picture = svg("svg", { ...size, viewBox: `0 0 ${width} ${size.height}`, xmlns: "http://www.w3.org/2000/svg" });
+  picture.append(svg("rect", { ...size, fill: "var(--paper)" }), svg("text", { x: 12, y: 18, fill: "var(--ink)", "font-weight": 600 }, title));
+  picture.append(svg("g", { transform: `translate(0 ${TITLE})` }, [...shown.cloneNode(true).childNodes]), svg("g", { transform: `translate(0 ${TITLE + height})` }, legend.nodes));
+  holder.append(picture); // the style of the page holds for what is in it only
+  for (const node of picture.querySelectorAll("*")) {
     const style = getComputedStyle(node);
-    for (const name of ["fill", "stroke", "font-size", "font-family"]) to[i].setAttribute(name, style.getPropertyValue(name));
-  });
-  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-  return new XMLSerializer().serializeToString(copy);
+    for (const name of ["fill", "stroke", "font-size", "font-family"]) node.setAttribute(name, style.getPropertyValue(name));
+  }
+  picture.remove();
+  return new XMLSerializer().serializeToString(picture);
+}
+
+function legendOf(keys, width) {
+  const nodes = [];
+  let [x, y] = [12, 12];
+  for (const { name, colour, dash } of keys) {
+    const wanted = 44 + 7.5 * name.length;
+    if (x > 12 && x + wanted > width) [x, y] = [12, y + 20];
+    nodes.push(svg("line", { x1: x, x2: x + 24, y1: y, y2: y, stroke: colour, "stroke-width": 3, "stroke-dasharray": dash || null }));
+    nodes.push(svg("text", { x: x + 30, y: y + 4, fill: "var(--ink)", class: "key" }, name));
+    x += wanted;
+  }
+  return { nodes, height: y + 12 };
 }

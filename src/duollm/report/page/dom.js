@@ -73,6 +73,7 @@ export function download(name, text, type) {
 }
 
 export function csv(rows) {
+  const text = (value) => (typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value ?? ""));
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
-  return rows.map((row) => row.map((value) => quoted(String(value ?? ""))).join(",")).join("\r\n") + "\r\n";
+  return rows.map((row) => row.map((value) => quoted(text(value))).join(",")).join("\r\n") + "\r\n";
 }

@@ -36,20 +36,18 @@ export function drawExplorer(data, changes = {}) {
   byId("counted").replaceChildren(...counted(view, kept, values));
   byId("extremes").replaceChildren(...extremes(view, kept));
   const full = fullAt(values, quantity);
-  const panes = [pane(view.policy, values, full, quantity)];
-  if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values, full, quantity));
+  const many = data.page.runs.length > 1;
+  const nameOfPane = (policy) => `${many && policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(policy.policy, data)}, k = ${policy.k}`;
+  const pane = (policy, of) => ({ policy, name: nameOfPane(policy), colour: (t) => shade(of[t], full, quantity.diverging, quantity.good) });
+  const panes = [pane(view.policy, values)];
+  if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values));
   const hits = new Set(memory.hits.flatMap(([from, to]) => Array.from({ length: to - from }, (_, i) => from + i)));
   const paint = { panes, dim: (t) => !kept(t), found: (t) => hits.has(t), layer: state.layer, lanes: state.lanes === "on" };
-  const many = data.page.runs.length > 1;
-  byId("panenames").replaceChildren(...panes.map((one) => el("b", {}, `${many && one.policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(one.policy.policy, data)}, k = ${one.policy.k}`)));
+  byId("panenames").replaceChildren(...panes.map(({ name }) => el("b", {}, name)));
   byId("panenames").className = panes.length > 1 ? "panes two" : "panes";
   showText(view, paint, data);
   if ("view" in changes && state.token >= 0) requestAnimationFrame(() => memory.text.reveal(state.token));
   showToken(state.token);
-}
-
-function pane(policy, values, full, quantity) {
-  return { policy, colour: (t) => shade(values[t], full, quantity.diverging, quantity.good) };
 }
 
 function showText(view, paint, data) {
@@ -68,6 +66,7 @@ function showText(view, paint, data) {
 
 function bind(holder) {
   holder.dataset.bound = "yes";
+  byId("close-token").addEventListener("click", () => focusToken(-1));
   const under = (event) => {
     const lanes = event.target.closest?.("svg.lanes");
     if (lanes) {
@@ -113,6 +112,7 @@ export function togglePin(t) {
 function showToken(t) {
   const { view, data } = memory;
   const known = t >= 0 && t < view.domain.size;
+  document.querySelector("aside").classList.toggle("idle", !known);
   const hint = el("p", { class: "soft" }, "Point at a token, or move through the text with the arrow keys. A click or Enter pins a token to compare.");
   byId("token").replaceChildren(...(known ? inspect(view, t, routerKinds(data.results), state.layer) : [hint]));
   const pins = state.pins.filter((pin) => pin < view.domain.size);
@@ -140,6 +140,8 @@ function controls(data, view, known, id) {
     select("Lanes", [["on", "shown"], ["off", "hidden"]], state.lanes, (value) => setState({ lanes: value })),
     el("label", { class: "control" }, el("span", {}, state.layer < 0 ? "Layer: none" : `Layer: ${state.layer}`), layer),
   );
+  const all = el("button", { type: "button", class: "more", click: () => byId("text-controls").classList.toggle("all") }, "More or fewer choices");
+  byId("text-controls").append(all);
   if (place >= 0) byId("text-controls").children[place]?.querySelector("input,select")?.focus();
 }
 
@@ -148,7 +150,7 @@ function legend(values, quantity, data) {
   const stops = Array.from({ length: 9 }, (_, i) => (quantity.diverging ? (i - 4) / 4 : i / 8) * full);
   const form = quantity.share ? (value) => percent(value) : (value) => number(value, 2);
   const cells = stops.map((value) => el("i", { style: `background:${shade(value, full, quantity.diverging, quantity.good)}` }));
-  return [el("b", {}, worded(quantity.label, data)), el("span", { class: "scale" }, form(stops[0]), el("span", { class: "ramp" }, cells), `${form(stops[8])}${quantity.share ? "" : " nats or more"}`), el("small", {}, worded(quantity.help, data))];
+  return [el("b", {}, worded(quantity.label, data)), el("span", { class: "scale" }, form(stops[0]), el("span", { class: "ramp" }, cells), `${form(stops[8])}${quantity.share ? "" : " nats or more"}`), el("small", {}, worded(quantity.help, data)), state.lanes === "on" ? el("span", { class: "scale" }, "lanes:", data.branches.flatMap((name) => [el("i", { class: `key ${name}` }), name])) : ""];
 }
 
 function search(domain, wanted) {

@@ -71,10 +71,11 @@ function sparkline(view, t, kinds) {
 
 export function comparePins(view, pins, scrubbed, unpin) {
   const { domain } = view;
+  const chosen = [view.policy, view.other].filter(Boolean);
+  const ends = ["all-small", "all-big"].map((variant) => findPolicy(domain, variant, 0, view.context)).filter((policy) => !chosen.includes(policy));
   const lines = [
-    [domain.run.cheapest, (t) => number(lossAt(findPolicy(domain, "all-small", 0, view.context), t), DECIMALS)],
-    ["all big", (t) => number(lossAt(domain.policies[0], t), DECIMALS)],
-    ...[view.policy, view.other].filter(Boolean).flatMap((policy) => [
+    ...ends.map((policy) => [policyLabel(policy.policy, domain.run), (t) => number(lossAt(policy, t), DECIMALS)]),
+    ...chosen.flatMap((policy) => [
       [policyLabel(policy.policy, domain.run), (t) => number(lossAt(policy, t), DECIMALS)],
       ...(policy.routes ? [["its route", (t) => (hasRoute(policy, t) ? routeStrip(policy, t, scrubbed) : "–")], ["share of big", (t) => (hasRoute(policy, t) ? percent(bigLayers(policy, t) / policy.domain.layers) : "–")]] : []),
     ]),

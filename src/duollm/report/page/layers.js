@@ -22,10 +22,7 @@ export function drawLayers(data) {
   const variants = choosable(domain, state.context).filter((one) => domain.policies.some((p) => p.policy === one && p.routes && p.domain === domain));
   byId("depth").replaceChildren(...budgets.map((k) => depthChart(data, domain, k)));
   const maps = variants.flatMap((variant) => budgets.map((k) => mapOf(data, domain, variant, k))).filter(Boolean);
-  const end = Math.max(0.05, ...maps.flatMap((one) => one.values.flat().map(Math.abs)));
-  const rows = variants.map((variant) => el("div", { class: "maprow" }, el("h3", {}, policyLabel(variant, data)), el("div", { class: "maps" }, maps.filter((one) => one.variant === variant).map((one) => drawMap(one, end)))));
-  byId("maps").replaceChildren(...rows);
-  byId("map-legend").replaceChildren(el("span", { class: "scale" }, percent(-end), el("span", { class: "ramp full" }, Array.from({ length: 9 }, (_, i) => el("i", { style: `background:rgb(var(${i > 4 ? "--warm" : "--cool"}) / ${Math.abs(i - 4) / 4})` }))), `+${percent(end)} of the tokens, against even use (k / L)`));
+  byId("maps").replaceChildren(...variants.map((variant) => mapRow(variant, maps.filter((one) => one.variant === variant), data)));
   byId("agreement").replaceChildren(...budgets.map((k) => agreementChart(data, k)).filter(Boolean));
 }
 
@@ -66,10 +63,20 @@ function mapOf(data, domain, variant, k) {
   return { domain, variant, k, values, even: k / data.layers };
 }
 
+// Each policy has its own scale, for most of them differ far less from even use than a fixed pattern does.
+function mapRow(variant, maps, data) {
+  const end = Math.max(0.05, ...maps.flatMap((one) => one.values.flat().map(Math.abs)));
+  const ramp = Array.from({ length: 9 }, (_, i) => el("i", { style: `background:rgb(var(${i > 4 ? "--warm" : "--cool"}) / ${Math.abs(i - 4) / 4})` }));
+  const scale = el("span", { class: "scale" }, percent(-end), el("span", { class: "ramp" }, ramp), `+${percent(end)}`);
+  return el("div", { class: "maprow" }, el("h3", {}, policyLabel(variant, data), " ", scale), el("div", { class: "maps" }, maps.map((one) => drawMap(one, end))));
+}
+
 function drawMap({ domain, variant, k, values, even }, end) {
-  const describeCell = (layer, bin, value) => `layer ${layer}, part ${bin + 1} of ${values[0].length} of the window: ${percent(value + even)} big`;
+  const describeCell = (layer, bin, value) => `k = ${k}, layer ${layer}, part ${bin + 1} of ${values[0].length} of the window: ${percent(value + even)} big`;
   const title = `${policyLabel(variant, domain.run)}, ${k} big layers: share of big by layer and position`;
-  return el("figure", {}, heatMap({ values, end, title, rowName: "layer", columnName: "position →", describeCell }), el("figcaption", {}, `k = ${k}`));
+  const caption = el("figcaption", { "aria-live": "polite" }, `k = ${k}`);
+  const told = (cell) => (caption.textContent = cell ?? `k = ${k}`);
+  return el("figure", {}, heatMap({ values, end, title, rowName: "layer", columnName: "position →", describeCell, told }), caption);
 }
 
 function agreementChart(data, k) {

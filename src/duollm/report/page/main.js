@@ -44,6 +44,11 @@ function prepare(page) {
   byId("theme").addEventListener("click", () => {
     const root = document.documentElement;
     root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+    try {
+      localStorage.setItem("duollm-theme", root.dataset.theme);
+    } catch {
+      // a browser that keeps nothing for a file starts in its own theme again
+    }
   });
   byId("share").addEventListener("click", async () => {
     setState({});

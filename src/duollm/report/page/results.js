@@ -4,6 +4,7 @@ import { lineChart } from "./chart.js";
 import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
 import { byId, count, el, number, oneLine, percent, select, signed, withInterval } from "./dom.js";
 import { paired } from "./frontier.js";
+import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
 import { setState, state } from "./state.js";
@@ -129,7 +130,7 @@ export function drawFigures(data) {
 }
 
 function paperFigure(data, { name, caption, claims }) {
-  const links = ["svg", "pdf", "csv"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "]);
+  const links = ["svg", "pdf", "csv"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}`, target: "_blank", rel: "noopener" }, kind.toUpperCase()), " "]);
   const decided = data.results.claims.filter((claim) => claims.includes(claim.id) && claim.domain === data.headline);
   return el("li", {}, el("b", {}, `${name.replaceAll("_", " ")} `), ...links, el("small", {}, caption), decided.map((claim) => [el("span", { class: `chip ${claim.verdict.replace(" ", "-")}` }, `${claim.id} ${claim.verdict}`), " "]));
 }
@@ -153,6 +154,8 @@ function difficultyChart(data) {
   const points = Array.from(small.keys())
     .filter((t) => t % Math.ceil(domain.size / MOST_POINTS) === 0)
     .map((t) => ({ t, x: small[t], y: Math.min(high, Math.max(low, gain[t])), group: kinds[t] }));
+  const names = ["token", "document, position", "loss", "removed by the oracle", "class"];
+  const rows = points.map(({ t, group }) => [oneLine(domain.text[t]), placeOf(domain, t), small[t], gain[t], CLASSES[group]]);
   const row = data.results.difficulty.find((one) => one.domain === domain.name && one.big_layers === data.budget);
   return scatterChart({
     title: `Difficulty against loss (${domain.name}, k = ${data.budget})`,
@@ -160,6 +163,7 @@ function difficultyChart(data) {
     x: `loss, ${data.cheapest} (nats)`,
     y: "what the oracle removes (nats)",
     points,
+    rows: [names, ...rows],
     groups: { easy: { name: CLASSES.easy, colour: "var(--random)" }, helped: { name: CLASSES.helped, colour: "var(--oracle)" }, stuck: { name: CLASSES.stuck, colour: "var(--drawn)" } },
     marks: { x: quantile(small, data.highLoss), y: quantile(gain, 0.5) },
     describe: ({ t }) => [el("b", {}, el("bdi", {}, oneLine(domain.text[t]))), el("div", {}, `loss ${number(small[t], 2)}, of which the oracle removes ${number(gain[t], 2)}`)],
