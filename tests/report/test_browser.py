@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 from dataclasses import replace
 
 import pytest
 
+from browsing import HOSTILE, visit
 from duollm.analysis.analyse import analyse
 from duollm.config import Recipe, ReportConfig
 from duollm.models.branch import Branch
@@ -17,58 +17,8 @@ from duollm.report.page import write_report
 from duollm.report.rewrite import compare_reports
 from synthetic_run import Plan, write_run
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-
-HOSTILE = [
-    "<img src=x onerror=alert(1)>",
-    "</script><script>alert(2)</script>",
-    "\u202e",
-    "\x00",
-    " $",
-    "漢",
-    "🙂",
-    "\n",
-]
 SEEDS = {"owl": 0, "crow": 1}
 VIEWS = ("overview", "tokens", "layers", "claims", "tables", "figures", "run")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    run = tmp_path_factory.mktemp("browser")
-    write_run(run, Plan(more_routers=True, documents=8), {"prose": HOSTILE, "code": ["def", " f", "(", "\t"]})
-    analyse(run, 100)
-    write_report(run)
-    return run
-
-
-@pytest.fixture
-def tab(browser):
-    """A page that fails the test on any message, error, dialog or request."""
-    page, faults = browser.new_page(viewport={"width": 1280, "height": 900}), []
-    page.on("console", lambda message: faults.append(message.text))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
-    yield page
-    page.close()
-    assert faults == []
-
-
-def visit(tab, run, address):
-    tab.goto("about:blank")
-    tab.goto(f"{(run / 'report.html').as_uri()}#{address}")
-    tab.wait_for_selector("html[data-ready]")
 
 
 def backgrounds(tab):
@@ -76,25 +26,25 @@ def backgrounds(tab):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_every_view_opens_and_nothing_is_wider_than_the_screen(tab, run, width, scheme):
+def test_every_view_opens_and_nothing_is_wider_than_the_screen(tab, page_run, width, scheme):
     tab.set_viewport_size({"width": width, "height": 800})
     tab.emulate_media(color_scheme=scheme)
     for view in VIEWS:
-        visit(tab, run, view)
+        visit(tab, page_run, view)
         assert len(tab.inner_text(f"#view-{view}")) > 100
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
 
 
-def test_hostile_text_is_shown_and_never_run(tab, run):
-    visit(tab, run, "tokens?domain=prose")
+def test_hostile_text_is_shown_and_never_run(tab, page_run):
+    visit(tab, page_run, "tokens?domain=prose")
     words = tab.eval_on_selector_all("#text [data-t]", "nodes => nodes.slice(0, 8).map(node => node.textContent)")
     assert words == [*HOSTILE[:2], "�", "�", " $", "漢", "🙂", "↵\n"]
     assert tab.query_selector("#text img, #text script") is None
 
 
-def test_pointing_shows_the_numbers_of_the_files(tab, run):
-    tokens = read_tokens(run, "prose")[0]
-    visit(tab, run, "tokens?domain=prose&k=3")
+def test_pointing_shows_the_numbers_of_the_files(tab, page_run):
+    tokens = read_tokens(page_run, "prose")[0]
+    visit(tab, page_run, "tokens?domain=prose&k=3")
     for t in (0, 14):
         tab.hover(f'#text [data-t="{t}"]')
         shown = {"all-big": Key("all-big", 6), "oracle": Key("oracle", 3, context="shared")}
@@ -104,7 +54,7 @@ def test_pointing_shows_the_numbers_of_the_files(tab, run):
                 cell = tab.inner_text(f'#token tr[data-policy="{variant}"] td')
                 assert float(cell) == pytest.approx(tokens.policies[key].nll_T[t], abs=5.1e-3)
         rank = tokens.file.integers("rank")[t]
-        assert f"number {rank}" in tab.inner_text("#token h4")
+        assert f"its {rank}" in tab.inner_text("#token h4")
         words = tab.locator("#token .predicted bdi").all_inner_texts()
         assert len(words) == 5
         if "漢" in tokens.file.lists("top5_text")[t]:
@@ -114,8 +64,8 @@ def test_pointing_shows_the_numbers_of_the_files(tab, run):
         assert route in tab.get_attribute('#token tr[data-policy="oracle"] svg', "aria-label")
 
 
-def test_quantity_budget_and_policy_recolour(tab, run):
-    visit(tab, run, "tokens?domain=prose&q=loss")
+def test_quantity_budget_and_policy_recolour(tab, page_run):
+    visit(tab, page_run, "tokens?domain=prose&q=loss")
     before = backgrounds(tab)
     for label, value in (("Colour", "difficulty"), ("Big layers", "4"), ("Colour", "above"), ("Policy", "linear")):
         tab.get_by_label(label, exact=True).select_option(value)
@@ -123,8 +73,8 @@ def test_quantity_budget_and_policy_recolour(tab, run):
         before = backgrounds(tab)
 
 
-def test_filter_search_pins_and_sides_live_in_the_address(tab, run):
-    visit(tab, run, "tokens?domain=prose&q=loss")
+def test_filter_search_pins_and_sides_live_in_the_address(tab, page_run):
+    visit(tab, page_run, "tokens?domain=prose&q=loss")
     tab.get_by_label("Tokens", exact=True).select_option("stuck")
     assert tab.locator("#text .dim").count() > 0
     tab.get_by_label("Search").type("漢")
@@ -134,39 +84,39 @@ def test_filter_search_pins_and_sides_live_in_the_address(tab, run):
     assert tab.locator("#text .block").first.locator(".words").count() == 2
     address = tab.evaluate("location.hash")
     before = backgrounds(tab)
-    visit(tab, run, address[1:])
+    visit(tab, page_run, address[1:])
     assert backgrounds(tab)[:20] == before[:20]
     assert tab.locator("#pinned thead th").count() == 2
 
 
-def test_the_keyboard_moves_and_pins(tab, run):
-    visit(tab, run, "tokens")
+def test_the_keyboard_moves_and_pins(tab, page_run):
+    visit(tab, page_run, "tokens")
     tab.focus("#text")
     for key in ("ArrowRight", "ArrowRight", "Enter"):
         tab.keyboard.press(key)
     assert "pins=1" in tab.evaluate("location.hash")
 
 
-def test_tables_sort_and_lines_can_be_hidden(tab, run):
-    visit(tab, run, "tables")
+def test_tables_sort_and_lines_can_be_hidden(tab, page_run):
+    visit(tab, page_run, "tables")
     tab.click("#all-losses summary")
     tab.click("#losses thead button >> text=k")
     ks = [int(k) for k in tab.locator("#losses tbody td:nth-child(2)").all_inner_texts()]
-    assert ks == sorted(ks, reverse=True)
-    visit(tab, run, "overview")
+    assert ks == sorted(ks)
+    visit(tab, page_run, "overview")
     tab.wait_for_selector('#frontier [data-series="oracle"]', state="attached")
     tab.click("#frontier .legend button >> text=/^oracle$/")
     assert tab.locator('#frontier [data-series="oracle"]').count() == 0
 
 
-def test_tables_and_charts_can_be_saved(tab, run):
-    visit(tab, run, "tables")
+def test_tables_and_charts_can_be_saved(tab, page_run):
+    visit(tab, page_run, "tables")
     with tab.expect_download() as saved:
         tab.click("#comparison .downloads button >> text=CSV")
     rows = saved.value.path().read_text().splitlines()
     assert rows[0].startswith("policy,gain over static,gain over static low,")
     assert len(rows) == 1 + tab.locator("#comparison tbody tr").count()
-    visit(tab, run, "overview")
+    visit(tab, page_run, "overview")
     for kind, begin in (("SVG", "<svg"), ("CSV", "line,")):
         with tab.expect_download() as saved:
             tab.click(f"#frontier .downloads button >> text={kind}")
@@ -174,10 +124,10 @@ def test_tables_and_charts_can_be_saved(tab, run):
         assert saved.value.suggested_filename == f"frontier-pooled-shared.{kind.lower()}"
 
 
-def test_a_point_of_difficulty_leads_to_its_token(tab, run):
-    tokens = read_tokens(run, "prose")[0]
+def test_a_point_of_difficulty_leads_to_its_token(tab, page_run):
+    tokens = read_tokens(page_run, "prose")[0]
     small_T, oracle_T = tokens.policies[Key("all-small", 0)].nll_T, tokens.oracle(2).nll_T
-    visit(tab, run, "figures?pool=prose")
+    visit(tab, page_run, "figures?pool=prose")
     chart = tab.locator("figure.chart", has_text="Difficulty against loss")
     assert chart.locator("path[data-group]").count() == 3
     chart.locator("svg").first.focus()
@@ -266,14 +216,14 @@ def test_runs_without_a_common_text_say_so(tab, tmp_path):
     assert tab.inner_text("#runs-texts") == "These runs show no text in common."
 
 
-def test_no_view_has_an_accessibility_fault(tab, run):
+def test_no_view_has_an_accessibility_fault(tab, page_run):
     """axe-core knows the rules of WCAG that a program can check."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     for width, scheme in ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")):
         tab.set_viewport_size({"width": width, "height": 800})
         tab.emulate_media(color_scheme=scheme)
         for view in (*VIEWS, "tokens?other=linear&pins=1,3&layer=2&kind=stuck&find=a"):
-            visit(tab, run, view)
+            visit(tab, page_run, view)
             if view.startswith("tokens"):
                 tab.hover('#text [data-t="4"] >> nth=0')
             faults = axe.run(tab).response["violations"]

@@ -9,8 +9,8 @@ export function frame(height) {
   return { y1: MARGIN.top, y2: height - MARGIN.bottom };
 }
 
-export function ticks(low, high, wanted) {
-  const rough = (high - low || 1) / wanted;
+export function ticks(low, high, wanted, least = 0) {
+  const rough = Math.max(least, (high - low || 1) / wanted);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const found = [];
@@ -34,11 +34,13 @@ export function placeReadout(readout, at, width, height) {
   readout.style.left = !beside ? "0" : at > width / 2 ? `${MARGIN.left}px` : `${width - MARGIN.right - readout.offsetWidth}px`;
 }
 
+// whole: the numbers on the x axis are counts; shared: what several charts have from `chosenLines`.
 // series: {name, colour, dash, off, level, points: [{x, y, low, high, note}]}. A level is drawn from side to side.
-export function lineChart({ title, x, y, series, name, height = 340, log = false, band = true }) {
+export function lineChart({ title, x, y, series, name, height = 340, log = false, band = true, whole = false, join = true, note = "", shared }) {
   const box = el("div", { class: "plot" });
   const readout = el("div", { class: "readout", "aria-live": "polite", hidden: true });
-  const hidden = new Set(series.filter((one) => one.off).map((one) => one.name));
+  const lines = shared ?? chosenLines(series);
+  const { hidden } = lines;
   let width = 0;
   let at = null;
 
@@ -47,18 +49,18 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
   }
 
   function draw() {
-    const lines = shown();
-    const points = lines.flatMap((one) => one.points);
+    const drawn = shown();
+    const points = drawn.flatMap((one) => one.points);
     box.replaceChildren();
     if (!width || !points.length) return;
     const xs = points.map((p) => p.x);
     const ys = points.flatMap((p) => (band ? [p.low ?? p.y, p.high ?? p.y] : [p.y]));
-    const scale = scales(Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys), width, height, log);
+    const scale = scales(Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys), width, height, log, whole);
     const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": title });
-    picture.append(axes(scale, width, height, x, y), ...lines.map((one) => line(one, scale, width, band)));
+    picture.append(axes(scale, width, height, x, y), ...drawn.map((one) => line(one, scale, width, band, join)));
     const cursor = svg("line", { y1: MARGIN.top, y2: height - MARGIN.bottom, stroke: "var(--soft)", "stroke-dasharray": "2 3", visibility: "hidden" });
     picture.append(cursor);
-    const stops = [...new Set(lines.filter((one) => !one.level).flatMap((one) => one.points.map((p) => p.x)))].sort((a, b) => a - b);
+    const stops = [...new Set(drawn.filter((one) => !one.level).flatMap((one) => one.points.map((p) => p.x)))].sort((a, b) => a - b);
     function point(to) {
       at = to;
       cursor.setAttribute("visibility", to === null ? "hidden" : "visible");
@@ -66,7 +68,7 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
       if (to === null) return;
       cursor.setAttribute("x1", scale.x(to));
       cursor.setAttribute("x2", scale.x(to));
-      readout.replaceChildren(...describe(lines, to, x, log ? 0 : (Math.max(...xs) - Math.min(...xs)) / 24));
+      readout.replaceChildren(...describe(drawn, to, x, log ? 0 : (Math.max(...xs) - Math.min(...xs)) / 24));
       placeReadout(readout, scale.x(to), width, height);
     }
     onPointing(picture, (event) => {
@@ -91,22 +93,31 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
       draw();
     }
   }).observe(box);
+  lines.redraw.push(draw);
+  const rows = [["line", x, y, "low", "high", "note"]];
+  for (const one of series) for (const p of one.points) rows.push([one.name, p.x, p.y, p.low, p.high, p.note]);
+  return el("figure", { class: "chart" }, el("h3", {}, title), note ? el("p", { class: "soft" }, note) : null, shared ? null : lines.legend, box, downloads(name, title, box, shown, rows));
+}
+
+// Which lines are shown, with the legend that hides and shows them; charts that show the same policies can share it.
+export function chosenLines(series) {
+  const hidden = new Set(series.filter((one) => one.off).map((one) => one.name));
+  const redraw = [];
   const legend = el("div", { class: "legend", role: "group", "aria-label": "Lines shown" });
-  for (const one of series) {
-    const key = svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, stroke: one.colour, "stroke-width": 3, "stroke-dasharray": one.dash || null }));
+  for (const one of new Map(series.map((own) => [own.name, own])).values()) {
+    const mark = one.points.length > 1 || one.level ? svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, stroke: one.colour, "stroke-width": 3, "stroke-dasharray": one.dash || null }) : svg("circle", { cx: 13, cy: 5, r: 3.5, fill: one.colour });
     const toggle = (event) => {
       hidden.has(one.name) ? hidden.delete(one.name) : hidden.add(one.name);
       event.currentTarget.setAttribute("aria-pressed", String(!hidden.has(one.name)));
-      draw();
+      redraw.forEach((draw) => draw());
     };
-    legend.append(el("button", { type: "button", "aria-pressed": String(!hidden.has(one.name)), click: toggle }, key, one.name));
+    legend.append(el("button", { type: "button", class: one.off ? "spare" : null, "aria-pressed": String(!hidden.has(one.name)), click: toggle }, svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, mark), one.name));
   }
-  const rows = [["line", x, y, "low", "high", "note"]];
-  for (const one of series) for (const p of one.points) rows.push([one.name, p.x, p.y, p.low, p.high, p.note]);
-  return el("figure", { class: "chart" }, el("h3", {}, title), legend, box, downloads(name, title, box, shown, rows));
+  if (hidden.size) legend.append(el("button", { type: "button", "aria-expanded": "false", click: ({ currentTarget }) => currentTarget.setAttribute("aria-expanded", String(legend.classList.toggle("all"))) }, `${hidden.size} more`));
+  return { hidden, redraw, legend };
 }
 
-export function scales(x0, x1, y0, y1, width, height, log) {
+export function scales(x0, x1, y0, y1, width, height, log, whole = false) {
   const pad = (y1 - y0 || 1) * 0.05;
   const place = log ? Math.log10 : (value) => value;
   const [first, last] = [place(x0), place(x1)];
@@ -114,7 +125,7 @@ export function scales(x0, x1, y0, y1, width, height, log) {
   return {
     x: (value) => MARGIN.left + 8 + ((place(value) - first) / (last - first || 1)) * (inside.width - 16),
     y: (value) => MARGIN.top + ((y1 + pad - value) / (y1 - y0 + 2 * pad)) * inside.height,
-    xTicks: log ? { found: [1, 2, 5, 10, 20, 50, 100].filter((tick) => tick >= x0 && tick <= x1), decimals: 0 } : ticks(x0, x1, width < 450 ? 5 : 9),
+    xTicks: log ? { found: [1, 2, 5, 10, 20, 50, 100].filter((tick) => tick >= x0 && tick <= x1), decimals: 0 } : ticks(x0, x1, width < 450 ? 5 : 9, whole ? 1 : 0),
     yTicks: ticks(y0 - pad, y1 + pad, 6),
   };
 }
@@ -134,7 +145,7 @@ export function axes(scale, width, height, xName, yName) {
   return group;
 }
 
-function line(one, scale, width, band) {
+function line(one, scale, width, band, join) {
   const group = svg("g", { "data-series": one.name });
   const points = one.level ? [MARGIN.left, width - MARGIN.right].map((place) => ({ ...one.points[0], place })) : [...one.points].sort((a, b) => a.x - b.x);
   const left = (p) => p.place ?? scale.x(p.x);
@@ -144,8 +155,8 @@ function line(one, scale, width, band) {
     const outline = `${path(certain, (p) => p.high)} ${path([...certain].reverse(), (p) => p.low)}`;
     group.append(svg("polygon", { points: outline, fill: one.colour, opacity: one.level ? 0.08 : 0.16 }));
   }
-  group.append(svg("polyline", { points: path(points, (p) => p.y), fill: "none", stroke: one.colour, "stroke-width": 2, "stroke-dasharray": one.dash || null }));
-  if (!one.level) group.append(...points.map((p) => svg("circle", { cx: left(p), cy: scale.y(p.y), r: 3.2, fill: one.colour })));
+  if (join || one.level) group.append(svg("polyline", { points: path(points, (p) => p.y), fill: "none", stroke: one.colour, "stroke-width": 2, "stroke-dasharray": one.dash || null }));
+  if (!one.level) group.append(...points.map((p) => svg("circle", { cx: left(p), cy: scale.y(p.y), r: 3.2, fill: one.colour })), ...points.filter((p) => p.label).map((p) => svg("text", { x: left(p) + 5, y: scale.y(p.y) - 4, fill: one.colour, class: "key" }, p.label)));
   return group;
 }
 

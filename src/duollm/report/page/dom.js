@@ -60,7 +60,9 @@ export function oneLine(text) {
   return visible(text).replaceAll("\n", "").replaceAll(" ", "·");
 }
 
+// A choice; where there is nothing to choose, the only option as text.
 export function select(label, options, value, change) {
+  if (options.length === 1) return el("span", { class: "control" }, el("span", {}, label), el("b", {}, options[0][1]));
   const input = el("select", { "aria-label": label, change: (event) => change(event.target.value) });
   for (const [key, text] of options) input.append(el("option", { value: key, selected: String(key) === String(value) }, text));
   return el("label", { class: "control" }, el("span", {}, label), input);

@@ -1,15 +1,16 @@
 // The token explorer: text coloured by a quantity, with filters, search, pins and two policies side by side.
 
 import { policyLabel, routerKinds, shade } from "./colour.js";
-import { OF_RUN } from "./decode.js";
+import { OF_RUN, indexOf } from "./decode.js";
 import { byId, count, el, number, oneLine, percent, select } from "./dom.js";
 import { comparePins, inspect } from "./inspector.js";
 import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt, worded } from "./quantities.js";
 import { setState, state } from "./state.js";
-import { contextsOf } from "./story.js";
+import { contextsOf, ofText, textLabel } from "./story.js";
 import { TextView } from "./text.js";
 
 const LISTED = 8;
+const BEFORE = 3; // tokens shown before one that is listed
 const MOST_PINS = 5;
 const memory = { text: null, view: null, hits: [] };
 
@@ -38,9 +39,10 @@ export function drawExplorer(data, changes = {}) {
   const full = fullAt(values, quantity);
   const many = data.page.runs.length > 1;
   const nameOfPane = (policy) => `${many && policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(policy.policy, data)}, k = ${policy.k}`;
-  const pane = (policy, of) => ({ policy, name: nameOfPane(policy), colour: (t) => shade(of[t], full, quantity.diverging, quantity.good) });
+  const pane = (policy, of) => ({ policy, of, name: nameOfPane(policy), colour: (t) => shade(of[t], full, quantity.diverging, quantity.good) });
   const panes = [pane(view.policy, values)];
   if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values));
+  if (panes.length > 1 && panes[0].of.every((value, t) => Object.is(value, panes[1].of[t]))) byId("counted").append(` ${quantity.label[0].toUpperCase()}${worded(quantity.label, data).slice(1)} does not depend on the policy, so both sides have the same colours; only routes and losses differ.`);
   const hits = new Set(memory.hits.flatMap(([from, to]) => Array.from({ length: to - from }, (_, i) => from + i)));
   const paint = { panes, dim: (t) => !kept(t), found: (t) => hits.has(t), layer: state.layer, lanes: state.lanes === "on" };
   byId("panenames").replaceChildren(...panes.map(({ name }) => el("b", {}, name)));
@@ -48,6 +50,8 @@ export function drawExplorer(data, changes = {}) {
   showText(view, paint, data);
   if ("view" in changes && state.token >= 0) requestAnimationFrame(() => memory.text.reveal(state.token));
   showToken(state.token);
+  const { size, tokens, name } = view.domain;
+  return size < tokens ? `The page holds the text of the first ${count(size)} of ${count(tokens)} tokens of ${name}; tables and charts count all of them.` : "";
 }
 
 function showText(view, paint, data) {
@@ -127,22 +131,33 @@ function controls(data, view, known, id) {
   const keep = document.activeElement?.closest?.("#text-controls .control");
   const place = keep ? [...byId("text-controls").children].indexOf(keep) : -1;
   byId("text-controls").replaceChildren(
-    select("Text", data.domains.map((one) => [one.name, one.name]), view.domain.name, (value) => setState({ domain: value, token: -1, pins: [] })),
+    select(textLabel(), data.domains.map((one) => [one.name, one.name]), view.domain.name, (value) => setState({ ...ofText(data, value), token: -1, pins: [] })),
     select("Colour", known.map((one) => [one, worded(QUANTITIES[one].label, data)]), id, (value) => setState({ q: value, from: "", to: "" })),
     select("Policy", names, view.policy.policy, (value) => setState({ policy: value })),
     select("Big layers", budgets, state.k, (value) => setState({ k: Number(value) })),
     select("Beside it", [["none", "nothing"], ...names], view.other?.policy ?? "none", (value) => setState({ other: value })),
     select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
     select("Tokens", Object.entries(CLASSES), state.kind, (value) => setState({ kind: value })),
-    field("From", "from", "number", { step: "0.1" }),
-    field("To", "to", "number", { step: "0.1" }),
-    field("Search", "find", "search", { placeholder: "text" }),
+    field("Value from", "from", "number", { step: "0.1" }),
+    field("Value to", "to", "number", { step: "0.1" }),
+    field("Search", "find", "search", { placeholder: "text", keydown: (event) => event.key === "Enter" && jump(event.shiftKey ? -1 : 1) }),
+    documents(view.domain),
     select("Lanes", [["on", "shown"], ["off", "hidden"]], state.lanes, (value) => setState({ lanes: value })),
     el("label", { class: "control" }, el("span", {}, state.layer < 0 ? "Layer: none" : `Layer: ${state.layer}`), layer),
   );
   const all = el("button", { type: "button", class: "more", click: () => byId("text-controls").classList.toggle("all") }, "More or fewer choices");
   byId("text-controls").append(all);
   if (place >= 0) byId("text-controls").children[place]?.querySelector("input,select")?.focus();
+}
+
+function documents(domain) {
+  const names = domain.documents.map((name, i) => [i, name]);
+  const at = state.token >= 0 && state.token < domain.size ? indexOf(domain.document, state.token) : -1;
+  return select("Go to document", [...(at < 0 ? [[-1, "choose"]] : []), ...names], at, (value) => {
+    const first = domain.document[value];
+    focusToken(first);
+    memory.text.reveal(first);
+  });
 }
 
 function legend(values, quantity, data) {
@@ -178,16 +193,20 @@ function counted(view, kept, values) {
   values.forEach((value, t) => kept(t) && (chosen++, (sum += value)));
   const all = view.domain.size;
   const parts = [el("span", {}, `${count(chosen)} of ${count(all)} tokens (${percent(chosen / all)}), mean ${number(chosen ? sum / chosen : null)}`)];
-  if (all < view.domain.tokens) parts.push(el("span", {}, `; the page holds the first ${count(all)} of ${count(view.domain.tokens)}`));
-  if (state.find) {
-    const jump = () => {
-      const next = memory.hits.find(([from]) => from > state.token) ?? memory.hits[0];
-      focusToken(next[0]);
-      memory.text.reveal(next[0]);
-    };
-    parts.push(el("span", {}, `; “${state.find}” found ${count(memory.hits.length)} times `), memory.hits.length ? el("button", { type: "button", click: jump }, "next") : "");
-  }
+  if (state.find) parts.push(el("span", {}, `; “${state.find}” found ${count(memory.hits.length)} times `), ...(memory.hits.length ? [el("button", { type: "button", click: () => jump(1) }, "next"), el("b", { id: "hit" }, "Enter: next, Shift+Enter: previous")] : []));
   return parts;
+}
+
+// Goes to the next or the previous place that the search found, and says which one it is and whether it began again.
+function jump(step) {
+  const { hits } = memory;
+  if (!hits.length) return;
+  const next = step > 0 ? hits.findIndex(([from]) => from > state.token) : hits.findLastIndex(([from]) => from < state.token);
+  const place = next >= 0 ? next : step > 0 ? 0 : hits.length - 1;
+  const around = next < 0 && state.token >= 0;
+  focusToken(hits[place][0]);
+  memory.text.reveal(hits[place][0]);
+  byId("hit").textContent = `${count(place + 1)} of ${count(hits.length)}${around ? (step > 0 ? ", from the start again" : ", from the end again") : ""}`;
 }
 
 // The rows that are kept and lie at either end of the order, best first; sorting all of them would be slow.
@@ -204,7 +223,7 @@ function extremes(view, kept) {
   if (!gain) return [];
   const rows = ends(gain, (t) => kept(t) && !Number.isNaN(gain[t]));
   const list = (title, chosen) => {
-    const items = chosen.map((t) => el("li", {}, el("button", { type: "button", click: () => (focusToken(t), memory.text.reveal(t)) }, el("bdi", {}, oneLine(view.domain.text[t])), el("small", {}, number(gain[t], 2)))));
+    const items = chosen.map((t) => el("li", {}, el("button", { type: "button", click: () => (focusToken(t), memory.text.reveal(t)) }, el("span", {}, el("small", {}, oneLine(view.domain.text.slice(Math.max(0, t - BEFORE), t).join(""))), el("bdi", {}, oneLine(view.domain.text[t]))), el("small", {}, number(gain[t], 2)))));
     return el("div", {}, el("h4", {}, title), el("ol", {}, items));
   };
   return [list("helped most", rows.slice(0, LISTED)), list("helped least", rows.slice(-LISTED).reverse())];

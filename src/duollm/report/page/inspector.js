@@ -51,7 +51,12 @@ function predicted(domain, t) {
   const found = predictions(domain, t);
   if (!found) return null;
   const words = found.top.map(([word, share], i) => el("li", { class: i + 1 === found.rank ? "hit" : null }, el("bdi", {}, oneLine(word)), el("small", {}, `${share} %`)));
-  return el("div", {}, el("h4", {}, `What all big predicted: this token is number ${count(found.rank)}`), el("ol", { class: "predicted" }, words));
+  return el("div", {}, el("h4", {}, `What all big predicted: this token was its ${ordinal(found.rank)} guess`), el("ol", { class: "predicted" }, words));
+}
+
+function ordinal(n) {
+  const teens = n % 100 > 10 && n % 100 < 14;
+  return `${count(n)}${(!teens && ["th", "st", "nd", "rd"][n % 10]) || "th"}`;
 }
 
 // The token's loss over budgets, of the oracle and of static.

@@ -8,16 +8,16 @@ import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
 import { setState, state } from "./state.js";
-import { chip, domainOptions } from "./story.js";
+import { chip, domainName, domainOptions, nearest, notMeasured, ofText } from "./story.js";
 import { sortableTable } from "./table.js";
 
 export function drawClaims(data) {
   const groups = Map.groupBy?.(data.results.claims, (claim) => claim.id) ?? grouped(data.results.claims);
   const cards = [...groups].map(([id, claims]) => {
     const conditions = claims.flatMap((claim) => claim.conditions.map((one) => ({ ...one, domain: claim.domain })));
-    const rows = united(claims).map((claim) => el("li", {}, el("b", {}, claim.domain), chip(claim.verdict), el("span", {}, claim.finding)));
+    const rows = united(claims).map((claim) => el("li", {}, el("b", {}, domainName(claim.domain)), chip(claim.verdict), el("span", {}, claim.finding)));
     const table = el("table", { class: "plain stacked" }, el("thead", {}, el("tr", {}, ["text", "quantity", "reproduced if", "measured", "verdict"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, conditions.map(conditionRow)));
-    return el("article", { class: "claim", id: `claim-${id}` }, el("h2", {}, `${id}: ${claims[0].statement}`), el("ul", {}, rows), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
+    return el("article", { class: id === state.claim ? "claim chosen" : "claim", id: `claim-${id}` }, el("h2", {}, `${id}: ${claims[0].statement}`), el("ul", {}, rows), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
   });
   byId("claims").replaceChildren(...cards);
   if (state.claim) byId(`claim-${state.claim}`)?.scrollIntoView();
@@ -37,15 +37,15 @@ function grouped(claims) {
 
 function conditionRow(one) {
   const cells = [["quantity", one.quantity], ["reproduced if", one.rule], ["measured", withInterval(one.estimate)], ["verdict", chip(one.verdict)]];
-  return el("tr", {}, el("th", { scope: "row", "data-label": "text" }, one.domain), cells.map(([label, content]) => el("td", { "data-label": label }, content)));
+  return el("tr", {}, el("th", { scope: "row", "data-label": "text" }, domainName(one.domain)), cells.map(([label, content]) => el("td", { "data-label": label }, content)));
 }
 
 export function drawTables(data) {
   const { results } = data;
   const budgets = [...new Set(results.comparison.filter((row) => !/^all-/.test(row.policy)).map((row) => row.big_layers))].sort((a, b) => a - b);
-  const k = budgets.includes(state.k) ? state.k : budgets.reduce((best, one) => (Math.abs(one - state.k) < Math.abs(best - state.k) ? one : best), budgets[0]);
+  const k = nearest(budgets, state.k);
   byId("table-controls").replaceChildren(
-    select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })),
+    select("Text", domainOptions(data), state.pool, (value) => setState({ ...ofText(data, value), pool: value })),
     select("Big layers", budgets.map((one) => [one, `${one} of ${data.layers}`]), k, (value) => setState({ k: Number(value) })),
   );
   const here = results.comparison.filter((row) => row.domain === state.pool && (row.big_layers === k || /^all-/.test(row.policy)) && !(row.policy === "executed-together" && row.context === "committed"));
@@ -55,6 +55,7 @@ export function drawTables(data) {
   byId("families").replaceChildren(...(families.length ? [familyTable(families)] : []));
   const spend = results.spend.filter((row) => row.domain === state.pool);
   byId("spend").replaceChildren(...(spend.length ? [spendTable(spend)] : []));
+  return notMeasured(state.k, k);
 }
 
 function nameOf(row, data, several) {
@@ -72,16 +73,16 @@ function comparison(data, rows, k) {
   const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
   const columns = [
     { name: "policy", label: "policy", text: (row) => nameOf(row, data, several), value: (row) => nameOf(row, data, several) },
-    { name: "gain", label: "gain over static", estimate: gain, value: (row) => gain(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gain(row), "better", "worse") },
+    { name: "gain", high: true, label: "gain over static", estimate: gain, value: (row) => gain(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gain(row), "better", "worse") },
     { name: "nll", label: "loss", estimate: (row) => row.nll, value: (row) => row.nll[0] },
-    { name: "closed", label: "gap closed", estimate: (row) => row.closed_at_spent ?? row.closed, value: (row) => (row.closed_at_spent ?? row.closed)?.[0], form: (value) => percent(value) },
-    { name: "ceiling", label: "of ceiling", ...share("of_ceiling") },
+    { name: "closed", high: true, label: "gap closed", estimate: (row) => row.closed_at_spent ?? row.closed, value: (row) => (row.closed_at_spent ?? row.closed)?.[0], form: (value) => percent(value) },
+    { name: "ceiling", high: true, label: "of ceiling", ...share("of_ceiling") },
     { name: "share", label: "share of big", value: (row) => row.big_share, text: (row) => percent(row.big_share, 1) + (row.within_budget === false ? " (off budget)" : ""), mark: (row) => (row.within_budget === false ? "off" : "") },
     { name: "flops", label: "FLOPs", ...relative("relative_flops", "router_flops_share") },
     { name: "time", label: "time", ...relative("relative_time", "router_time_share") },
   ].filter((column) => column.name === "policy" || rows.some((row) => column.value(row) !== undefined && column.value(row) !== null));
   const marked = rows.map((row) => ({ ...row, marked: Boolean(row.kind) }));
-  return sortableTable({ name: `comparison-k${k}`, caption: `${state.pool}, ${k} of ${data.layers} layers big`, columns, rows: marked, sort: "gain" });
+  return sortableTable({ name: `comparison-k${k}`, caption: `${domainName(state.pool)}, ${k} of ${data.layers} layers big`, columns, rows: marked, sort: "gain" });
 }
 
 function lossTable(data) {
@@ -95,7 +96,7 @@ function lossTable(data) {
     { name: "over", label: "above all big", estimate: (row) => row.over_all_big, value: (row) => row.over_all_big[0], form: (value) => signed(value) },
     { name: "perplexity", label: "perplexity", text: (row) => number(row.perplexity, 2), value: (row) => row.perplexity },
   ];
-  return sortableTable({ name: `losses-${state.pool}`, caption: `${state.pool}, ${count(rows[0]?.tokens ?? 0)} tokens`, columns, rows });
+  return sortableTable({ name: `losses-${state.pool}`, caption: `${domainName(state.pool)}, ${count(rows[0]?.tokens ?? 0)} tokens`, columns, rows });
 }
 
 function familyTable(rows) {
@@ -103,12 +104,12 @@ function familyTable(rows) {
   const p = (value) => (value === undefined ? "–" : value < 0.001 ? "< 0.001" : number(value));
   const columns = [
     { name: "router", label: "router", text: (row) => row.router, value: (row) => row.router },
-    { name: "area", label: "area", estimate: (row) => row.area, value: (row) => row.area?.[0], form: (value) => signed(value, 4), mark: (row) => lies(row.area, "better", "worse") },
+    { name: "area", high: true, label: "area", estimate: (row) => row.area, value: (row) => row.area?.[0], form: (value) => signed(value, 4), mark: (row) => lies(row.area, "better", "worse") },
     { name: "p", label: "p", text: (row) => p(row.area_p), value: (row) => row.area_p },
-    { name: "beats", label: "beats static at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
-    { name: "best", label: "may be best", text: (row) => (row.best_p === undefined ? "–" : row.best_p > 0.05 ? "yes" : "no"), value: (row) => row.best_p },
+    { name: "beats", high: true, words: true, label: "beats static at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
+    { name: "best", high: true, words: true, label: "may be best", text: (row) => (row.best_p === undefined ? "–" : row.best_p > 0.05 ? "yes" : "no"), value: (row) => row.best_p },
   ];
-  return sortableTable({ name: "families", caption: `${state.pool}, all budgets`, columns, rows, sort: "area" });
+  return sortableTable({ name: "families", caption: `${domainName(state.pool)}, all budgets`, columns, rows, sort: "area" });
 }
 
 function spendTable(rows) {
@@ -121,7 +122,7 @@ function spendTable(rows) {
 }
 
 export function drawFigures(data) {
-  byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })));
+  byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ ...ofText(data, value), pool: value })), state.pool === "pooled" ? el("span", { class: "soft" }, `Two charts show one text only, ${data.domains[0].name}: difficulty, and blind tries.`) : "");
   byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data), difficultyChart(data)].filter(Boolean));
   const sizes = Object.values(data.sizes);
   const sum = (field) => count(sizes.reduce((total, one) => total + one[field], 0));
@@ -222,16 +223,24 @@ function costChart(data) {
   const rows = data.results.comparison.filter((row) => row.domain === state.pool && row.relative_time !== undefined && (!row.context || row.context === state.context) && !/^all-/.test(row.policy));
   const groups = new Map();
   for (const row of rows) groups.set(variantOf(row), [...(groups.get(variantOf(row)) ?? []), row]);
-  const series = [...groups].map(([variant, own]) => ({ name: policyLabel(variant, data), ...policyLook(variant, routerKinds(data.results)), points: own.map((row) => ({ x: row.relative_time, y: row.nll[0], note: `k = ${row.big_layers}` })) }));
-  return series.length ? lineChart({ title: "Loss against measured time", name: "loss-by-time", x: "time per token, all big = 1", y: "mean loss (nats per token)", series, height: 280 }) : null;
+  const series = [...groups].map(([variant, own]) => ({ name: policyLabel(variant, data), ...policyLook(variant, routerKinds(data.results)), points: own.map((row) => ({ x: row.relative_time, y: row.nll[0], note: `k = ${row.big_layers}`, label: String(row.big_layers) })) }));
+  return series.length ? lineChart({ join: false, note: "Each point is a budget; the number beside it is k. Times are measured and vary by some percent from run to run: small steps along the axis are noise.", title: "Loss against measured time", name: "loss-by-time", x: "time per token, all big = 1", y: "mean loss (nats per token)", series, height: 280 }) : null;
 }
 
 export function drawRun(data) {
-  const { results } = data;
-  const facts = [...flat(results.model, "model"), ["context", results.context], ...flat(results.bootstrap, "bootstrap"), ...flat(results.provenance, ""), ...flat({ ...results.timing, machine: {} }, "timing")]
-    .filter(([, value]) => `${value ?? ""}` !== "")
-    .map(([name, value]) => [name, /^\d{5,}$/.test(value) ? count(Number(value)) : value]);
-  byId("facts").replaceChildren(...facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ")), el("td", {}, value))));
+  const { model, context, bootstrap, provenance, timing } = data.results;
+  const { machine, ...origin } = provenance;
+  const groups = { Model: model, "Intervals and context": { context, ...bootstrap }, Origin: origin, Machine: machine, "Timing measurement": { ...timing, machine: {} } };
+  const rows = Object.entries(groups).flatMap(([title, facts]) => {
+    const own = flat(facts ?? {}, "").filter(([, value]) => `${value ?? ""}` !== "");
+    return own.length ? [el("tr", {}, el("th", { colspan: 2, scope: "rowgroup" }, el("h2", {}, title))), ...own.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ").replaceAll(".", " ")), el("td", {}, fact(name, value))))] : [];
+  });
+  byId("facts").replaceChildren(...rows);
+}
+
+function fact(name, value) {
+  if (name === "memory") return `${number(Number(value) / 2 ** 30, 1)} GiB`;
+  return /^\d{5,}$/.test(value) ? count(Number(value)) : value;
 }
 
 function flat(value, name) {
