@@ -96,7 +96,7 @@ def test_a_chosen_text_holds_in_all_views(tab, page_run):
     visit(tab, page_run, "overview")
     tab.get_by_label("Text", exact=True).select_option("code")
     tab.click("nav a[data-view=layers]")
-    assert tab.get_by_label("Text", exact=True).input_value() == "code"
+    assert tab.locator("#layer-controls").get_by_label("Text", exact=True).input_value() == "code"
 
 
 def test_the_search_counts_and_begins_again(tab, page_run):
