@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from duollm.analysis.analyse import analyse
@@ -121,6 +124,37 @@ def test_quantity_budget_and_policy_recolour(tab, run):
         tab.get_by_label(label, exact=True).select_option(value)
         assert backgrounds(tab) != before, label
         before = backgrounds(tab)
+
+
+def add_static(path):
+    """Give an oracle's file the losses of static token by token: those of all small and all big, mixed by budget."""
+    table = pq.read_table(path)
+    small, big = (table[name].to_numpy() for name in ("nll_small", "nll_big"))
+    for k in range(7):
+        table = table.append_column(f"nll_static_k{k}", pa.array(small + (k / 6) ** 2 * (big - small)))
+    pq.write_table(table, path)
+
+
+def test_a_policy_is_compared_with_static_at_the_budget_that_it_spent(tab, tmp_path):
+    """Also where the chosen budget is one that a policy was not measured at; and as in the tables."""
+    write_run(tmp_path, Plan(documents=6, router_budgets=(2, 4), overspent_share=0.5))
+    for name in ("prose", "code"):
+        add_static(tmp_path / "oracle" / f"{name}.parquet")
+    rows = analyse(tmp_path, 100).comparison
+    write_report(tmp_path)
+    for asked, k in ((2, 2), (3, 2), (5, 4)):
+        row = next(row for row in rows if (row.domain, row.kind, row.big_layers) == ("prose", "linear", k))
+        visit(tab, tmp_path, f"tokens?domain=prose&policy=linear&k={asked}")
+        assert tab.inner_text("#panenames").startswith(f"router (linear), k = {k}")
+        assert tab.get_by_label("Big layers", exact=True).input_value() == str(k)
+        counted = tab.inner_text("#counted").replace("\u2212", "-")
+        assert ("not measured with" in counted) == (asked != k)
+        assert float(re.search(r"mean (\S+?)[;]", counted)[1]) == pytest.approx(row.gain_at_spent.value, abs=1.5e-3)
+        assert f"as in Tables: {row.gain_at_spent.value:+.4f} [" in counted
+        visit(tab, tmp_path, f"tokens?domain=prose&policy=linear&other=all-big&q=other&k={asked}")
+        assert tab.inner_text("#panenames").endswith("minus all big, k = 6")
+    visit(tab, tmp_path, "tokens?domain=prose&policy=all-big&k=3")
+    assert "mean 0.000" in tab.inner_text("#counted")
 
 
 def test_filter_search_pins_and_sides_live_in_the_address(tab, run):

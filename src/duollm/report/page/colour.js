@@ -18,7 +18,7 @@ const FIXED = {
 const ROUTERS = 6;
 
 // The name of a policy without that of the run that it is a guest from.
-function ownName(variant) {
+export function ownName(variant) {
   return variant.split(OF_RUN).pop();
 }
 

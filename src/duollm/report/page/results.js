@@ -7,7 +7,7 @@ import { paired } from "./frontier.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
 import { setState, state } from "./state.js";
-import { chip, domainOptions } from "./story.js";
+import { chip, domainOptions, gainOf } from "./story.js";
 import { sortableTable } from "./table.js";
 
 export function drawClaims(data) {
@@ -66,12 +66,11 @@ function lies(estimate, above, below) {
 
 function comparison(data, rows, k) {
   const several = new Set(rows.filter((row) => row.policy === "oracle").map((row) => row.context)).size > 1;
-  const gain = (row) => (["static", "all-small", "all-big"].includes(row.policy) ? null : (row.gain_at_spent ?? row.gain_over_static));
   const share = (name) => ({ estimate: (row) => row[name], value: (row) => row[name]?.[0], form: (value) => percent(value) });
   const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
   const columns = [
     { name: "policy", label: "policy", text: (row) => nameOf(row, data, several), value: (row) => nameOf(row, data, several) },
-    { name: "gain", label: "gain over static", estimate: gain, value: (row) => gain(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gain(row), "better", "worse") },
+    { name: "gain", label: "gain over static", estimate: gainOf, value: (row) => gainOf(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gainOf(row), "better", "worse") },
     { name: "nll", label: "loss", estimate: (row) => row.nll, value: (row) => row.nll[0] },
     { name: "closed", label: "gap closed", estimate: (row) => row.closed_at_spent ?? row.closed, value: (row) => (row.closed_at_spent ?? row.closed)?.[0], form: (value) => percent(value) },
     { name: "ceiling", label: "of ceiling", ...share("of_ceiling") },

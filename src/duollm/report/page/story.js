@@ -54,12 +54,17 @@ function studied(data) {
   return `A language model of ${data.layers} layers${size}${trained}. At each layer a token can take a ${data.branches.join(" or a ")} branch; the choices of all layers are its route. ${grouped}${tried} on held-out text: ${texts.join(" and ")}.`;
 }
 
+// The gain over static that every view quotes, at what the policy spent; null for what it is measured against.
+export function gainOf(row) {
+  const ends = ["static", "all-small", "all-big"];
+  return !row || ends.includes(row.policy) ? null : (row.gain_at_spent ?? row.gain_over_static ?? null);
+}
+
 // The numbers that the story is told with, at one budget; each is null if it was not measured.
 export function factsAt(data, domain, k, context) {
   const { results } = data;
   const here = (row) => row.domain === domain && row.big_layers === k;
   const noise = results.selection_noise.find((row) => here(row) && row.context === context) ?? null;
-  const gainOf = (row) => row.gain_at_spent ?? row.gain_over_static;
   const routers = results.comparison.filter((row) => here(row) && row.kind && gainOf(row));
   const best = routers.sort((a, b) => gainOf(b)[0] - gainOf(a)[0])[0];
   const oracle = results.comparison.find((row) => here(row) && row.policy === "oracle" && row.context === context);
