@@ -12,6 +12,7 @@ import pytest
 
 from duollm.analysis.analyse import analyse
 from duollm.config import Recipe, ReportConfig
+from duollm.analysis.results import read_results
 from duollm.models.branch import Branch
 from duollm.recipe_files import to_yaml
 from duollm.records.keys import Key
@@ -179,6 +180,33 @@ def test_the_keyboard_moves_and_pins(tab, run):
     for key in ("ArrowRight", "ArrowRight", "Enter"):
         tab.keyboard.press(key)
     assert "pins=1" in tab.evaluate("location.hash")
+
+
+def test_the_overview_says_what_its_numbers_show(tab, run):
+    results = read_results(run)
+    for k in (1, 2, 3):
+        noise, router = (
+            max(
+                (row for row in rows if (row.domain, row.big_layers) == ("pooled", k) and getattr(row, "kind", True)),
+                key=lambda row: row.fair_gain.value if hasattr(row, "fair_gain") else 0,
+            )
+            for rows in (results.selection_noise, results.comparison)
+        )
+        visit(tab, run, f"overview?k={k}")
+        cards = tab.inner_text("#cards").replace("\u2212", "-")
+        more, gain = noise.gain_beyond_drawn, router.fair_gain
+        assert f"minus this is {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}] nats" in cards
+        verdict = "more than luck" if more.low > 0 else "less than luck" if more.high < 0 else "not shown to be more"
+        assert verdict in cards
+        assert ("The best router gains" in cards) == (gain.low > 0)
+        share = f"{100 * gain.value / noise.gain.value:.1f} %"
+        assert (f"That is {share} of the oracle's gain" in cards) == (gain.low > 0)
+        visit(tab, run, f"tables?k={k}")
+        closed, of_predictor = (f'td[data-label="of {name} gain"]' for name in ("oracle's", "predictor's"))
+        rows = tab.locator("#comparison tbody tr")
+        assert share in rows.filter(has_text=f"router ({router.variant})").locator(closed).inner_text()
+        assert set(rows.filter(has_text="oracle").locator(closed).all_inner_texts()) == {"–"}
+        assert tab.locator(of_predictor).count() == 0
 
 
 def test_tables_sort_and_lines_can_be_hidden(tab, run):
