@@ -7,10 +7,10 @@ const FIXED = {
   "executed-together": ["oracle, executed together", "--executed", ""],
   static: ["static (best fixed pattern)", "--static", ""],
   "random-patterns": ["random patterns, mean", "--random", ""],
-  ceiling: ["predictable ceiling", "--ceiling", ""],
-  "ceiling-exact": ["predictable ceiling, exact", "--ceiling", "5 3"],
-  "ceiling-shuffled": ["control of the ceiling", "--ceiling", "1 4"],
-  "ceiling-shuffled-exact": ["control of the ceiling, exact", "--ceiling", "1 4"],
+  ceiling: ["best predictor found", "--ceiling", ""],
+  "ceiling-exact": ["best predictor found, exact", "--ceiling", "5 3"],
+  "ceiling-shuffled": ["control of the predictor", "--ceiling", "1 4"],
+  "ceiling-shuffled-exact": ["control of the predictor, exact", "--ceiling", "1 4"],
   "all-small": [null, "--ink", "2 3"], // the run says what to call it
   "all-big": ["all big", "--ink", "7 4"],
   "drawn-oracle": ["oracle of a drawn label", "--drawn", ""],
@@ -18,7 +18,7 @@ const FIXED = {
 const ROUTERS = 6;
 
 // The name of a policy without that of the run that it is a guest from.
-function ownName(variant) {
+export function ownName(variant) {
   return variant.split(OF_RUN).pop();
 }
 

@@ -37,6 +37,10 @@ export function percent(value, decimals = 0) {
   return `${number(100 * value, decimals)} %`;
 }
 
+export function pValue(p) {
+  return p === undefined ? "–" : p < 0.001 ? "< 0.001" : number(p);
+}
+
 export function count(value) {
   return value.toLocaleString("en-US");
 }

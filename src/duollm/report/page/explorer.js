@@ -1,12 +1,12 @@
 // The token explorer: text coloured by a quantity, with filters, search, pins and two policies side by side.
 
-import { policyLabel, routerKinds, shade } from "./colour.js";
+import { ownName, policyLabel, routerKinds, shade, variantOf } from "./colour.js";
 import { OF_RUN, indexOf } from "./decode.js";
-import { byId, count, el, number, oneLine, percent, select } from "./dom.js";
+import { byId, count, el, number, oneLine, percent, select, signed, withInterval } from "./dom.js";
 import { comparePins, inspect } from "./inspector.js";
-import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt, worded } from "./quantities.js";
+import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt, isLevel, spentBy, worded } from "./quantities.js";
 import { setState, state } from "./state.js";
-import { contextsOf, ofText, textLabel } from "./story.js";
+import { contextsOf, gainOf, ofText, textLabel } from "./story.js";
 import { TextView } from "./text.js";
 
 const LISTED = 8;
@@ -16,10 +16,11 @@ const memory = { text: null, view: null, hits: [] };
 
 function currentView(data) {
   const domain = data.domains.find((one) => one.name === state.domain) ?? data.domains[0];
-  const at = (variant) => findPolicy(domain, variant, state.k, state.context);
-  const policy = at(state.policy) ?? at("oracle");
-  const other = state.other === "none" ? undefined : at(state.other);
-  return { domain, k: state.k, context: state.context, policy, other };
+  const at = (variant, k) => findPolicy(domain, variant, k, state.context);
+  const policy = at(state.policy, state.k) ?? at("oracle", state.k);
+  const k = isLevel(policy) ? state.k : policy.k; // so that all that the view compares has one budget
+  const other = state.other === "none" ? undefined : at(state.other, k);
+  return { domain, k, context: state.context, policy, other };
 }
 
 export function drawExplorer(data, changes = {}) {
@@ -34,24 +35,29 @@ export function drawExplorer(data, changes = {}) {
   // The field that is being typed in keeps its element; all other controls follow the state.
   if (!("find" in changes || "from" in changes || "to" in changes)) controls(data, view, known, id);
   byId("legend").replaceChildren(...legend(values, quantity, data));
-  byId("counted").replaceChildren(...counted(view, kept, values));
+  byId("counted").replaceChildren(...counted(view, kept, values), ...(id === "gain" ? inTables(view) : []));
   byId("extremes").replaceChildren(...extremes(view, kept));
   const full = fullAt(values, quantity);
-  const many = data.page.runs.length > 1;
-  const nameOfPane = (policy) => `${many && policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(policy.policy, data)}, k = ${policy.k}`;
-  const pane = (policy, of) => ({ policy, of, name: nameOfPane(policy), colour: (t) => shade(of[t], full, quantity.diverging, quantity.good) });
+  const pane = (policy, of) => ({ policy, of, name: headingOf(policy, view, data), colour: (t) => shade(of[t], full, quantity.diverging, quantity.good) });
   const panes = [pane(view.policy, values)];
   if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values));
   if (panes.length > 1 && panes[0].of.every((value, t) => Object.is(value, panes[1].of[t]))) byId("counted").append(` ${quantity.label[0].toUpperCase()}${worded(quantity.label, data).slice(1)} does not depend on the policy, so both sides have the same colours; only routes and losses differ.`);
   const hits = new Set(memory.hits.flatMap(([from, to]) => Array.from({ length: to - from }, (_, i) => from + i)));
   const paint = { panes, dim: (t) => !kept(t), found: (t) => hits.has(t), layer: state.layer, lanes: state.lanes === "on" };
-  byId("panenames").replaceChildren(...panes.map(({ name }) => el("b", {}, name)));
+  const names = panes.map(({ name }) => name);
+  byId("panenames").replaceChildren(...(view.other && id === "other" ? [`${names[0]} minus ${headingOf(view.other, view, data)}`] : names).map((name) => el("b", {}, name)));
   byId("panenames").className = panes.length > 1 ? "panes two" : "panes";
   showText(view, paint, data);
   if ("view" in changes && state.token >= 0) requestAnimationFrame(() => memory.text.reveal(state.token));
   showToken(state.token);
   const { size, tokens, name } = view.domain;
   return size < tokens ? `The page holds the text of the first ${count(size)} of ${count(tokens)} tokens of ${name}; tables and charts count all of them.` : "";
+}
+
+function headingOf(policy, view, data) {
+  const run = data.page.runs.length > 1 && policy.domain === view.domain ? data.name + OF_RUN : "";
+  const spent = number(spentBy(policy), 2);
+  return `${run}${policyLabel(policy.policy, data)}, k = ${policy.k}${Number(spent) === policy.k ? "" : `, spends ${spent}`}`;
 }
 
 function showText(view, paint, data) {
@@ -125,7 +131,9 @@ function showToken(t) {
 
 function controls(data, view, known, id) {
   const names = choosable(view.domain, state.context).map((variant) => [variant, policyLabel(variant, data)]);
-  const budgets = Array.from({ length: data.layers + 1 }, (_, k) => [k, `${k} of ${data.layers}`]);
+  const every = Array.from({ length: data.layers + 1 }, (_, k) => k);
+  const measured = view.domain.policies.filter((one) => one.policy === view.policy.policy).map((one) => one.k);
+  const budgets = every.filter((k) => isLevel(view.policy) || measured.includes(k)).map((k) => [k, `${k} of ${data.layers}`]);
   const field = (label, key, type, extra = {}) => el("label", { class: "control" }, el("span", {}, label), el("input", { "aria-label": label, type, value: state[key], input: (event) => setState({ [key]: event.target.value }), ...extra }));
   const layer = el("input", { "aria-label": "Layer", type: "range", min: -1, max: data.layers - 1, value: state.layer, "aria-valuetext": state.layer < 0 ? "no layer" : `layer ${state.layer}`, input: (event) => setState({ layer: Number(event.target.value) }) });
   const keep = document.activeElement?.closest?.("#text-controls .control");
@@ -134,7 +142,7 @@ function controls(data, view, known, id) {
     select(textLabel(), data.domains.map((one) => [one.name, one.name]), view.domain.name, (value) => setState({ ...ofText(data, value), token: -1, pins: [] })),
     select("Colour", known.map((one) => [one, worded(QUANTITIES[one].label, data)]), id, (value) => setState({ q: value, from: "", to: "" })),
     select("Policy", names, view.policy.policy, (value) => setState({ policy: value })),
-    select("Big layers", budgets, state.k, (value) => setState({ k: Number(value) })),
+    select("Big layers", budgets, view.k, (value) => setState({ k: Number(value) })),
     select("Beside it", [["none", "nothing"], ...names], view.other?.policy ?? "none", (value) => setState({ other: value })),
     select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
     select("Tokens", Object.entries(CLASSES), state.kind, (value) => setState({ kind: value })),
@@ -193,6 +201,8 @@ function counted(view, kept, values) {
   values.forEach((value, t) => kept(t) && (chosen++, (sum += value)));
   const all = view.domain.size;
   const parts = [el("span", {}, `${count(chosen)} of ${count(all)} tokens (${percent(chosen / all)}), mean ${number(chosen ? sum / chosen : null)}`)];
+  if (view.k !== state.k) parts.unshift(el("span", {}, `${policyLabel(view.policy.policy, view.domain.run)} was not measured with ${state.k} big layers, so ${view.k} are shown. `));
+  if (view.other && !isLevel(view.other) && view.other.k !== view.k) parts.unshift(el("span", {}, `${policyLabel(view.other.policy, view.domain.run)} was not measured with ${view.k} big layers; beside it are its ${view.other.k}. `));
   if (state.find) parts.push(el("span", {}, `; “${state.find}” found ${count(memory.hits.length)} times `), ...(memory.hits.length ? [el("button", { type: "button", click: () => jump(1) }, "next"), el("b", { id: "hit" }, "Enter: next, Shift+Enter: previous")] : []));
   return parts;
 }
@@ -207,6 +217,14 @@ function jump(step) {
   focusToken(hits[place][0]);
   memory.text.reveal(hits[place][0]);
   byId("hit").textContent = `${count(place + 1)} of ${count(hits.length)}${around ? (step > 0 ? ", from the start again" : ", from the end again") : ""}`;
+}
+
+// The mean gain over the whole text of the comparison, of which the page may hold a part only.
+function inTables({ policy, context }) {
+  const { name, run } = policy.domain;
+  const row = run.results.comparison.find((one) => one.domain === name && one.big_layers === policy.k && variantOf(one) === ownName(policy.policy) && (!one.context || one.context === context));
+  const gain = gainOf(row);
+  return gain ? [el("span", {}, `; over all ${count(row.gain_tokens)} compared tokens, as in Tables: ${withInterval(gain, (value) => signed(value, 4))}`)] : [];
 }
 
 // The rows that are kept and lie at either end of the order, best first; sorting all of them would be slow.

@@ -1,5 +1,6 @@
 // What a token can be coloured by, and the classes that tokens can be filtered to.
 
+import { ownName, variantOf } from "./colour.js";
 import { bigLayers, hasRoute, losses } from "./decode.js";
 
 // The entry of a policy at the wanted budget or the nearest one; undefined if the policy was not measured.
@@ -13,6 +14,36 @@ export function choosable(domain, context) {
   return [...new Set(found.map((one) => one.policy))];
 }
 
+// All small and all big have no budget of their own: they can stand beside a policy of any.
+export function isLevel(policy) {
+  return /^all-/.test(ownName(policy.policy));
+}
+
+// The big layers per token that a policy spent on the text of its domain.
+export function spentBy({ policy, k, domain }) {
+  const row = domain.run.results.nll.find((one) => one.domain === domain.name && one.big_layers === k && variantOf(one) === ownName(policy));
+  return row?.mean_big_layers ?? k;
+}
+
+// The policy that a measured one is compared with: of the same run and, if no other is given, at the same budget.
+function beside(view, variant, k = view.policy.k) {
+  const name = view.policy.policy.slice(0, -ownName(view.policy.policy).length) + variant;
+  return view.domain.policies.find((one) => one.policy === name && one.k === k && (!one.context || one.context === view.context));
+}
+
+// By how much a policy lies below static at what it spent, as in Tables: between two budgets static lies on a line.
+function gainOverStatic(view) {
+  const { run } = view.policy.domain;
+  const spent = run.branches.length > 2 ? view.policy.k : spentBy(view.policy);
+  const possible = run.results.model.possible_big_layers ?? [Math.floor(spent), Math.ceil(spent)];
+  const [below, above] = [Math.max(...possible.filter((k) => k <= spent)), Math.min(...possible.filter((k) => k >= spent))];
+  const ends = [below, above].map((k) => beside(view, "static", k));
+  const [low, high] = ends.every(Boolean) ? ends : [beside(view, "static"), beside(view, "static")];
+  if (!low) return null;
+  const share = low === high ? 0 : (spent - below) / (above - below);
+  return losses(view.policy).map((value, t) => (1 - share) * losses(low)[t] + share * losses(high)[t] - value);
+}
+
 function difference(first, second) {
   return first && second ? losses(first).map((value, t) => value - losses(second)[t]) : null;
 }
@@ -20,12 +51,12 @@ function difference(first, second) {
 // {label, help, diverging, good: whether above 0 is good, of(view)}; view: {domain, k, context, policy, other}.
 // {cheapest} and {drawnFrom} in a text stand for what the run says, see `worded`.
 export const QUANTITIES = {
-  gain: { label: "gain over static", help: "loss of the best fixed pattern minus that of the policy", diverging: true, good: true, of: (v) => difference(named(v, "static"), v.policy) },
+  gain: { label: "gain over static", help: "loss of the best fixed pattern, at the budget that the policy spent, minus that of the policy", diverging: true, good: true, of: gainOverStatic },
   loss: { label: "loss of the policy", help: "nats", of: (v) => losses(v.policy) },
   small: { label: "loss, {cheapest}", help: "nats with the cheapest branch at every layer", of: (v) => losses(named(v, "all-small")) },
   big: { label: "loss, all big", help: "nats with every layer big", of: (v) => losses(named(v, "all-big")) },
   difficulty: { label: "difficulty", help: "loss of {cheapest} minus that of the oracle: what compute can remove", diverging: true, good: true, of: (v) => difference(named(v, "all-small"), named(v, "oracle")) },
-  above: { label: "policy minus oracle", help: "loss of the policy minus that of the oracle", diverging: true, good: false, of: (v) => difference(v.policy, named(v, "oracle")) },
+  above: { label: "policy minus oracle", help: "loss of the policy minus that of the oracle at the same k", diverging: true, good: false, of: (v) => difference(v.policy, beside(v, "oracle")) },
   drawn: { label: "gain on a drawn label", help: "what the oracle's search gains on a label drawn from {drawnFrom}", diverging: true, good: true, of: (v) => (named(v, "drawn-gain") ? losses(named(v, "drawn-gain")) : null) },
   share: { label: "share of big layers", help: "big layers on the policy's route, of all layers", share: true, good: true, of: (v) => (v.policy.routes ? Float64Array.from({ length: v.domain.size }, (_, t) => (hasRoute(v.policy, t) ? bigLayers(v.policy, t) / v.policy.domain.layers : NaN)) : null) },
   other: { label: "policy minus the second", help: "loss of the policy minus that of the second policy", diverging: true, good: false, of: (v) => difference(v.policy, v.other) },

@@ -2,13 +2,13 @@
 
 import { lineChart } from "./chart.js";
 import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
-import { byId, count, el, number, oneLine, percent, select, signed, withInterval } from "./dom.js";
+import { byId, count, el, number, oneLine, pValue, percent, select, signed, withInterval } from "./dom.js";
 import { paired } from "./frontier.js";
 import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
 import { setState, state } from "./state.js";
-import { chip, domainName, domainOptions, nearest, notMeasured, ofText } from "./story.js";
+import { chip, domainName, domainOptions, gainOf, nearest, notMeasured, ofText } from "./story.js";
 import { sortableTable } from "./table.js";
 
 export function drawClaims(data) {
@@ -68,15 +68,17 @@ function lies(estimate, above, below) {
 
 function comparison(data, rows, k) {
   const several = new Set(rows.filter((row) => row.policy === "oracle").map((row) => row.context)).size > 1;
-  const gain = (row) => (["static", "all-small", "all-big"].includes(row.policy) ? null : (row.gain_at_spent ?? row.gain_over_static));
-  const share = (name) => ({ estimate: (row) => row[name], value: (row) => row[name]?.[0], form: (value) => percent(value) });
+  const peeked = rows.find((row) => row.policy === "oracle" && row.context === data.results.context)?.gain_over_static[0];
+  const ofOracle = (row) => (row.kind && peeked > 0 ? (gainOf(row)?.map((value) => value && value / peeked) ?? null) : null);
+  const ofPredictor = (row) => (row.kind ? (row.of_ceiling ?? null) : null);
+  const share = (name, label, estimate) => ({ name, label, high: true, estimate, value: (row) => estimate(row)?.[0], form: (value) => percent(value, 1) });
   const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
   const columns = [
     { name: "policy", label: "policy", text: (row) => nameOf(row, data, several), value: (row) => nameOf(row, data, several) },
-    { name: "gain", high: true, label: "gain over static", estimate: gain, value: (row) => gain(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gain(row), "better", "worse") },
+    { name: "gain", high: true, label: "gain over static", estimate: gainOf, value: (row) => gainOf(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gainOf(row), "better", "worse") },
     { name: "nll", label: "loss", estimate: (row) => row.nll, value: (row) => row.nll[0] },
-    { name: "closed", high: true, label: "gap closed", estimate: (row) => row.closed_at_spent ?? row.closed, value: (row) => (row.closed_at_spent ?? row.closed)?.[0], form: (value) => percent(value) },
-    { name: "ceiling", high: true, label: "of ceiling", ...share("of_ceiling") },
+    share("closed", "of oracle's gain", ofOracle),
+    share("ceiling", "of predictor's gain", ofPredictor),
     { name: "share", label: "share of big", value: (row) => row.big_share, text: (row) => percent(row.big_share, 1) + (row.within_budget === false ? " (off budget)" : ""), mark: (row) => (row.within_budget === false ? "off" : "") },
     { name: "flops", label: "FLOPs", ...relative("relative_flops", "router_flops_share") },
     { name: "time", label: "time", ...relative("relative_time", "router_time_share") },
@@ -101,11 +103,10 @@ function lossTable(data) {
 
 function familyTable(rows) {
   const beats = (row) => row.big_layers.filter((_, i) => row.gain_p[i] <= 0.05);
-  const p = (value) => (value === undefined ? "–" : value < 0.001 ? "< 0.001" : number(value));
   const columns = [
     { name: "router", label: "router", text: (row) => row.router, value: (row) => row.router },
     { name: "area", high: true, label: "area", estimate: (row) => row.area, value: (row) => row.area?.[0], form: (value) => signed(value, 4), mark: (row) => lies(row.area, "better", "worse") },
-    { name: "p", label: "p", text: (row) => p(row.area_p), value: (row) => row.area_p },
+    { name: "p", label: "p", text: (row) => pValue(row.area_p), value: (row) => row.area_p },
     { name: "beats", high: true, words: true, label: "beats static at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
     { name: "best", high: true, words: true, label: "may be best", text: (row) => (row.best_p === undefined ? "–" : row.best_p > 0.05 ? "yes" : "no"), value: (row) => row.best_p },
   ];
@@ -187,7 +188,7 @@ function unitsChart(data) {
 
 function partsChart(data) {
   const rows = data.results.decomposition.filter((row) => row.domain === state.pool && row.context === state.context);
-  const lines = [["total", "oracle's gain", "var(--oracle)"], ["predictable", "predictable here", "var(--static)"], ["noise", "luck of a drawn label", "var(--drawn)"], ["rest", "rest", "var(--random)"]];
+  const lines = [["total", "oracle's gain", "var(--oracle)"], ["predictable", "best predictor found, k on every token", "var(--static)"], ["noise", "luck of a drawn label", "var(--drawn)"], ["rest", "rest", "var(--random)"]];
   return chartOf(rows, lines, "big_layers", { title: "What the oracle's gain is made of", name: "decomposition", x: "big layers per token" });
 }
 

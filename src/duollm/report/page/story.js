@@ -1,7 +1,7 @@
 // The overview: what was studied, what was found, in words, and the verdicts on the paper's claims.
 
-import { policyLabel } from "./colour.js";
-import { byId, count, el, interval, number, percent, select, signed, withInterval } from "./dom.js";
+import { policyLabel, variantOf } from "./colour.js";
+import { byId, count, el, interval, number, percent, pValue, select, signed, withInterval } from "./dom.js";
 import { frontier, gainsChart } from "./frontier.js";
 import { address, setState, state } from "./state.js";
 
@@ -51,14 +51,16 @@ export function drawOverview(data) {
   byId("cards").replaceChildren(...cards(facts));
   byId("gains").replaceChildren(gainsChart(data, domain));
   byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
-  const own = data.results.claims.filter((claim) => claim.domain === domain);
+  const elsewhere = (claim) => data.results.claims.find((one) => one.id === claim.id && one.verdict !== "not measured") ?? claim;
+  const here = data.results.claims.filter((claim) => claim.domain === domain);
+  const own = here.map((claim) => (domain === "pooled" && claim.verdict === "not measured" ? elsewhere(claim) : claim));
   const open = own.filter((claim) => claim.verdict === "not measured");
   const counts = Object.keys(MARKS).map((verdict) => [own.filter((claim) => claim.verdict === verdict).length, verdict]);
   byId("verdict-count").textContent = counts.filter(([found]) => found).map((pair) => pair.join(" ")).join(", ");
-  byId("verdicts").replaceChildren(...verdicts(own.filter((claim) => !open.includes(claim))));
+  byId("verdicts").replaceChildren(...verdicts(own.filter((claim) => !open.includes(claim)), domain));
   byId("open-verdicts").hidden = !open.length;
   byId("open-count").textContent = `${open.length} claims that this run did not measure`;
-  byId("open-list").replaceChildren(...verdicts(open));
+  byId("open-list").replaceChildren(...verdicts(open, domain));
   return notMeasured(state.k, k);
 }
 
@@ -88,29 +90,41 @@ function studied(data) {
   return `A language model of ${data.layers} layers${size}${trained}. At each layer a token can take a ${data.branches.join(" or a ")} branch; the choices of all layers are its route. ${grouped}${tried} on held-out text: ${texts.join(" and ")}.`;
 }
 
+// The gain over static that every view quotes, at what the policy spent; null for what it is measured against.
+export function gainOf(row) {
+  const ends = ["static", "all-small", "all-big"];
+  return !row || ends.includes(row.policy) ? null : (row.gain_at_spent ?? row.gain_over_static ?? null);
+}
+
 // The numbers that the story is told with, at one budget; each is null if it was not measured.
 export function factsAt(data, domain, k, context) {
   const { results } = data;
   const here = (row) => row.domain === domain && row.big_layers === k;
   const noise = results.selection_noise.find((row) => here(row) && row.context === context) ?? null;
-  const gainOf = (row) => row.gain_at_spent ?? row.gain_over_static;
   const routers = results.comparison.filter((row) => here(row) && row.kind && gainOf(row));
   const best = routers.sort((a, b) => gainOf(b)[0] - gainOf(a)[0])[0];
   const oracle = results.comparison.find((row) => here(row) && row.policy === "oracle" && row.context === context);
   const ceiling = results.ceiling.filter((row) => here(row) && row.chosen).sort((a, b) => b.gain[0] - a.gain[0])[0];
-  return { noise, oracle: noise?.gain ?? oracle?.gain_over_static ?? null, router: best && { name: best.kind + (best.spend === "exact" ? ", exact" : ""), gain: gainOf(best) }, ceiling: ceiling?.gain ?? null };
+  const family = best && results.families.find((row) => row.domain === domain && row.router === variantOf(best));
+  const p = family?.gain_p[family.big_layers.indexOf(k)];
+  return { noise, oracle: noise?.gain ?? oracle?.gain_over_static ?? null, router: best && { name: variantOf(best), gain: gainOf(best), p }, ceiling: ceiling ?? null };
 }
 
 function sign(estimate) {
   return estimate[1] > 0 ? 1 : estimate[2] < 0 ? -1 : 0;
 }
 
+// Whether a router's gain holds among those of all routers and budgets.
+function stands({ p }) {
+  return p === undefined || p <= 0.05;
+}
+
 // The finding in a sentence, and then how it came about.
 function answer(data, domain, { noise, oracle, router }, k) {
   if (!oracle) return ["The oracle's gain was not measured at this budget."];
   const real = noise && sign(noise.gain_beyond_drawn) > 0;
-  const luck = !noise ? "how much of hindsight's gain is luck was not measured" : real ? "hindsight gains more than luck alone would" : "what hindsight gains is no more than luck would gain";
-  const kept = !router ? "" : sign(router.gain) > 0 ? `, and a router that decides beforehand gets ${percent(router.gain[0] / oracle[0])} of it` : `, and a router that decides beforehand ${sign(router.gain) < 0 ? "loses against the best fixed choice" : "is not shown to get any of it"}`;
+  const luck = !noise ? "how much of hindsight's gain is luck was not measured" : real ? "hindsight gains more than luck alone would" : "hindsight's gain is not shown to be more than luck";
+  const kept = !router ? "" : sign(router.gain) > 0 ? `, and a router that decides beforehand gets ${percent(router.gain[0] / oracle[0], 1)} of it${stands(router) ? "" : ", which may be luck among all that were tried"}` : `, and a router that decides beforehand ${sign(router.gain) < 0 ? "loses against the best fixed choice" : "is not shown to get any of it"}`;
   const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
   const parts = [` With ${k} of ${data.layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed choice; for scale, all big lies ${number(loss("all-small") - loss("all-big"))} nats below ${data.cheapest}.`];
   if (noise) parts.push(`A search on made-up labels, drawn from ${data.drawnFrom}, gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
@@ -122,17 +136,24 @@ function cards({ noise, oracle, router, ceiling }) {
   const found = [];
   if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${number(oracle[0])} nats`, `${interval(oracle)} over the best fixed pattern. The oracle picks a token's route with the next token in hand.`));
   if (noise) {
-    const worth = ["worse than", "not different from", "better than"][sign(noise.second_draw) + 1];
-    found.push(card("drawn", "A made-up label buys as much as", `${percent(noise.gain_drawn[0] / noise.gain[0])} of it`, `${withInterval(noise.gain_drawn)} nats, by the luck of choosing among many routes. On a second draw those picks are ${worth} the best fixed pattern: ${signed(noise.second_draw[0])} ${interval(noise.second_draw)}.`));
+    const worth = ["are worse than", "are not shown to differ from", "beat"][sign(noise.second_draw) + 1];
+    const more = ["which is less than luck", "so it is not shown to be more than luck", "which is more than luck"][sign(noise.gain_beyond_drawn) + 1];
+    const compared = `The text's gain minus this is ${withInterval(noise.gain_beyond_drawn, signed)} nats, ${more}.`;
+    found.push(card("drawn", "The same search on made-up labels gains", `${number(noise.gain_drawn[0])} nats`, `${interval(noise.gain_drawn)}, by the luck of choosing among many routes. ${compared}`, `On a second made-up label those picks ${worth} the best fixed pattern: ${withInterval(noise.second_draw, signed)}.`));
   }
   if (router) {
-    const of = oracle ? ` That is ${percent(router.gain[0] / oracle[0], 1)} of the oracle's gain.` : "";
-    const best = ceiling ? ` The best predictor without the label reached ${signed(ceiling[0])} ${interval(ceiling)}.` : "";
-    found.push(card("router", "The best router really gains", `${signed(router.gain[0])} nats`, `${interval(router.gain)}, by router ${router.name}.${of}${best}`));
+    const proven = sign(router.gain);
+    const of = oracle && proven > 0 ? ` That is ${percent(router.gain[0] / oracle[0], 1)} of the oracle's gain.` : "";
+    const family = proven > 0 && router.p !== undefined ? ` Judged among all routers and budgets that were tried, it is ${stands(router) ? "" : "not "}shown to beat static here (p ${router.p < 0.001 ? "" : "= "}${pValue(router.p)}).` : "";
+    const best = ceiling ? [`The best predictor found without the label, with k ${ceiling.spend === "exact" ? "on every token" : "on average"}, gained ${withInterval(ceiling.gain, signed)}.`] : [];
+    const title = ["The best router loses", "The best router is not shown to gain", "The best router gains"][proven + 1];
+    found.push(card("router", title, `${signed(router.gain[0])} nats`, `${interval(router.gain, signed)}, by router ${router.name}.${of}${family}`, ...best));
   }
   return found;
 }
 
-function verdicts(claims) {
-  return claims.map((claim) => el("li", {}, el("a", { href: address({ view: "claims", claim: claim.id }), title: claim.finding }, claim.id), chip(claim.verdict), el("span", {}, `${claim.statement}.`)));
+function verdicts(claims, domain) {
+  const partly = (claim) => claim.verdict === "undecided" && claim.conditions.every((one) => one.verdict !== "undecided");
+  const where = (claim) => [partly(claim) && "measured in part", claim.domain !== domain && `measured on ${claim.domain}`].filter(Boolean).join(", ");
+  return claims.map((claim) => el("li", {}, el("a", { href: address({ view: "claims", claim: claim.id }), title: claim.finding }, claim.id), chip(claim.verdict), el("span", {}, `${claim.statement}${where(claim) && ` (${where(claim)})`}.`)));
 }
