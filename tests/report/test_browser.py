@@ -166,9 +166,9 @@ def test_tables_sort_and_lines_can_be_hidden(tab, run):
     ks = [int(k) for k in tab.locator("#losses tbody td:nth-child(2)").all_inner_texts()]
     assert ks == sorted(ks)
     visit(tab, run, "overview")
-    tab.wait_for_selector('#frontier [data-series="oracle"]', state="attached")
-    tab.click("#frontier .legend button >> text=/^oracle$/")
-    assert tab.locator('#frontier [data-series="oracle"]').count() == 0
+    tab.wait_for_selector('#frontier [data-series="hindsight (oracle)"]', state="attached")
+    tab.click("#frontier .legend button >> text=hindsight (oracle)")
+    assert tab.locator('#frontier [data-series="hindsight (oracle)"]').count() == 0
 
 
 def test_tables_and_charts_can_be_saved(tab, run):
@@ -176,7 +176,7 @@ def test_tables_and_charts_can_be_saved(tab, run):
     with tab.expect_download() as saved:
         tab.click("#comparison .downloads button >> text=CSV")
     rows = saved.value.path().read_text().splitlines()
-    assert rows[0].startswith("policy,gain over static,gain over static low,")
+    assert rows[0].startswith("policy,gain over fixed pattern,gain over fixed pattern low,")
     assert len(rows) == 1 + tab.locator("#comparison tbody tr").count()
     visit(tab, run, "overview")
     for kind, begin in (("SVG", "<svg"), ("CSV", "line,")):
@@ -218,7 +218,7 @@ def test_runs_stand_side_by_side(tab, tmp_path):
     owl, crow = (read_tokens(tmp_path / name, "prose")[0].oracle(3).nll_T for name in ("owl", "crow"))
     visit(tab, tmp_path, "")
     for name in ("owl", "crow"):
-        tab.wait_for_selector(f'#runs-frontier [data-series="{name} · oracle"]', state="attached")
+        tab.wait_for_selector(f'#runs-frontier [data-series="{name} · hindsight (oracle)"]', state="attached")
     assert tab.locator("#runs-numbers tbody tr").count() == 2
     assert [*tab.locator("#runs-settings tbody tr").all_inner_texts()] == ["seed\t0\t1"]
     tab.click("#runs-texts a >> nth=0")

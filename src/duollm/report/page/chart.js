@@ -39,7 +39,7 @@ export function placeReadout(readout, at, width, height) {
 export function lineChart({ title, x, y, series, name, height = 340, log = false, band = true, whole = false, join = true, note = "", shared }) {
   const box = el("div", { class: "plot" });
   const readout = el("div", { class: "readout", "aria-live": "polite", hidden: true });
-  const lines = shared ?? chosenLines(series);
+  const lines = shared ?? chosenLines(series, join);
   const { hidden } = lines;
   let width = 0;
   let at = null;
@@ -100,12 +100,12 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
 }
 
 // Which lines are shown, with the legend that hides and shows them; charts that show the same policies can share it.
-export function chosenLines(series) {
+export function chosenLines(series, join = true) {
   const hidden = new Set(series.filter((one) => one.off).map((one) => one.name));
   const redraw = [];
   const legend = el("div", { class: "legend", role: "group", "aria-label": "Lines shown" });
   for (const one of new Map(series.map((own) => [own.name, own])).values()) {
-    const mark = one.points.length > 1 || one.level ? svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, stroke: one.colour, "stroke-width": 3, "stroke-dasharray": one.dash || null }) : svg("circle", { cx: 13, cy: 5, r: 3.5, fill: one.colour });
+    const mark = (join && one.points.length > 1) || one.level ? svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, stroke: one.colour, "stroke-width": 3, "stroke-dasharray": one.dash || null }) : svg("circle", { cx: 13, cy: 5, r: 3.5, fill: one.colour });
     const toggle = (event) => {
       hidden.has(one.name) ? hidden.delete(one.name) : hidden.add(one.name);
       event.currentTarget.setAttribute("aria-pressed", String(!hidden.has(one.name)));

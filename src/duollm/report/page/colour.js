@@ -3,9 +3,9 @@
 import { OF_RUN } from "./decode.js";
 
 const FIXED = {
-  oracle: ["oracle", "--oracle", ""],
-  "executed-together": ["oracle, executed together", "--executed", ""],
-  static: ["static (best fixed pattern)", "--static", ""],
+  oracle: ["hindsight (oracle)", "--oracle", ""],
+  "executed-together": ["hindsight, executed together", "--executed", ""],
+  static: ["fixed pattern", "--static", ""],
   "random-patterns": ["random patterns, mean", "--random", ""],
   ceiling: ["best predictor found", "--ceiling", ""],
   "ceiling-exact": ["best predictor found, exact", "--ceiling", "5 3"],
@@ -13,7 +13,7 @@ const FIXED = {
   "ceiling-shuffled-exact": ["control of the predictor, exact", "--ceiling", "1 4"],
   "all-small": [null, "--ink", "2 3"], // the run says what to call it
   "all-big": ["all big", "--ink", "7 4"],
-  "drawn-oracle": ["oracle of a drawn label", "--drawn", ""],
+  "drawn-oracle": ["hindsight on a made-up label", "--drawn", ""],
 };
 const ROUTERS = 6;
 

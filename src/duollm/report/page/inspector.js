@@ -43,7 +43,7 @@ export function inspect(view, t, kinds, scrubbed) {
     predicted(domain, t),
     el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ["policy", "loss", "route, big"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)),
     sparkline(view, t, kinds),
-    drawn ? el("p", { class: "soft" }, `On a label drawn from ${domain.run.drawnFrom} the oracle's search gains ${number(drawn[t], DECIMALS)} nats over static.`) : null,
+    drawn ? el("p", { class: "soft" }, `On a label drawn from ${domain.run.drawnFrom} the oracle's search gains ${number(drawn[t], DECIMALS)} nats over the fixed pattern.`) : null,
   ].filter(Boolean);
 }
 
@@ -71,7 +71,7 @@ function sparkline(view, t, kinds) {
   const picture = svg("svg", { width, height, role: "img", "aria-label": `loss over budgets, from ${number(low, DECIMALS)} to ${number(high, DECIMALS)} nats` });
   picture.append(svg("line", { x1: x(view.k), x2: x(view.k), y1: 0, y2: height, class: "zero" }));
   for (const line of lines) picture.append(svg("polyline", { points: line.points.map(([k, v]) => `${x(k)},${y(v)}`).join(" "), fill: "none", stroke: policyLook(line.variant, kinds).colour, "stroke-width": 2 }));
-  return el("div", { class: "spark" }, picture, el("small", {}, `loss over 0 … ${domain.layers} big layers: oracle and static, ${number(low, DECIMALS)} … ${number(high, DECIMALS)} nats`));
+  return el("div", { class: "spark" }, picture, el("small", {}, `loss over 0 … ${domain.layers} big layers: hindsight and fixed pattern, ${number(low, DECIMALS)} … ${number(high, DECIMALS)} nats`));
 }
 
 export function comparePins(view, pins, scrubbed, unpin) {

@@ -51,13 +51,13 @@ function difference(first, second) {
 // {label, help, diverging, good: whether above 0 is good, of(view)}; view: {domain, k, context, policy, other}.
 // {cheapest} and {drawnFrom} in a text stand for what the run says, see `worded`.
 export const QUANTITIES = {
-  gain: { label: "gain over static", help: "loss of the best fixed pattern, at the budget that the policy spent, minus that of the policy", diverging: true, good: true, of: gainOverStatic },
+  gain: { label: "gain over the fixed pattern", help: "loss of the best fixed pattern, at the budget that the policy spent, minus that of the policy", diverging: true, good: true, of: gainOverStatic },
   loss: { label: "loss of the policy", help: "nats", of: (v) => losses(v.policy) },
   small: { label: "loss, {cheapest}", help: "nats with the cheapest branch at every layer", of: (v) => losses(named(v, "all-small")) },
   big: { label: "loss, all big", help: "nats with every layer big", of: (v) => losses(named(v, "all-big")) },
   difficulty: { label: "difficulty", help: "loss of {cheapest} minus that of the oracle: what compute can remove", diverging: true, good: true, of: (v) => difference(named(v, "all-small"), named(v, "oracle")) },
-  above: { label: "policy minus oracle", help: "loss of the policy minus that of the oracle at the same k", diverging: true, good: false, of: (v) => difference(v.policy, beside(v, "oracle")) },
-  drawn: { label: "gain on a drawn label", help: "what the oracle's search gains on a label drawn from {drawnFrom}", diverging: true, good: true, of: (v) => (named(v, "drawn-gain") ? losses(named(v, "drawn-gain")) : null) },
+  above: { label: "policy minus hindsight", help: "loss of the policy minus that of the oracle at the same k", diverging: true, good: false, of: (v) => difference(v.policy, beside(v, "oracle")) },
+  drawn: { label: "gain on a made-up label", help: "what the oracle's search gains on a label drawn from {drawnFrom}", diverging: true, good: true, of: (v) => (named(v, "drawn-gain") ? losses(named(v, "drawn-gain")) : null) },
   share: { label: "share of big layers", help: "big layers on the policy's route, of all layers", share: true, good: true, of: (v) => (v.policy.routes ? Float64Array.from({ length: v.domain.size }, (_, t) => (hasRoute(v.policy, t) ? bigLayers(v.policy, t) / v.policy.domain.layers : NaN)) : null) },
   other: { label: "policy minus the second", help: "loss of the policy minus that of the second policy", diverging: true, good: false, of: (v) => difference(v.policy, v.other) },
 };

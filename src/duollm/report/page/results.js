@@ -75,7 +75,7 @@ function comparison(data, rows, k) {
   const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
   const columns = [
     { name: "policy", label: "policy", text: (row) => nameOf(row, data, several), value: (row) => nameOf(row, data, several) },
-    { name: "gain", high: true, label: "gain over static", estimate: gainOf, value: (row) => gainOf(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gainOf(row), "better", "worse") },
+    { name: "gain", high: true, label: "gain over fixed pattern", estimate: gainOf, value: (row) => gainOf(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gainOf(row), "better", "worse") },
     { name: "nll", label: "loss", estimate: (row) => row.nll, value: (row) => row.nll[0] },
     share("closed", "of oracle's gain", ofOracle),
     share("ceiling", "of predictor's gain", ofPredictor),
@@ -107,7 +107,7 @@ function familyTable(rows) {
     { name: "router", label: "router", text: (row) => row.router, value: (row) => row.router },
     { name: "area", high: true, label: "area", estimate: (row) => row.area, value: (row) => row.area?.[0], form: (value) => signed(value, 4), mark: (row) => lies(row.area, "better", "worse") },
     { name: "p", label: "p", text: (row) => pValue(row.area_p), value: (row) => row.area_p },
-    { name: "beats", high: true, words: true, label: "beats static at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
+    { name: "beats", high: true, words: true, label: "beats fixed pattern at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
     { name: "best", high: true, words: true, label: "may be best", text: (row) => (row.best_p === undefined ? "–" : row.best_p > 0.05 ? "yes" : "no"), value: (row) => row.best_p },
   ];
   return sortableTable({ name: "families", caption: `${domainName(state.pool)}, all budgets`, columns, rows, sort: "area" });
@@ -140,8 +140,8 @@ function paperFigure(data, { name, caption, claims }) {
 function chartOf(rows, lines, x, options) {
   if (!rows.length) return null;
   const series = lines.map(([field, name, colour]) => ({ name, colour, points: rows.map((row) => ({ x: row[x], y: row[field][0], low: row[field][1], high: row[field][2] })) }));
-  series.push({ name: "static", colour: "var(--soft)", dash: "2 3", level: true, points: [{ x: rows[0][x], y: 0 }] });
-  return lineChart({ y: "gain over static (nats)", series, height: 280, ...options });
+  series.push({ name: "fixed pattern", colour: "var(--soft)", dash: "2 3", level: true, points: [{ x: rows[0][x], y: 0 }] });
+  return lineChart({ y: "gain over the fixed pattern (nats)", series, height: 280, ...options });
 }
 
 const MOST_POINTS = 3000;
@@ -176,20 +176,20 @@ function difficultyChart(data) {
 
 function noiseChart(data) {
   const rows = data.results.selection_noise.filter((row) => row.domain === state.pool && row.context === state.context);
-  const lines = [["gain", "oracle, true labels", "var(--oracle)"], ["gain_drawn", "the same search, drawn labels", "var(--drawn)"], ["second_draw", "those picks on a second draw", "var(--executed)"]];
-  return chartOf(rows, lines, "big_layers", { title: "How much does a peek at a label buy?", name: "selection-noise", x: "big layers per token" });
+  const lines = [["gain", "hindsight (oracle), true labels", "var(--oracle)"], ["gain_drawn", "the same search, made-up labels", "var(--drawn)"], ["second_draw", "those picks on a second draw", "var(--executed)"]];
+  return chartOf(rows, lines, "big_layers", { title: "How much does a peek at a label buy?", name: "selection-noise", x: "big layers per token", whole: true });
 }
 
 function unitsChart(data) {
   const rows = data.results.units.filter((row) => row.domain === state.pool && row.context === state.context && row.big_layers === data.budget);
-  const lines = [["gain", "one route per unit, true labels", "var(--oracle)"], ["gain_drawn", "the same search, drawn labels", "var(--drawn)"], ["second_draw", "those picks on a second draw", "var(--executed)"]];
+  const lines = [["gain", "one route per unit, true labels", "var(--oracle)"], ["gain_drawn", "the same search, made-up labels", "var(--drawn)"], ["second_draw", "those picks on a second draw", "var(--executed)"]];
   return chartOf(rows, lines, "unit", { title: `What is left when neighbours share a route? (k = ${data.budget})`, name: "units", x: "tokens that share a route", log: true });
 }
 
 function partsChart(data) {
   const rows = data.results.decomposition.filter((row) => row.domain === state.pool && row.context === state.context);
-  const lines = [["total", "oracle's gain", "var(--oracle)"], ["predictable", "best predictor found, k on every token", "var(--static)"], ["noise", "luck of a drawn label", "var(--drawn)"], ["rest", "rest", "var(--random)"]];
-  return chartOf(rows, lines, "big_layers", { title: "What the oracle's gain is made of", name: "decomposition", x: "big layers per token" });
+  const lines = [["total", "oracle's gain", "var(--oracle)"], ["predictable", "best predictor found, k on every token", "var(--static)"], ["noise", "luck of a made-up label", "var(--drawn)"], ["rest", "rest", "var(--random)"]];
+  return chartOf(rows, lines, "big_layers", { title: "What the oracle's gain is made of", name: "decomposition", x: "big layers per token", whole: true });
 }
 
 function ceilingChart(data) {
@@ -201,7 +201,7 @@ function ceilingChart(data) {
     { name: "k on every token", colour: "var(--static)", points: pick("exact", false) },
     { name: "control, fitted to other tokens", colour: "var(--random)", dash: "2 3", points: pick("average", true) },
   ].filter((one) => one.points.length);
-  return series.length ? lineChart({ title: `From which layer on can routes be predicted? (k = ${k})`, name: "ceiling-by-depth", x: "last layer whose states are seen", y: "gain over static (nats)", series, height: 280 }) : null;
+  return series.length ? lineChart({ title: `From which layer on can routes be predicted? (k = ${k})`, name: "ceiling-by-depth", x: "last layer whose states are seen", whole: true, y: "gain over the fixed pattern (nats)", series, height: 280 }) : null;
 }
 
 function bestOfChart(data) {

@@ -67,12 +67,12 @@ function mainNumbers(runs) {
     { name: "layers", label: "big layers", text: (row) => `${row.run.budget} of ${row.run.layers}`, value: (row) => row.run.layers },
     { name: "parameters", label: "parameters", text: (row) => count(row.run.results.model.parameters ?? 0), value: (row) => row.run.results.model.parameters },
     estimate("big", "loss, all big"),
-    estimate("fixed", "loss, static"),
+    estimate("fixed", "loss, fixed pattern"),
     estimate("oracle", "oracle's gain", signed),
-    estimate("drawn", "gain on drawn labels", signed),
+    estimate("drawn", "gain on made-up labels", signed),
     estimate("gain", "best router's gain", signed),
   ].filter((column) => column.name !== "parameters" || model.parameters);
-  return sortableTable({ name: "runs", caption: "nats per token; gains are over static", columns, rows });
+  return sortableTable({ name: "runs", caption: "nats per token; gains are over the fixed pattern", columns, rows });
 }
 
 function commonTexts(runs) {

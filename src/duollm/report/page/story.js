@@ -124,27 +124,29 @@ function answer(data, domain, { noise, oracle, router }, k) {
   if (!oracle) return ["The oracle's gain was not measured at this budget."];
   const real = noise && sign(noise.gain_beyond_drawn) > 0;
   const luck = !noise ? "how much of hindsight's gain is luck was not measured" : real ? "hindsight gains more than luck alone would" : "hindsight's gain is not shown to be more than luck";
-  const kept = !router ? "" : sign(router.gain) > 0 ? `, and a router that decides beforehand gets ${percent(router.gain[0] / oracle[0], 1)} of it${stands(router) ? "" : ", which may be luck among all that were tried"}` : `, and a router that decides beforehand ${sign(router.gain) < 0 ? "loses against the best fixed choice" : "is not shown to get any of it"}`;
+  const differ = real || (router && sign(router.gain) > 0 && stands(router)) ? "shows" : "does not show";
+  const kept = !router ? "" : sign(router.gain) > 0 ? `, ${real ? "and" : "but"} a router that decides beforehand gets ${percent(router.gain[0] / oracle[0], 1)} of it${stands(router) ? "" : ", which may be luck among all that were tried"}` : `, and a router that decides beforehand ${sign(router.gain) < 0 ? "loses against the fixed pattern" : "is not shown to get any of it"}`;
   const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
-  const parts = [` With ${k} of ${data.layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed choice; for scale, all big lies ${number(loss("all-small") - loss("all-big"))} nats below ${data.cheapest}.`];
+  const scale = loss("all-small") - loss("all-big");
+  const parts = [` With ${k} of ${data.layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the fixed pattern; for scale, all big has a ${scale < 0 ? "higher" : "lower"} loss than ${data.cheapest}, by ${number(Math.abs(scale))}.`];
   if (noise) parts.push(`A search on made-up labels, drawn from ${data.drawnFrom}, gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
-  return [el("b", {}, `In short: ${luck}${kept}.`), parts.join(" ")];
+  return [el("b", {}, `This run ${differ} that tokens differ in the layers they need: ${luck}${kept}.`), parts.join(" ")];
 }
 
 function cards({ noise, oracle, router, ceiling }) {
   const card = (kind, label, value, ...text) => el("div", { class: `card ${kind}` }, el("h2", {}, label), el("b", {}, value), text.map((one) => el("p", {}, one)));
   const found = [];
-  if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${number(oracle[0])} nats`, `${interval(oracle)} over the best fixed pattern. The oracle picks a token's route with the next token in hand.`));
+  if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${signed(oracle[0])} nats`, `${interval(oracle, signed)} over the fixed pattern. The oracle picks a token's route with the next token in hand.`));
   if (noise) {
     const worth = ["are worse than", "are not shown to differ from", "beat"][sign(noise.second_draw) + 1];
     const more = ["which is less than luck", "so it is not shown to be more than luck", "which is more than luck"][sign(noise.gain_beyond_drawn) + 1];
     const compared = `The text's gain minus this is ${withInterval(noise.gain_beyond_drawn, signed)} nats, ${more}.`;
-    found.push(card("drawn", "The same search on made-up labels gains", `${number(noise.gain_drawn[0])} nats`, `${interval(noise.gain_drawn)}, by the luck of choosing among many routes. ${compared}`, `On a second made-up label those picks ${worth} the best fixed pattern: ${withInterval(noise.second_draw, signed)}.`));
+    found.push(card("drawn", "The same search on made-up labels gains", `${signed(noise.gain_drawn[0])} nats`, `${interval(noise.gain_drawn, signed)}, by the luck of choosing among many routes. ${compared}`, `On a second made-up label those picks ${worth} the fixed pattern: ${withInterval(noise.second_draw, signed)}.`));
   }
   if (router) {
     const proven = sign(router.gain);
     const of = oracle && proven > 0 ? ` That is ${percent(router.gain[0] / oracle[0], 1)} of the oracle's gain.` : "";
-    const family = proven > 0 && router.p !== undefined ? ` Judged among all routers and budgets that were tried, it is ${stands(router) ? "" : "not "}shown to beat static here (p ${router.p < 0.001 ? "" : "= "}${pValue(router.p)}).` : "";
+    const family = proven > 0 && router.p !== undefined ? ` Judged among all routers and budgets that were tried, it is ${stands(router) ? "" : "not "}shown to beat the fixed pattern here (p ${router.p < 0.001 ? "" : "= "}${pValue(router.p)}).` : "";
     const best = ceiling ? [`The best predictor found without the label, with k ${ceiling.spend === "exact" ? "on every token" : "on average"}, gained ${withInterval(ceiling.gain, signed)}.`] : [];
     const title = ["The best router loses", "The best router is not shown to gain", "The best router gains"][proven + 1];
     found.push(card("router", title, `${signed(router.gain[0])} nats`, `${interval(router.gain, signed)}, by router ${router.name}.${of}${family}`, ...best));
