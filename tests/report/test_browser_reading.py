@@ -13,7 +13,7 @@ def test_four_pins_stay_readable(tab, run):
     visit(tab, run, "tokens?domain=prose&pins=4,5,6,7&policy=all-big&other=oracle")
     labels = tab.locator("#pinned tbody th")
     assert labels.all_inner_texts().count("all big") == 1
-    assert all(one.bounding_box()["width"] > 100 and one.bounding_box()["height"] < 60 for one in labels.all())
+    assert all(one.bounding_box()["width"] > 80 and one.bounding_box()["height"] < 60 for one in labels.all())
     for cell in tab.locator("#pinned td", has=tab.locator("svg")).all():
         strip, holder = cell.locator("svg").bounding_box(), cell.bounding_box()
         assert strip["x"] + strip["width"] <= holder["x"] + holder["width"]
