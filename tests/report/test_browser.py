@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.config import Recipe, ReportConfig
 from duollm.analysis.results import read_results
+from duollm.config import Recipe, ReportConfig
 from duollm.models.branch import Branch
 from duollm.recipe_files import to_yaml
 from duollm.records.keys import Key
@@ -205,7 +205,7 @@ def test_the_overview_says_what_its_numbers_show(tab, run):
         closed, of_predictor = (f'td[data-label="of {name} gain"]' for name in ("oracle's", "predictor's"))
         rows = tab.locator("#comparison tbody tr")
         assert share in rows.filter(has_text=f"router ({router.variant})").locator(closed).inner_text()
-        assert set(rows.filter(has_text="oracle").locator(closed).all_inner_texts()) == {"–"}
+        assert set(rows.filter(has_text="oracle").locator(closed).all_inner_texts()) == {"\u2013"}
         assert tab.locator(of_predictor).count() == 0
 
 
