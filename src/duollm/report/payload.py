@@ -57,6 +57,7 @@ def page_data(
     """
     most_bytes = MOST_BYTES // (runs * len(domains))
     everything, like_opt = asdict(results), results.model.get("architecture") == "opt"
+    everything["provenance"] = _without_folders(everything["provenance"])
     shares = [{**row, "share_by_layer_and_position": None} for row in everything["layer_use"]]
     return {
         "name": run.resolve().name,
@@ -79,6 +80,13 @@ def page_data(
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents, most_bytes) for tokens in domains],
     }
+
+
+def _without_folders(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten absolute paths in the command to their last part: a page is shared, and folders are private."""
+    command = provenance.get("command", [])
+    parts = command.split() if isinstance(command, str) else command
+    return {**provenance, "command": [Path(part).name if Path(part).is_absolute() else part for part in parts]}
 
 
 def drawn_from(facts: Mapping[str, Any]) -> str:

@@ -3,13 +3,14 @@
 import { count, csv, download, el, number, svg } from "./dom.js";
 
 const MARGIN = { left: 66, right: 14, top: 12, bottom: 42 };
+const TITLE = 26; // height of the title of a saved picture
 
 export function frame(height) {
   return { y1: MARGIN.top, y2: height - MARGIN.bottom };
 }
 
-export function ticks(low, high, wanted) {
-  const rough = (high - low || 1) / wanted;
+export function ticks(low, high, wanted, least = 0) {
+  const rough = Math.max(least, (high - low || 1) / wanted);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const found = [];
@@ -17,11 +18,29 @@ export function ticks(low, high, wanted) {
   return { found, decimals: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
 }
 
+// Calls `show` with the event while a picture is pointed at or after a tap on it, and with null when that ends.
+export function onPointing(picture, show) {
+  picture.addEventListener("pointermove", show);
+  picture.addEventListener("pointerdown", show);
+  picture.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(null));
+  picture.addEventListener("blur", () => show(null));
+}
+
+// Puts a readout on the side of the plot that is not pointed at, or below the plot if that side is too narrow.
+export function placeReadout(readout, at, width, height) {
+  const taken = readout.offsetWidth + 12;
+  const beside = at > width / 2 ? at > MARGIN.left + taken : width - at > MARGIN.right + taken;
+  readout.style.top = beside ? "4px" : `${height}px`;
+  readout.style.left = !beside ? "0" : at > width / 2 ? `${MARGIN.left}px` : `${width - MARGIN.right - readout.offsetWidth}px`;
+}
+
+// whole: the numbers on the x axis are counts; shared: what several charts have from `chosenLines`.
 // series: {name, colour, dash, off, level, points: [{x, y, low, high, note}]}. A level is drawn from side to side.
-export function lineChart({ title, x, y, series, name, height = 340, log = false, band = true }) {
+export function lineChart({ title, x, y, series, name, height = 340, log = false, band = true, whole = false, join = true, note = "", shared }) {
   const box = el("div", { class: "plot" });
   const readout = el("div", { class: "readout", "aria-live": "polite", hidden: true });
-  const hidden = new Set(series.filter((one) => one.off).map((one) => one.name));
+  const lines = shared ?? chosenLines(series);
+  const { hidden } = lines;
   let width = 0;
   let at = null;
 
@@ -30,18 +49,18 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
   }
 
   function draw() {
-    const lines = shown();
-    const points = lines.flatMap((one) => one.points);
+    const drawn = shown();
+    const points = drawn.flatMap((one) => one.points);
     box.replaceChildren();
     if (!width || !points.length) return;
     const xs = points.map((p) => p.x);
     const ys = points.flatMap((p) => (band ? [p.low ?? p.y, p.high ?? p.y] : [p.y]));
-    const scale = scales(Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys), width, height, log);
+    const scale = scales(Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys), width, height, log, whole);
     const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": title });
-    picture.append(axes(scale, width, height, x, y), ...lines.map((one) => line(one, scale, width, band)));
+    picture.append(axes(scale, width, height, x, y), ...drawn.map((one) => line(one, scale, width, band, join)));
     const cursor = svg("line", { y1: MARGIN.top, y2: height - MARGIN.bottom, stroke: "var(--soft)", "stroke-dasharray": "2 3", visibility: "hidden" });
     picture.append(cursor);
-    const stops = [...new Set(lines.filter((one) => !one.level).flatMap((one) => one.points.map((p) => p.x)))].sort((a, b) => a - b);
+    const stops = [...new Set(drawn.filter((one) => !one.level).flatMap((one) => one.points.map((p) => p.x)))].sort((a, b) => a - b);
     function point(to) {
       at = to;
       cursor.setAttribute("visibility", to === null ? "hidden" : "visible");
@@ -49,16 +68,14 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
       if (to === null) return;
       cursor.setAttribute("x1", scale.x(to));
       cursor.setAttribute("x2", scale.x(to));
-      readout.replaceChildren(...describe(lines, to, x, log ? 0 : (Math.max(...xs) - Math.min(...xs)) / 24));
-      const left = scale.x(to) + 12;
-      readout.style.left = left + readout.offsetWidth > width ? `${Math.max(0, scale.x(to) - readout.offsetWidth - 12)}px` : `${left}px`;
+      readout.replaceChildren(...describe(drawn, to, x, log ? 0 : (Math.max(...xs) - Math.min(...xs)) / 24));
+      placeReadout(readout, scale.x(to), width, height);
     }
-    picture.addEventListener("pointermove", (event) => {
+    onPointing(picture, (event) => {
+      if (!event) return point(null);
       const place = event.clientX - picture.getBoundingClientRect().left;
       point(stops.reduce((best, stop) => (Math.abs(scale.x(stop) - place) < Math.abs(scale.x(best) - place) ? stop : best), stops[0]));
     });
-    picture.addEventListener("pointerleave", () => point(null));
-    picture.addEventListener("blur", () => point(null));
     picture.addEventListener("keydown", (event) => {
       const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!move) return;
@@ -76,22 +93,31 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
       draw();
     }
   }).observe(box);
+  lines.redraw.push(draw);
+  const rows = [["line", x, y, "low", "high", "note"]];
+  for (const one of series) for (const p of one.points) rows.push([one.name, p.x, p.y, p.low, p.high, p.note]);
+  return el("figure", { class: "chart" }, el("h3", {}, title), note ? el("p", { class: "soft" }, note) : null, shared ? null : lines.legend, box, downloads(name, title, box, shown, rows));
+}
+
+// Which lines are shown, with the legend that hides and shows them; charts that show the same policies can share it.
+export function chosenLines(series) {
+  const hidden = new Set(series.filter((one) => one.off).map((one) => one.name));
+  const redraw = [];
   const legend = el("div", { class: "legend", role: "group", "aria-label": "Lines shown" });
-  for (const one of series) {
-    const key = svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, stroke: one.colour, "stroke-width": 3, "stroke-dasharray": one.dash || null }));
+  for (const one of new Map(series.map((own) => [own.name, own])).values()) {
+    const mark = one.points.length > 1 || one.level ? svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, stroke: one.colour, "stroke-width": 3, "stroke-dasharray": one.dash || null }) : svg("circle", { cx: 13, cy: 5, r: 3.5, fill: one.colour });
     const toggle = (event) => {
       hidden.has(one.name) ? hidden.delete(one.name) : hidden.add(one.name);
       event.currentTarget.setAttribute("aria-pressed", String(!hidden.has(one.name)));
-      draw();
+      redraw.forEach((draw) => draw());
     };
-    legend.append(el("button", { type: "button", "aria-pressed": String(!hidden.has(one.name)), click: toggle }, key, one.name));
+    legend.append(el("button", { type: "button", class: one.off ? "spare" : null, "aria-pressed": String(!hidden.has(one.name)), click: toggle }, svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, mark), one.name));
   }
-  const rows = [["line", x, y, "low", "high"]];
-  for (const one of series) for (const p of one.points) rows.push([one.name, p.x, p.y, p.low, p.high]);
-  return el("figure", { class: "chart" }, el("h3", {}, title), box, legend, downloads(name, box, rows));
+  if (hidden.size) legend.append(el("button", { type: "button", "aria-expanded": "false", click: ({ currentTarget }) => currentTarget.setAttribute("aria-expanded", String(legend.classList.toggle("all"))) }, `${hidden.size} more`));
+  return { hidden, redraw, legend };
 }
 
-export function scales(x0, x1, y0, y1, width, height, log) {
+export function scales(x0, x1, y0, y1, width, height, log, whole = false) {
   const pad = (y1 - y0 || 1) * 0.05;
   const place = log ? Math.log10 : (value) => value;
   const [first, last] = [place(x0), place(x1)];
@@ -99,7 +125,7 @@ export function scales(x0, x1, y0, y1, width, height, log) {
   return {
     x: (value) => MARGIN.left + 8 + ((place(value) - first) / (last - first || 1)) * (inside.width - 16),
     y: (value) => MARGIN.top + ((y1 + pad - value) / (y1 - y0 + 2 * pad)) * inside.height,
-    xTicks: log ? { found: [1, 2, 5, 10, 20, 50, 100].filter((tick) => tick >= x0 && tick <= x1), decimals: 0 } : ticks(x0, x1, width < 450 ? 5 : 9),
+    xTicks: log ? { found: [1, 2, 5, 10, 20, 50, 100].filter((tick) => tick >= x0 && tick <= x1), decimals: 0 } : ticks(x0, x1, width < 450 ? 5 : 9, whole ? 1 : 0),
     yTicks: ticks(y0 - pad, y1 + pad, 6),
   };
 }
@@ -119,7 +145,7 @@ export function axes(scale, width, height, xName, yName) {
   return group;
 }
 
-function line(one, scale, width, band) {
+function line(one, scale, width, band, join) {
   const group = svg("g", { "data-series": one.name });
   const points = one.level ? [MARGIN.left, width - MARGIN.right].map((place) => ({ ...one.points[0], place })) : [...one.points].sort((a, b) => a.x - b.x);
   const left = (p) => p.place ?? scale.x(p.x);
@@ -129,8 +155,8 @@ function line(one, scale, width, band) {
     const outline = `${path(certain, (p) => p.high)} ${path([...certain].reverse(), (p) => p.low)}`;
     group.append(svg("polygon", { points: outline, fill: one.colour, opacity: one.level ? 0.08 : 0.16 }));
   }
-  group.append(svg("polyline", { points: path(points, (p) => p.y), fill: "none", stroke: one.colour, "stroke-width": 2, "stroke-dasharray": one.dash || null }));
-  if (!one.level) group.append(...points.map((p) => svg("circle", { cx: left(p), cy: scale.y(p.y), r: 3.2, fill: one.colour })));
+  if (join || one.level) group.append(svg("polyline", { points: path(points, (p) => p.y), fill: "none", stroke: one.colour, "stroke-width": 2, "stroke-dasharray": one.dash || null }));
+  if (!one.level) group.append(...points.map((p) => svg("circle", { cx: left(p), cy: scale.y(p.y), r: 3.2, fill: one.colour })), ...points.filter((p) => p.label).map((p) => svg("text", { x: left(p) + 5, y: scale.y(p.y) - 4, fill: one.colour, class: "key" }, p.label)));
   return group;
 }
 
@@ -146,8 +172,8 @@ function describe(lines, at, xName, reach) {
   return [el("b", {}, `${xName}: ${Number.isInteger(at) ? count(at) : number(at, 2)}`), el("table", {}, rows.map((one) => one.row))];
 }
 
-// A map of numbers [row][column] about 0: orange above, blue below, `end` at the darkest.
-export function heatMap({ values, end, width = 240, height = 132, title, rowName, columnName, describeCell }) {
+// A map of numbers [row][column] about 0: orange above, blue below, `end` at the strongest. It tells the cell that is pointed at.
+export function heatMap({ values, end, width = 240, height = 132, title, rowName, columnName, describeCell, told }) {
   const [rows, columns] = [values.length, values[0].length];
   const [w, h] = [(width - 24) / columns, (height - 20) / rows];
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title, class: "map" });
@@ -155,9 +181,10 @@ export function heatMap({ values, end, width = 240, height = 132, title, rowName
     row.forEach((value, c) => {
       const strength = Math.min(1, Math.abs(value) / end);
       const cell = { x: 22 + c * w, y: r * h, width: w + 0.3, height: h + 0.3, fill: `rgb(var(${value > 0 ? "--warm" : "--cool"}))`, "fill-opacity": strength.toFixed(3) };
-      picture.append(svg("rect", cell, svg("title", {}, describeCell(r, c, value))));
+      picture.append(svg("rect", { ...cell, "data-cell": describeCell(r, c, value) }));
     }),
   );
+  onPointing(picture, (event) => told(event?.target.dataset.cell));
   const text = (x, y, anchor, content) => svg("text", { x, y, "text-anchor": anchor }, content);
   picture.append(text(18, 9, "end", "0"), text(18, height - 22, "end", String(rows - 1)));
   picture.append(svg("text", { transform: `translate(9 ${(height - 20) / 2}) rotate(-90)`, "text-anchor": "middle" }, rowName));
@@ -165,8 +192,9 @@ export function heatMap({ values, end, width = 240, height = 132, title, rowName
   return picture;
 }
 
-export function downloads(name, holder, rows) {
-  const picture = () => download(`${name}.svg`, standalone(holder.querySelector("svg")), "image/svg+xml");
+// keys(): {name, colour, dash} of what the picture shows now; the saved picture holds title and legend too.
+export function downloads(name, title, holder, keys, rows) {
+  const picture = () => download(`${name}.svg`, standalone(title, holder, keys()), "image/svg+xml");
   return el(
     "div",
     { class: "downloads" },
@@ -176,13 +204,32 @@ export function downloads(name, holder, rows) {
 }
 
 // The picture as a file of its own: colours and fonts that the page's style gives are written into it.
-function standalone(picture) {
-  const copy = picture.cloneNode(true);
-  const [from, to] = [[picture, ...picture.querySelectorAll("*")], [copy, ...copy.querySelectorAll("*")]];
-  from.forEach((node, i) => {
+function standalone(title, holder, keys) {
+  const shown = holder.querySelector("svg");
+  const [width, height] = ["width", "height"].map((name) => Number(shown.getAttribute(name)));
+  const legend = legendOf(keys, width);
+  const size = { width, height: TITLE + height + legend.height };
+  const picture = svg("svg", { ...size, viewBox: `0 0 ${width} ${size.height}`, xmlns: "http://www.w3.org/2000/svg" });
+  picture.append(svg("rect", { ...size, fill: "var(--paper)" }), svg("text", { x: 12, y: 18, fill: "var(--ink)", "font-weight": 600 }, title));
+  picture.append(svg("g", { transform: `translate(0 ${TITLE})` }, [...shown.cloneNode(true).childNodes]), svg("g", { transform: `translate(0 ${TITLE + height})` }, legend.nodes));
+  holder.append(picture); // the style of the page holds for what is in it only
+  for (const node of picture.querySelectorAll("*")) {
     const style = getComputedStyle(node);
-    for (const name of ["fill", "stroke", "font-size", "font-family"]) to[i].setAttribute(name, style.getPropertyValue(name));
-  });
-  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-  return new XMLSerializer().serializeToString(copy);
+    for (const name of ["fill", "stroke", "font-size", "font-family"]) node.setAttribute(name, style.getPropertyValue(name));
+  }
+  picture.remove();
+  return new XMLSerializer().serializeToString(picture);
+}
+
+function legendOf(keys, width) {
+  const nodes = [];
+  let [x, y] = [12, 12];
+  for (const { name, colour, dash } of keys) {
+    const wanted = 44 + 7.5 * name.length;
+    if (x > 12 && x + wanted > width) [x, y] = [12, y + 20];
+    nodes.push(svg("line", { x1: x, x2: x + 24, y1: y, y2: y, stroke: colour, "stroke-width": 3, "stroke-dasharray": dash || null }));
+    nodes.push(svg("text", { x: x + 30, y: y + 4, fill: "var(--ink)", class: "key" }, name));
+    x += wanted;
+  }
+  return { nodes, height: y + 12 };
 }

@@ -64,7 +64,9 @@ export function oneLine(text) {
   return visible(text).replaceAll("\n", "").replaceAll(" ", "·");
 }
 
+// A choice; where there is nothing to choose, the only option as text.
 export function select(label, options, value, change) {
+  if (options.length === 1) return el("span", { class: "control" }, el("span", {}, label), el("b", {}, options[0][1]));
   const input = el("select", { "aria-label": label, change: (event) => change(event.target.value) });
   for (const [key, text] of options) input.append(el("option", { value: key, selected: String(key) === String(value) }, text));
   return el("label", { class: "control" }, el("span", {}, label), input);
@@ -77,6 +79,7 @@ export function download(name, text, type) {
 }
 
 export function csv(rows) {
+  const text = (value) => (typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value ?? ""));
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
-  return rows.map((row) => row.map((value) => quoted(String(value ?? ""))).join(",")).join("\r\n") + "\r\n";
+  return rows.map((row) => row.map((value) => quoted(text(value))).join(",")).join("\r\n") + "\r\n";
 }

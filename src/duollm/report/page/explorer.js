@@ -1,15 +1,16 @@
 // The token explorer: text coloured by a quantity, with filters, search, pins and two policies side by side.
 
 import { ownName, policyLabel, routerKinds, shade, variantOf } from "./colour.js";
-import { OF_RUN } from "./decode.js";
+import { OF_RUN, indexOf } from "./decode.js";
 import { byId, count, el, number, oneLine, percent, select, signed, withInterval } from "./dom.js";
 import { comparePins, inspect } from "./inspector.js";
 import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt, isLevel, spentBy, worded } from "./quantities.js";
 import { setState, state } from "./state.js";
-import { contextsOf, gainOf } from "./story.js";
+import { contextsOf, gainOf, ofText, textLabel } from "./story.js";
 import { TextView } from "./text.js";
 
 const LISTED = 8;
+const BEFORE = 3; // tokens shown before one that is listed
 const MOST_PINS = 5;
 const memory = { text: null, view: null, hits: [] };
 
@@ -37,26 +38,32 @@ export function drawExplorer(data, changes = {}) {
   byId("counted").replaceChildren(...counted(view, kept, values), ...(id === "gain" ? inTables(view) : []));
   byId("extremes").replaceChildren(...extremes(view, kept));
   const full = fullAt(values, quantity);
-  const panes = [pane(view.policy, values, full, quantity)];
-  if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values, full, quantity));
+  const many = data.page.runs.length > 1;
+  const spent = (policy) => (number(spentBy(policy), 2) === number(policy.k, 2) ? "" : `, spends ${number(spentBy(policy), 2)}`);
+  const nameOfPane = (policy) => `${many && policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(policy.policy, data)}, k = ${policy.k}${spent(policy)}`;
+  const pane = (policy, of) => ({ policy, of, name: nameOfPane(policy), colour: (t) => shade(of[t], full, quantity.diverging, quantity.good) });
+  const panes = [pane(view.policy, values)];
+  if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values));
+  if (panes.length > 1 && panes[0].of.every((value, t) => Object.is(value, panes[1].of[t]))) byId("counted").append(` ${quantity.label[0].toUpperCase()}${worded(quantity.label, data).slice(1)} does not depend on the policy, so both sides have the same colours; only routes and losses differ.`);
   const hits = new Set(memory.hits.flatMap(([from, to]) => Array.from({ length: to - from }, (_, i) => from + i)));
   const paint = { panes, dim: (t) => !kept(t), found: (t) => hits.has(t), layer: state.layer, lanes: state.lanes === "on" };
-  const names = panes.map((one) => headingOf(one.policy, view, data));
-  byId("panenames").replaceChildren(...(view.other && id === "other" ? [`${names[0]} minus ${headingOf(view.other, view, data)}`] : names).map((name) => el("b", {}, name)));
+  if (view.other && id === "other") panes[0].name += ` minus ${nameOfPane(view.other)}`;
+  byId("panenames").replaceChildren(...panes.map(({ name }) => el("b", {}, name)));
   byId("panenames").className = panes.length > 1 ? "panes two" : "panes";
   showText(view, paint, data);
   if ("view" in changes && state.token >= 0) requestAnimationFrame(() => memory.text.reveal(state.token));
   showToken(state.token);
+  return noteOf(view);
 }
 
-function headingOf(policy, view, data) {
-  const run = data.page.runs.length > 1 && policy.domain === view.domain ? data.name + OF_RUN : "";
-  const spent = number(spentBy(policy), 2);
-  return `${run}${policyLabel(policy.policy, data)}, k = ${policy.k}${Number(spent) === policy.k ? "" : `, spends ${spent}`}`;
-}
-
-function pane(policy, values, full, quantity) {
-  return { policy, colour: (t) => shade(values[t], full, quantity.diverging, quantity.good) };
+// What is not as it was asked for: budgets that a policy was not measured at, and text that the page does not hold.
+function noteOf({ domain, k, policy, other }) {
+  const label = (one) => policyLabel(one.policy, domain.run);
+  const parts = [];
+  if (k !== state.k) parts.push(`${label(policy)} was not measured with ${state.k} big layers; this view shows it with ${k}.`);
+  if (other && !isLevel(other) && other.k !== k) parts.push(`${label(other)}, beside it, was not measured with ${k} big layers and is shown with ${other.k}.`);
+  if (domain.size < domain.tokens) parts.push(`The page holds the text of the first ${count(domain.size)} of ${count(domain.tokens)} tokens of ${domain.name}; tables and charts count all of them.`);
+  return parts.join(" ");
 }
 
 function showText(view, paint, data) {
@@ -75,6 +82,7 @@ function showText(view, paint, data) {
 
 function bind(holder) {
   holder.dataset.bound = "yes";
+  byId("close-token").addEventListener("click", () => focusToken(-1));
   const under = (event) => {
     const lanes = event.target.closest?.("svg.lanes");
     if (lanes) {
@@ -120,6 +128,7 @@ export function togglePin(t) {
 function showToken(t) {
   const { view, data } = memory;
   const known = t >= 0 && t < view.domain.size;
+  document.querySelector("aside").classList.toggle("idle", !known);
   const hint = el("p", { class: "soft" }, "Point at a token, or move through the text with the arrow keys. A click or Enter pins a token to compare.");
   byId("token").replaceChildren(...(known ? inspect(view, t, routerKinds(data.results), state.layer) : [hint]));
   const pins = state.pins.filter((pin) => pin < view.domain.size);
@@ -136,20 +145,33 @@ function controls(data, view, known, id) {
   const keep = document.activeElement?.closest?.("#text-controls .control");
   const place = keep ? [...byId("text-controls").children].indexOf(keep) : -1;
   byId("text-controls").replaceChildren(
-    select("Text", data.domains.map((one) => [one.name, one.name]), view.domain.name, (value) => setState({ domain: value, token: -1, pins: [] })),
+    select(textLabel(), data.domains.map((one) => [one.name, one.name]), view.domain.name, (value) => setState({ ...ofText(data, value), token: -1, pins: [] })),
     select("Colour", known.map((one) => [one, worded(QUANTITIES[one].label, data)]), id, (value) => setState({ q: value, from: "", to: "" })),
     select("Policy", names, view.policy.policy, (value) => setState({ policy: value })),
     select("Big layers", budgets, view.k, (value) => setState({ k: Number(value) })),
     select("Beside it", [["none", "nothing"], ...names], view.other?.policy ?? "none", (value) => setState({ other: value })),
     select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
     select("Tokens", Object.entries(CLASSES), state.kind, (value) => setState({ kind: value })),
-    field("From", "from", "number", { step: "0.1" }),
-    field("To", "to", "number", { step: "0.1" }),
-    field("Search", "find", "search", { placeholder: "text" }),
+    field("Value from", "from", "number", { step: "0.1" }),
+    field("Value to", "to", "number", { step: "0.1" }),
+    field("Search", "find", "search", { placeholder: "text", keydown: (event) => event.key === "Enter" && jump(event.shiftKey ? -1 : 1) }),
+    documents(view.domain),
     select("Lanes", [["on", "shown"], ["off", "hidden"]], state.lanes, (value) => setState({ lanes: value })),
     el("label", { class: "control" }, el("span", {}, state.layer < 0 ? "Layer: none" : `Layer: ${state.layer}`), layer),
   );
+  const all = el("button", { type: "button", class: "more", click: () => byId("text-controls").classList.toggle("all") }, "More or fewer choices");
+  byId("text-controls").append(all);
   if (place >= 0) byId("text-controls").children[place]?.querySelector("input,select")?.focus();
+}
+
+function documents(domain) {
+  const names = domain.documents.map((name, i) => [i, name]);
+  const at = state.token >= 0 && state.token < domain.size ? indexOf(domain.document, state.token) : -1;
+  return select("Go to document", [...(at < 0 ? [[-1, "choose"]] : []), ...names], at, (value) => {
+    const first = domain.document[value];
+    focusToken(first);
+    memory.text.reveal(first);
+  });
 }
 
 function legend(values, quantity, data) {
@@ -157,7 +179,7 @@ function legend(values, quantity, data) {
   const stops = Array.from({ length: 9 }, (_, i) => (quantity.diverging ? (i - 4) / 4 : i / 8) * full);
   const form = quantity.share ? (value) => percent(value) : (value) => number(value, 2);
   const cells = stops.map((value) => el("i", { style: `background:${shade(value, full, quantity.diverging, quantity.good)}` }));
-  return [el("b", {}, worded(quantity.label, data)), el("span", { class: "scale" }, form(stops[0]), el("span", { class: "ramp" }, cells), `${form(stops[8])}${quantity.share ? "" : " nats or more"}`), el("small", {}, worded(quantity.help, data))];
+  return [el("b", {}, worded(quantity.label, data)), el("span", { class: "scale" }, form(stops[0]), el("span", { class: "ramp" }, cells), `${form(stops[8])}${quantity.share ? "" : " nats or more"}`), el("small", {}, worded(quantity.help, data)), state.lanes === "on" ? el("span", { class: "scale" }, "lanes:", data.branches.flatMap((name) => [el("i", { class: `key ${name}` }), name])) : ""];
 }
 
 function search(domain, wanted) {
@@ -185,18 +207,20 @@ function counted(view, kept, values) {
   values.forEach((value, t) => kept(t) && (chosen++, (sum += value)));
   const all = view.domain.size;
   const parts = [el("span", {}, `${count(chosen)} of ${count(all)} tokens (${percent(chosen / all)}), mean ${number(chosen ? sum / chosen : null)}`)];
-  if (view.k !== state.k) parts.unshift(el("span", {}, `${policyLabel(view.policy.policy, view.domain.run)} was not measured with ${state.k} big layers, so ${view.k} are shown. `));
-  if (view.other && !isLevel(view.other) && view.other.k !== view.k) parts.unshift(el("span", {}, `${policyLabel(view.other.policy, view.domain.run)} was not measured with ${view.k} big layers; beside it are its ${view.other.k}. `));
-  if (all < view.domain.tokens) parts.push(el("span", {}, `; the page holds the first ${count(all)} of ${count(view.domain.tokens)}`));
-  if (state.find) {
-    const jump = () => {
-      const next = memory.hits.find(([from]) => from > state.token) ?? memory.hits[0];
-      focusToken(next[0]);
-      memory.text.reveal(next[0]);
-    };
-    parts.push(el("span", {}, `; “${state.find}” found ${count(memory.hits.length)} times `), memory.hits.length ? el("button", { type: "button", click: jump }, "next") : "");
-  }
+  if (state.find) parts.push(el("span", {}, `; “${state.find}” found ${count(memory.hits.length)} times `), ...(memory.hits.length ? [el("button", { type: "button", click: () => jump(1) }, "next"), el("b", { id: "hit" }, "Enter: next, Shift+Enter: previous")] : []));
   return parts;
+}
+
+// Goes to the next or the previous place that the search found, and says which one it is and whether it began again.
+function jump(step) {
+  const { hits } = memory;
+  if (!hits.length) return;
+  const next = step > 0 ? hits.findIndex(([from]) => from > state.token) : hits.findLastIndex(([from]) => from < state.token);
+  const place = next >= 0 ? next : step > 0 ? 0 : hits.length - 1;
+  const around = next < 0 && state.token >= 0;
+  focusToken(hits[place][0]);
+  memory.text.reveal(hits[place][0]);
+  byId("hit").textContent = `${count(place + 1)} of ${count(hits.length)}${around ? (step > 0 ? ", from the start again" : ", from the end again") : ""}`;
 }
 
 // The mean gain over the whole text of the comparison, of which the page may hold a part only.
@@ -221,7 +245,7 @@ function extremes(view, kept) {
   if (!gain) return [];
   const rows = ends(gain, (t) => kept(t) && !Number.isNaN(gain[t]));
   const list = (title, chosen) => {
-    const items = chosen.map((t) => el("li", {}, el("button", { type: "button", click: () => (focusToken(t), memory.text.reveal(t)) }, el("bdi", {}, oneLine(view.domain.text[t])), el("small", {}, number(gain[t], 2)))));
+    const items = chosen.map((t) => el("li", {}, el("button", { type: "button", click: () => (focusToken(t), memory.text.reveal(t)) }, el("span", {}, el("small", {}, oneLine(view.domain.text.slice(Math.max(0, t - BEFORE), t).join(""))), el("bdi", {}, oneLine(view.domain.text[t]))), el("small", {}, number(gain[t], 2)))));
     return el("div", {}, el("h4", {}, title), el("ol", {}, items));
   };
   return [list("helped most", rows.slice(0, LISTED)), list("helped least", rows.slice(-LISTED).reverse())];

@@ -41,8 +41,33 @@ export function frontier(data, domain, context, axis) {
     x: axis === "flops" ? "FLOPs per token, all big = 1" : `big layers per token, of ${data.layers}`,
     y: "mean loss (nats per token)",
     series: frontierLines(data, domain, context, axis),
-    height: 380,
+    height: 310,
+    whole: axis !== "flops",
+    note: axis === "flops" ? flopsNote(data) : "",
   });
+}
+
+function flopsNote({ results }) {
+  const counted = [...new Set(results.comparison.filter((row) => row.relative_flops !== undefined && !/^all-/.test(row.policy)).map((row) => row.big_layers))];
+  return `FLOPs were counted with ${counted.sort((a, b) => a - b).join(", ")} big layers only; other budgets, and policies whose FLOPs were not counted, are not drawn.`;
+}
+
+// What the frontier draws as one thick line: how far the policies lie from the fixed pattern, without hindsight's far larger gain.
+export function gainsChart(data, domain) {
+  const kinds = routerKinds(data.results);
+  const series = new Map();
+  const add = (variant, x, [y, low, high]) => {
+    if (!series.has(variant)) series.set(variant, { name: policyLabel(variant, data), ...policyLook(variant, kinds), off: /, exact$/.test(variant), points: [] });
+    series.get(variant).points.push({ x, y, low, high });
+  };
+  for (const row of data.results.comparison) {
+    const gain = row.gain_at_spent ?? row.gain_over_static;
+    if (row.domain === domain && row.kind && gain) add(variantOf(row), row.mean_big_layers ?? row.big_layers, gain);
+  }
+  for (const row of data.results.ceiling) if (row.domain === domain && row.chosen && row.spend !== "exact") add("ceiling", row.mean_big_layers, row.gain);
+  if (!series.size) return "";
+  series.set("static", { name: policyLabel("static", data), ...policyLook("static", kinds), level: true, points: [{ x: [...series.values()][0].points[0].x, y: 0 }] });
+  return lineChart({ title: "Gain over the fixed pattern, without hindsight", name: `gains-${domain}`, x: `big layers per token, of ${data.layers}`, y: "gain (nats per token)", series: [...series.values()], height: 260, whole: true });
 }
 
 function keyOf(row) {

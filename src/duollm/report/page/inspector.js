@@ -51,7 +51,12 @@ function predicted(domain, t) {
   const found = predictions(domain, t);
   if (!found) return null;
   const words = found.top.map(([word, share], i) => el("li", { class: i + 1 === found.rank ? "hit" : null }, el("bdi", {}, oneLine(word)), el("small", {}, `${share} %`)));
-  return el("div", {}, el("h4", {}, `What all big predicted: this token is number ${count(found.rank)}`), el("ol", { class: "predicted" }, words));
+  return el("div", {}, el("h4", {}, `What all big predicted: this token was its ${ordinal(found.rank)} guess`), el("ol", { class: "predicted" }, words));
+}
+
+function ordinal(n) {
+  const teens = n % 100 > 10 && n % 100 < 14;
+  return `${count(n)}${(!teens && ["th", "st", "nd", "rd"][n % 10]) || "th"}`;
 }
 
 // The token's loss over budgets, of the oracle and of static.
@@ -71,10 +76,11 @@ function sparkline(view, t, kinds) {
 
 export function comparePins(view, pins, scrubbed, unpin) {
   const { domain } = view;
+  const chosen = [view.policy, view.other].filter(Boolean);
+  const ends = ["all-small", "all-big"].map((variant) => findPolicy(domain, variant, 0, view.context)).filter((policy) => !chosen.includes(policy));
   const lines = [
-    [domain.run.cheapest, (t) => number(lossAt(findPolicy(domain, "all-small", 0, view.context), t), DECIMALS)],
-    ["all big", (t) => number(lossAt(domain.policies[0], t), DECIMALS)],
-    ...[view.policy, view.other].filter(Boolean).flatMap((policy) => [
+    ...ends.map((policy) => [policyLabel(policy.policy, domain.run), (t) => number(lossAt(policy, t), DECIMALS)]),
+    ...chosen.flatMap((policy) => [
       [policyLabel(policy.policy, domain.run), (t) => number(lossAt(policy, t), DECIMALS)],
       ...(policy.routes ? [["its route", (t) => (hasRoute(policy, t) ? routeStrip(policy, t, scrubbed) : "–")], ["share of big", (t) => (hasRoute(policy, t) ? percent(bigLayers(policy, t) / policy.domain.layers) : "–")]] : []),
     ]),

@@ -1,12 +1,12 @@
 // Which layers are big: by depth, and by depth and position in the window, counted on the tokens of the page.
 
-import { heatMap, lineChart } from "./chart.js";
+import { chosenLines, heatMap, lineChart } from "./chart.js";
 import { isRouter, policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
 import { branch, indexOf } from "./decode.js";
 import { byId, el, percent, select } from "./dom.js";
 import { CLASSES, choosable, classify, findPolicy } from "./quantities.js";
 import { setState, state } from "./state.js";
-import { contextsOf } from "./story.js";
+import { contextsOf, ofText, textLabel } from "./story.js";
 
 const BINS = 8;
 const EXACT = /, exact$/; // so like the router that spends on average that both would hide each other
@@ -14,19 +14,22 @@ const EXACT = /, exact$/; // so like the router that spends on average that both
 export function drawLayers(data) {
   const domain = data.domains.find((one) => one.name === state.domain) ?? data.domains[0];
   byId("layer-controls").replaceChildren(
-    select("Text", data.domains.map((one) => [one.name, one.name]), domain.name, (value) => setState({ domain: value })),
+    select(textLabel(), data.domains.map((one) => [one.name, one.name]), domain.name, (value) => setState(ofText(data, value))),
     select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
     select("Tokens", Object.entries(CLASSES), state.kind, (value) => setState({ kind: value })),
   );
   const budgets = shownBudgets(data, domain);
   const variants = choosable(domain, state.context).filter((one) => domain.policies.some((p) => p.policy === one && p.routes && p.domain === domain));
-  byId("depth").replaceChildren(...budgets.map((k) => depthChart(data, domain, k)));
+  drawAlike("depth", budgets.map((k) => depthChart(data, domain, k)));
   const maps = variants.flatMap((variant) => budgets.map((k) => mapOf(data, domain, variant, k))).filter(Boolean);
-  const end = Math.max(0.05, ...maps.flatMap((one) => one.values.flat().map(Math.abs)));
-  const rows = variants.map((variant) => el("div", { class: "maprow" }, el("h3", {}, policyLabel(variant, data)), el("div", { class: "maps" }, maps.filter((one) => one.variant === variant).map((one) => drawMap(one, end)))));
-  byId("maps").replaceChildren(...rows);
-  byId("map-legend").replaceChildren(el("span", { class: "scale" }, percent(-end), el("span", { class: "ramp full" }, Array.from({ length: 9 }, (_, i) => el("i", { style: `background:rgb(var(${i > 4 ? "--warm" : "--cool"}) / ${Math.abs(i - 4) / 4})` }))), `+${percent(end)} of the tokens, against even use (k / L)`));
-  byId("agreement").replaceChildren(...budgets.map((k) => agreementChart(data, k)).filter(Boolean));
+  byId("maps").replaceChildren(...variants.map((variant) => mapRow(variant, maps.filter((one) => one.variant === variant), data)));
+  drawAlike("agreement", budgets.map((k) => agreementChart(data, k)).filter(Boolean));
+}
+
+// Charts of the same policies stand under one legend.
+function drawAlike(id, charts) {
+  const shared = chosenLines(charts.flatMap((one) => one.series));
+  byId(id).replaceChildren(shared.legend, ...charts.map((one) => lineChart({ ...one, shared })));
 }
 
 // The budgets of the routers, or a third, a half and two thirds of the layers without any.
@@ -46,7 +49,7 @@ function depthChart(data, domain, k) {
     return { name: policyLabel(variant, data), ...policyLook(variant, kinds), off: EXACT.test(variant), points };
   });
   series.push({ name: "even use", colour: "var(--soft)", dash: "2 3", level: true, points: [{ x: 0, y: k / data.layers }] });
-  return lineChart({ title: `${k} big layers`, name: `layers-${domain.name}-k${k}`, x: "layer (0 is the first)", y: "share of tokens that are big", series, height: 230 });
+  return { title: `${k} big layers`, name: `layers-${domain.name}-k${k}`, x: "layer (0 is the first)", y: "share of tokens that are big", series, height: 230, whole: true };
 }
 
 function mapOf(data, domain, variant, k) {
@@ -66,10 +69,20 @@ function mapOf(data, domain, variant, k) {
   return { domain, variant, k, values, even: k / data.layers };
 }
 
+// Each policy has its own scale, for most of them differ far less from even use than a fixed pattern does.
+function mapRow(variant, maps, data) {
+  const end = Math.max(0.05, ...maps.flatMap((one) => one.values.flat().map(Math.abs)));
+  const ramp = Array.from({ length: 9 }, (_, i) => el("i", { style: `background:rgb(var(${i > 4 ? "--warm" : "--cool"}) / ${Math.abs(i - 4) / 4})` }));
+  const scale = el("span", { class: "scale" }, percent(-end), el("span", { class: "ramp" }, ramp), `+${percent(end)}`);
+  return el("div", { class: "maprow" }, el("h3", {}, policyLabel(variant, data), " ", scale), el("div", { class: "maps" }, maps.map((one) => drawMap(one, end))));
+}
+
 function drawMap({ domain, variant, k, values, even }, end) {
-  const describeCell = (layer, bin, value) => `layer ${layer}, part ${bin + 1} of ${values[0].length} of the window: ${percent(value + even)} big`;
+  const describeCell = (layer, bin, value) => `k = ${k}, layer ${layer}, part ${bin + 1} of ${values[0].length} of the window: ${percent(value + even)} big`;
   const title = `${policyLabel(variant, domain.run)}, ${k} big layers: share of big by layer and position`;
-  return el("figure", {}, heatMap({ values, end, title, rowName: "layer", columnName: "position →", describeCell }), el("figcaption", {}, `k = ${k}`));
+  const caption = el("figcaption", { "aria-live": "polite" }, `k = ${k}`);
+  const told = (cell) => (caption.textContent = cell ?? `k = ${k}`);
+  return el("figure", {}, heatMap({ values, end, title, rowName: "layer", columnName: "position →", describeCell, told }), caption);
 }
 
 function agreementChart(data, k) {
@@ -85,5 +98,5 @@ function agreementChart(data, k) {
       { name: `${variant}, by chance`, ...look, dash: "1 4", off: EXACT.test(variant), points: chance },
     ];
   });
-  return lineChart({ title: `${k} big layers`, name: `agreement-k${k}`, x: "layer (0 is the first)", y: "on the oracle's branch", series, height: 230 });
+  return { title: `${k} big layers`, name: `agreement-k${k}`, x: "layer (0 is the first)", y: "on the oracle's branch", series, height: 230, whole: true };
 }

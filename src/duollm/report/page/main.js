@@ -16,7 +16,8 @@ function show(page, changes) {
   if (!(state.view in VIEWS) || (state.view === "runs" && page.runs.length < 2)) state.view = "overview";
   if (!domainOptions(data).some(([name]) => name === state.pool)) state.pool = data.headline;
   if (!data.results.nll.some((row) => row.context === state.context)) state.context = data.results.context;
-  state.k = Math.min(state.k, data.layers);
+  const wanted = state.k;
+  state.k = Math.min(Math.max(0, Math.round(wanted)), data.layers);
   nameRun(page, data);
   for (const view of Object.keys(VIEWS)) {
     byId(`view-${view}`).hidden = view !== state.view;
@@ -25,7 +26,10 @@ function show(page, changes) {
     if (view === state.view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  VIEWS[state.view](data, changes);
+  const said = VIEWS[state.view](data, changes); // what the reader should know of the choices that the view could not keep
+  const clamped = wanted === state.k ? "" : `${wanted} big layers were asked for; the model can have 0 to ${data.layers}. `;
+  byId("notice").hidden = !(clamped || said);
+  byId("notice").textContent = clamped + (said ?? "");
 }
 
 // What the page says about the run that it shows.
@@ -44,6 +48,11 @@ function prepare(page) {
   byId("theme").addEventListener("click", () => {
     const root = document.documentElement;
     root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+    try {
+      localStorage.setItem("duollm-theme", root.dataset.theme);
+    } catch {
+      // a browser that keeps nothing for a file starts in its own theme again
+    }
   });
   byId("share").addEventListener("click", async () => {
     setState({});

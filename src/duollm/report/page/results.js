@@ -4,19 +4,20 @@ import { lineChart } from "./chart.js";
 import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
 import { byId, count, el, number, oneLine, pValue, percent, select, signed, withInterval } from "./dom.js";
 import { paired } from "./frontier.js";
+import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
 import { setState, state } from "./state.js";
-import { chip, domainOptions, gainOf } from "./story.js";
+import { chip, domainName, domainOptions, gainOf, nearest, notMeasured, ofText } from "./story.js";
 import { sortableTable } from "./table.js";
 
 export function drawClaims(data) {
   const groups = Map.groupBy?.(data.results.claims, (claim) => claim.id) ?? grouped(data.results.claims);
   const cards = [...groups].map(([id, claims]) => {
     const conditions = claims.flatMap((claim) => claim.conditions.map((one) => ({ ...one, domain: claim.domain })));
-    const rows = united(claims).map((claim) => el("li", {}, el("b", {}, claim.domain), chip(claim.verdict), el("span", {}, claim.finding)));
+    const rows = united(claims).map((claim) => el("li", {}, el("b", {}, domainName(claim.domain)), chip(claim.verdict), el("span", {}, claim.finding)));
     const table = el("table", { class: "plain stacked" }, el("thead", {}, el("tr", {}, ["text", "quantity", "reproduced if", "measured", "verdict"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, conditions.map(conditionRow)));
-    return el("article", { class: "claim", id: `claim-${id}` }, el("h2", {}, `${id}: ${claims[0].statement}`), el("ul", {}, rows), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
+    return el("article", { class: id === state.claim ? "claim chosen" : "claim", id: `claim-${id}` }, el("h2", {}, `${id}: ${claims[0].statement}`), el("ul", {}, rows), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
   });
   byId("claims").replaceChildren(...cards);
   if (state.claim) byId(`claim-${state.claim}`)?.scrollIntoView();
@@ -36,15 +37,15 @@ function grouped(claims) {
 
 function conditionRow(one) {
   const cells = [["quantity", one.quantity], ["reproduced if", one.rule], ["measured", withInterval(one.estimate)], ["verdict", chip(one.verdict)]];
-  return el("tr", {}, el("th", { scope: "row", "data-label": "text" }, one.domain), cells.map(([label, content]) => el("td", { "data-label": label }, content)));
+  return el("tr", {}, el("th", { scope: "row", "data-label": "text" }, domainName(one.domain)), cells.map(([label, content]) => el("td", { "data-label": label }, content)));
 }
 
 export function drawTables(data) {
   const { results } = data;
   const budgets = [...new Set(results.comparison.filter((row) => !/^all-/.test(row.policy)).map((row) => row.big_layers))].sort((a, b) => a - b);
-  const k = budgets.includes(state.k) ? state.k : budgets.reduce((best, one) => (Math.abs(one - state.k) < Math.abs(best - state.k) ? one : best), budgets[0]);
+  const k = nearest(budgets, state.k);
   byId("table-controls").replaceChildren(
-    select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })),
+    select("Text", domainOptions(data), state.pool, (value) => setState({ ...ofText(data, value), pool: value })),
     select("Big layers", budgets.map((one) => [one, `${one} of ${data.layers}`]), k, (value) => setState({ k: Number(value) })),
   );
   const here = results.comparison.filter((row) => row.domain === state.pool && (row.big_layers === k || /^all-/.test(row.policy)) && !(row.policy === "executed-together" && row.context === "committed"));
@@ -54,6 +55,7 @@ export function drawTables(data) {
   byId("families").replaceChildren(...(families.length ? [familyTable(families)] : []));
   const spend = results.spend.filter((row) => row.domain === state.pool);
   byId("spend").replaceChildren(...(spend.length ? [spendTable(spend)] : []));
+  return notMeasured(state.k, k);
 }
 
 function nameOf(row, data, several) {
@@ -69,11 +71,11 @@ function comparison(data, rows, k) {
   const peeked = rows.find((row) => row.policy === "oracle" && row.context === data.results.context)?.gain_over_static[0];
   const ofOracle = (row) => (row.kind && peeked > 0 ? (gainOf(row)?.map((value) => value && value / peeked) ?? null) : null);
   const ofPredictor = (row) => (row.kind ? (row.of_ceiling ?? null) : null);
-  const share = (name, label, estimate) => ({ name, label, estimate, value: (row) => estimate(row)?.[0], form: (value) => percent(value, 1) });
+  const share = (name, label, estimate) => ({ name, high: true, label, estimate, value: (row) => estimate(row)?.[0], form: (value) => percent(value, 1) });
   const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
   const columns = [
     { name: "policy", label: "policy", text: (row) => nameOf(row, data, several), value: (row) => nameOf(row, data, several) },
-    { name: "gain", label: "gain over static", estimate: gainOf, value: (row) => gainOf(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gainOf(row), "better", "worse") },
+    { name: "gain", high: true, label: "gain over static", estimate: gainOf, value: (row) => gainOf(row)?.[0], form: (value) => signed(value, 4), mark: (row) => lies(gainOf(row), "better", "worse") },
     { name: "nll", label: "loss", estimate: (row) => row.nll, value: (row) => row.nll[0] },
     share("closed", "of oracle's gain", ofOracle),
     share("ceiling", "of predictor's gain", ofPredictor),
@@ -82,7 +84,7 @@ function comparison(data, rows, k) {
     { name: "time", label: "time", ...relative("relative_time", "router_time_share") },
   ].filter((column) => column.name === "policy" || rows.some((row) => column.value(row) !== undefined && column.value(row) !== null));
   const marked = rows.map((row) => ({ ...row, marked: Boolean(row.kind) }));
-  return sortableTable({ name: `comparison-k${k}`, caption: `${state.pool}, ${k} of ${data.layers} layers big`, columns, rows: marked, sort: "gain" });
+  return sortableTable({ name: `comparison-k${k}`, caption: `${domainName(state.pool)}, ${k} of ${data.layers} layers big`, columns, rows: marked, sort: "gain" });
 }
 
 function lossTable(data) {
@@ -96,19 +98,19 @@ function lossTable(data) {
     { name: "over", label: "above all big", estimate: (row) => row.over_all_big, value: (row) => row.over_all_big[0], form: (value) => signed(value) },
     { name: "perplexity", label: "perplexity", text: (row) => number(row.perplexity, 2), value: (row) => row.perplexity },
   ];
-  return sortableTable({ name: `losses-${state.pool}`, caption: `${state.pool}, ${count(rows[0]?.tokens ?? 0)} tokens`, columns, rows });
+  return sortableTable({ name: `losses-${state.pool}`, caption: `${domainName(state.pool)}, ${count(rows[0]?.tokens ?? 0)} tokens`, columns, rows });
 }
 
 function familyTable(rows) {
   const beats = (row) => row.big_layers.filter((_, i) => row.gain_p[i] <= 0.05);
   const columns = [
     { name: "router", label: "router", text: (row) => row.router, value: (row) => row.router },
-    { name: "area", label: "area", estimate: (row) => row.area, value: (row) => row.area?.[0], form: (value) => signed(value, 4), mark: (row) => lies(row.area, "better", "worse") },
+    { name: "area", high: true, label: "area", estimate: (row) => row.area, value: (row) => row.area?.[0], form: (value) => signed(value, 4), mark: (row) => lies(row.area, "better", "worse") },
     { name: "p", label: "p", text: (row) => pValue(row.area_p), value: (row) => row.area_p },
-    { name: "beats", label: "beats static at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
-    { name: "best", label: "may be best", text: (row) => (row.best_p === undefined ? "–" : row.best_p > 0.05 ? "yes" : "no"), value: (row) => row.best_p },
+    { name: "beats", high: true, words: true, label: "beats static at", text: (row) => beats(row).join(", ") || "none", value: (row) => beats(row).length },
+    { name: "best", high: true, words: true, label: "may be best", text: (row) => (row.best_p === undefined ? "–" : row.best_p > 0.05 ? "yes" : "no"), value: (row) => row.best_p },
   ];
-  return sortableTable({ name: "families", caption: `${state.pool}, all budgets`, columns, rows, sort: "area" });
+  return sortableTable({ name: "families", caption: `${domainName(state.pool)}, all budgets`, columns, rows, sort: "area" });
 }
 
 function spendTable(rows) {
@@ -121,7 +123,7 @@ function spendTable(rows) {
 }
 
 export function drawFigures(data) {
-  byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ pool: value })));
+  byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ ...ofText(data, value), pool: value })), state.pool === "pooled" ? el("span", { class: "soft" }, `Two charts show one text only, ${data.domains[0].name}: difficulty, and blind tries.`) : "");
   byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data), difficultyChart(data)].filter(Boolean));
   const sizes = Object.values(data.sizes);
   const sum = (field) => count(sizes.reduce((total, one) => total + one[field], 0));
@@ -130,7 +132,7 @@ export function drawFigures(data) {
 }
 
 function paperFigure(data, { name, caption, claims }) {
-  const links = ["svg", "pdf", "csv"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}` }, kind.toUpperCase()), " "]);
+  const links = ["svg", "pdf", "csv"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}`, target: "_blank", rel: "noopener" }, kind.toUpperCase()), " "]);
   const decided = data.results.claims.filter((claim) => claims.includes(claim.id) && claim.domain === data.headline);
   return el("li", {}, el("b", {}, `${name.replaceAll("_", " ")} `), ...links, el("small", {}, caption), decided.map((claim) => [el("span", { class: `chip ${claim.verdict.replace(" ", "-")}` }, `${claim.id} ${claim.verdict}`), " "]));
 }
@@ -154,6 +156,8 @@ function difficultyChart(data) {
   const points = Array.from(small.keys())
     .filter((t) => t % Math.ceil(domain.size / MOST_POINTS) === 0)
     .map((t) => ({ t, x: small[t], y: Math.min(high, Math.max(low, gain[t])), group: kinds[t] }));
+  const names = ["token", "document, position", "loss", "removed by the oracle", "class"];
+  const rows = points.map(({ t, group }) => [oneLine(domain.text[t]), placeOf(domain, t), small[t], gain[t], CLASSES[group]]);
   const row = data.results.difficulty.find((one) => one.domain === domain.name && one.big_layers === data.budget);
   return scatterChart({
     title: `Difficulty against loss (${domain.name}, k = ${data.budget})`,
@@ -161,6 +165,7 @@ function difficultyChart(data) {
     x: `loss, ${data.cheapest} (nats)`,
     y: "what the oracle removes (nats)",
     points,
+    rows: [names, ...rows],
     groups: { easy: { name: CLASSES.easy, colour: "var(--random)" }, helped: { name: CLASSES.helped, colour: "var(--oracle)" }, stuck: { name: CLASSES.stuck, colour: "var(--drawn)" } },
     marks: { x: quantile(small, data.highLoss), y: quantile(gain, 0.5) },
     describe: ({ t }) => [el("b", {}, el("bdi", {}, oneLine(domain.text[t]))), el("div", {}, `loss ${number(small[t], 2)}, of which the oracle removes ${number(gain[t], 2)}`)],
@@ -219,16 +224,24 @@ function costChart(data) {
   const rows = data.results.comparison.filter((row) => row.domain === state.pool && row.relative_time !== undefined && (!row.context || row.context === state.context) && !/^all-/.test(row.policy));
   const groups = new Map();
   for (const row of rows) groups.set(variantOf(row), [...(groups.get(variantOf(row)) ?? []), row]);
-  const series = [...groups].map(([variant, own]) => ({ name: policyLabel(variant, data), ...policyLook(variant, routerKinds(data.results)), points: own.map((row) => ({ x: row.relative_time, y: row.nll[0], note: `k = ${row.big_layers}` })) }));
-  return series.length ? lineChart({ title: "Loss against measured time", name: "loss-by-time", x: "time per token, all big = 1", y: "mean loss (nats per token)", series, height: 280 }) : null;
+  const series = [...groups].map(([variant, own]) => ({ name: policyLabel(variant, data), ...policyLook(variant, routerKinds(data.results)), points: own.map((row) => ({ x: row.relative_time, y: row.nll[0], note: `k = ${row.big_layers}`, label: String(row.big_layers) })) }));
+  return series.length ? lineChart({ join: false, note: "Each point is a budget; the number beside it is k. Times are measured and vary by some percent from run to run: small steps along the axis are noise.", title: "Loss against measured time", name: "loss-by-time", x: "time per token, all big = 1", y: "mean loss (nats per token)", series, height: 280 }) : null;
 }
 
 export function drawRun(data) {
-  const { results } = data;
-  const facts = [...flat(results.model, "model"), ["context", results.context], ...flat(results.bootstrap, "bootstrap"), ...flat(results.provenance, ""), ...flat({ ...results.timing, machine: {} }, "timing")]
-    .filter(([, value]) => `${value ?? ""}` !== "")
-    .map(([name, value]) => [name, /^\d{5,}$/.test(value) ? count(Number(value)) : value]);
-  byId("facts").replaceChildren(...facts.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ")), el("td", {}, value))));
+  const { model, context, bootstrap, provenance, timing } = data.results;
+  const { machine, ...origin } = provenance;
+  const groups = { Model: model, "Intervals and context": { context, ...bootstrap }, Origin: origin, Machine: machine, "Timing measurement": { ...timing, machine: {} } };
+  const rows = Object.entries(groups).flatMap(([title, facts]) => {
+    const own = flat(facts ?? {}, "").filter(([, value]) => `${value ?? ""}` !== "");
+    return own.length ? [el("tr", {}, el("th", { colspan: 2, scope: "rowgroup" }, el("h2", {}, title))), ...own.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name.replaceAll("_", " ").replaceAll(".", " ")), el("td", {}, fact(name, value))))] : [];
+  });
+  byId("facts").replaceChildren(...rows);
+}
+
+function fact(name, value) {
+  if (name === "memory") return `${number(Number(value) / 2 ** 30, 1)} GiB`;
+  return /^\d{5,}$/.test(value) ? count(Number(value)) : value;
 }
 
 function flat(value, name) {

@@ -1,12 +1,12 @@
 // A cloud of points: one per token. Pointing names the nearest one, a click or Enter opens it.
 
-import { axes, downloads, frame, scales } from "./chart.js";
+import { axes, downloads, frame, onPointing, placeReadout, scales } from "./chart.js";
 import { el, svg } from "./dom.js";
 
 const REACH = 14; // pixels within which a point is meant
 
-// points: {x, y, group}; groups: {name, colour} by group; marks: {x, y} lines to divide the plane; describe(point): nodes.
-export function scatterChart({ title, name, x, y, points, groups, marks, describe, choose, note, height = 280 }) {
+// points: {x, y, group}; groups: {name, colour} by group; marks: {x, y} lines to divide the plane; describe(point): nodes; rows: the CSV.
+export function scatterChart({ title, name, x, y, points, groups, marks, describe, choose, note, rows, height = 280 }) {
   const box = el("div", { class: "plot" });
   const readout = el("div", { class: "readout", "aria-live": "polite", hidden: true });
   const ordered = [...points].sort((a, b) => a.x - b.x);
@@ -36,17 +36,19 @@ export function scatterChart({ title, name, x, y, points, groups, marks, describ
       ring.setAttribute("cx", cx);
       ring.setAttribute("cy", cy);
       readout.replaceChildren(...describe(to));
-      readout.style.left = `${Math.max(0, Math.min(cx + 12, width - readout.offsetWidth))}px`;
+      placeReadout(readout, cx, width, height);
     }
-    picture.addEventListener("pointermove", (event) => {
+    let tapped = false; // a first tap names a point, as pointing does; the next one opens it
+    onPointing(picture, (event) => {
+      if (!event) return point(null);
       const area = picture.getBoundingClientRect();
       const far = (p) => Math.hypot(scale.x(p.x) - event.clientX + area.left, scale.y(p.y) - event.clientY + area.top);
-      const near = points.reduce((best, p) => (far(p) < far(best) ? p : best));
-      point(far(near) < REACH ? near : null);
+      const nearest = points.reduce((best, p) => (far(p) < far(best) ? p : best));
+      const near = far(nearest) < REACH ? nearest : null;
+      if (event.type === "pointerdown") tapped = event.pointerType !== "mouse" && near !== current;
+      point(near);
     });
-    picture.addEventListener("pointerleave", () => point(null));
-    picture.addEventListener("blur", () => point(null));
-    picture.addEventListener("click", () => current && choose(current));
+    picture.addEventListener("click", () => current && !tapped && choose(current));
     picture.addEventListener("keydown", (event) => {
       const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (move) point(ordered[Math.min(ordered.length - 1, Math.max(0, ordered.indexOf(current) + move))]);
@@ -59,6 +61,5 @@ export function scatterChart({ title, name, x, y, points, groups, marks, describ
 
   new ResizeObserver(([entry]) => entry.contentRect.width && draw(Math.floor(entry.contentRect.width))).observe(box);
   const key = Object.values(groups).map(({ name: own, colour }) => el("span", { class: "scale" }, el("i", { class: "dot", style: `background:${colour}` }), own));
-  const rows = [[x, y, "class"], ...points.map((p) => [p.x, p.y, groups[p.group].name])];
-  return el("figure", { class: "chart" }, el("h3", {}, title), box, el("div", { class: "scalebar" }, key, el("small", {}, note)), downloads(name, box, rows));
+  return el("figure", { class: "chart" }, el("h3", {}, title), el("div", { class: "scalebar" }, key, el("small", {}, note)), box, downloads(name, title, box, () => Object.values(groups), rows));
 }

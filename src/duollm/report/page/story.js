@@ -1,8 +1,8 @@
 // The overview: what was studied, what was found, in words, and the verdicts on the paper's claims.
 
-import { variantOf } from "./colour.js";
-import { byId, count, el, interval, number, percent, pValue, select, signed, withInterval } from "./dom.js";
-import { frontier } from "./frontier.js";
+import { policyLabel, variantOf } from "./colour.js";
+import { byId, count, el, interval, number, pValue, percent, select, signed, withInterval } from "./dom.js";
+import { frontier, gainsChart } from "./frontier.js";
 import { address, setState, state } from "./state.js";
 
 export const MARKS = { reproduced: "✓", "not reproduced": "✗", undecided: "?", "not measured": "–" };
@@ -15,25 +15,41 @@ export function contextsOf(results) {
   return [...new Set(results.nll.filter((row) => row.policy === "oracle").map((row) => row.context))];
 }
 
+export function domainName(name) {
+  return name === "pooled" ? "all domains" : name;
+}
+
 export function domainOptions(data) {
   const names = [...new Set(data.results.nll.map((row) => row.domain))];
-  return names.map((name) => [name, name === "pooled" ? "all domains" : name]);
+  return names.map((name) => [name, domainName(name)]);
+}
+
+// Tokens and layers are shown of one text. A text that is chosen there or elsewhere holds in all views, but for all domains at once.
+export function ofText(data, name) {
+  const one = data.domains.some((domain) => domain.name === name);
+  return { ...(one ? { domain: name } : {}), ...(one && state.pool === "pooled" ? {} : { pool: name }) };
+}
+
+export function textLabel() {
+  return state.pool === "pooled" ? "Text (one at a time)" : "Text";
 }
 
 export function drawOverview(data) {
   byId("studied").replaceChildren(studied(data));
   const budgets = [...new Set(data.results.comparison.filter((row) => row.gain_over_static || row.gain_at_spent).map((row) => row.big_layers))];
-  const k = budgets.includes(state.k) ? state.k : data.budget;
+  const ends = [0, data.layers];
+  const k = budgets.includes(state.k) || ends.includes(state.k) ? state.k : nearest(budgets, state.k);
   const domain = state.pool;
   byId("overview-controls").replaceChildren(
-    select("Text", domainOptions(data), domain, (value) => setState({ pool: value })),
-    select("Big layers", budgets.sort((a, b) => a - b).map((one) => [one, `${one} of ${data.layers}`]), k, (value) => setState({ k: Number(value) })),
+    select("Text", domainOptions(data), domain, (value) => setState({ ...ofText(data, value), pool: value })),
+    select("Big layers", [...new Set([...ends, ...budgets])].sort((a, b) => a - b).map((one) => [one, `${one} of ${data.layers}`]), k, (value) => setState({ k: Number(value) })),
     select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
     select("Cost", [["layers", "big layers"], ["flops", "FLOPs"]], state.axis, (value) => setState({ axis: value })),
   );
   const facts = factsAt(data, domain, k, state.context);
-  byId("answer").replaceChildren(...answer(data, domain, facts, k));
+  byId("answer").replaceChildren(...(ends.includes(k) ? onlyRoute(data, domain, k) : answer(data, domain, facts, k)));
   byId("cards").replaceChildren(...cards(facts));
+  byId("gains").replaceChildren(gainsChart(data, domain));
   byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
   const elsewhere = (claim) => data.results.claims.find((one) => one.id === claim.id && one.verdict !== "not measured") ?? claim;
   const here = data.results.claims.filter((claim) => claim.domain === domain);
@@ -45,11 +61,28 @@ export function drawOverview(data) {
   byId("open-verdicts").hidden = !open.length;
   byId("open-count").textContent = `${open.length} claims that this run did not measure`;
   byId("open-list").replaceChildren(...verdicts(open, domain));
+  return notMeasured(state.k, k);
+}
+
+// The measured budget next to the wanted one.
+export function nearest(budgets, k) {
+  return budgets.reduce((best, one) => (Math.abs(one - k) < Math.abs(best - k) ? one : best), budgets[0]);
+}
+
+export function notMeasured(wanted, shown) {
+  return wanted === shown ? "" : `Policies were not compared with ${wanted} big layers; this view shows the nearest measured budget, ${shown}.`;
+}
+
+// With no layer or every layer big all tokens take the same route.
+function onlyRoute(data, domain, k) {
+  const variant = k === 0 ? "all-small" : "all-big";
+  const [loss] = data.results.nll.find((row) => row.domain === domain && row.policy === variant).nll;
+  return [el("b", {}, `With ${k} of ${data.layers} layers big there is nothing to choose.`), ` Only one route exists, so every policy is ${policyLabel(variant, data)}, with a loss of ${number(loss)} nats. Choose a budget in between to see what choosing is worth.`];
 }
 
 function studied(data) {
   const { model } = data.results;
-  const size = model.parameters ? ` with ${count(model.parameters)} parameters` : "";
+  const size = model.parameters ? ` with ${count(model.parameters)} parameters` : model.hidden_size ? ` of width ${count(model.hidden_size)}` : "";
   const trained = model.training_tokens ? `, trained on ${count(model.training_tokens)} tokens` : "";
   const texts = Object.entries(data.sizes).map(([name, one]) => `${count(one.tokens)} tokens of ${name} (${one.documents} documents)`);
   const tried = data.search === "exact" ? "Every route through it was tried" : `Routes through it were searched, but not all of them (${data.search}),`;

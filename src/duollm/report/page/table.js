@@ -4,7 +4,7 @@ import { csv, download, el, interval, number, svg } from "./dom.js";
 
 const WIDTH = 92;
 
-// columns: {name, label, text(row), value(row) for sorting, estimate(row), form, mark(row)}
+// columns: {name, label, text(row), value(row) for sorting, estimate(row), form, mark(row), high: more is better, words: text also in the CSV}
 export function sortableTable({ name, caption, columns, rows, sort = null, descending = true }) {
   const body = el("tbody");
   const headings = columns.map((column) => {
@@ -14,7 +14,7 @@ export function sortableTable({ name, caption, columns, rows, sort = null, desce
   const ranges = new Map(columns.filter((c) => c.estimate).map((c) => [c, rangeOf(rows.map(c.estimate))]));
 
   function order(column) {
-    descending = sort === column.name ? !descending : true;
+    descending = sort === column.name ? !descending : Boolean(column.high); // the best first
     sort = column.name;
     draw();
   }
@@ -69,6 +69,6 @@ export function whisker(estimate, [low, high]) {
 
 function tableRows(columns, rows) {
   const names = columns.flatMap((c) => (c.estimate ? [c.label, `${c.label} low`, `${c.label} high`] : [c.label]));
-  const line = (row) => columns.flatMap((c) => (c.estimate ? (c.estimate(row) ?? [null, null, null]) : [c.text(row)]));
+  const line = (row) => columns.flatMap((c) => (c.estimate ? (c.estimate(row) ?? [null, null, null]) : [c.value && !c.words ? c.value(row) : c.text(row)]));
   return [names, ...rows.map(line)];
 }

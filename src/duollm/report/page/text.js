@@ -28,7 +28,7 @@ function cut(text, from, end) {
 }
 
 export class TextView {
-  // paint: {panes: [{colour(t), policy}], dim(t), found(t), layer, lanes}; pane 0 is the chosen policy.
+  // paint: {panes: [{colour(t), policy, name}], dim(t), found(t), layer, lanes}; pane 0 is the chosen policy.
   constructor(holder, domain, paint) {
     Object.assign(this, { holder, domain, paint, current: null, pins: [], near: new Set() });
     this.observer = new IntersectionObserver((entries) => this.seen(entries), { rootMargin: "700px 0px" });
@@ -78,7 +78,7 @@ export class TextView {
     block.node.style.minHeight = "";
   }
 
-  pane(block, { colour, policy }) {
+  pane(block, { colour, policy, name }) {
     const { dim, found, layer, lanes } = this.paint;
     const words = el("p", { class: "words" });
     for (let t = block.from; t < block.to; t++) {
@@ -90,7 +90,8 @@ export class TextView {
       if (this.pins.includes(t)) word.classList.add("pinned");
       words.append(word);
     }
-    return el("div", {}, words, lanes && policy.routes ? this.lanes(block, policy) : null);
+    const label = this.paint.panes.length > 1 ? el("b", { class: "panename" }, name) : null;
+    return el("div", {}, label, words, lanes && policy.routes ? this.lanes(block, policy) : null);
   }
 
   // Branch by layer under the words: a column per token, a row per layer, layer 0 on top.
