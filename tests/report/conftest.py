@@ -24,7 +24,7 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def page_run(tmp_path_factory):
     run = tmp_path_factory.mktemp("browser")
     write_run(run, Plan(more_routers=True, documents=8), {"prose": HOSTILE, "code": ["def", " f", "(", "\t"]})
     analyse(run, 100)

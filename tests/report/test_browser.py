@@ -2,16 +2,12 @@
 
 import json
 import os
-import re
 from dataclasses import replace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from browsing import HOSTILE, visit
 from duollm.analysis.analyse import analyse
-from duollm.analysis.results import read_results
 from duollm.config import Recipe, ReportConfig
 from duollm.models.branch import Branch
 from duollm.recipe_files import to_yaml
@@ -30,25 +26,25 @@ def backgrounds(tab):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_every_view_opens_and_nothing_is_wider_than_the_screen(tab, run, width, scheme):
+def test_every_view_opens_and_nothing_is_wider_than_the_screen(tab, page_run, width, scheme):
     tab.set_viewport_size({"width": width, "height": 800})
     tab.emulate_media(color_scheme=scheme)
     for view in VIEWS:
-        visit(tab, run, view)
+        visit(tab, page_run, view)
         assert len(tab.inner_text(f"#view-{view}")) > 100
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
 
 
-def test_hostile_text_is_shown_and_never_run(tab, run):
-    visit(tab, run, "tokens?domain=prose")
+def test_hostile_text_is_shown_and_never_run(tab, page_run):
+    visit(tab, page_run, "tokens?domain=prose")
     words = tab.eval_on_selector_all("#text [data-t]", "nodes => nodes.slice(0, 8).map(node => node.textContent)")
     assert words == [*HOSTILE[:2], "�", "�", " $", "漢", "🙂", "↵\n"]
     assert tab.query_selector("#text img, #text script") is None
 
 
-def test_pointing_shows_the_numbers_of_the_files(tab, run):
-    tokens = read_tokens(run, "prose")[0]
-    visit(tab, run, "tokens?domain=prose&k=3")
+def test_pointing_shows_the_numbers_of_the_files(tab, page_run):
+    tokens = read_tokens(page_run, "prose")[0]
+    visit(tab, page_run, "tokens?domain=prose&k=3")
     for t in (0, 14):
         tab.hover(f'#text [data-t="{t}"]')
         shown = {"all-big": Key("all-big", 6), "oracle": Key("oracle", 3, context="shared")}
@@ -68,8 +64,8 @@ def test_pointing_shows_the_numbers_of_the_files(tab, run):
         assert route in tab.get_attribute('#token tr[data-policy="oracle"] svg', "aria-label")
 
 
-def test_quantity_budget_and_policy_recolour(tab, run):
-    visit(tab, run, "tokens?domain=prose&q=loss")
+def test_quantity_budget_and_policy_recolour(tab, page_run):
+    visit(tab, page_run, "tokens?domain=prose&q=loss")
     before = backgrounds(tab)
     for label, value in (("Colour", "difficulty"), ("Big layers", "4"), ("Colour", "above"), ("Policy", "linear")):
         tab.get_by_label(label, exact=True).select_option(value)
@@ -77,39 +73,8 @@ def test_quantity_budget_and_policy_recolour(tab, run):
         before = backgrounds(tab)
 
 
-def add_static(path):
-    """Give an oracle's file the losses of static token by token: those of all small and all big, mixed by budget."""
-    table = pq.read_table(path)
-    small, big = (table[name].to_numpy() for name in ("nll_small", "nll_big"))
-    for k in range(7):
-        table = table.append_column(f"nll_static_k{k}", pa.array(small + (k / 6) ** 2 * (big - small)))
-    pq.write_table(table, path)
-
-
-def test_a_policy_is_compared_with_static_at_the_budget_that_it_spent(tab, tmp_path):
-    """Also where the chosen budget is one that a policy was not measured at; and as in the tables."""
-    write_run(tmp_path, Plan(documents=6, router_budgets=(2, 4), overspent_share=0.5))
-    for name in ("prose", "code"):
-        add_static(tmp_path / "oracle" / f"{name}.parquet")
-    rows = analyse(tmp_path, 100).comparison
-    write_report(tmp_path)
-    for asked, k in ((2, 2), (3, 2), (5, 4)):
-        row = next(row for row in rows if (row.domain, row.kind, row.big_layers) == ("prose", "linear", k))
-        visit(tab, tmp_path, f"tokens?domain=prose&policy=linear&k={asked}")
-        assert tab.inner_text("#panenames").startswith(f"router (linear), k = {k}")
-        assert tab.get_by_label("Big layers", exact=True).input_value() == str(k)
-        counted = tab.inner_text("#counted").replace("\u2212", "-")
-        assert ("not measured with" in counted) == (asked != k)
-        assert float(re.search(r"mean (\S+?)[;]", counted)[1]) == pytest.approx(row.gain_at_spent.value, abs=1.5e-3)
-        assert f"as in Tables: {row.gain_at_spent.value:+.4f} [" in counted
-        visit(tab, tmp_path, f"tokens?domain=prose&policy=linear&other=all-big&q=other&k={asked}")
-        assert tab.inner_text("#panenames").endswith("minus all big, k = 6")
-    visit(tab, tmp_path, "tokens?domain=prose&policy=all-big&k=3")
-    assert "mean 0.000" in tab.inner_text("#counted")
-
-
-def test_filter_search_pins_and_sides_live_in_the_address(tab, run):
-    visit(tab, run, "tokens?domain=prose&q=loss")
+def test_filter_search_pins_and_sides_live_in_the_address(tab, page_run):
+    visit(tab, page_run, "tokens?domain=prose&q=loss")
     tab.get_by_label("Tokens", exact=True).select_option("stuck")
     assert tab.locator("#text .dim").count() > 0
     tab.get_by_label("Search").type("漢")
@@ -119,66 +84,39 @@ def test_filter_search_pins_and_sides_live_in_the_address(tab, run):
     assert tab.locator("#text .block").first.locator(".words").count() == 2
     address = tab.evaluate("location.hash")
     before = backgrounds(tab)
-    visit(tab, run, address[1:])
+    visit(tab, page_run, address[1:])
     assert backgrounds(tab)[:20] == before[:20]
     assert tab.locator("#pinned thead th").count() == 2
 
 
-def test_the_keyboard_moves_and_pins(tab, run):
-    visit(tab, run, "tokens")
+def test_the_keyboard_moves_and_pins(tab, page_run):
+    visit(tab, page_run, "tokens")
     tab.focus("#text")
     for key in ("ArrowRight", "ArrowRight", "Enter"):
         tab.keyboard.press(key)
     assert "pins=1" in tab.evaluate("location.hash")
 
 
-def test_the_overview_says_what_its_numbers_show(tab, run):
-    results = read_results(run)
-    for k in (1, 2, 3):
-        noise, router = (
-            max(
-                (row for row in rows if (row.domain, row.big_layers) == ("pooled", k) and getattr(row, "kind", True)),
-                key=lambda row: row.fair_gain.value if hasattr(row, "fair_gain") else 0,
-            )
-            for rows in (results.selection_noise, results.comparison)
-        )
-        visit(tab, run, f"overview?k={k}")
-        cards = tab.inner_text("#cards").replace("\u2212", "-")
-        more, gain = noise.gain_beyond_drawn, router.fair_gain
-        assert f"minus this is {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}] nats" in cards
-        verdict = "more than luck" if more.low > 0 else "less than luck" if more.high < 0 else "not shown to be more"
-        assert verdict in cards
-        assert ("The best router gains" in cards) == (gain.low > 0)
-        share = f"{100 * gain.value / noise.gain.value:.1f} %"
-        assert (f"That is {share} of the oracle's gain" in cards) == (gain.low > 0)
-        visit(tab, run, f"tables?k={k}")
-        closed, of_predictor = (f'td[data-label="of {name} gain"]' for name in ("oracle's", "predictor's"))
-        rows = tab.locator("#comparison tbody tr")
-        assert share in rows.filter(has_text=f"router ({router.variant})").locator(closed).inner_text()
-        assert set(rows.filter(has_text="oracle").locator(closed).all_inner_texts()) == {"\u2013"}
-        assert tab.locator(of_predictor).count() == 0
-
-
-def test_tables_sort_and_lines_can_be_hidden(tab, run):
-    visit(tab, run, "tables")
+def test_tables_sort_and_lines_can_be_hidden(tab, page_run):
+    visit(tab, page_run, "tables")
     tab.click("#all-losses summary")
     tab.click("#losses thead button >> text=k")
     ks = [int(k) for k in tab.locator("#losses tbody td:nth-child(2)").all_inner_texts()]
     assert ks == sorted(ks)
-    visit(tab, run, "overview")
+    visit(tab, page_run, "overview")
     tab.wait_for_selector('#frontier [data-series="hindsight (oracle)"]', state="attached")
     tab.click("#frontier .legend button >> text=hindsight (oracle)")
     assert tab.locator('#frontier [data-series="hindsight (oracle)"]').count() == 0
 
 
-def test_tables_and_charts_can_be_saved(tab, run):
-    visit(tab, run, "tables")
+def test_tables_and_charts_can_be_saved(tab, page_run):
+    visit(tab, page_run, "tables")
     with tab.expect_download() as saved:
         tab.click("#comparison .downloads button >> text=CSV")
     rows = saved.value.path().read_text().splitlines()
     assert rows[0].startswith("policy,gain over fixed pattern,gain over fixed pattern low,")
     assert len(rows) == 1 + tab.locator("#comparison tbody tr").count()
-    visit(tab, run, "overview")
+    visit(tab, page_run, "overview")
     for kind, begin in (("SVG", "<svg"), ("CSV", "line,")):
         with tab.expect_download() as saved:
             tab.click(f"#frontier .downloads button >> text={kind}")
@@ -186,10 +124,10 @@ def test_tables_and_charts_can_be_saved(tab, run):
         assert saved.value.suggested_filename == f"frontier-pooled-shared.{kind.lower()}"
 
 
-def test_a_point_of_difficulty_leads_to_its_token(tab, run):
-    tokens = read_tokens(run, "prose")[0]
+def test_a_point_of_difficulty_leads_to_its_token(tab, page_run):
+    tokens = read_tokens(page_run, "prose")[0]
     small_T, oracle_T = tokens.policies[Key("all-small", 0)].nll_T, tokens.oracle(2).nll_T
-    visit(tab, run, "figures?pool=prose")
+    visit(tab, page_run, "figures?pool=prose")
     chart = tab.locator("figure.chart", has_text="Difficulty against loss")
     assert chart.locator("path[data-group]").count() == 3
     chart.locator("svg").first.focus()
@@ -278,14 +216,14 @@ def test_runs_without_a_common_text_say_so(tab, tmp_path):
     assert tab.inner_text("#runs-texts") == "These runs show no text in common."
 
 
-def test_no_view_has_an_accessibility_fault(tab, run):
+def test_no_view_has_an_accessibility_fault(tab, page_run):
     """axe-core knows the rules of WCAG that a program can check."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     for width, scheme in ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")):
         tab.set_viewport_size({"width": width, "height": 800})
         tab.emulate_media(color_scheme=scheme)
         for view in (*VIEWS, "tokens?other=linear&pins=1,3&layer=2&kind=stuck&find=a"):
-            visit(tab, run, view)
+            visit(tab, page_run, view)
             if view.startswith("tokens"):
                 tab.hover('#text [data-t="4"] >> nth=0')
             faults = axe.run(tab).response["violations"]

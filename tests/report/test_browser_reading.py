@@ -9,8 +9,8 @@ def box(tab, selector):
     return tab.locator(selector).first.bounding_box()
 
 
-def test_four_pins_stay_readable(tab, run):
-    visit(tab, run, "tokens?domain=prose&pins=4,5,6,7&policy=all-big&other=oracle")
+def test_four_pins_stay_readable(tab, page_run):
+    visit(tab, page_run, "tokens?domain=prose&pins=4,5,6,7&policy=all-big&other=oracle")
     labels = tab.locator("#pinned tbody th")
     assert labels.all_inner_texts().count("all big") == 1
     assert all(one.bounding_box()["width"] > 80 and one.bounding_box()["height"] < 60 for one in labels.all())
@@ -19,19 +19,19 @@ def test_four_pins_stay_readable(tab, run):
         assert strip["x"] + strip["width"] <= holder["x"] + holder["width"]
 
 
-def test_a_tap_shows_the_numbers(phone, run):
-    visit(phone, run, "overview")
+def test_a_tap_shows_the_numbers(phone, page_run):
+    visit(phone, page_run, "overview")
     phone.locator("#frontier svg[role=img]").tap()
     readout = phone.locator("#frontier .readout")
     assert readout.is_visible()
     assert readout.locator("tr").count() > 3
-    visit(phone, run, "layers")
+    visit(phone, page_run, "layers")
     phone.locator("#maps svg").first.tap()
     assert "of the window" in phone.locator("#maps figcaption").first.inner_text()
 
 
-def test_the_token_panel_of_a_phone_opens_and_closes(phone, run):
-    visit(phone, run, "tokens?domain=prose&other=linear")
+def test_the_token_panel_of_a_phone_opens_and_closes(phone, page_run):
+    visit(phone, page_run, "tokens?domain=prose&other=linear")
     assert not phone.locator("aside").is_visible()
     assert phone.locator("#text-controls .control:visible").count() == 4
     assert phone.locator(".panename:visible").all_inner_texts()[:2] == phone.locator("#panenames b").all_text_contents()
@@ -42,8 +42,8 @@ def test_the_token_panel_of_a_phone_opens_and_closes(phone, run):
     assert phone.get_by_label("Search").is_visible()
 
 
-def test_saved_pictures_hold_title_and_legend(tab, run):
-    visit(tab, run, "overview")
+def test_saved_pictures_hold_title_and_legend(tab, page_run):
+    visit(tab, page_run, "overview")
     with tab.expect_download() as saved:
         tab.click("#frontier .downloads button >> text=SVG")
     picture = saved.value.path().read_text()
@@ -51,14 +51,14 @@ def test_saved_pictures_hold_title_and_legend(tab, run):
     for text in ("Loss against what is spent", *shown):
         assert f">{text}</text>" in picture
     assert "var(" not in picture
-    visit(tab, run, "figures?pool=prose")
+    visit(tab, page_run, "figures?pool=prose")
     with tab.expect_download() as saved:
         tab.locator("figure.chart", has_text="Difficulty against loss").get_by_text("CSV").click()
     assert saved.value.path().read_text().startswith('token,"document, position",loss,')
 
 
-def test_the_chosen_theme_survives_a_reload(tab, run):
-    visit(tab, run, "overview")
+def test_the_chosen_theme_survives_a_reload(tab, page_run):
+    visit(tab, page_run, "overview")
     tab.click("#theme")
     assert tab.get_attribute("html", "data-theme") == "dark"
     tab.reload()
@@ -66,9 +66,9 @@ def test_the_chosen_theme_survives_a_reload(tab, run):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_readout_does_not_cover_what_is_pointed_at(tab, run, width):
+def test_a_readout_does_not_cover_what_is_pointed_at(tab, page_run, width):
     tab.set_viewport_size({"width": width, "height": 900})
-    visit(tab, run, "overview")
+    visit(tab, page_run, "overview")
     plot = box(tab, "#frontier svg[role=img]")
     for share in (0.2, 0.45, 0.55, 0.9):
         tab.locator("#frontier svg[role=img]").hover(position={"x": share * plot["width"], "y": 60})
@@ -79,28 +79,28 @@ def test_a_readout_does_not_cover_what_is_pointed_at(tab, run, width):
         assert below or not left <= x <= left + readout["width"]
 
 
-def test_a_budget_that_was_not_compared_is_said_and_kept(tab, run):
-    visit(tab, run, "overview?k=99")
+def test_a_budget_that_was_not_compared_is_said_and_kept(tab, page_run):
+    visit(tab, page_run, "overview?k=99")
     assert "99 big layers were asked for" in tab.inner_text("#notice")
     for k in (0, 6):
-        visit(tab, run, f"overview?k={k}")
+        visit(tab, page_run, f"overview?k={k}")
         assert "there is nothing to choose" in tab.inner_text("#answer")
         assert not tab.locator("#notice").is_visible()
-    visit(tab, run, "tables?k=0")
+    visit(tab, page_run, "tables?k=0")
     assert "were not compared with 0 big layers" in tab.inner_text("#notice")
     tab.click("nav a[data-view=tokens]")
     assert "k=0" in tab.evaluate("location.hash")
 
 
-def test_a_chosen_text_holds_in_all_views(tab, run):
-    visit(tab, run, "overview")
+def test_a_chosen_text_holds_in_all_views(tab, page_run):
+    visit(tab, page_run, "overview")
     tab.get_by_label("Text", exact=True).select_option("code")
     tab.click("nav a[data-view=layers]")
     assert tab.locator("#layer-controls").get_by_label("Text", exact=True).input_value() == "code"
 
 
-def test_the_search_counts_and_begins_again(tab, run):
-    visit(tab, run, "tokens?domain=prose")
+def test_the_search_counts_and_begins_again(tab, page_run):
+    visit(tab, page_run, "tokens?domain=prose")
     field = tab.get_by_label("Search")
     field.type("img src")
     for place in (1, 2):
@@ -113,8 +113,8 @@ def test_the_search_counts_and_begins_again(tab, run):
     assert tab.inner_text("#hit") == "1 of 20, from the start again"
 
 
-def test_charts_of_the_same_policies_share_a_legend(tab, run):
-    visit(tab, run, "layers")
+def test_charts_of_the_same_policies_share_a_legend(tab, page_run):
+    visit(tab, page_run, "layers")
     tab.wait_for_selector('#depth [data-series="even use"]', state="attached")
     assert tab.locator("#depth .legend").count() == 1
     tab.click("#depth .legend button >> text=even use")

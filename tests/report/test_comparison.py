@@ -3,6 +3,9 @@ import pytest
 from duollm.report.comparison import columns_in_use, comparison_lines, estimate_cell
 from picking import pick
 
+ROUTER = {"policy": "gains_k2"}
+ORACLE = {"policy": "oracle", "context": "shared", "big_layers": 2}
+
 
 @pytest.fixture
 def results(compared):
@@ -30,3 +33,14 @@ def test_cells_hold_the_numbers_of_the_results(results):
     assert str(line.cells["time"]) == "0.880 (router 4.5%)"
     assert str(line.cells["share of big"]) == "50.0% (+0.0 points)"
     assert estimate_cell(None) is None
+
+
+def test_a_share_of_the_oracles_gain_is_the_ratio_of_two_numbers_of_the_table(results):
+    lines = {line.name: line for line in comparison_lines(results, "prose", 2)}
+    gain, peeked = (pick(results.comparison, domain="prose", **name) for name in (ROUTER, ORACLE))
+    peeked = peeked.gain_over_static.value
+    ends = ", ".join(f"{end / peeked:.1%}" for end in (gain.fair_gain.low, gain.fair_gain.high))
+    cell = lines["gains"].cells["of oracle's gain"]
+    assert str(cell) == f"{gain.fair_gain.value / peeked:.1%} [{ends}]".replace("-", "\u2212")
+    others = {name for name, line in lines.items() if not line.trained}
+    assert all(lines[name].cells[column] is None for name in others for column in ("of oracle's gain", "of ceiling"))

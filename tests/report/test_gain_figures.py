@@ -61,7 +61,7 @@ def test_bars_hold_the_results(results):
     axes = draw_chart(parts_by_budget(results, ["code", "prose"])).axes[1]
     rows = [row for row in results.decomposition if row.domain == "prose"]
     bars = {bar.get_label(): [patch.get_height() for patch in bar] for bar in axes.containers if len(bar) == len(rows)}
-    assert bars["predictable here"] == [row.predictable.value for row in rows]
+    assert bars["predicted, k on every token"] == [row.predictable.value for row in rows]
     assert bars["selection noise"] == [row.noise.value for row in rows]
     assert bars["rest"] == [row.rest.value for row in rows]
 

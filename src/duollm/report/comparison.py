@@ -8,7 +8,7 @@ from duollm.records.bootstrap import Estimate
 from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, CEILING, EXECUTED, ORACLE, RANDOM, STATIC
 from duollm.records.numbers import MINUS, brackets, nats, percent
 
-COLUMNS = ("nll", "gain over static", "gap closed", "of ceiling", "share of big", "FLOPs", "time")
+COLUMNS = ("nll", "gain over static", "of oracle's gain", "of ceiling", "share of big", "FLOPs", "time")
 SAME_AS_ITS_ORACLE = (EXECUTED, "committed")
 """A policy and context that is not shown: it equals the oracle of that context by construction."""
 _BEFORE_ROUTERS = (ALL_SMALL, RANDOM, BEST_PATTERNS, STATIC)
@@ -54,12 +54,13 @@ def comparison_lines(results: Results, domain: str, big_layers: int) -> list[Lin
         and (row.policy in (ALL_SMALL, ALL_BIG) or row.big_layers == big_layers)
         and (row.policy, row.context) != SAME_AS_ITS_ORACLE
     ]
-    several = len({row.context for row in rows if row.policy == ORACLE}) > 1
+    oracles = {row.context: row.gain_over_static for row in rows if row.policy == ORACLE}
+    peeked, several = oracles.get(results.context), len(oracles) > 1
     lines = []
     for row in sorted(rows, key=_place):
         name = row.variant if row.kind else row.policy.replace("-", " ")
         name += f", {row.context}" if several and row.policy in (ORACLE, EXECUTED) else ""
-        lines.append(Line(name, bool(row.kind), _cells(row, results.num_layers)))
+        lines.append(Line(name, bool(row.kind), _cells(row, results.num_layers, peeked)))
     return lines
 
 
@@ -83,17 +84,26 @@ def _place(row: ComparisonRow) -> tuple[int, float]:
     return 11 + next(after, len(_AFTER_ROUTERS)), 0.0
 
 
-def _cells(row: ComparisonRow, layers: int) -> dict[str, Cell | None]:
-    ungained, predicted = row.policy in (STATIC, ALL_SMALL, ALL_BIG), row.policy.startswith(CEILING)
+def _cells(row: ComparisonRow, layers: int, peeked: Estimate | None) -> dict[str, Cell | None]:
+    """Return a row's cells; `peeked` is what the oracle of the main context gains over static."""
+    ungained = row.policy in (STATIC, ALL_SMALL, ALL_BIG)
     return {
         "nll": estimate_cell(row.nll),
         "gain over static": None if ungained else _signed(row.fair_gain),
-        "gap closed": estimate_cell(row.closed_at_spent or row.closed, percent),
-        "of ceiling": None if predicted else estimate_cell(row.of_ceiling, percent),
+        "of oracle's gain": _of_oracle(row.fair_gain, peeked) if row.kind else None,
+        "of ceiling": estimate_cell(row.of_ceiling, percent) if row.kind else None,
         "share of big": _spent(row, layers),
         "FLOPs": _relative(row.relative_flops, row.router_flops_share),
         "time": _relative(row.relative_time, row.router_time_share),
     }
+
+
+def _of_oracle(gain: Estimate | None, peeked: Estimate | None) -> Cell | None:
+    """Return a gain as a share of the oracle's, which stands in the same table; the interval is that of the gain."""
+    if gain is None or peeked is None or peeked.value <= 0:
+        return None
+    shares = Estimate(*(value / peeked.value for value in (gain.value, gain.low, gain.high)))
+    return estimate_cell(shares, lambda value: f"{value:.1%}".replace("-", MINUS))
 
 
 def _signed(measured: Estimate | None) -> Cell | None:

@@ -15,7 +15,7 @@ _GAINS = {
 }
 _EXPECTED = {"gain_expected": Look("a search by the expected loss of drawn labels", "#009E73", "s")}
 _PARTS = {
-    "predictable": Look("predictable here", "#009E73", "s"),
+    "predictable": Look("predicted, k on every token", "#009E73", "s"),
     "noise": Look("selection noise", "#D55E00", "D"),
     "rest": Look("rest", "#8c8c8c", "x"),
 }

@@ -38,26 +38,32 @@ export function drawExplorer(data, changes = {}) {
   byId("counted").replaceChildren(...counted(view, kept, values), ...(id === "gain" ? inTables(view) : []));
   byId("extremes").replaceChildren(...extremes(view, kept));
   const full = fullAt(values, quantity);
-  const pane = (policy, of) => ({ policy, of, name: headingOf(policy, view, data), colour: (t) => shade(of[t], full, quantity.diverging, quantity.good) });
+  const many = data.page.runs.length > 1;
+  const spent = (policy) => (number(spentBy(policy), 2) === number(policy.k, 2) ? "" : `, spends ${number(spentBy(policy), 2)}`);
+  const nameOfPane = (policy) => `${many && policy.domain === view.domain ? data.name + OF_RUN : ""}${policyLabel(policy.policy, data)}, k = ${policy.k}${spent(policy)}`;
+  const pane = (policy, of) => ({ policy, of, name: nameOfPane(policy), colour: (t) => shade(of[t], full, quantity.diverging, quantity.good) });
   const panes = [pane(view.policy, values)];
   if (view.other && id !== "other") panes.push(pane(view.other, quantity.of({ ...view, policy: view.other }) ?? values));
   if (panes.length > 1 && panes[0].of.every((value, t) => Object.is(value, panes[1].of[t]))) byId("counted").append(` ${quantity.label[0].toUpperCase()}${worded(quantity.label, data).slice(1)} does not depend on the policy, so both sides have the same colours; only routes and losses differ.`);
   const hits = new Set(memory.hits.flatMap(([from, to]) => Array.from({ length: to - from }, (_, i) => from + i)));
   const paint = { panes, dim: (t) => !kept(t), found: (t) => hits.has(t), layer: state.layer, lanes: state.lanes === "on" };
-  const names = panes.map(({ name }) => name);
-  byId("panenames").replaceChildren(...(view.other && id === "other" ? [`${names[0]} minus ${headingOf(view.other, view, data)}`] : names).map((name) => el("b", {}, name)));
+  if (view.other && id === "other") panes[0].name += ` minus ${nameOfPane(view.other)}`;
+  byId("panenames").replaceChildren(...panes.map(({ name }) => el("b", {}, name)));
   byId("panenames").className = panes.length > 1 ? "panes two" : "panes";
   showText(view, paint, data);
   if ("view" in changes && state.token >= 0) requestAnimationFrame(() => memory.text.reveal(state.token));
   showToken(state.token);
-  const { size, tokens, name } = view.domain;
-  return size < tokens ? `The page holds the text of the first ${count(size)} of ${count(tokens)} tokens of ${name}; tables and charts count all of them.` : "";
+  return noteOf(view);
 }
 
-function headingOf(policy, view, data) {
-  const run = data.page.runs.length > 1 && policy.domain === view.domain ? data.name + OF_RUN : "";
-  const spent = number(spentBy(policy), 2);
-  return `${run}${policyLabel(policy.policy, data)}, k = ${policy.k}${Number(spent) === policy.k ? "" : `, spends ${spent}`}`;
+// What is not as it was asked for: budgets that a policy was not measured at, and text that the page does not hold.
+function noteOf({ domain, k, policy, other }) {
+  const label = (one) => policyLabel(one.policy, domain.run);
+  const parts = [];
+  if (k !== state.k) parts.push(`${label(policy)} was not measured with ${state.k} big layers; this view shows it with ${k}.`);
+  if (other && !isLevel(other) && other.k !== k) parts.push(`${label(other)}, beside it, was not measured with ${k} big layers and is shown with ${other.k}.`);
+  if (domain.size < domain.tokens) parts.push(`The page holds the text of the first ${count(domain.size)} of ${count(domain.tokens)} tokens of ${domain.name}; tables and charts count all of them.`);
+  return parts.join(" ");
 }
 
 function showText(view, paint, data) {
@@ -201,8 +207,6 @@ function counted(view, kept, values) {
   values.forEach((value, t) => kept(t) && (chosen++, (sum += value)));
   const all = view.domain.size;
   const parts = [el("span", {}, `${count(chosen)} of ${count(all)} tokens (${percent(chosen / all)}), mean ${number(chosen ? sum / chosen : null)}`)];
-  if (view.k !== state.k) parts.unshift(el("span", {}, `${policyLabel(view.policy.policy, view.domain.run)} was not measured with ${state.k} big layers, so ${view.k} are shown. `));
-  if (view.other && !isLevel(view.other) && view.other.k !== view.k) parts.unshift(el("span", {}, `${policyLabel(view.other.policy, view.domain.run)} was not measured with ${view.k} big layers; beside it are its ${view.other.k}. `));
   if (state.find) parts.push(el("span", {}, `; “${state.find}” found ${count(memory.hits.length)} times `), ...(memory.hits.length ? [el("button", { type: "button", click: () => jump(1) }, "next"), el("b", { id: "hit" }, "Enter: next, Shift+Enter: previous")] : []));
   return parts;
 }

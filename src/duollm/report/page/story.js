@@ -1,7 +1,7 @@
 // The overview: what was studied, what was found, in words, and the verdicts on the paper's claims.
 
 import { policyLabel, variantOf } from "./colour.js";
-import { byId, count, el, interval, number, percent, pValue, select, signed, withInterval } from "./dom.js";
+import { byId, count, el, interval, number, pValue, percent, select, signed, withInterval } from "./dom.js";
 import { frontier, gainsChart } from "./frontier.js";
 import { address, setState, state } from "./state.js";
 

@@ -1,0 +1,75 @@
+"""The numbers and words of the page in a real browser: one definition on all views."""
+
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from browsing import visit
+from duollm.analysis.analyse import analyse
+from duollm.analysis.results import read_results
+from duollm.report.page import write_report
+from synthetic_run import Plan, write_run
+
+
+def add_static(path):
+    """Give an oracle's file the losses of static token by token: those of all small and all big, mixed by budget."""
+    table = pq.read_table(path)
+    small, big = (table[name].to_numpy() for name in ("nll_small", "nll_big"))
+    for k in range(7):
+        table = table.append_column(f"nll_static_k{k}", pa.array(small + (k / 6) ** 2 * (big - small)))
+    pq.write_table(table, path)
+
+
+def test_a_policy_is_compared_with_static_at_the_budget_that_it_spent(tab, tmp_path):
+    """Also where the chosen budget is one that a policy was not measured at; and as in the tables."""
+    write_run(tmp_path, Plan(documents=6, router_budgets=(2, 4), overspent_share=0.5))
+    for name in ("prose", "code"):
+        add_static(tmp_path / "oracle" / f"{name}.parquet")
+    rows = analyse(tmp_path, 100).comparison
+    write_report(tmp_path)
+    for asked, k in ((2, 2), (3, 2), (5, 4)):
+        row = next(row for row in rows if (row.domain, row.kind, row.big_layers) == ("prose", "linear", k))
+        visit(tab, tmp_path, f"tokens?domain=prose&policy=linear&k={asked}")
+        assert tab.inner_text("#panenames").startswith(f"router (linear), k = {k}")
+        assert tab.get_by_label("Big layers", exact=True).input_value() == str(k)
+        counted = tab.inner_text("#counted").replace("\u2212", "-")
+        assert ("not measured with" in tab.inner_text("main")) == (asked != k)
+        assert float(re.search(r"mean (\S+?)[;]", counted)[1]) == pytest.approx(row.gain_at_spent.value, abs=1.5e-3)
+        assert f"as in Tables: {row.gain_at_spent.value:+.4f} [" in counted
+        visit(tab, tmp_path, f"tokens?domain=prose&policy=linear&other=all-big&q=other&k={asked}")
+        assert tab.inner_text("#panenames").endswith("minus all big, k = 6")
+    visit(tab, tmp_path, "tokens?domain=prose&policy=all-big&k=3")
+    assert "mean 0.000" in tab.inner_text("#counted")
+
+
+def test_the_overview_says_what_its_numbers_show(tab, page_run):
+    results = read_results(page_run)
+    for k in (1, 2, 3):
+        noise, router = (
+            max(
+                (row for row in rows if (row.domain, row.big_layers) == ("pooled", k) and getattr(row, "kind", True)),
+                key=lambda row: row.fair_gain.value if hasattr(row, "fair_gain") else 0,
+            )
+            for rows in (results.selection_noise, results.comparison)
+        )
+        visit(tab, page_run, f"overview?k={k}")
+        cards = tab.inner_text("#cards").replace("\u2212", "-")
+        more, gain = noise.gain_beyond_drawn, router.fair_gain
+        assert f"minus this is {more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}] nats" in cards
+        verdict = "more than luck" if more.low > 0 else "less than luck" if more.high < 0 else "not shown to be more"
+        assert verdict in cards
+        assert ("The best router gains" in cards) == (gain.low > 0)
+        share = f"{100 * gain.value / noise.gain.value:.1f} %"
+        assert (f"That is {share} of the oracle's gain" in cards) == (gain.low > 0)
+        visit(tab, page_run, f"tables?k={k}")
+        closed, of_predictor = (f'td[data-label="of {name} gain"]' for name in ("oracle's", "predictor's"))
+        rows = tab.locator("#comparison tbody tr")
+        assert share in rows.filter(has_text=f"router ({router.variant})").locator(closed).inner_text()
+        assert set(rows.filter(has_text="oracle").locator(closed).all_inner_texts()) == {"\u2013"}
+        assert tab.locator(of_predictor).count() == 0
+
+
+def test_tables_sort_and_lines_can_be_hidden(tab, page_run):
+    visit(tab, page_run, "tables")
