@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from browsing import visit
 from duollm.analysis.analyse import analyse
 from duollm.analysis.results import read_results
+from duollm.records.keys import Key
+from duollm.records.tokens import read_tokens
 from duollm.report.page import write_report
 from synthetic_run import Plan, write_run
 
@@ -73,3 +76,22 @@ def test_the_overview_says_what_its_numbers_show(tab, page_run):
 
 def test_tables_sort_and_lines_can_be_hidden(tab, page_run):
     visit(tab, page_run, "tables")
+
+
+def test_a_row_below_the_oracle_is_explained(tab, page_run):
+    policies = read_tokens(page_run, "prose")[0].policies
+    oracle_T, executed_T = (policies[Key(name, 3, context="shared")].nll_T for name in ("oracle", "executed-together"))
+    below_T = executed_T - oracle_T
+    visit(tab, page_run, "tokens?domain=prose&k=3")
+    for t in (int(np.argmin(below_T[:40])), int(np.argmax(below_T[:40]))):
+        tab.hover(f'#text [data-t="{t}"]')
+        assert tab.locator("#beaten").count() == (below_T[t] < 0)
+    assert below_T[:40].min() < -0.02 < 0.02 < below_T[:40].max()
+
+
+def test_a_tooltip_says_what_its_intervals_are_of(tab, page_run):
+    visit(tab, page_run, "overview")
+    tab.locator("#frontier svg[role=img]").hover()
+    shown = tab.inner_text("#frontier .readout")
+    assert "interval of the difference from all big" in shown
+    assert re.search(r"all big\s+\d\.\d{3}\s*\n", shown), "a difference of 0 has no interval"

@@ -34,9 +34,10 @@ export function placeReadout(readout, at, width, height) {
   readout.style.left = !beside ? "0" : at > width / 2 ? `${MARGIN.left}px` : `${width - MARGIN.right - readout.offsetWidth}px`;
 }
 
+// brackets: what the intervals are of, if not of the value beside them.
 // whole: the numbers on the x axis are counts; shared: what several charts have from `chosenLines`.
 // series: {name, colour, dash, off, level, points: [{x, y, low, high, note}]}. A level is drawn from side to side.
-export function lineChart({ title, x, y, series, name, height = 340, log = false, band = true, whole = false, join = true, note = "", shared }) {
+export function lineChart({ title, x, y, series, name, height = 340, log = false, band = true, whole = false, join = true, note = "", brackets = "", shared }) {
   const box = el("div", { class: "plot" });
   const readout = el("div", { class: "readout", "aria-live": "polite", hidden: true });
   const lines = shared ?? chosenLines(series, join);
@@ -68,7 +69,7 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
       if (to === null) return;
       cursor.setAttribute("x1", scale.x(to));
       cursor.setAttribute("x2", scale.x(to));
-      readout.replaceChildren(...describe(drawn, to, x, log ? 0 : (Math.max(...xs) - Math.min(...xs)) / 24));
+      readout.replaceChildren(...describe(drawn, to, x, log ? 0 : (Math.max(...xs) - Math.min(...xs)) / 24), brackets && el("small", {}, brackets));
       placeReadout(readout, scale.x(to), width, height);
     }
     onPointing(picture, (event) => {
@@ -165,7 +166,7 @@ function describe(lines, at, xName, reach) {
   for (const one of lines) {
     const near = one.level ? one.points[0] : one.points.reduce((best, p) => (Math.abs(p.x - at) < Math.abs(best.x - at) ? p : best), one.points[0]);
     if (!one.level && Math.abs(near.x - at) > reach + 1e-9) continue;
-    const range = Number.isFinite(near.low) ? `[${number(near.low)}, ${number(near.high)}]` : "";
+    const range = near.low < near.high ? `[${number(near.low)}, ${number(near.high)}]` : "";
     rows.push({ near, row: el("tr", {}, el("th", { scope: "row" }, el("i", { style: `background:${one.colour}` }), one.name), el("td", {}, number(near.y)), el("td", {}, range, near.note ? ` ${near.note}` : "")) });
   }
   rows.sort((a, b) => b.near.y - a.near.y);

@@ -3,6 +3,8 @@
 import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
 import { lineChart } from "./chart.js";
 
+export const PAIRED = "Brackets: 95 % interval of the difference from all big, drawn about all big.";
+
 // The interval of a mean mostly shows how documents differ, which moves all policies together. The band is the interval
 // of the difference from all big instead, put where all big stands.
 export function paired(row) {
@@ -44,6 +46,7 @@ export function frontier(data, domain, context, axis) {
     height: 310,
     whole: axis !== "flops",
     note: axis === "flops" ? flopsNote(data) : "",
+    brackets: PAIRED,
   });
 }
 

@@ -1,11 +1,17 @@
 // What is known of one token: its losses, its routes, and its loss over budgets; and pinned tokens side by side.
 
 import { policyLabel, policyLook } from "./colour.js";
-import { bigLayers, branch, hasRoute, indexOf, lossAt, predictions } from "./decode.js";
+import { OF_RUN, bigLayers, branch, hasRoute, indexOf, lossAt, predictions } from "./decode.js";
 import { count, el, number, oneLine, percent, svg } from "./dom.js";
 import { QUANTITIES, choosable, findPolicy } from "./quantities.js";
 
 const CELL = 9;
+// Why another policy can have a lower loss on a token than the oracle, with no more big layers.
+const CONTEXTS = {
+  shared: "its routes were tried while all tokens took the same one; there the earlier tokens took routes of their own",
+  reference: "its routes were tried after fixed reference routes of the earlier tokens; there they took others",
+  committed: "its routes were tried after its own picks for the earlier tokens; there they took other routes",
+};
 const DECIMALS = 2; // as the page stores losses of tokens
 
 export function routeStrip(policy, t, scrubbed) {
@@ -37,11 +43,14 @@ export function inspect(view, t, kinds, scrubbed) {
     );
   });
   const drawn = QUANTITIES.drawn.of(view);
+  const [oracle, ...others] = ["oracle", ...choosable(domain, context).filter((one) => !one.includes(OF_RUN))].map((variant) => findPolicy(domain, variant, k, context));
+  const beaten = oracle && others.some((one) => one.k === oracle.k && !(hasRoute(one, t) && bigLayers(one, t) > one.k) && lossAt(one, t) < lossAt(oracle, t));
   return [
     el("h3", { class: "token" }, el("bdi", {}, oneLine(domain.text[t]))),
     el("p", { class: "soft" }, placeOf(domain, t)),
     predicted(domain, t),
     el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ["policy", "loss", "route, big"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)),
+    beaten ? el("p", { class: "soft", id: "beaten" }, `Another row is below the oracle, for the two had different contexts: ${CONTEXTS[context]}${domain.run.search === "exact" ? "" : ", or took a route that was not tried"}.`) : null,
     sparkline(view, t, kinds),
     drawn ? el("p", { class: "soft" }, `On a label drawn from ${domain.run.drawnFrom} the oracle's search gains ${number(drawn[t], DECIMALS)} nats over the fixed pattern.`) : null,
   ].filter(Boolean);

@@ -84,8 +84,8 @@ export function fullAt(values, quantity) {
 
 export const CLASSES = {
   all: "all tokens",
-  stuck: "high loss, no gain",
-  helped: "high loss, gain",
+  stuck: "high loss, gain below the median",
+  helped: "high loss, gain above the median",
   easy: "other tokens",
 };
 

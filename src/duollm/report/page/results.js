@@ -3,7 +3,7 @@
 import { lineChart } from "./chart.js";
 import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
 import { byId, count, el, number, oneLine, pValue, percent, select, signed, withInterval } from "./dom.js";
-import { paired } from "./frontier.js";
+import { PAIRED, paired } from "./frontier.js";
 import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
@@ -217,7 +217,7 @@ function bestOfChart(data) {
       series.push({ name: policyLabel(variantOf(row), data), ...policyLook(variantOf(row), routerKinds(data.results)), level: true, points: [{ x: 1, ...paired(row) }] });
     }
   }
-  return series.length ? lineChart({ title: `How many blind tries is it worth? (${domain}, k = ${data.budget})`, name: "best-of-draws", x: "drawn at random, N", y: "mean loss (nats per token)", series, height: 280, log: true }) : null;
+  return series.length ? lineChart({ title: `How many blind tries is it worth? (${domain}, k = ${data.budget})`, name: "best-of-draws", x: "drawn at random, N", y: "mean loss (nats per token)", series, height: 280, log: true, brackets: PAIRED }) : null;
 }
 
 function costChart(data) {

@@ -4,7 +4,7 @@ import { lineChart } from "./chart.js";
 import { isRouter } from "./colour.js";
 import { OF_RUN, lossAt } from "./decode.js";
 import { byId, count, el, number, percent, select, signed } from "./dom.js";
-import { frontierLines } from "./frontier.js";
+import { PAIRED, frontierLines } from "./frontier.js";
 import { findPolicy } from "./quantities.js";
 import { address, setState, state } from "./state.js";
 import { domainOptions, factsAt } from "./story.js";
@@ -51,7 +51,7 @@ function overlaid(runs) {
       })),
   );
   const x = flops ? "FLOPs per token, all big of its own model = 1" : "share of big layers";
-  return lineChart({ title: "Loss against what is spent", name: "runs", x, y: "mean loss (nats per token)", series, height: 380 });
+  return lineChart({ title: "Loss against what is spent", name: "runs", x, y: "mean loss (nats per token)", series, brackets: PAIRED, height: 380 });
 }
 
 function mainNumbers(runs) {

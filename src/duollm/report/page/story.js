@@ -147,7 +147,7 @@ function cards({ noise, oracle, router, ceiling }) {
     const proven = sign(router.gain);
     const of = oracle && proven > 0 ? ` That is ${percent(router.gain[0] / oracle[0], 1)} of the oracle's gain.` : "";
     const family = proven > 0 && router.p !== undefined ? ` Judged among all routers and budgets that were tried, it is ${stands(router) ? "" : "not "}shown to beat the fixed pattern here (p ${router.p < 0.001 ? "" : "= "}${pValue(router.p)}).` : "";
-    const best = ceiling ? [`The best predictor found without the label, with k ${ceiling.spend === "exact" ? "on every token" : "on average"}, gained ${withInterval(ceiling.gain, signed)}.`] : [];
+    const best = ceiling ? [`The best predictor found without the label, with k ${ceiling.spend === "exact" ? "layers big on every token" : "layers big on average"}, gained ${withInterval(ceiling.gain, signed)}.`] : [];
     const title = ["The best router loses", "The best router is not shown to gain", "The best router gains"][proven + 1];
     found.push(card("router", title, `${signed(router.gain[0])} nats`, `${interval(router.gain, signed)}, by router ${router.name}.${of}${family}`, ...best));
   }
