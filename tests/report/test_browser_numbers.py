@@ -1,6 +1,8 @@
 """The numbers and words of the page in a real browser: one definition on all views."""
 
 import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,8 @@ import pytest
 
 from browsing import visit
 from duollm.analysis.analyse import analyse
-from duollm.analysis.results import read_results
+from duollm.analysis.results import read_results, write_results
+from duollm.analysis.verdicts import condition, decide
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
 from duollm.report.page import write_report
@@ -95,3 +98,25 @@ def test_a_tooltip_says_what_its_intervals_are_of(tab, page_run):
     shown = tab.inner_text("#frontier .readout")
     assert "interval of the difference from all big" in shown
     assert re.search(r"all big\s+\d\.\d{3}\s*\n", shown), "a difference of 0 has no interval"
+
+
+def test_a_claim_that_was_measured_in_part_says_what_is_missing(tab, page_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(page_run, run)
+    results = read_results(run)
+    seen, unseen = condition("the seen part", np.full(9, 0.5), above=0), condition("the unseen part", None, above=0)
+    claims = [
+        decide("C13", one.domain, "A claim of two parts", "Found.", seen, unseen) if one.id == "C13" else one
+        for one in results.claims
+    ]
+    write_results(run, replace(results, claims=claims))
+    write_report(run, figures=False)
+    visit(tab, run, "claims")
+    assert "Undecided only because this was not measured: the unseen part." in tab.inner_text("#claim-C13 ul")
+    visit(tab, run, "overview")
+    lines = tab.locator("#verdicts li")
+    assert lines.filter(has_text="C13").inner_text().endswith("A claim of two parts (measured in part).")
+    code = next(one for one in claims if (one.id, one.domain) == ("C12", "code"))
+    line = lines.filter(has_text="C12").inner_text()
+    assert code.verdict in line
+    assert line.endswith("(measured on code).")

@@ -180,7 +180,7 @@ def test_findings_print_the_numbers_of_the_conditions():
     findings = {claim.id: claim.finding for claim in decide_claims(_evidence())[:8]}
     assert "k = 2 the oracle lies 0.460 [" in findings["C1"]
     assert "From k = 0 to 3 it falls by 0.600 [" in findings["C2"]
-    assert "lowest at k = 3 [3, 3]" in findings["C2"]
+    assert "lowest at k = 3 [3, 3] (the claim allows 1.5 to 4.5)" in findings["C2"]
     assert "changes by 0.400 [" in findings["C6"]
 
 

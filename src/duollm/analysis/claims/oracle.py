@@ -83,12 +83,13 @@ def _c2(evidence: Evidence) -> Claim:
     rise = condition(f"nll: oracle at k = {layers} - at k = {middle}", rise_X, above=0)
     quantity = "number of big layers at which the oracle's nll is lowest"
     lowest = condition(quantity, lowest_X, above=layers / 3 - 0.5, below=2 * layers / 3 + 0.5)
+    allowed = f"the claim allows {lowest.above:.3g} to {lowest.below:.3g}"
     return decide(
         "C2",
         evidence.domain,
         f"The oracle's loss falls until half of the layers are big (k = {middle}) and rises again to k = {layers}",
         f"From k = 0 to {middle} it falls by {with_interval(fall.drop)} nats, from {middle} to {layers} it rises by "
-        f"{with_interval(rise.estimate)}; it is lowest at k = {with_interval(lowest.estimate, whole)}.",
+        f"{with_interval(rise.estimate)}; it is lowest at k = {with_interval(lowest.estimate, whole)} ({allowed}).",
         fall,
         rise,
         lowest,

@@ -5,7 +5,7 @@ Shape letters: X draws of the bootstrap.
 
 from collections.abc import Callable, Sequence
 
-from duollm.analysis.claims.evidence import Evidence, RouterUse
+from duollm.analysis.claims.evidence import PAPER_ROUTER, Evidence, RouterUse
 from duollm.analysis.claims.oracle import fitted_change
 from duollm.analysis.verdicts import Claim, Condition, condition, decide
 from duollm.models.branch import Branch
@@ -112,7 +112,12 @@ def _finding(evidence: Evidence, conditions: Sequence[Condition], form: Callable
             quantity, _, k = one.quantity.rpartition(" at k = ")
             found.setdefault(quantity.rstrip(","), []).append(f"{with_interval(one.estimate, form)} at k = {k}")
     told = (f"{quantity}: {', '.join(budgets)}" for quantity, budgets in found.items())
-    return f"Router {evidence.router}: {'; '.join(told)}."
+    kind = "the paper's kind"
+    if evidence.router != PAPER_ROUTER:
+        kind = f"as there is no {PAPER_ROUTER} one, {kind}"
+    fitted = [abs(one.estimate.value) for one in conditions if one.estimate and "fitted line" in one.quantity]
+    steep = " A fitted line can change by more than 1, though a share cannot." if max(fitted, default=0) > 1 else ""
+    return f"Router {evidence.router} ({kind}): {'; '.join(told)}.{steep}"
 
 
 def _c18(evidence: Evidence) -> Claim:

@@ -40,8 +40,8 @@ def _c12(evidence: Evidence) -> Claim:
         "C12",
         evidence.domain,
         "In Python, first tokens of a line have a high loss but gain little",
-        f"Under all small their loss is {with_interval(loss.estimate)} nats above that of others; the oracle removes "
-        f"{with_interval(removed.estimate, percent)} more of it.",
+        f"Under all small the loss of first tokens minus that of others is {with_interval(loss.estimate)} nats; the "
+        f"share of it that the oracle removes, minus that of others, is {with_interval(removed.estimate, percent)}.",
         loss,
         removed,
     )

@@ -8,19 +8,24 @@ import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
 import { setState, state } from "./state.js";
-import { chip, domainName, domainOptions, gainOf, nearest, notMeasured, ofText } from "./story.js";
+import { chip, domainName, domainOptions, gainOf, nearest, notMeasured, ofText, unmeasured } from "./story.js";
 import { sortableTable } from "./table.js";
 
 export function drawClaims(data) {
   const groups = Map.groupBy?.(data.results.claims, (claim) => claim.id) ?? grouped(data.results.claims);
   const cards = [...groups].map(([id, claims]) => {
     const conditions = claims.flatMap((claim) => claim.conditions.map((one) => ({ ...one, domain: claim.domain })));
-    const rows = united(claims).map((claim) => el("li", {}, el("b", {}, domainName(claim.domain)), chip(claim.verdict), el("span", {}, claim.finding)));
+    const rows = united(claims).map((claim) => el("li", {}, el("b", {}, domainName(claim.domain)), chip(claim.verdict), el("span", {}, claim.finding, leftOpen(claim))));
     const table = el("table", { class: "plain stacked" }, el("thead", {}, el("tr", {}, ["text", "quantity", "reproduced if", "measured", "verdict"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, conditions.map(conditionRow)));
     return el("article", { class: id === state.claim ? "claim chosen" : "claim", id: `claim-${id}` }, el("h2", {}, `${id}: ${claims[0].statement}`), el("ul", {}, rows), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
   });
   byId("claims").replaceChildren(...cards);
   if (state.claim) byId(`claim-${state.claim}`)?.scrollIntoView();
+}
+
+function leftOpen(claim) {
+  const open = unmeasured(claim);
+  return open.length ? ` Undecided only because this was not measured: ${open.join("; ")}.` : "";
 }
 
 // A finding that is the same on every text stands on one line.

@@ -154,8 +154,13 @@ function cards({ noise, oracle, router, ceiling }) {
   return found;
 }
 
+// What leaves a claim open that no measured condition leaves open.
+export function unmeasured({ verdict, conditions }) {
+  const open = verdict === "undecided" && conditions.every((one) => one.verdict !== "undecided");
+  return open ? conditions.filter((one) => one.verdict === "not measured").map((one) => one.quantity) : [];
+}
+
 function verdicts(claims, domain) {
-  const partly = (claim) => claim.verdict === "undecided" && claim.conditions.every((one) => one.verdict !== "undecided");
-  const where = (claim) => [partly(claim) && "measured in part", claim.domain !== domain && `measured on ${claim.domain}`].filter(Boolean).join(", ");
+  const where = (claim) => [unmeasured(claim).length && "measured in part", claim.domain !== domain && `measured on ${claim.domain}`].filter(Boolean).join(", ");
   return claims.map((claim) => el("li", {}, el("a", { href: address({ view: "claims", claim: claim.id }), title: claim.finding }, claim.id), chip(claim.verdict), el("span", {}, `${claim.statement}${where(claim) && ` (${where(claim)})`}.`)));
 }
