@@ -168,8 +168,8 @@ class PretrainConfig(Section):
     """AdamW betas."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm. Larger gradients are scaled down to it."""
-    freeze: Literal["nothing", "big"] = "nothing"
-    """big trains only the small FFNs of a converted dense model; nothing trains the whole model."""
+    freeze: Literal["nothing", "big", "all-but-norms"] = "nothing"
+    """Of a converted dense model, big trains only the small FFNs, all-but-norms only the norms; nothing trains all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """fp32, bf16 (by autocast), or auto, which takes bf16 if a short measurement finds it faster."""
     compile: strict_yaml.AutoOrBool = "auto"

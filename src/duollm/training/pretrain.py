@@ -4,6 +4,7 @@ Shape letters: B batch, T tokens.
 """
 
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from duollm.flops import training_flops
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
+from duollm.models.norm import DuoRMSNorm
 from duollm.routes.sampling import RandomSplit, derived_seed
 from duollm.training.loop import Context, LossFn, Trainer
 from duollm.training.next_token import Scorer, block_of_logits, next_token_loss, nll_and_gradient
@@ -56,14 +58,22 @@ def _train(context: Context, model: DuoForCausalLM, config: PretrainConfig) -> N
     prepare_for_training(model)
     length = context.data.sequence_length
     flops = training_flops(model.config, config.branch_shares, length, length)
-    if config.freeze == "big":
+    if config.freeze != "nothing":
         model.requires_grad_(False)
-        for layer in model.model.layers:
-            layer.mlp.small.requires_grad_(True)
+        for part in _left_to_train(model, config.freeze):
+            part.requires_grad_(True)
         flops = flops * 2 // 3  # forward, and back to the states but not to the weights
     plan = TrainingPlan.of(config, config.tokens, length)
     trainer = Trainer.of("pretrain", plan, context, context.seed, flops / length)
     trainer.train(model, _loss(context, model, config, trainer))
+
+
+def _left_to_train(model: DuoForCausalLM, freeze: str) -> Iterator[nn.Module]:
+    """The parts that stay trainable: the small FFNs or the norms."""
+    if freeze == "big":
+        yield from (layer.mlp.small for layer in model.model.layers)
+    else:
+        yield from (part for part in model.modules() if isinstance(part, DuoRMSNorm | nn.LayerNorm))
 
 
 def _loss(context: Context, model: DuoForCausalLM, config: PretrainConfig, trainer: Trainer) -> LossFn:
@@ -145,7 +155,7 @@ def _training_step(config: PretrainConfig, from_scratch: bool) -> str:
         f"{share:.0%} {branch.name.lower()}" for branch, share in zip(Branch, config.branch_shares, strict=True)
     )
     begun = "Trained from scratch" if from_scratch else "Trained"
-    frozen = ", only the small FFNs," if config.freeze == "big" else ""
+    frozen = {"big": ", only the small FFNs,", "all-but-norms": ", only the norms,"}.get(config.freeze, "")
     return f"{begun}{frozen} on {config.tokens:,} tokens with random routing (shares at every layer: {shares})"
 
 
