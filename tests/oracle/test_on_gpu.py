@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from duollm import Branch, DuoConfig, DuoForCausalLM, RouteSpace, search_oracle
+from duollm.oracle.budgets import Exactly
 from duollm.oracle.local import Local
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes
+from duollm.oracle.rounding import rounding_bias
 from naive_oracle import GROUPED, tiny_model, tiny_tokens
 
 pytestmark = [
@@ -23,7 +25,7 @@ TOKENS = 65
 @pytest.mark.parametrize("scope", ["ffn", "layer"])
 @pytest.mark.parametrize("context", ["shared", "reference", "committed"])
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_losses_are_those_of_the_cpu(space, context, scope):
+def test_losses_are_those_of_the_cpu(closer_bound, space, context, scope):
     model, tokens = tiny_model(space.num_layers, scope), tiny_tokens(2, 9)
     right = search_oracle(model, tokens, space, context)
     found = search_oracle(model.cuda(), tokens.cuda(), space, context)
@@ -77,3 +79,13 @@ def test_waits_do_not_grow_with_depth_or_routes(context):
     assert _waits(interleaved, context) == few
     one_route = 2**21  # bytes: no two routes fit a block, so that there are many
     assert _waits(RouteSpace(6), context, memory_bytes=one_route) > few + 6
+
+
+def test_products_in_tf32_say_their_bias():
+    model, tokens = DuoForCausalLM(DuoConfig(num_hidden_layers=5)).eval().cuda(), tiny_tokens(1, 33).cuda()
+    torch.set_float32_matmul_precision("high")
+    try:
+        bias_K = rounding_bias(model, tokens[0], SPACES["layers"], [Exactly(2), Exactly(3)], "exact")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert 0 < bias_K.abs().max() < 0.05

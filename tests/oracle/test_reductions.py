@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,15 +91,16 @@ def test_starting_again_forgets():
     assert best.nll_QN.tolist() == [[torch.inf]] * 3
 
 
-def test_random_routes_count_where_they_were_drawn():
-    drawn = opened(RandomRoutes(1), [Exactly(1)])
-    assert set(drawn.drawn_QNS[1].flatten().tolist()) <= {1, 2}
-    assert (drawn.drawn_QNS[[0, 2]] == -1).all()
-    ids_PN = torch.tensor([[1] * TOKENS, [2] * TOKENS])
-    leaves = Leaves(torch.arange(TOKENS), ids_PN, torch.ones_like(ids_PN), torch.zeros(2, TOKENS, 32))
-    lower_PN = drawn.lower(leaves, torch.full((2, TOKENS), 3.0))
-    assert lower_PN.isinf().equal(ids_PN != drawn.drawn_QNS[1].T)
-    assert (lower_PN[ids_PN == drawn.drawn_QNS[1].T] == 3).all()
+@pytest.mark.parametrize("routes", [1, 64])
+def test_random_routes_count_where_they_were_drawn(routes):
+    drawn = opened(RandomRoutes(routes), [Exactly(1)])
+    ids_PN = torch.arange(4)[:, None].expand(4, TOKENS)
+    leaves = Leaves(torch.arange(TOKENS), ids_PN, torch.ones_like(ids_PN), torch.zeros(4, TOKENS, 32))
+    lower_PN = drawn.lower(leaves, torch.full((4, TOKENS), 3.0))
+    counts_PN = lower_PN == 3
+    assert lower_PN[~counts_PN].isinf().all()
+    assert not counts_PN[[0, 3]].any()  # have no big layer, and two
+    assert (counts_PN.sum(0) == min(routes, 2)).all()
 
 
 def test_a_table_takes_in_its_own_tokens_and_is_nan_elsewhere():

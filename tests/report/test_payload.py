@@ -7,7 +7,7 @@ from duollm.analysis.results import read_results
 from duollm.records.keys import Key
 from duollm.records.tokens import PolicyTokens, read_tokens
 from duollm.report import payload
-from duollm.report.payload import compressed, drawn_from, pack_tokens
+from duollm.report.payload import compressed, drawn_from, pack_tokens, page_data
 from duollm.routes.space import RouteSpace
 from synthetic_run import Plan, write_run
 
@@ -30,6 +30,17 @@ def unpack(packed, layers):
             routes_TL, at = (bits.reshape(size, layers, 2) @ [2, 1]), at + length
         found[policy["policy"], policy["k"], policy["context"]] = steps[-1] * payload.LOSS_UNIT, routes_TL
     return found, block[at:]
+
+
+def test_the_command_on_the_page_names_no_private_folder(compared, prose):
+    results = read_results(compared[0])
+    for given in (
+        ["duollm", "study", "/tmp/w.yaml", "--out", "runs/w"],
+        "duollm study /tmp/w.yaml --out runs/w",
+    ):
+        mine = replace(results, provenance=results.provenance | {"command": given})
+        shown = page_data(compared[0], mine, [prose], 1, [])["results"]["provenance"]["command"]
+        assert shown == ["duollm", "study", "w.yaml", "--out", "runs/w"]
 
 
 @pytest.fixture

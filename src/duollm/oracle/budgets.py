@@ -6,9 +6,9 @@ budget allows some cells, and its oracle is the best route over those.
 Shape letters: Q cells, N tokens, K budgets, B sequences, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import torch
@@ -54,8 +54,8 @@ class Cells:
         return self._index.to(big.device, non_blocking=True)[small, big]
 
     def allowed(self, budget: "Budget", positions: range) -> Tensor:
-        """Return which cells a budget allows at each position, bool [Q, positions]."""
-        return torch.tensor([budget.allows(self, position) for position in positions]).T
+        """Return which cells a budget allows at each position, bool [Q, positions]; not to be written to."""
+        return _allowed(self, budget, positions)
 
     def bigs(self, budget: "Budget") -> list[int]:
         """Return the numbers of big layers that a budget allows at every position, ascending."""
@@ -74,7 +74,7 @@ class Cells:
         return self.cost(small, big) / (self.space.num_layers * self.big_cost)
 
 
-class Budget(Protocol):
+class Budget(Hashable, Protocol):
     """What a token may spend."""
 
     @property
@@ -85,6 +85,11 @@ class Budget(Protocol):
     def allows(self, cells: Cells, position: int) -> list[bool]:
         """Return which cells a token at `position` (0 first) may take."""
         ...
+
+
+@lru_cache(maxsize=1024)  # every reduction reads every budget, in every window
+def _allowed(cells: Cells, budget: Budget, positions: range) -> Tensor:
+    return torch.tensor([budget.allows(cells, position) for position in positions]).T
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 from duollm.models.modeling_duo import DuoForCausalLM
 
 _BLOCK_BYTES = 8 * 2**20  # logits that are computed at a time; they stay inside the processor's cache
+_GPU_BLOCK_BYTES = 256 * 2**20  # on a GPU, where few large products count
 _PRODUCTS = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}  # rounding of float32's factors: none, tf32, bf16
 _WORDS = 2048  # whose embeddings are read at a time, for many rows: a large vocabulary does not fit the cache
 
@@ -25,7 +26,8 @@ def log_normaliser(model: DuoForCausalLM, hidden_MD: Tensor, words: int | None =
 
     Over the first `words` alone it is a lower bound.
     """
-    words_VD = model.lm_head.weight[:words].split(_WORDS)
+    weight_VD = model.lm_head.weight[:words]
+    words_VD = weight_VD.split(_WORDS if weight_VD.device.type == "cpu" else len(weight_VD))
     rows = [
         torch.stack([_logsumexp(linear(block_MD, each_VD).float()) for each_VD in words_VD]).logsumexp(0)
         for block_MD in hidden_MD.split(_rows_per_block(words_VD[0]))
@@ -35,7 +37,8 @@ def log_normaliser(model: DuoForCausalLM, hidden_MD: Tensor, words: int | None =
 
 def _rows_per_block(weight_VD: Tensor) -> int:
     """How many rows of logits are computed at a time."""
-    return max(1, _BLOCK_BYTES // (4 * len(weight_VD)))
+    size = _BLOCK_BYTES if weight_VD.device.type == "cpu" else _GPU_BLOCK_BYTES
+    return max(1, size // (4 * len(weight_VD)))
 
 
 def _logsumexp(logits_MV: Tensor) -> Tensor:

@@ -192,14 +192,20 @@ class RandomRoutes(BestSoFar):
         super().begin(batch, cells, budgets, generator)
         shape = (len(batch.labels_N), self.routes)
         bigs = sorted({budget.big for budget in budgets if isinstance(budget, Exactly)})
-        drawn = {big: draw_route_ids(cells.space, big, shape, generator) for big in bigs}
-        nothing = torch.full(shape, -1, device=generator.device)
-        self.drawn_QNS = torch.stack([drawn.get(big, nothing) for _, big in cells.spent])
+        nothing = torch.full((len(batch.labels_N), 1), -1, device=generator.device)
+        drawn = [nothing, *(draw_route_ids(cells.space, big, shape, generator) for big in bigs)]
+        self._drawn_NS = torch.cat(drawn, dim=1).sort(-1).values
+
+    def start(self, rows_N: Tensor) -> None:
+        """Forget what was kept; leaves of these tokens of the batch follow."""
+        super().start(rows_N)
+        self._drawn_here = self._drawn_NS[rows_N]
 
     def lower(self, leaves: Leaves, log_z_PN: Tensor) -> Tensor:
         """Return the bound of `BestSoFar` for drawn routes, +inf for others."""
-        drawn_PNS = self.drawn_QNS[leaves.cell_PN, leaves.rows_N]
-        leaves.known[id(self)] = competes_PN = (drawn_PNS == leaves.ids_PN[..., None]).any(-1)
+        ids_NP = leaves.ids_PN.T.contiguous()
+        place_NP = torch.searchsorted(self._drawn_here, ids_NP).clamp(max=self._drawn_here.shape[1] - 1)
+        leaves.known[id(self)] = competes_PN = (self._drawn_here.gather(1, place_NP) == ids_NP).T
         return super().lower(leaves, log_z_PN).where(competes_PN, torch.inf)
 
     def update(self, entered: Entered) -> None:
