@@ -65,7 +65,7 @@ function mainNumbers(runs) {
   const columns = [
     { name: "run", label: "run", text: (row) => row.run.name, value: (row) => row.run.name },
     { name: "layers", label: "big layers", text: (row) => `${row.run.budget} of ${row.run.layers}`, value: (row) => row.run.layers },
-    { name: "parameters", label: "parameters", text: (row) => count(row.run.results.model.parameters ?? 0), value: (row) => row.run.results.model.parameters },
+    { name: "parameters", label: "parameters", text: (row) => row.run.results.model.parameters?.toLocaleString("en-US") ?? "–", value: (row) => row.run.results.model.parameters },
     estimate("big", "loss, all big"),
     estimate("fixed", "loss, fixed pattern"),
     estimate("oracle", "oracle's gain", signed),
