@@ -124,14 +124,13 @@ function answer(data, domain, { noise, oracle, router }, k) {
   if (!oracle) return ["The oracle's gain was not measured at this budget."];
   const real = noise && sign(noise.gain_beyond_drawn) > 0;
   const luck = !noise ? "how much of hindsight's gain is luck was not measured" : real ? "hindsight gains more than luck alone would" : "hindsight's gain is not shown to be more than luck";
-  const foreseen = router && sign(router.gain) > 0 && stands(router);
+  const told = !router ? "" : sign(router.gain) > 0 && stands(router) ? "Little of this can be told beforehand: " : "This run cannot tell beforehand: ";
   const kept = !router ? "" : sign(router.gain) > 0 ? `, ${real ? "and" : "but"} a router that decides beforehand gets ${percent(router.gain[0] / oracle[0], 1)} of it${stands(router) ? "" : ", which may be luck among all that were tried"}` : `, and a router that decides beforehand ${sign(router.gain) < 0 ? "loses against the fixed pattern" : "is not shown to get any of it"}`;
   const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
   const scale = loss("all-small") - loss("all-big");
   const parts = [` With ${k} of ${data.layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the fixed pattern; for scale, all big has a ${scale < 0 ? "higher" : "lower"} loss than ${data.cheapest}, by ${number(Math.abs(scale))}.`];
   if (noise) parts.push(`A search on made-up labels, drawn from ${data.drawnFrom}, gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
-  const found = foreseen && !real ? `a router that decides beforehand gets ${percent(router.gain[0] / oracle[0], 1)} of hindsight's gain${noise ? ", although " : "; "}${luck}` : luck + kept;
-  return [el("b", {}, `This run ${real || foreseen ? "shows" : "does not show"} that tokens differ in the layers they need: ${found}.`), parts.join(" ")];
+  return [el("b", {}, `${told || "In short: "}${luck}${kept}.`), parts.join(" ")];
 }
 
 function cards({ noise, oracle, router, ceiling }) {
