@@ -76,7 +76,7 @@ def _against_naive(width: int, load: Load, seconds: float) -> list[Row]:
             "tokens/s": 1 / spent,
             "ratio to naive": per_token["naive"] / spent,
             "needed GFLOP/s": needed / spent / 1e9,
-            "share of matmul peak": needed / spent / matmul_peak("fp32"),
+            "share of matmul peak": needed / spent / matmul_peak("fp32") if name != _TF32 else "",
         }
         for name, spent in per_token.items()
     ]

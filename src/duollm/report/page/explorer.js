@@ -3,10 +3,11 @@
 import { ownName, policyLabel, routerKinds, shade, variantOf } from "./colour.js";
 import { OF_RUN, indexOf } from "./decode.js";
 import { byId, count, el, number, oneLine, percent, select, signed, withInterval } from "./dom.js";
+import { gainOf } from "./frontier.js";
 import { comparePins, inspect } from "./inspector.js";
 import { CLASSES, QUANTITIES, choosable, classify, findPolicy, fullAt, isLevel, spentBy, worded } from "./quantities.js";
 import { setState, state } from "./state.js";
-import { contextsOf, gainOf, ofText, textLabel } from "./story.js";
+import { contextsOf, ofText, textLabel } from "./story.js";
 import { TextView } from "./text.js";
 
 const LISTED = 8;

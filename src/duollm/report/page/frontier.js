@@ -55,6 +55,12 @@ function flopsNote({ results }) {
   return `FLOPs were counted with ${counted.sort((a, b) => a - b).join(", ")} big layers only; other budgets, and policies whose FLOPs were not counted, are not drawn.`;
 }
 
+// The gain over static that every view quotes, at what the policy spent; null for what it is measured against.
+export function gainOf(row) {
+  const ends = ["static", "all-small", "all-big"];
+  return !row || ends.includes(row.policy) ? null : (row.gain_at_spent ?? row.gain_over_static ?? null);
+}
+
 // What the frontier draws as one thick line: how far the policies lie from the fixed pattern, without hindsight's far larger gain.
 export function gainsChart(data, domain) {
   const kinds = routerKinds(data.results);
@@ -64,7 +70,7 @@ export function gainsChart(data, domain) {
     series.get(variant).points.push({ x, y, low, high });
   };
   for (const row of data.results.comparison) {
-    const gain = row.gain_at_spent ?? row.gain_over_static;
+    const gain = gainOf(row);
     if (row.domain === domain && row.kind && gain) add(variantOf(row), row.mean_big_layers ?? row.big_layers, gain);
   }
   for (const row of data.results.ceiling) if (row.domain === domain && row.chosen && row.spend !== "exact") add("ceiling", row.mean_big_layers, row.gain);

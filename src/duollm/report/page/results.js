@@ -3,12 +3,12 @@
 import { lineChart } from "./chart.js";
 import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
 import { byId, count, el, number, oneLine, pValue, percent, select, signed, withInterval } from "./dom.js";
-import { PAIRED, paired } from "./frontier.js";
+import { PAIRED, gainOf, paired } from "./frontier.js";
 import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
 import { setState, state } from "./state.js";
-import { chip, domainName, domainOptions, gainOf, nearest, notMeasured, ofText, unmeasured } from "./story.js";
+import { chip, domainName, domainOptions, nearest, notMeasured, ofText, unmeasured } from "./story.js";
 import { sortableTable } from "./table.js";
 
 export function drawClaims(data) {

@@ -2,7 +2,7 @@
 
 import { policyLabel, variantOf } from "./colour.js";
 import { byId, count, el, interval, number, pValue, percent, select, signed, withInterval } from "./dom.js";
-import { frontier, gainsChart } from "./frontier.js";
+import { frontier, gainOf, gainsChart } from "./frontier.js";
 import { address, setState, state } from "./state.js";
 
 export const MARKS = { reproduced: "✓", "not reproduced": "✗", undecided: "?", "not measured": "–" };
@@ -88,12 +88,6 @@ function studied(data) {
   const tried = data.search === "exact" ? "Every route through it was tried" : `Routes through it were searched, but not all of them (${data.search}),`;
   const grouped = data.groups ? `Layers took their branch in ${data.groups.length} groups. ` : "";
   return `A language model of ${data.layers} layers${size}${trained}. At each layer a token can take a ${data.branches.join(" or a ")} branch; the choices of all layers are its route. ${grouped}${tried} on held-out text: ${texts.join(" and ")}.`;
-}
-
-// The gain over static that every view quotes, at what the policy spent; null for what it is measured against.
-export function gainOf(row) {
-  const ends = ["static", "all-small", "all-big"];
-  return !row || ends.includes(row.policy) ? null : (row.gain_at_spent ?? row.gain_over_static ?? null);
 }
 
 // The numbers that the story is told with, at one budget; each is null if it was not measured.
