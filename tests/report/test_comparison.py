@@ -37,10 +37,10 @@ def test_cells_hold_the_numbers_of_the_results(results):
 
 def test_a_share_of_the_oracles_gain_is_the_ratio_of_two_numbers_of_the_table(results):
     lines = {line.name: line for line in comparison_lines(results, "prose", 2)}
-    gain, peeked = (pick(results.comparison, domain="prose", **name) for name in (ROUTER, ORACLE))
-    peeked = peeked.gain_over_static.value
-    ends = ", ".join(f"{end / peeked:.1%}" for end in (gain.fair_gain.low, gain.fair_gain.high))
+    router, oracle = (pick(results.comparison, domain="prose", **name) for name in (ROUTER, ORACLE))
+    share = router.of_oracle
+    assert share.value == pytest.approx(router.fair_gain.value / oracle.gain_over_static.value)
     cell = lines["gains"].cells["of oracle's gain"]
-    assert str(cell) == f"{gain.fair_gain.value / peeked:.1%} [{ends}]".replace("-", "\u2212")
+    assert str(cell) == f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]".replace("-", "\u2212")
     others = {name for name, line in lines.items() if not line.trained}
     assert all(lines[name].cells[column] is None for name in others for column in ("of oracle's gain", "of ceiling"))

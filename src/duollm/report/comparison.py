@@ -54,13 +54,12 @@ def comparison_lines(results: Results, domain: str, big_layers: int) -> list[Lin
         and (row.policy in (ALL_SMALL, ALL_BIG) or row.big_layers == big_layers)
         and (row.policy, row.context) != SAME_AS_ITS_ORACLE
     ]
-    oracles = {row.context: row.gain_over_static for row in rows if row.policy == ORACLE}
-    peeked, several = oracles.get(results.context), len(oracles) > 1
+    several = len({row.context for row in rows if row.policy == ORACLE}) > 1
     lines = []
     for row in sorted(rows, key=_place):
         name = row.variant if row.kind else row.policy.replace("-", " ")
         name += f", {row.context}" if several and row.policy in (ORACLE, EXECUTED) else ""
-        lines.append(Line(name, bool(row.kind), _cells(row, results.num_layers, peeked)))
+        lines.append(Line(name, bool(row.kind), _cells(row, results.num_layers)))
     return lines
 
 
@@ -84,13 +83,12 @@ def _place(row: ComparisonRow) -> tuple[int, float]:
     return 11 + next(after, len(_AFTER_ROUTERS)), 0.0
 
 
-def _cells(row: ComparisonRow, layers: int, peeked: Estimate | None) -> dict[str, Cell | None]:
-    """Return a row's cells; `peeked` is what the oracle of the main context gains over static."""
+def _cells(row: ComparisonRow, layers: int) -> dict[str, Cell | None]:
     ungained = row.policy in (STATIC, ALL_SMALL, ALL_BIG)
     return {
         "nll": estimate_cell(row.nll),
         "gain over static": None if ungained else _signed(row.fair_gain),
-        "of oracle's gain": _of_oracle(row.fair_gain, peeked) if row.kind else None,
+        "of oracle's gain": estimate_cell(row.of_oracle, _tenths),
         "of ceiling": estimate_cell(row.of_ceiling, percent) if row.kind else None,
         "share of big": _spent(row, layers),
         "FLOPs": _relative(row.relative_flops, row.router_flops_share),
@@ -98,12 +96,8 @@ def _cells(row: ComparisonRow, layers: int, peeked: Estimate | None) -> dict[str
     }
 
 
-def _of_oracle(gain: Estimate | None, peeked: Estimate | None) -> Cell | None:
-    """Return a gain as a share of the oracle's, which stands in the same table; the interval is that of the gain."""
-    if gain is None or peeked is None or peeked.value <= 0:
-        return None
-    shares = Estimate(*(value / peeked.value for value in (gain.value, gain.low, gain.high)))
-    return estimate_cell(shares, lambda value: f"{value:.1%}".replace("-", MINUS))
+def _tenths(share: float) -> str:
+    return f"{share:.1%}".replace("-", MINUS)
 
 
 def _signed(measured: Estimate | None) -> Cell | None:

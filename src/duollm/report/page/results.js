@@ -73,8 +73,7 @@ function lies(estimate, above, below) {
 
 function comparison(data, rows, k) {
   const several = new Set(rows.filter((row) => row.policy === "oracle").map((row) => row.context)).size > 1;
-  const peeked = rows.find((row) => row.policy === "oracle" && row.context === data.results.context)?.gain_over_static[0];
-  const ofOracle = (row) => (row.kind && peeked > 0 ? (gainOf(row)?.map((value) => value && value / peeked) ?? null) : null);
+  const ofOracle = (row) => row.of_oracle ?? null;
   const ofPredictor = (row) => (row.kind ? (row.of_ceiling ?? null) : null);
   const share = (name, label, estimate) => ({ name, label, high: true, estimate, value: (row) => estimate(row)?.[0], form: (value) => percent(value, 1) });
   const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
