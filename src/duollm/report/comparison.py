@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from duollm.analysis.results import ComparisonRow, Results
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, CEILING, EXECUTED, ORACLE, RANDOM, STATIC
-from duollm.records.numbers import MINUS, brackets, nats, percent
+from duollm.records.numbers import MINUS, brackets, nats, percent, tenths
 
 COLUMNS = ("nll", "gain over static", "of oracle's gain", "of ceiling", "share of big", "FLOPs", "time")
 SAME_AS_ITS_ORACLE = (EXECUTED, "committed")
@@ -88,16 +88,12 @@ def _cells(row: ComparisonRow, layers: int) -> dict[str, Cell | None]:
     return {
         "nll": estimate_cell(row.nll),
         "gain over static": None if ungained else _signed(row.fair_gain),
-        "of oracle's gain": estimate_cell(row.of_oracle, _tenths),
+        "of oracle's gain": estimate_cell(row.of_oracle, tenths),
         "of ceiling": estimate_cell(row.of_ceiling, percent) if row.kind else None,
         "share of big": _spent(row, layers),
         "FLOPs": _relative(row.relative_flops, row.router_flops_share),
         "time": _relative(row.relative_time, row.router_time_share),
     }
-
-
-def _tenths(share: float) -> str:
-    return f"{share:.1%}".replace("-", MINUS)
 
 
 def _signed(measured: Estimate | None) -> Cell | None:

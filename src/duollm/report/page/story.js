@@ -47,8 +47,8 @@ export function drawOverview(data) {
     select("Cost", [["layers", "big layers"], ["flops", "FLOPs"]], state.axis, (value) => setState({ axis: value })),
   );
   const facts = factsAt(data, domain, k, state.context);
-  byId("answer").replaceChildren(...(ends.includes(k) ? onlyRoute(data, domain, k) : answer(data, domain, facts, k)));
-  byId("cards").replaceChildren(...cards(facts));
+  byId("answer").replaceChildren(...(ends.includes(k) ? onlyRoute(data, domain, k) : answer(data, facts, k)));
+  byId("cards").replaceChildren(...cards(facts, data, domain));
   byId("gains").replaceChildren(gainsChart(data, domain));
   byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
   const elsewhere = (claim) => data.results.claims.find((one) => one.id === claim.id && one.verdict !== "not measured") ?? claim;
@@ -114,23 +114,27 @@ function stands({ p }) {
 }
 
 // The finding in a sentence, and then how it came about.
-function answer(data, domain, { noise, oracle, router }, k) {
+function answer(data, { noise, oracle, router }, k) {
   if (!oracle) return ["The oracle's gain was not measured at this budget."];
   const real = noise && sign(noise.gain_beyond_drawn) > 0;
   const luck = !noise ? "How much of hindsight's gain is luck was not measured" : real ? "Choosing each token's route in hindsight gains more than luck alone would" : "Choosing each token's route in hindsight is not shown to gain more than luck";
   const much = router?.share ? `${percent(router.share[0], 1)} of that gain` : `${number(router?.gain[0])} nats`;
   const kept = !router ? "" : sign(router.gain) > 0 ? `; a router, which must decide beforehand, gets ${much}${stands(router) ? "" : ", which may be luck among all that were tried"}` : `; a router, which must decide beforehand, ${sign(router.gain) < 0 ? "loses against one fixed route for all tokens" : "is not shown to gain anything"}`;
-  const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
-  const scale = loss("all-small") - loss("all-big");
-  const parts = [` With ${k} of ${data.layers} layers big, hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed route. For scale: making all layers big ${scale < 0 ? "raises" : "lowers"} it by ${number(Math.abs(scale))} against ${data.cheapest}.`];
+  const parts = [` With ${k} of ${data.layers} layers big, hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed route.`];
   if (noise) parts.push(`If the next tokens are made up, drawn from ${data.drawnFrom}, the same search gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
   return [el("b", {}, `${luck}${kept}.`), parts.join(" ")];
 }
 
-function cards({ noise, oracle, router, ceiling }) {
+function scaleOf(data, domain) {
+  const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
+  const scale = loss("all-small") - loss("all-big");
+  return `For scale: making all ${data.layers} layers big ${scale < 0 ? "raises" : "lowers"} the loss by ${number(Math.abs(scale))} nats against ${data.cheapest}.`;
+}
+
+function cards({ noise, oracle, router, ceiling }, data, domain) {
   const card = (kind, label, value, ...text) => el("div", { class: `card ${kind}` }, el("h2", {}, label), el("b", {}, value), text.map((one) => el("p", {}, one)));
   const found = [];
-  if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${signed(oracle[0])} nats`, `${interval(oracle, signed)} over the fixed pattern. The oracle picks a token's route with the next token in hand.`));
+  if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${signed(oracle[0])} nats`, `${interval(oracle, signed)} over the fixed pattern. The oracle picks a token's route with the next token in hand.`, scaleOf(data, domain)));
   if (noise) {
     const worth = ["are worse than", "are not shown to differ from", "beat"][sign(noise.second_draw) + 1];
     const more = ["which is less than luck", "so it is not shown to be more than luck", "which is more than luck"][sign(noise.gain_beyond_drawn) + 1];
