@@ -51,9 +51,7 @@ export function drawOverview(data) {
   byId("cards").replaceChildren(...cards(facts, data, domain));
   byId("gains").replaceChildren(gainsChart(data, domain));
   byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
-  const elsewhere = (claim) => data.results.claims.find((one) => one.id === claim.id && one.verdict !== "not measured") ?? claim;
-  const here = data.results.claims.filter((claim) => claim.domain === domain);
-  const own = here.map((claim) => (domain === "pooled" && claim.verdict === "not measured" ? elsewhere(claim) : claim));
+  const own = claimsOn(data, domain);
   const open = own.filter((claim) => claim.verdict === "not measured");
   const counts = Object.keys(MARKS).map((verdict) => [own.filter((claim) => claim.verdict === verdict).length, verdict]);
   byId("verdict-count").textContent = counts.filter(([found]) => found).map((pair) => pair.join(" ")).join(", ");
@@ -62,6 +60,13 @@ export function drawOverview(data) {
   byId("open-count").textContent = `${open.length} claims that this run did not measure`;
   byId("open-list").replaceChildren(...verdicts(open, domain));
   return notMeasured(state.k, k);
+}
+
+// The claims as decided on a text; of all domains at once, a claim that was measured on one of them only stands with that one.
+export function claimsOn({ results }, domain) {
+  const elsewhere = (claim) => results.claims.find((one) => one.id === claim.id && one.verdict !== "not measured") ?? claim;
+  const here = results.claims.filter((claim) => claim.domain === domain);
+  return here.map((claim) => (domain === "pooled" && claim.verdict === "not measured" ? elsewhere(claim) : claim));
 }
 
 // The measured budget next to the wanted one.
