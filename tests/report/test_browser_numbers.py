@@ -98,10 +98,6 @@ def test_the_overview_says_what_its_numbers_show(tab, page_run):
         assert tab.locator(of_predictor).count() == 0
 
 
-def test_tables_sort_and_lines_can_be_hidden(tab, page_run):
-    visit(tab, page_run, "tables")
-
-
 def test_a_row_below_the_oracle_is_explained(tab, page_run):
     policies = read_tokens(page_run, "prose")[0].policies
     oracle_T, executed_T = (policies[Key(name, 3, context="shared")].nll_T for name in ("oracle", "executed-together"))
