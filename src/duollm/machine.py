@@ -73,6 +73,17 @@ def faster_precision() -> Precision:
     return "bf16" if bf16 > fp32 else "fp32"
 
 
+def autocast(device: Any, precision: str) -> Any:
+    """Return the context in which a forward has this precision: "fp32", "bf16" or "auto", which takes the faster one.
+
+    Weights stay as they are.
+    """
+    import torch
+
+    precision = faster_precision() if precision == "auto" else precision
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def _matmul_rate(precision: Precision, shape: Shape, seconds: float) -> float:
     """Multiply for about `seconds` and return FLOP/s of the fastest product."""
     import torch

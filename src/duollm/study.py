@@ -21,7 +21,7 @@ from duollm.data.packed import PackedData, Windows
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
 from duollm.files import write_json, write_text
-from duollm.machine import peak_memory_bytes, provenance, return_freed_memory
+from duollm.machine import autocast, peak_memory_bytes, provenance, return_freed_memory
 from duollm.measure.comparison import compare_patterns, compare_routers, compared_windows
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
@@ -358,7 +358,8 @@ class Study:
         if (key := tuple(branches)) not in self._priors_of:
             say("searching the best pattern of every budget on validation text")
             text, budgets = self._priced_on.to(model.device), self.recipe.router.big_layers
-            self._priors_of[key] = static_priors(model, self._space(branches), text, budgets)
+            with autocast(model.device, self.recipe.router.precision):
+                self._priors_of[key] = static_priors(model, self._space(branches), text, budgets)
         return self._priors_of[key]
 
     def _measure_ceiling(self) -> None:
@@ -368,7 +369,8 @@ class Study:
         predictors = train_ceiling(self._context, model, recipe.ceiling, space, patterns)
         if self.world.first:
             texts, priced_on = self._compared_texts(), self._priced_on
-            evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run, priors)
+            chooses_in = partial(autocast, model.device, recipe.ceiling.precision)
+            evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run, priors, chooses_in)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
         self.world.wait()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.files import fingerprint, replacing
-from duollm.machine import matmul_peak
+from duollm.machine import autocast, matmul_peak
 from duollm.training.optimizer import TrainingPlan, make_optimizer
 from duollm.training.progress import Progress
 from duollm.training.world import World
@@ -145,7 +145,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the context manager for a forward in the plan's precision."""
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16")
+        return cast(torch.autocast, autocast(self.world.device, self.plan.precision))
 
     def _accumulate_gradients(self, loss_fn: LossFn, batch_BT: Tensor, step: int) -> dict[str, float]:
         """Add up the gradients of the step's parts; return the mean of what was measured."""
