@@ -9,12 +9,16 @@ Shape letters: Q cells, N tokens, K budgets, B sequences, T tokens.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from duollm.config import ModelConfig
 from duollm.errors import UserError
+from duollm.flops import ffn_parameters
+from duollm.models.branch import Branch
+from duollm.models.configuration_duo import DuoConfig
 from duollm.routes.space import RouteSpace, check_big_layers
 
 
@@ -30,6 +34,13 @@ class Cells:
     space: RouteSpace
     small_cost: int
     big_cost: int
+
+    @classmethod
+    def of_model(cls, space: RouteSpace, sizes: DuoConfig | ModelConfig) -> Self:
+        """Return the cells with the costs of a model's FFNs. In a recipe these cost what they are wide."""
+        if isinstance(sizes, ModelConfig):
+            return cls(space, sizes.small_intermediate_size, sizes.intermediate_size)
+        return cls(space, *ffn_parameters(sizes)[1:])
 
     @cached_property
     def spent(self) -> list[tuple[int, int]]:
@@ -52,6 +63,11 @@ class Cells:
     def index(self, small: Tensor, big: Tensor) -> Tensor:
         """Return the cells of routes with these numbers of small and big layers, as indices into `spent`."""
         return self._index.to(big.device, non_blocking=True)[small, big]
+
+    def of_routes(self, ids: Tensor) -> Tensor:
+        """Return the cells of routes, as indices into `spent`."""
+        routes = self.space.decode(ids)
+        return self.index(*((routes == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG)))
 
     def allowed(self, budget: "Budget", positions: range) -> Tensor:
         """Return which cells a budget allows at each position, bool [Q, positions]; not to be written to."""

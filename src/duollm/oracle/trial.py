@@ -19,8 +19,9 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Attend, Batch
 from duollm.oracle.head import LARGE, HeadBound, log_normaliser
+from duollm.oracle.memory import Rows
 from duollm.oracle.reductions import Entered, Leaves, Reduction
-from duollm.oracle.tree import Rows, follow
+from duollm.oracle.tree import follow
 
 # The bound and the exact loss are rounded differently; a leaf this close to the best is evaluated too.
 _ROUNDING = 1e-4
