@@ -57,7 +57,7 @@ class Trial:
     def __post_init__(self) -> None:
         self.hidden_ND = self.batch.hidden_BTD.flatten(0, 1)[self.rows_N]
         self.counted_N = ~self.batch.padding_BT.flatten()[self.rows_N]
-        self._kept = [part for each in self.reductions for part in each.parts]
+        self._kept = [part for each in self.reductions for part in each.parts or [each]]
 
     @property
     def model(self) -> DuoForCausalLM:
