@@ -6,8 +6,7 @@ R patterns, K budgets.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
@@ -119,10 +118,9 @@ class OracleRun:
         )
         fixed["top5_text"] = self.data.tokenizer.batch_decode(fixed["top5_id"][:, None].tolist())
         for name, column in fixed.items():
-            rows = (
-                pa.FixedSizeListArray.from_arrays(column, len(column) // total) if name.startswith("top5") else column
-            )
-            tables["tokens"] = tables["tokens"].append_column(name, [rows])
+            if name.startswith("top5"):
+                column = pa.FixedSizeListArray.from_arrays(column, len(column) // total)
+            tables["tokens"] = tables["tokens"].append_column(name, [column])
         self.store.complete(domain, shards, tables)
 
     @cached_property
@@ -184,15 +182,18 @@ class OracleRun:
     ) -> OracleResult:
         """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
-        settings: dict[str, Any] = {
-            "context": context,
-            "method": self.config.search,
-            "budgets": self.plan.budgets(context),
-            "memory_bytes": self.config.memory_bytes,
-            "generator": generator,
-        }
+        search = partial(
+            search_oracle,
+            self.model,
+            space=self.plan.space,
+            context=context,
+            method=self.config.search,
+            budgets=self.plan.budgets(context),
+            memory_bytes=self.config.memory_bytes,
+            generator=generator,
+        )
         if context == "committed":
-            together = search_oracle(self.model, token_ids_WT, self.plan.space, **settings)
+            together = search(token_ids_WT)
             searched(token_ids_WT[:, 1:].numel())
             return together
         tries_all = SEARCHES[self.config.search]().every_route
@@ -205,7 +206,7 @@ class OracleRun:
                 tries = [DrawnTries(table.counted_N, each) for each in reductions if isinstance(each, DrawnLabels)]
                 kept += [table, *tries]
                 drawn_of.setdefault(document, []).extend(tries)
-            results.append(search_oracle(self.model, token_ids_T[None], self.plan.space, reductions=kept, **settings))
+            results.append(search(token_ids_T[None], reductions=kept))
             searched(len(token_ids_T) - 1)
         return join(results, axis=1)
 

@@ -126,8 +126,7 @@ class RouteChooser(Router):
         """
         config, labels = training.config, training.labels
         assert labels is not None
-        assert training.budget is not None
-        big_layers = round(training.budget * self.num_layers)
+        big_layers = training.big_layers
         self.decide_by(config.decide_at)
         device = training.model.device
         routes_RL, losses_WNR, static, price = _candidates(labels, big_layers, self.decide_at, config.text_weight)

@@ -103,8 +103,7 @@ class WindowRouter(CodebookRouter):
         """
         training.prepare_model()
         config, model, trainer = training.config, training.model, training.trainer
-        assert training.budget is not None
-        big_layers = round(training.budget * self.num_layers)
+        big_layers = training.big_layers
         self.prompt_tokens = config.prompt_tokens
         self.decide_by(config.decide_at)
         first_BT = torch.from_numpy(trainer.batch_at(0)).to(model.device)
