@@ -48,8 +48,7 @@ class Beam(Method):
         completed_1ND = [*trial.follow(all_big_1G)]
         tree = Tree(trial.model.model, cells, cells.wanted(budgets, trial.positions), trial.rows)
         block = tree.root(trial.hidden_ND, trial.attend, trial.groups)
-        firsts = [layers[0] for layers in space.group_layers]
-        for depth, walked in enumerate([*firsts[1:], None]):
+        for depth, walked in enumerate([*space.leaders[1:], None]):
             parts = block.parts(trial.rows.walked)
             block = join([child for part in parts for child in tree.step(part, depth, trial.attend)])
             if walked is not None:

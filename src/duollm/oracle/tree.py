@@ -204,7 +204,7 @@ class Tree:
 
     def _follow(self, block: Prefixes, depth: int, attend: Attend) -> Prefixes:
         """Walk through the layers in which `depth` choices decide, up to the one that asks for the next."""
-        firsts = [-1, *(layers[0] for layers in self.space.group_layers), self.space.num_layers]
+        firsts = [-1, *self.space.leaders, self.space.num_layers]
         following = decoder_layers(self.model)[firsts[depth] + 1 : firsts[depth + 1]]
         if not following:
             return block
