@@ -173,7 +173,8 @@ class RouteSpace:
 
     def spread(self, choice: Integers) -> Integers:
         """Turn the branches of the groups, [..., J], into routes [..., L]."""
-        varied, fixed = _as_numpy(choice), np.array(list(self.fixed.values()), dtype=np.int64)
+        varied: NDArray[np.int64] = _as_numpy(choice)
+        fixed = np.array(list(self.fixed.values()), dtype=np.int64)
         both = np.concatenate([varied, np.broadcast_to(fixed, (*varied.shape[:-1], len(fixed)))], axis=-1)
         return _like(both.take(self._column_L, axis=-1), choice)
 
