@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from duollm.oracle.budgets import Budget, Cells, Frontier
+from duollm.oracle.budgets import Budget, Cells
 from duollm.oracle.contexts import Batch
+from duollm.oracle.frontier import Frontier
 from duollm.oracle.reductions import BestSoFar, Reduction
 
 
@@ -92,7 +93,7 @@ class DrawnLabels(Reduction):
 
 
 def draw_labels(
-    batch: Batch, pairs: int, generator: torch.Generator, source: LabelSource = OWN_PREDICTION
+    batch: Batch, pairs: int, generator: torch.Generator, source: LabelSource
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw pairs of labels y', y'' from a prediction.
 

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier
+from duollm.oracle.budgets import Budget, Cells, Exactly
 from duollm.oracle.contexts import Batch
+from duollm.oracle.frontier import Frontier
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, Reduction
 from duollm.records.order import draw_sizes, expected_best

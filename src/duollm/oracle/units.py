@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from duollm.oracle.budgets import Budget, Cells, Frontier
+from duollm.oracle.budgets import Budget, Cells
 from duollm.oracle.contexts import Batch
+from duollm.oracle.frontier import Frontier
 from duollm.oracle.noise import OWN_PREDICTION, LabelSource, draw_labels
 from duollm.oracle.reductions import Entered, Reduction
 
