@@ -22,7 +22,7 @@ from duollm.models.configuration_duo import DuoConfig
 from duollm.models.conversion import read_dense_config
 from duollm.models.families import dense_config, duo_config, family_of
 from duollm.oracle.beam import Beam
-from duollm.oracle.run import SearchPlan, check_memory, check_settings
+from duollm.oracle.plan import SearchPlan, check_memory, check_settings
 from duollm.recipe_files import recipe_of
 from duollm.routers.registry import check_kinds
 

@@ -27,7 +27,8 @@ from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
 from duollm.oracle.noise import LabelSource
-from duollm.oracle.run import OracleRun, SearchPlan, search_facts
+from duollm.oracle.plan import SearchPlan
+from duollm.oracle.run import OracleRun
 from duollm.oracle.store import OracleStore
 from duollm.plan import check_recipe, completed, given_config
 from duollm.progress import counted, say, working
@@ -298,7 +299,7 @@ class Study:
             "version": __version__,
             **self._labels,
         }
-        facts = fingerprints | search_facts(recipe.oracle, model.config.num_hidden_layers, data.sequence_length)
+        facts = fingerprints | SearchPlan(recipe.oracle, model.config.num_hidden_layers, data.sequence_length).facts
         store = OracleStore(self.run / "oracle", facts)
         world = self.world
         OracleRun(
