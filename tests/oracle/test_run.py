@@ -16,7 +16,7 @@ from duollm.oracle.reductions import BestSoFar
 from duollm.oracle.run import REDUCTIONS, OracleRun, check_memory, check_settings, search_facts
 from duollm.oracle.store import KINDS, OracleStore
 from duollm.records.files import ResultFile
-from duollm.records.halves import first_half
+from duollm.records.patterns import first_half
 from naive_oracle import forward_nll
 from tiny import tiny_model
 

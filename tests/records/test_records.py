@@ -5,9 +5,8 @@ import pytest
 
 from duollm.errors import UserError
 from duollm.models.branch import Branch
-from duollm.records.halves import first_half
 from duollm.records.keys import Key
-from duollm.records.patterns import PatternSums, read_patterns
+from duollm.records.patterns import PatternSums, first_half, read_patterns
 from duollm.records.records import (
     AGREEING,
     FLOPS,

@@ -11,8 +11,9 @@ from duollm.analysis.results import AgreementRow, LayerUseRow, fields_of
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats, Integers, interval, intervals, sum_by_document
 from duollm.records.keys import DRAWN_ORACLE, ORACLE, Key
-from duollm.records.records import AGREEING, TAKEN, Draws
+from duollm.records.records import Draws
 from duollm.records.tokens import Tokens
+from duollm.records.use import AGREEING, TAKEN
 
 
 def layer_use_rows(draws: Draws, tokens: Tokens, edges: Integers) -> Iterator[LayerUseRow]:

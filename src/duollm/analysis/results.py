@@ -13,8 +13,8 @@ from duollm.analysis.verdicts import Claim
 from duollm.errors import UserError
 from duollm.files import write_json
 from duollm.records.bootstrap import Estimate
+from duollm.records.facts import read_json
 from duollm.records.keys import EXECUTED, ORACLE, Key, variant
-from duollm.records.model import read_json
 from duollm.routes.space import focus_budgets
 
 FAMILY_LEVEL = 0.05

@@ -1,4 +1,4 @@
-"""The bootstrap over documents: intervals for quantities that are made of sums over documents.
+"""The bootstrap over documents: intervals for quantities that are made of sums over documents, and their printing.
 
 Tokens of one document are correlated, so documents are resampled, never tokens. All quantities are computed on the same
 resamples, which makes differences between policies paired.
@@ -11,7 +11,7 @@ Shape letters: D documents, X draws (the data itself first, then the resamples),
 A trailing Q stands for any further dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+BOOTSTRAP_SAMPLES = 2000
+MINUS = "\N{MINUS SIGN}"
 _STUDENT = (1.96**2 + 1) / 2
 """t / 1.96 is to first order sqrt(1 + this / degrees of freedom) (Abramowitz and Stegun, 26.7.5)."""
 
@@ -103,9 +105,6 @@ def sum_by_document(values_TQ: Floats, document_T: Integers, documents: int) -> 
     return totals_DC.reshape(documents, *values_TQ.shape[1:])
 
 
-BOOTSTRAP_SAMPLES = 2000
-
-
 def mean_draws(documents: Sequence[str] | NDArray[np.str_], nll_TP: Floats, seed: int = 0) -> Floats:
     """Return the mean nll of P policies on the same tokens, for the data and every resample: [X, P], nats.
 
@@ -121,3 +120,28 @@ def mean_draws(documents: Sequence[str] | NDArray[np.str_], nll_TP: Floats, seed
     if len(names) == 1:
         means_XP[1:] = np.nan
     return means_XP
+
+
+def nats(value: float | None, decimals: int = 3) -> str:
+    """Format a loss, a difference or a share."""
+    return "\N{EN DASH}" if value is None else f"{value:.{decimals}f}".replace("-", MINUS)
+
+
+def percent(value: float) -> str:
+    """Format a share as a whole percentage."""
+    return f"{value:.0%}".replace("-", MINUS)
+
+
+def whole(value: float) -> str:
+    """Format a count."""
+    return f"{value:.0f}"
+
+
+def brackets(measured: Estimate, form: Callable[[float], str] = nats) -> str:
+    """Format the interval of an estimate."""
+    return f"[{form(measured.low)}, {form(measured.high)}]"
+
+
+def with_interval(measured: Estimate | None, form: Callable[[float], str] = nats) -> str:
+    """Format an estimate and its interval, or say that it was not measured."""
+    return "not measured" if measured is None else f"{form(measured.value)} {brackets(measured, form)}"

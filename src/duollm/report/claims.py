@@ -15,7 +15,7 @@ from duollm.analysis.claims.models import BY_TASKS
 from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, over_seeds, studies_of
 from duollm.analysis.verdicts import Claim, Labels, Verdict
 from duollm.errors import UserError, did_you_mean
-from duollm.records.numbers import with_interval
+from duollm.records.bootstrap import with_interval
 from duollm.terminal import Cell, print_table
 
 WIDTH = 100

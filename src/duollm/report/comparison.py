@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from duollm.analysis.results import ComparisonRow, Results
-from duollm.records.bootstrap import Estimate
+from duollm.records.bootstrap import MINUS, Estimate, brackets, nats, percent
 from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, CEILING, EXECUTED, ORACLE, RANDOM, STATIC
-from duollm.records.numbers import MINUS, brackets, nats, percent
 
 COLUMNS = ("nll", "gain over static", "of oracle's gain", "of ceiling", "share of big", "FLOPs", "time")
 SAME_AS_ITS_ORACLE = (EXECUTED, "committed")

@@ -1,7 +1,7 @@
 """The table of routers over all budgets, for the terminal."""
 
 from duollm.analysis.results import FamilyRow, Results
-from duollm.records.numbers import nats, with_interval
+from duollm.records.bootstrap import nats, with_interval
 from duollm.terminal import Cell
 
 FAMILY_LEGEND = (

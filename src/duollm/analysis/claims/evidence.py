@@ -26,8 +26,8 @@ from duollm.records.keys import (
     Key,
     on_drawn,
 )
-from duollm.records.records import NLL, TAKEN, Draws
-from duollm.records.windows import HALVES, SKIPPED_AGAIN, correlation, within
+from duollm.records.records import NLL, Draws
+from duollm.records.use import HALVES, SKIPPED_AGAIN, TAKEN, correlation, within
 from duollm.routes.space import focus_budgets
 
 PAPER_ROUTER = "linear"

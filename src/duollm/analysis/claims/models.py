@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from duollm.analysis.verdicts import Claim, condition, decide
 from duollm.errors import UserError
-from duollm.records.bootstrap import BOOTSTRAP_SAMPLES, Bootstrap, Floats, sum_by_document
-from duollm.records.numbers import percent, with_interval
+from duollm.records.bootstrap import BOOTSTRAP_SAMPLES, Bootstrap, Floats, percent, sum_by_document, with_interval
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of big at which the paper compares the duo with dense models of equal FLOPs."""

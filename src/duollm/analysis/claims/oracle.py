@@ -11,9 +11,8 @@ import numpy as np
 from duollm.analysis.claims.evidence import SMALL_BIG, Evidence
 from duollm.analysis.verdicts import Claim, Condition, Verdict, condition, decide
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Floats, interval
+from duollm.records.bootstrap import Floats, interval, percent, whole, with_interval
 from duollm.records.keys import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, ramp_oracle
-from duollm.records.numbers import percent, whole, with_interval
 from duollm.records.records import nll_at
 
 NEAR = 0.25

@@ -9,8 +9,7 @@ from duollm.analysis.claims.evidence import PAPER_ROUTER, Evidence, RouterUse
 from duollm.analysis.claims.oracle import fitted_change
 from duollm.analysis.verdicts import Claim, Condition, condition, decide
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Floats
-from duollm.records.numbers import nats, percent, with_interval
+from duollm.records.bootstrap import Floats, nats, percent, with_interval
 
 EQUAL_AREA = -0.005
 """C19: nats per token by which the area of the nearest-neighbour router may fall behind that of the best other."""

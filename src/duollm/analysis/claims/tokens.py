@@ -3,7 +3,7 @@
 from duollm.analysis.claims.evidence import SMALL_BIG, Evidence
 from duollm.analysis.difficulty import MUCH, NOTHING
 from duollm.analysis.verdicts import Claim, condition, decide
-from duollm.records.numbers import percent, with_interval
+from duollm.records.bootstrap import percent, with_interval
 
 SOME = 0.05
 """C11: "some" tokens are more than this share."""
