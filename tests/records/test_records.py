@@ -8,9 +8,7 @@ from duollm.models.branch import Branch
 from duollm.records.keys import Key
 from duollm.records.patterns import PatternSums, first_half, read_patterns
 from duollm.records.records import (
-    AGREEING,
     FLOPS,
-    TAKEN,
     Draws,
     nll_at,
     pool,
@@ -18,6 +16,7 @@ from duollm.records.records import (
     records_of_oracle_text,
 )
 from duollm.records.tokens import PolicyTokens, read_tokens
+from duollm.records.use import AGREEING, TAKEN
 from synthetic_run import Plan, write_run
 
 

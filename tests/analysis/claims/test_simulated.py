@@ -16,8 +16,8 @@ from duollm.analysis.verdicts import decide
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Bootstrap
 from duollm.records.keys import ALL_BIG, AVERAGE, BEST_PATTERNS, ORACLE, STATIC, Key, ramp_oracle
-from duollm.records.records import BIG, NLL, TAKEN, Draws, Records
-from duollm.records.use import HALVES, SKIPPED_AGAIN, moments
+from duollm.records.records import BIG, NLL, Draws, Records
+from duollm.records.use import HALVES, SKIPPED_AGAIN, TAKEN, moments
 
 LAYERS, DOCUMENTS = 6, 40
 SKIP_BIG = (Branch.SKIP, Branch.BIG)
