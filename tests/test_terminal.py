@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from duollm.terminal import print_table, sparkline
+from duollm.terminal import one_line, print_table, sparkline
 
 
 @pytest.mark.parametrize(("encoding", "bars"), [("utf-8", "▁█ ▅"), ("ascii", "18 5")])
@@ -38,3 +38,19 @@ def test_negative_numbers_keep_their_digits(capsys):
     shown = capsys.readouterr().out
     assert "-0.0123" in shown
     assert "-4,321" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" the", "·the"),
+        (" a\n b", "·a↵·b"),
+        ("\n\n  ", "↵↵··"),
+        ("\tx\r\n", "⇥x↵"),
+        ("a\x00", "a\N{REPLACEMENT CHARACTER}"),
+        ("é漢", "é漢"),
+        ("", ""),
+    ],
+)
+def test_the_text_of_a_token_stays_on_one_line(text, shown):
+    assert one_line(text) == shown

@@ -1,4 +1,7 @@
-"""Tables and bars for the terminal. Their content is never read as rich's markup: a name may hold square brackets."""
+"""Tables, bars and texts of tokens for the terminal.
+
+Their content is never read as rich's markup: a name may hold square brackets.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +38,12 @@ def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
         bars = "12345678"
     step = (high - low) / (len(bars) - 1) or 1.0
     return "".join(" " if value is None else bars[round((value - low) / step)] for value in values)
+
+
+def one_line(text: str) -> str:
+    """Return a token's text as a label: spaces, tabs, line ends and unprintable characters become visible."""
+    marks = {"\n": "↵", "\t": "⇥", " ": "·", "\r": ""}
+    return "".join(marks.get(character, character if character.isprintable() else "\ufffd") for character in text)
 
 
 def _cell(value: Cell) -> str:

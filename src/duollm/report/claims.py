@@ -96,7 +96,7 @@ class ClaimTable:
 
     def write_figure(self, folder: Path) -> None:
         """Write the figure of C14 and C15, if dense or frozen runs were scored."""
-        from duollm.report.model_figures import write_duo_and_dense
+        from duollm.report.loss_figures import write_duo_and_dense
 
         write_duo_and_dense(self.columns, folder)
 
