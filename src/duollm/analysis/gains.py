@@ -45,7 +45,7 @@ def unit_rows(draws: Draws) -> Iterator[UnitRow]:
         for unit in (1, *units):
             if drawn._replace(policy=keys.of_unit(drawn.policy, unit)) in draws:
                 gains = _peeks(draws, drawn, unit)
-                yield UnitRow(draws.records.domain, str(drawn.context), unit, drawn.big_layers, **gains)
+                yield UnitRow(draws.records.domain, str(drawn.context), drawn.big_layers, **gains, unit=unit)
 
 
 def tries_rows(draws: Draws, by_budget: Mapping[int, BestOf]) -> Iterator[TriesRow]:

@@ -160,17 +160,10 @@ class NoiseRow:
 
 
 @dataclass(frozen=True)
-class UnitRow:
-    """The gain of a search that chose one route for `unit` neighbouring tokens, and the same on drawn labels."""
+class UnitRow(NoiseRow):
+    """The same of a search that chose one route for `unit` neighbouring tokens."""
 
-    domain: str
-    context: str
     unit: int
-    big_layers: int
-    gain: Estimate
-    gain_drawn: Estimate
-    second_draw: Estimate
-    gain_beyond_drawn: Estimate
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from duollm.analysis.claims.evidence import Evidence, gather_evidence
 from duollm.analysis.claims.models import model_claims
 from duollm.analysis.claims.oracle import oracle_claims
 from duollm.analysis.claims.routers import router_claims
-from duollm.analysis.claims.tokens import token_claims
 from duollm.analysis.difficulty import HARD, LINE_STARTS
 from duollm.analysis.verdicts import decide
 from duollm.models.branch import Branch
@@ -117,7 +116,6 @@ class Simulation:
         area_X = {kind: self.mean(area) for kind, area in area_X.items()}
         yield from [
             *oracle_claims(plain),
-            *token_claims(plain),
             *router_claims(replace(plain, area_X=area_X, like_opt=True)),
         ]
         skipping = self.evidence(self.nll() | self.router(Branch.SKIP))
