@@ -105,6 +105,20 @@ def sum_by_document(values_TQ: Floats, document_T: Integers, documents: int) -> 
     return totals_DC.reshape(documents, *values_TQ.shape[1:])
 
 
+def stratified_draws(strata: Sequence[tuple[Sequence[str] | NDArray[np.str_], Floats]], seed: int) -> Floats:
+    """Return means of P quantities over all rows, for the data and every resample of documents: [X, P].
+
+    Args:
+        strata: for each stratum (domain) the document of each row, and the quantities of each row, [rows, P].
+    """
+    sums_DP, rows_D = [], []
+    for documents, values_TP in strata:
+        names, document_T = np.unique(np.asarray(documents), return_inverse=True)
+        sums_DP.append(sum_by_document(values_TP, document_T, len(names)))
+        rows_D.append(np.bincount(document_T))
+    return Bootstrap(rows_D, BOOTSTRAP_SAMPLES, seed).ratio(np.concatenate(sums_DP), np.concatenate(rows_D))
+
+
 def mean_draws(documents: Sequence[str] | NDArray[np.str_], nll_TP: Floats, seed: int = 0) -> Floats:
     """Return the mean nll of P policies on the same tokens, for the data and every resample: [X, P], nats.
 
@@ -113,11 +127,8 @@ def mean_draws(documents: Sequence[str] | NDArray[np.str_], nll_TP: Floats, seed
     Args:
         documents: the document of each token, [T].
     """
-    names, document_T = np.unique(np.asarray(documents), return_inverse=True)
-    totals_DP = sum_by_document(nll_TP, document_T, len(names))
-    tokens_D = np.bincount(document_T)
-    means_XP = Bootstrap([tokens_D], BOOTSTRAP_SAMPLES, seed).ratio(totals_DP, tokens_D)
-    if len(names) == 1:
+    means_XP = stratified_draws([(documents, nll_TP)], seed)
+    if len(set(documents)) == 1:
         means_XP[1:] = np.nan
     return means_XP
 
