@@ -67,8 +67,10 @@ def test_the_overview_says_what_its_numbers_show(tab, page_run):
         verdict = "more than luck" if more.low > 0 else "less than luck" if more.high < 0 else "not shown to be more"
         assert verdict in cards
         assert ("The best router gains" in cards) == (gain.low > 0)
-        share = f"{100 * gain.value / noise.gain.value:.1f} %"
-        assert (f"That is {share} of the oracle's gain" in cards) == (gain.low > 0)
+        of = router.of_oracle
+        share = f"{100 * of.value:.1f} %"
+        told = f"That is {share} [{100 * of.low:.1f} %, {100 * of.high:.1f} %] of the oracle's gain"
+        assert (told in cards) == (gain.low > 0)
         visit(tab, page_run, f"tables?k={k}")
         closed, of_predictor = (f'td[data-label="of {name} gain"]' for name in ("oracle's", "predictor's"))
         rows = tab.locator("#comparison tbody tr")

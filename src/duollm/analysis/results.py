@@ -73,6 +73,7 @@ class ComparisonRow(PolicyRow):
     compared_nll: float | None
     gain_over_static: Estimate | None
     gain_at_spent: Estimate | None
+    of_oracle: Estimate | None
     of_ceiling: Estimate | None
     gain_tokens: int
     closed: Estimate | None

@@ -143,6 +143,11 @@ def percent(value: float) -> str:
     return f"{value:.0%}".replace("-", MINUS)
 
 
+def tenths(share: float) -> str:
+    """Format a share as a percentage with one decimal."""
+    return f"{share:.1%}".replace("-", MINUS)
+
+
 def whole(value: float) -> str:
     """Format a count."""
     return f"{value:.0f}"

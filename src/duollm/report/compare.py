@@ -8,7 +8,7 @@ from pathlib import Path
 
 from duollm.analysis.results import ComparisonRow, Results, read_results
 from duollm.errors import UserError, did_you_mean
-from duollm.records.bootstrap import MINUS, Estimate, nats, percent, with_interval
+from duollm.records.bootstrap import MINUS, nats, percent, tenths, with_interval
 from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, CEILING, EXECUTED, ORACLE, RANDOM, STATIC
 from duollm.terminal import Cell, print_table
 
@@ -130,13 +130,12 @@ def comparison_table(results: Results, domain: str, big_layers: int) -> list[dic
         and (row.policy in (ALL_SMALL, ALL_BIG) or row.big_layers == big_layers)
         and (row.policy, row.context) != SAME_AS_ITS_ORACLE
     ]
-    oracles = {row.context: row.gain_over_static for row in rows if row.policy == ORACLE}
-    peeked, several = oracles.get(results.context), len(oracles) > 1
+    several = len({row.context for row in rows if row.policy == ORACLE}) > 1
     table = []
     for row in sorted(rows, key=_place):
         name = row.variant if row.kind else row.policy.replace("-", " ")
         name += f", {row.context}" if several and row.policy in (ORACLE, EXECUTED) else ""
-        cells = _cells(row, results.num_layers, peeked)
+        cells = _cells(row, results.num_layers)
         table.append({"policy": name} | {column: cells.get(column, "") for column in COLUMNS})
     return table
 
@@ -151,14 +150,13 @@ def _place(row: ComparisonRow) -> tuple[int, float]:
     return 11 + next(after, len(_AFTER_ROUTERS)), 0.0
 
 
-def _cells(row: ComparisonRow, layers: int, peeked: Estimate | None) -> dict[str, str]:
-    """Return the cells of what was measured; `peeked` is what the oracle of the main context gains over static."""
+def _cells(row: ComparisonRow, layers: int) -> dict[str, str]:
+    """Return the cells of what was measured."""
     gain, cells = row.fair_gain, {"nll": with_interval(row.nll), "share of big": f"{row.big_share:.1%}"}
     if gain and row.policy not in (STATIC, ALL_SMALL, ALL_BIG):
         cells["gain over static"] = ("+" if gain.value > 0 else "") + with_interval(gain, _small_nats)
-    if row.kind and gain and peeked and peeked.value > 0:
-        shares = Estimate(*(value / peeked.value for value in (gain.value, gain.low, gain.high)))
-        cells["of oracle's gain"] = with_interval(shares, lambda share: f"{share:.1%}".replace("-", MINUS))
+    if row.of_oracle:
+        cells["of oracle's gain"] = with_interval(row.of_oracle, tenths)
     if row.kind and row.of_ceiling:
         cells["of ceiling"] = with_interval(row.of_ceiling, percent)
     if row.within_budget is not None:

@@ -49,6 +49,10 @@ CAPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """What each figure shows, and the claims that it bears on."""
 _STRIP_TOKENS = 56
+FEW_TOKENS = {"losses_of_text": _STRIP_TOKENS, "routes": _STRIP_TOKENS}
+"""Figures of the start of a document, with its length."""
+ON_COMPARED_TEXT = ("ceiling_by_depth",)
+"""Figures of the text of the comparison; the others show the oracle's text."""
 _LONGEST_NAME = 32
 
 

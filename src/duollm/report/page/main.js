@@ -26,6 +26,8 @@ function show(page, changes) {
     if (view === state.view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  const [bar, here] = [document.querySelector("nav"), document.querySelector("nav a[aria-current]")];
+  bar.scrollLeft = here.offsetLeft - bar.offsetLeft - (bar.clientWidth - here.clientWidth) / 2; // on a phone not all of them fit
   const said = VIEWS[state.view](data, changes); // what the reader should know of the choices that the view could not keep
   const clamped = wanted === state.k ? "" : `${wanted} big layers were asked for; the model can have 0 to ${data.layers}. `;
   byId("notice").hidden = !(clamped || said);
@@ -65,7 +67,7 @@ function prepare(page) {
 const page = await decode(byId("data").textContent.trim());
 const { headline, budget, results, domains } = page.runs[0];
 const texts = { run: 0, pool: headline, domain: domains[0].name, context: results.context };
-const explored = { policy: "oracle", other: "none", q: "gain", kind: "all", from: "", to: "", find: "", token: -1, pins: [], layer: -1, lanes: "on" };
+const explored = { policy: "oracle", other: "none", q: "gain", kind: "all", from: "", to: "", find: "", token: -1, pins: [], layer: -1, lanes: "on", map: "all" };
 startState({ view: page.runs.length > 1 ? "runs" : "overview", k: budget, axis: "layers", claim: "", ...texts, ...explored });
 prepare(page);
 onChange((changes) => show(page, changes));
