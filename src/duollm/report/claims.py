@@ -12,8 +12,8 @@ from textwrap import fill
 from typing import Any, Self, get_args
 
 from duollm.analysis.claims.models import BY_TASKS
-from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, over_seeds, studies_of
-from duollm.analysis.verdicts import Claim, Labels, Verdict
+from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, studies_of
+from duollm.analysis.verdicts import Claim, Labels, Verdict, over_seeds
 from duollm.errors import UserError, did_you_mean
 from duollm.records.bootstrap import with_interval
 from duollm.terminal import Cell, print_table
