@@ -5,7 +5,7 @@ Shape letters: X draws of the bootstrap.
 
 from collections.abc import Callable, Sequence
 
-from duollm.analysis.claims.evidence import PAPER_ROUTER, Evidence, RouterUse
+from duollm.analysis.claims.evidence import PAPER_ROUTER, Evidence
 from duollm.analysis.claims.oracle import fitted_change
 from duollm.analysis.verdicts import Claim, Condition, condition, decide
 from duollm.models.branch import Branch
@@ -88,7 +88,7 @@ def _c13(evidence: Evidence) -> Claim:
 
 
 def _c17(evidence: Evidence) -> Claim:
-    uses: dict[int, RouterUse] = evidence.use if _skips(evidence) else {}
+    uses = evidence.use if _skips(evidence) else {}
     stem = "correlation of a layer's share of skip in the first and the second half of the window"
     conditions = [
         condition(f"{stem}, {_named(evidence)} at k = {k}", use.again_X, above=0)
