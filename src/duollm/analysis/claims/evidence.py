@@ -156,8 +156,11 @@ def readings(evidence: Evidence, draws: Draws) -> Iterator[tuple[str, Labels, Ev
     for context in contexts(draws):
         keys = [key for quantity, key in draws.records.sums if quantity == NLL and key.context == context]
         searched = {(key.policy, key.big_layers): draws[key] for key in keys if _is_search(key.policy)}
-        drawn = {(policy, k): draws[key] for policy, k in searched if (key := _drawn(policy, k, context)) in draws}
-        drawn = {(policy, k): nll_X for (policy, k), nll_X in drawn.items() if k in static}
+        drawn = {
+            (policy, k): draws[key]
+            for policy, k in searched
+            if k in static and (key := Key(on_drawn(policy), k, context=context)) in draws
+        }
         net = {(policy, k): searched[policy, k] + static[k] - drawn_X for (policy, k), drawn_X in drawn.items()}
         unseen = replace(plain, nll_X=on_static | drawn, router=None, router_spent_X={})
         yield context, "text", _with_searches(replace(plain, nll_X=others | searched), draws, context, "text")
@@ -168,10 +171,6 @@ def readings(evidence: Evidence, draws: Draws) -> Iterator[tuple[str, Labels, Ev
 def _is_search(policy: str) -> bool:
     """Whether it is the oracle, or one whose budget slides over the window."""
     return policy == ORACLE or policy.startswith(f"{ORACLE}-")
-
-
-def _drawn(policy: str, k: int, context: str) -> Key:
-    return Key(on_drawn(policy), k, context=context)
 
 
 SEARCHED: dict[Labels, str] = {"text": ORACLE, "drawn": DRAWN_ORACLE, "net": NET_ORACLE}
