@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from duollm.analysis.claims.evidence import Evidence, RouterUse
+from duollm.analysis.claims.evidence import Evidence
 from duollm.analysis.claims.routers import router_claims
+from duollm.analysis.layers import RouterUse
 from duollm.models.branch import Branch
 
 LAYERS = 6
