@@ -123,7 +123,7 @@ def test_lines_carry_their_names_where_there_is_room(tab, page_run):
     plot = box(tab, "#frontier svg[role=img]")
     assert all(one["x"] + one["width"] <= plot["x"] + plot["width"] for one in boxes)
     tab.set_viewport_size({"width": 390, "height": 900})
-    tab.wait_for_function("!document.querySelector('#frontier [data-end]')")
+    tab.wait_for_selector("#frontier [data-end]", state="detached")
 
 
 def test_maps_of_one_policy_show_a_row_for_each_class(tab, page_run):

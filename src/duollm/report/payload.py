@@ -76,7 +76,10 @@ def page_data(
         "highLoss": HIGH_LOSS_QUANTILE,
         "lossUnit": LOSS_UNIT,
         "folder": "figures",
-        "figures": [_figure(path.stem, results, like_opt) for path in sorted((run / "figures").glob("*.svg"))],
+        "figures": [
+            _figure(path.stem, like_opt, _sample(path.stem, results))
+            for path in sorted((run / "figures").glob("*.svg"))
+        ],
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents, most_bytes) for tokens in domains],
     }
@@ -96,24 +99,24 @@ def drawn_from(facts: Mapping[str, Any]) -> str:
     return source if temperature == 1 else f"{source} at temperature {temperature:g}"
 
 
-def _figure(name: str, results: Results, like_opt: bool) -> dict[str, Any]:
+def _figure(name: str, like_opt: bool, sample: str) -> dict[str, Any]:
     caption, claims = CAPTIONS.get(name, ("", ()))
     if like_opt and name.startswith("layer_use"):  # the paper shows its OPT in a figure of its own
         caption, claims = re.sub(r"figure \d", "figure 9", caption), ("C16",)
-    sample = f"{_sample(name, results)}; seed {results.provenance.get('seed', 'unknown')}."
     return {"name": name, "caption": caption, "claims": claims, "sample": sample}
 
 
 def _sample(name: str, results: Results) -> str:
-    """Return how much text a figure is drawn from."""
+    """Return how much text a figure is drawn from, and the seed."""
+    seed = f"seed {results.provenance.get('seed', 'unknown')}."
     if name in FEW_TOKENS:
-        return f"n = {FEW_TOKENS[name]} tokens at most"
+        return f"n = {FEW_TOKENS[name]} tokens at most; {seed}"
     sizes = list(results.data.values())
     documents, tokens = sum(size.documents for size in sizes), sum(size.tokens for size in sizes)
     if name in ON_COMPARED_TEXT:
         documents = sum(size.compared_documents or size.documents for size in sizes)
         tokens = sum(size.compared_tokens or size.tokens for size in sizes)
-    return f"n = {tokens:,} tokens of {documents:,} documents"
+    return f"n = {tokens:,} tokens of {documents:,} documents; {seed}"
 
 
 def compressed(page: Mapping[str, Any]) -> bytes:

@@ -26,8 +26,6 @@ function show(page, changes) {
     if (view === state.view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const [bar, here] = [document.querySelector("nav"), document.querySelector("nav a[aria-current]")];
-  bar.scrollLeft = here.offsetLeft - bar.offsetLeft - (bar.clientWidth - here.clientWidth) / 2; // on a phone not all of them fit
   const said = VIEWS[state.view](data, changes); // what the reader should know of the choices that the view could not keep
   const clamped = wanted === state.k ? "" : `${wanted} big layers were asked for; the model can have 0 to ${data.layers}. `;
   byId("notice").hidden = !(clamped || said);
