@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from duollm.terminal import print_table, sparkline
+from duollm.terminal import GrowingTable, print_table, sparkline
 
 
 @pytest.mark.parametrize(("encoding", "bars"), [("utf-8", "▁█ ▅"), ("ascii", "18 5")])
@@ -38,3 +38,14 @@ def test_negative_numbers_keep_their_digits(capsys):
     shown = capsys.readouterr().out
     assert "-0.0123" in shown
     assert "-4,321" in shown
+
+
+def test_a_table_grows_and_has_a_new_head_only_where_rows_do_not_fit(capsys):
+    table = GrowingTable("speed")
+    table.add([{"model": "small one", "ms": 12.5}])
+    first = capsys.readouterr().out
+    table.add([{"model": "big", "ms": 3.0}])
+    table.add([{"model": "a much larger one", "ms": 1234.5, "note": "slow"}])
+    second = capsys.readouterr().out
+    assert first == "speed\n\nmodel        ms\nsmall one  12.5\n"
+    assert second == ("big           3\n\nmodel                 ms  note\na much larger one  1,234  slow\n")
