@@ -12,8 +12,7 @@ import duollm
 from duollm import cli
 from duollm.config import Recipe
 from duollm.errors import UserError
-from duollm.options import find_recipe
-from duollm.recipe_files import load_recipe
+from duollm.recipe_files import find_recipe, load_recipe
 
 STUDY_VERBS = {
     "study": "report",

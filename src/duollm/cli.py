@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
 from duollm.files import check_folder
-from duollm.options import Parser, WideHelp, add_recipe_options, find_recipe, listed, number, rows, whole_number
+from duollm.options import Parser, WideHelp, listed, number, rows, whole_number
 
 if TYPE_CHECKING:
     from duollm.config import ConvertConfig, DataConfig, Recipe
@@ -130,6 +130,8 @@ def _overview() -> str:
 
 
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.recipe_files import add_recipe_options
+
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/NAME, NAME from the recipe)")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
     add_recipe_options(parser, DEFAULT_RECIPE)
@@ -137,7 +139,7 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
 
 def _resolve(options: argparse.Namespace) -> "Recipe":
     from duollm.config import Recipe
-    from duollm.recipe_files import load_recipe
+    from duollm.recipe_files import find_recipe, load_recipe
 
     sections = tuple(Recipe.model_fields)
     overrides = {key: text for key, text in vars(options).items() if key.partition(".")[0] in sections}
@@ -173,6 +175,8 @@ def _prepare_for_torch() -> None:
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.recipe_files import add_recipe_options
+
     add = parser.add_argument
     add("--gpus", type=whole_number(1, 10**6), default=1, metavar="N", help="number of devices (default: %(default)s)")
     peak = "peak of one of them for matrix products, TFLOP/s (default: measured on this machine)"
