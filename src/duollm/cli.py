@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
 from duollm.files import check_folder
+from duollm.machine import faster_precision, hub_answers, keep_freed_memory, matmul_peak
 from duollm.options import Parser, WideHelp, listed, number, rows, whole_number
 
 if TYPE_CHECKING:
@@ -154,24 +155,13 @@ def _study(options: argparse.Namespace, command: list[str], until: str) -> None:
         print(to_yaml(recipe), end="")
         return
     run = Path(options.out or Path("runs", recipe.name))
-    _check_run_folder(run)
-    _prepare_for_torch()
+    check_folder("--out", run)
+    if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
+        raise UserError(f"--out {run} holds files but no config.yaml, so it is no run folder; give a new one")
+    keep_freed_memory()
     from duollm.study import run_study
 
     run_study(recipe, run, command, until)
-
-
-def _check_run_folder(folder: Path) -> None:
-    check_folder("--out", folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
-        raise UserError(f"--out {folder} holds files but no config.yaml, so it is no run folder; give a new one")
-
-
-def _prepare_for_torch() -> None:
-    """Settings that count only before torch is imported. How OpenMP's threads wait is left alone (docs/LOG.md)."""
-    from duollm.machine import keep_freed_memory
-
-    keep_freed_memory()
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +180,6 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
 
 def _plan(options: argparse.Namespace, command: list[str]) -> None:
     recipe = _resolve(options)
-    from duollm.machine import faster_precision, matmul_peak
     from duollm.plan import Devices, check_against, plan, render
 
     peak = options.peak_tflops and options.peak_tflops * 1e12
@@ -233,7 +222,7 @@ def _convert(options: argparse.Namespace, command: list[str]) -> None:
     check_folder("--out", out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} exists already; give a new folder")
-    _prepare_for_torch()
+    keep_freed_memory()
     import torch
 
     from duollm.convert.dense import convert_checkpoint
@@ -307,11 +296,9 @@ def _score(options: argparse.Namespace, command: list[str]) -> None:
     out = Path(options.out) if options.out else None
     if out:
         check_folder("--out", out)
-    _prepare_for_torch()
+    keep_freed_memory()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
-    from duollm.machine import hub_answers
-
     if options.tasks and not hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; without it every file is retried for half a minute
     from duollm.saved.model import Saved
@@ -352,7 +339,7 @@ def _trace(options: argparse.Namespace, command: list[str]) -> None:
         check_folder("--csv", out.parent)
         if out.is_dir():
             raise UserError(f"--csv {out}: a folder; give a file, such as {out / 'tokens.csv'}")
-    _prepare_for_torch()
+    keep_freed_memory()
     from duollm.saved.model import Saved
     from duollm.saved.text import TextSettings
     from duollm.saved.trace import trace
@@ -377,20 +364,15 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
     beams = "number of beams of a beam search, which shows its text only at the end (default: no beam search)"
     add("--num-beams", type=whole_number(1, 1000), default=1, metavar="N", help=beams)
-    add(
-        "--seed",
-        type=whole_number(0, LARGEST_SEED),
-        default=0,
-        metavar="N",
-        help="random seed for sampling (default: %(default)s)",
-    )
+    seed = "random seed for sampling (default: %(default)s)"
+    add("--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help=seed)
     add("--chat", action="store_true", help="apply the tokenizer's chat template to the prompt, as a user's turn")
     add("--show-routes", action="store_true", help="print the route of each token, a mark per layer")
     add("--no-compare", dest="compare", action="store_false", help="do not measure the speed of all big")
 
 
 def _generate(options: argparse.Namespace, command: list[str]) -> None:
-    _prepare_for_torch()
+    keep_freed_memory()
     from duollm.saved.generate import GenerateSettings, generate
     from duollm.saved.model import Saved
 
@@ -422,10 +404,14 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     budget = "numbers of big layers to compare at (default: all budgets of the run's routers)"
     add("--budget", type=listed(whole_number(0), brackets=True), metavar="K,K", help=budget)
     add("--domain", metavar="NAME", help="compare on the text of one domain (default: all domains pooled)")
-    form = parser.add_mutually_exclusive_group()
-    for name, shown in (("markdown", "Markdown"), ("json", "JSON")):
+    _add_forms(parser, {"markdown": "Markdown", "json": "JSON"})
+
+
+def _add_forms(parser: argparse.ArgumentParser, forms: Mapping[str, str]) -> None:
+    group = parser.add_mutually_exclusive_group()
+    for name, shown in forms.items():
         text = f"print {shown} instead of a table"
-        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+        group.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
 
 
 def _compare(options: argparse.Namespace, command: list[str]) -> None:
@@ -439,18 +425,15 @@ def _add_claims_options(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="+", metavar="RUN", help="finished runs: seeds of a study, and runs beside it (docs/claims.md)")
     add("--domain", metavar="NAME", help="decide on the text of one domain (default: all domains pooled)")
     add("--out", metavar="FOLDER", help="draw dense and frozen models beside the duo there (paper, figure 8)")
-    form = parser.add_mutually_exclusive_group()
-    for name in ("json", "csv"):
-        text = f"print {name.upper()} instead of a table"
-        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+    _add_forms(parser, {"json": "JSON", "csv": "CSV"})
 
 
 def _claims(options: argparse.Namespace, command: list[str]) -> None:
     from duollm.report.claims import print_claims
 
-    if options.out:
-        check_folder("--out", Path(options.out))
     out = Path(options.out) if options.out else None
+    if out:
+        check_folder("--out", out)
     print_claims([Path(run) for run in options.runs], options.domain, options.form, out)
 
 
@@ -466,7 +449,7 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
 def _bench(options: argparse.Namespace, command: list[str]) -> None:
     if options.precision and options.which != "forward":
         raise UserError(f"--precision goes with 'bench forward' only, got 'bench {options.which}'; leave it out")
-    _prepare_for_torch()
+    keep_freed_memory()
     from duollm.bench import run_bench
 
     run_bench(options.which, options.seconds, options.precision or "fp32", options.json)
