@@ -14,6 +14,7 @@ from duollm import __version__
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.predictor import train_ceiling
+from duollm.checks import check_recipe, completed, given_config
 from duollm.config import DataConfig, Recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
@@ -29,7 +30,6 @@ from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_la
 from duollm.oracle.noise import LabelSource
 from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
-from duollm.plan import check_recipe, completed, given_config
 from duollm.progress import counted, say, working
 from duollm.recipe_files import to_yaml
 from duollm.report.model_card import add_results
