@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
@@ -18,8 +18,6 @@ from duollm.options import Parser, WideHelp, listed, number, rows, whole_number
 
 if TYPE_CHECKING:
     from duollm.config import ConvertConfig, DataConfig, Recipe
-
-DEFAULT_RECIPE = "recipes/quick.yaml"
 
 _POLICY_HELP = "all-big (default), all-small, random:0.25, spread:6, routes:2211..., a run's router, router:FOLDER, ..."
 
@@ -135,7 +133,7 @@ def _add_study_options(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/NAME, NAME from the recipe)")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    add_recipe_options(parser, DEFAULT_RECIPE)
+    add_recipe_options(parser)
 
 
 def _resolve(options: argparse.Namespace) -> "Recipe":
@@ -175,7 +173,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--mfu", type=number(0.001, 1), default=0.4, metavar="SHARE", help=used)
     checked = "a finished run on this machine: also print its planned training time beside the measured one"
     add("--check", metavar="RUN", help=checked)
-    add_recipe_options(parser, DEFAULT_RECIPE)
+    add_recipe_options(parser)
 
 
 def _plan(options: argparse.Namespace, command: list[str]) -> None:
@@ -282,9 +280,12 @@ _TEXT_OPTIONS = ("domains", "documents", "windows", "sequence_length")
 _TASK_OPTIONS = ("limit", "num_fewshot", "include_path")
 
 
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
 def _score(options: argparse.Namespace, command: list[str]) -> None:
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    text, tasks = ({name: given[name] for name in names if name in given} for names in (_TEXT_OPTIONS, _TASK_OPTIONS))
+    text, tasks = _given(options, _TEXT_OPTIONS), _given(options, _TASK_OPTIONS)
     for name in text if options.tasks else ():
         raise UserError(f"{name} is about losses, and --tasks runs tasks instead; leave one of them out")
     for name in () if options.tasks else tasks:
@@ -331,8 +332,8 @@ def _add_trace_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _trace(options: argparse.Namespace, command: list[str]) -> None:
-    given = {name: getattr(options, name) for name in _TEXT_OPTIONS if getattr(options, name) is not None}
-    for name in set(given) - {"sequence_length"} if options.text else ():
+    text = _given(options, _TEXT_OPTIONS)
+    for name in set(text) - {"sequence_length"} if options.text else ():
         raise UserError(f"{name} is about the test split, and --text names another text; leave one of them out")
     out = None if options.csv == "-" else Path(options.csv)
     if out:
@@ -344,7 +345,7 @@ def _trace(options: argparse.Namespace, command: list[str]) -> None:
     from duollm.saved.text import TextSettings
     from duollm.saved.trace import trace
 
-    settings = TextSettings(batch_size=options.batch_size, **given)
+    settings = TextSettings(batch_size=options.batch_size, **text)
     trace(Saved.at(Path(options.model)), options.policy, options.text, settings, out)
 
 

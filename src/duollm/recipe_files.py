@@ -19,6 +19,7 @@ _SHORT = Repr()  # a few references make a list of billions of items
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 4, 20, 20, 20
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 400
 
+DEFAULT_RECIPE = "recipes/quick.yaml"
 SHIPPED_RECIPES = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
 """Where the shipped recipes are: in an installed wheel, and in a checkout."""
 
@@ -112,12 +113,11 @@ def _takes_text(key: str) -> bool:
     return field is not None and field.annotation in (str, str | None)
 
 
-def add_recipe_options(parser: argparse.ArgumentParser, default: str) -> None:
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     """Add RECIPE and an option for every key of a recipe; keys that are not given leave no trace."""
     parser.usage = f"{parser.prog} [RECIPE] [options] [--section.key VALUE ...]"
-    parser.add_argument(
-        "recipe", nargs="?", metavar="RECIPE", default=default, help="a YAML file (default: %(default)s)"
-    )
+    file = "a YAML file (default: %(default)s)"
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", default=DEFAULT_RECIPE, help=file)
     whole = parser.add_argument_group(
         "recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4]. Text needs no quotation marks."
     )
