@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 Cell = float | int | str | None
 Row = Mapping[str, Cell]
+_TEXT_WIDTH = 20
+"""Characters for which a growing table has room in a column of text; later texts may be longer than the first."""
 
 
 def print_table(title: str, rows: Sequence[Row], width: int = 160) -> None:
@@ -38,6 +40,7 @@ class GrowingTable:
         columns = _columns(rows)
         cells = [{column: _cell(row.get(column, "")) for column in columns} for row in rows]
         needed = {column: max(len(column), *(len(row[column]) for row in cells)) for column in columns}
+        needed |= {column: max(_TEXT_WIDTH, needed[column]) for column, is_number in columns.items() if not is_number}
         if any(needed[column] > self.widths.get(column, 0) for column in columns):
             self.widths = {column: max(needed[column], self.widths.get(column, 0)) for column in columns}
             cells = [{}, {column: column for column in columns}, *cells]

@@ -45,51 +45,49 @@ def bench_search(seconds: float) -> Iterator[list[Row]]:
     """Yield tokens per second of every context against the naive loop; then how cost grows with L, exact and beam."""
     load = LOADS[join_world().device.type]
     for width in load.widths:
-        yield _against_naive(width, load, seconds)
+        yield from _against_naive(width, load, seconds)
     for layers in _DEPTHS:
         yield [_exact_of_depth(layers, seconds / 4)]
     for layers in _BEAM_DEPTHS:
         yield [_beam_of_depth(layers, seconds / 4)]
 
 
-def _against_naive(width: int, load: Load, seconds: float) -> list[Row]:
+def _against_naive(width: int, load: Load, seconds: float) -> Iterator[list[Row]]:
     """Alternating: some routes by the naive loop, and a whole search."""
     model = trained_like(_config(width))
     tokens_BT = torch.randint(model.config.vocab_size, (load.batch, load.length), device=model.device)
     space = RouteSpace(_LAYERS)
-    naive = _naive_loop(model, tokens_BT[:, :-1], tokens_BT[:, 1:], space)
     runs: dict[str, Callable[[], object]] = {
-        "naive": naive,
-        "shared": lambda: search_oracle(model, tokens_BT[:1], space),
-        "reference": lambda: search_oracle(model, tokens_BT[:1], space, "reference"),
+        "naive": _naive_loop(model, tokens_BT[:, :-1], tokens_BT[:, 1:], space),
+        "shared": partial(search_oracle, model, tokens_BT[:1], space),
+        "reference": partial(search_oracle, model, tokens_BT[:1], space, "reference"),
     }
     if model.device.type == "cuda":
-        runs[_TF32] = lambda: _in_tf32(model, tokens_BT[:1], space)
-    times = mean_seconds(runs, seconds)
-    # Committed takes one token at a time, so it is run on several sequences side by side.
-    times |= mean_seconds(
-        {"committed": lambda: search_oracle(model, tokens_BT, space, "committed", [_BUDGET])}, seconds
-    )
-    per_token = {name: spent / (load.length - 1) for name, spent in times.items()}
-    per_token["naive"] *= space.size / _NAIVE_ROUTES / load.batch
-    per_token["committed"] /= load.batch
+        runs[_TF32] = partial(_in_tf32, model, tokens_BT[:1], space)
+    times = {name: spent / (load.length - 1) for name, spent in mean_seconds(runs, seconds).items()}
+    times["naive"] *= space.size / _NAIVE_ROUTES / load.batch
     needed = shared_search(model.config, load.length).flops / load.length
-    rows: list[Row] = [
-        {
-            "search": name if name != "committed" else f"committed, {_BUDGET} big",
+
+    def row(name: str, spent: float) -> Row:
+        return {
+            "search": name,
             "width": width,
             "L": _LAYERS,
             "tokens/s": 1 / spent,
-            "ratio to naive": per_token["naive"] / spent,
+            "ratio to naive": times["naive"] / spent,
             "needed GFLOP/s": needed / spent / 1e9,
             "share of matmul peak": needed / spent / matmul_peak("fp32") if name != _TF32 else "",
         }
-        for name, spent in per_token.items()
-    ]
+
+    rows = [row(name, spent) for name, spent in times.items()]
     if _TF32 in runs:
         difference_KBT = _in_tf32(model, tokens_BT[:1], space).nll - search_oracle(model, tokens_BT[:1], space).nll
-        rows[list(per_token).index(_TF32)]["max error, nats"] = difference_KBT.abs().max().item()
-    return rows
+        rows[-1]["max error, nats"] = difference_KBT.abs().max().item()
+    yield rows
+    # Committed takes one token at a time, so it is run on several sequences side by side.
+    committed = partial(search_oracle, model, tokens_BT, space, "committed", [_BUDGET])
+    spent = mean_seconds({"": committed}, seconds)[""] / (load.length - 1) / load.batch
+    yield [row(f"committed, {_BUDGET} big", spent)]
 
 
 def _config(width: int) -> DuoConfig:
