@@ -24,7 +24,7 @@ class Stage:
     Attributes:
         name: name of the stage and of its marker.
         run: does the work. It may find its own unfinished outputs, made with the same fingerprint,
-            and continue from them.
+            and continue from them. All processes call it; the next stage begins when all have returned.
         settings: everything that the result depends on, JSON-serialisable.
         after: names of the stages whose results it reads.
         outputs: files and folders that the stage makes, relative to the run folder. No other stage makes them.
