@@ -14,6 +14,7 @@ from duollm import __version__
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.predictor import train_ceiling
+from duollm.checks import check_recipe, completed, given_config
 from duollm.config import DataConfig, Recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
@@ -29,7 +30,6 @@ from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_la
 from duollm.oracle.noise import LabelSource
 from duollm.oracle.run import OracleRun, SearchPlan, search_facts
 from duollm.oracle.store import OracleStore
-from duollm.plan import check_recipe, completed, given_config
 from duollm.progress import counted, say, working
 from duollm.recipe_files import to_yaml
 from duollm.report.model_card import add_results
@@ -255,7 +255,6 @@ class Study:
     def _prepare_data(self) -> None:
         if self.world.first:
             prepare_data(self._data_config, self.recipe.seed, self.run / "data", progress=say)
-        self.world.wait()
 
     @property
     def _data_config(self) -> DataConfig:
@@ -272,7 +271,6 @@ class Study:
             self._check_vocabulary(model.config, "model.dense", dense)
             nn.Module.to(model, self.world.device)
             convert(model, dense, recipe.convert, self._data, recipe.seed, self.run / "converted", progress=say)
-        self.world.wait()
 
     def _pretrain(self) -> None:
         recipe = self.recipe
@@ -338,7 +336,6 @@ class Study:
                 report=say,
             )
             save_labels(labels, self.run / LABELS)
-        self.world.wait()
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
         router, windows, model = self.recipe.router, self.recipe.compared_text.windows_per_document, self._load_model()
@@ -370,7 +367,6 @@ class Study:
             texts, priced_on = self._compared_texts(), self._priced_on
             evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run, priors)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
-        self.world.wait()
 
     def _evaluate(self) -> None:
         if self.world.first:
@@ -380,7 +376,6 @@ class Study:
             searched = SearchPlan(self.recipe.oracle, model.config.num_hidden_layers, self._data.sequence_length)
             compare_routers(model, routers, texts, searched.space.lowest, self.run)
             compare_patterns(model, texts, self.run)
-        self.world.wait()
 
     def _report(self) -> None:
         if self.world.first:
@@ -389,7 +384,6 @@ class Study:
             card = self.run / "model" / CARD
             if self.recipe.model.path is None and card.exists():
                 add_results(card, results)
-        self.world.wait()
 
     @property
     def _context(self) -> Context:

@@ -19,7 +19,7 @@ from duollm.flops import ffn_parameters
 from duollm.measure.executor import policy_losses
 from duollm.models.attention import DuoAttention
 from duollm.models.configuration_duo import DuoConfig
-from duollm.models.fused import is_plain, is_watched
+from duollm.models.ffn import is_plain, is_watched
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.beam import Beam
 from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier, OnAverage, parse_budgets
