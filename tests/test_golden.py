@@ -15,7 +15,7 @@ import torch
 
 from duollm.analysis.analyse import analyse
 from duollm.config import Recipe
-from duollm.records.model import read_json
+from duollm.records.facts import read_json
 from duollm.study import run_study
 from synthetic_run import Plan, write_run
 from tiny import SIZES
@@ -104,6 +104,7 @@ ONCE_ABSENT = {
     "helped_most",
     "units",
     "tries",
+    "of_oracle",
 }
 """What was added, or left out where it is now null."""
 
@@ -135,6 +136,8 @@ def flattened(row: dict[str, Any], leading: str | None) -> dict[str, Any]:
     flat = {}
     for name, value in row.items():
         ends = {end: end if name == leading else f"{name}_{end}" for end in ("low", "high")}
+        if name in ONCE_ABSENT:
+            continue
         if name == "conditions":
             flat[name] = [flattened(condition, LEADING[name]) for condition in value]
         elif is_estimate(value):

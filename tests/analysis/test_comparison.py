@@ -121,6 +121,16 @@ def test_the_share_of_the_ceiling_that_a_router_reaches():
     assert router.closed.value == pytest.approx(0.15)
 
 
+def test_the_share_of_the_oracles_gain_is_as_uncertain_as_both():
+    """The router's gain is the same in every document, and the oracle's is not."""
+    draws = _draws({STATIC: 4.0, ORACLE: 3.0, ROUTER: 3.9}, shifts={ORACLE: 1})
+    router, oracle = pick(_rows(draws), policy="gains_k3"), pick(_rows(draws), policy="oracle")
+    assert router.gain_at_spent.low == pytest.approx(router.gain_at_spent.high)
+    ends = [0.1 / end for end in (oracle.gain_over_static.high, oracle.gain_over_static.low)]
+    assert (router.of_oracle.value, router.of_oracle.low, router.of_oracle.high) == pytest.approx((0.1, *ends))
+    assert oracle.of_oracle is None
+
+
 def test_no_share_of_a_ceiling_that_shows_no_gain():
     """A share of something near 0 is noise, however its sign falls out."""
     ceiling = Key(CEILING, 3)

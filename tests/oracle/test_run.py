@@ -17,7 +17,7 @@ from duollm.oracle.reductions import BestSoFar
 from duollm.oracle.run import REDUCTIONS, OracleRun
 from duollm.oracle.store import KINDS, OracleStore
 from duollm.records.files import ResultFile
-from duollm.records.halves import first_half
+from duollm.records.patterns import first_half
 from naive_oracle import forward_nll
 from tiny import tiny_model
 

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from browsing import HOSTILE, visit
@@ -44,6 +45,10 @@ def test_hostile_text_is_shown_and_never_run(tab, page_run):
 
 def test_pointing_shows_the_numbers_of_the_files(tab, page_run):
     tokens = read_tokens(page_run, "prose")[0]
+    small_T, oracle_T = tokens.policies[Key("all-small", 0)].nll_T, tokens.oracle(3).nll_T
+    high_T, helped_T = small_T >= np.quantile(small_T, 0.75), small_T - oracle_T >= np.median(small_T - oracle_T)
+    hard_T = np.where(helped_T, "high loss, gain above the median", "high loss, gain below the median")
+    classes = np.where(high_T, hard_T, "other tokens")
     visit(tab, page_run, "tokens?domain=prose&k=3")
     for t in (0, 14):
         tab.hover(f'#text [data-t="{t}"]')
@@ -55,6 +60,7 @@ def test_pointing_shows_the_numbers_of_the_files(tab, page_run):
                 assert float(cell) == pytest.approx(tokens.policies[key].nll_T[t], abs=5.1e-3)
         rank = tokens.file.integers("rank")[t]
         assert f"its {rank}" in tab.inner_text("#token h4")
+        assert f"Class: {classes[t]}" in tab.inner_text("#token")
         words = tab.locator("#token .predicted bdi").all_inner_texts()
         assert len(words) == 5
         if "漢" in tokens.file.lists("top5_text")[t]:

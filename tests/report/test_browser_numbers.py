@@ -16,6 +16,7 @@ from duollm.analysis.verdicts import condition, decide
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
 from duollm.report.page import write_report
+from synthetic_ceiling import write_ceiling
 from synthetic_run import Plan, write_run
 
 
@@ -50,6 +51,24 @@ def test_a_policy_is_compared_with_static_at_the_budget_that_it_spent(tab, tmp_p
     assert "mean 0.000" in tab.inner_text("#counted")
 
 
+def test_the_predictable_gain_is_that_of_the_best_predictor(tab, tmp_path):
+    truths = write_run(tmp_path, Plan(documents=6))
+    for name in ("prose", "code"):
+        add_static(tmp_path / "oracle" / f"{name}.parquet")
+    write_ceiling(tmp_path, truths, (2, 3))
+    analyse(tmp_path, 100)
+    write_report(tmp_path, figures=False)
+    policies = read_tokens(tmp_path, "prose")[0].policies
+    ceiling = next(one.nll_T for key, one in policies.items() if (key.policy, key.big_layers) == ("ceiling", 2))
+    gain_T = policies[Key("static", 2)].nll_T - ceiling
+    visit(tab, tmp_path, "tokens?domain=prose&q=predictable&k=2")
+    assert tab.inner_text("#legend b") == "predictable gain"
+    shown = re.search(r"mean (\S+)", tab.inner_text("#counted"))[1].replace("\u2212", "-").rstrip(";")
+    assert float(shown) == pytest.approx(gain_T.mean(), abs=6e-3)
+    visit(tab, tmp_path, "tokens?domain=prose&q=predictable&k=4")
+    assert tab.inner_text("#legend b") == "loss of the policy", "there is no predictor at 4"
+
+
 def test_the_overview_says_what_its_numbers_show(tab, page_run):
     results = read_results(page_run)
     for k in (1, 2, 3):
@@ -67,8 +86,10 @@ def test_the_overview_says_what_its_numbers_show(tab, page_run):
         verdict = "more than luck" if more.low > 0 else "less than luck" if more.high < 0 else "not shown to be more"
         assert verdict in cards
         assert ("The best router gains" in cards) == (gain.low > 0)
-        share = f"{100 * gain.value / noise.gain.value:.1f} %"
-        assert (f"That is {share} of the oracle's gain" in cards) == (gain.low > 0)
+        of = router.of_oracle
+        share = f"{100 * of.value:.1f} %"
+        told = f"That is {share} [{100 * of.low:.1f} %, {100 * of.high:.1f} %] of the oracle's gain"
+        assert (told in cards) == (gain.low > 0)
         visit(tab, page_run, f"tables?k={k}")
         closed, of_predictor = (f'td[data-label="of {name} gain"]' for name in ("oracle's", "predictor's"))
         rows = tab.locator("#comparison tbody tr")

@@ -3,6 +3,7 @@
 import pytest
 
 from browsing import visit
+from duollm.analysis.results import read_results
 
 
 def box(tab, selector):
@@ -111,6 +112,48 @@ def test_the_search_counts_and_begins_again(tab, page_run):
     assert tab.inner_text("#hit") == "20 of 20, from the end again"
     field.press("Enter")
     assert tab.inner_text("#hit") == "1 of 20, from the start again"
+
+
+def test_lines_carry_their_names_where_there_is_room(tab, page_run):
+    visit(tab, page_run, "overview")
+    names = tab.locator("#frontier svg[role=img] [data-end]")
+    assert {"hindsight (oracle)", "fixed pattern", "all big"} <= {one.get_attribute("data-end") for one in names.all()}
+    assert names.count() == tab.locator("#frontier .legend button[aria-pressed=true]").count()
+    boxes = [box(tab, f'#frontier [data-end="{one.get_attribute("data-end")}"]') for one in names.all()]
+    plot = box(tab, "#frontier svg[role=img]")
+    assert all(one["x"] + one["width"] <= plot["x"] + plot["width"] for one in boxes)
+    tab.set_viewport_size({"width": 390, "height": 900})
+    tab.wait_for_selector("#frontier [data-end]", state="detached")
+
+
+def test_maps_of_one_policy_show_a_row_for_each_class(tab, page_run):
+    visit(tab, page_run, "layers")
+    tab.get_by_label("Maps of").select_option("oracle")
+    titles = [title.split("\n")[0] for title in tab.locator("#maps h3").all_inner_texts()]
+    assert [title.split(" \u2212")[0].strip() for title in titles] == [
+        *("all tokens", "high loss, gain below the median", "high loss, gain above the median", "other tokens")
+    ]
+    assert "map=oracle" in tab.evaluate("location.hash")
+    rows = [
+        row.locator("[data-cell]").evaluate_all("cells => cells.map(cell => cell.dataset.cell)")
+        for row in tab.locator("#maps .maprow").all()
+    ]
+    assert rows[0] != rows[1] != rows[2]
+
+
+def test_a_figure_for_papers_has_claim_verdict_n_and_seed(tab, page_run):
+    results = read_results(page_run)
+    visit(tab, page_run, "figures")
+    figure = tab.locator("#files li", has_text="layer use by position")
+    tokens, documents = (sum(getattr(size, name) for size in results.data.values()) for name in ("tokens", "documents"))
+    assert f"n = {tokens:,} tokens of {documents:,} documents; seed {results.provenance['seed']}" in figure.inner_text()
+    verdict = next(one.verdict for one in results.claims if (one.id, one.domain) == ("C10", results.headline))
+    assert figure.locator(".chip").all_inner_texts() == [f"C10 {verdict}"]
+    for kind in ("svg", "pdf", "csv"):
+        link = figure.get_by_text(kind.upper(), exact=True).get_attribute("href")
+        assert (page_run / link).stat().st_size > 500
+    figure.locator(".chip").click()
+    assert tab.locator(".claim.chosen h2").inner_text().startswith("C10")
 
 
 def test_charts_of_the_same_policies_share_a_legend(tab, page_run):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from duollm.records.numbers import with_interval
+from duollm.records.bootstrap import tenths, with_interval
 from duollm.report.summary import gains_at, print_frontier, print_routers, print_summary, summary_budget
 from picking import pick
 
@@ -26,14 +26,17 @@ def test_times_of_stages_and_where_to_look_next(compared, shown):
 def test_gains_are_those_of_the_results(compared, shown):
     results = compared[2]
     assert summary_budget(results) == 2, "a third of six layers"
-    named = dict(gains_at(results, 2))
+    named = {name: gain for name, gain, _ in gains_at(results, 2)}
     noise = pick(results.selection_noise, domain="pooled", big_layers=2, context="shared")
-    assert named["oracle"] == noise.gain
-    assert named["oracle of labels drawn from the model"] == noise.gain_drawn
+    assert named["choosing in hindsight (oracle)"] == noise.gain
+    assert named["the same search on made-up labels"] == noise.gain_drawn
     router = pick(results.comparison, domain="pooled", kind="linear", spend="average", big_layers=2)
-    assert named["router linear"] == router.fair_gain
+    assert named["router (linear)"] == router.fair_gain
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.splitlines() if "│" in line]
-    assert [[name, with_interval(gain)] for name, gain in named.items()] == [row for row in cells if "[" in row[-1]]
+    shares = {name: with_interval(share, tenths) if share else "" for name, _, share in gains_at(results, 2)}
+    assert shares["router (linear)"] == with_interval(router.of_oracle, tenths)
+    expected = [[name, with_interval(gain), shares[name]] for name, gain in named.items()]
+    assert expected == [row for row in cells if row[0] in named and "[" in row[1]]
 
 
 def cells_of(shown):
@@ -44,12 +47,12 @@ def test_the_frontier_is_a_line_per_policy(compared, capsys):
     results = compared[2]
     print_frontier(results)
     rows = {name: cells for name, *cells in cells_of(capsys.readouterr().out)}
-    assert {"oracle", "static", "random patterns", "linear"} <= set(rows)
+    assert {"hindsight (oracle)", "fixed pattern", "random patterns, mean", "router (linear)"} <= set(rows)
     losses = {
         row.big_layers: row.nll.value for row in results.main_nll if (row.domain, row.policy) == ("pooled", "oracle")
     }
     best = min(losses, key=lambda k: losses[k])
-    bars, at_budget, lowest = rows["oracle"]
+    bars, at_budget, lowest = rows["hindsight (oracle)"]
     assert (at_budget, lowest) == (f"{losses[2]:.3f}", f"{losses[best]:.3f} at {best}")
     assert len(bars) == 7
     assert bars[best] == "▁", "the lowest loss of all is the oracle's"

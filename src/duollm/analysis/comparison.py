@@ -9,10 +9,10 @@ from duollm.analysis.areas import compared_budgets, fair_gain, gain_at_spent
 from duollm.analysis.claims.evidence import studied_router
 from duollm.analysis.losses import gap_rows
 from duollm.analysis.results import ComparisonRow, fields_of
-from duollm.records.bootstrap import interval, interval_if
-from duollm.records.keys import ALL_BIG, ALL_SMALL, AVERAGE, CEILING, STATIC, Key, ceiling_policy
+from duollm.records.bootstrap import Floats, interval, interval_if
+from duollm.records.facts import Timing
+from duollm.records.keys import ALL_BIG, ALL_SMALL, AVERAGE, CEILING, ORACLE, STATIC, Key, ceiling_policy
 from duollm.records.records import FLOPS, ROUTER_FLOPS, Draws
-from duollm.records.timing import Timing
 
 NEAR_BUDGET = 0.01
 """A router keeps its budget if the share of big that it spends is at most this far from what was asked."""
@@ -38,7 +38,7 @@ def comparison_rows(draws: Draws, compared: Draws, timing: Timing | None) -> Ite
             context=key.context,
             nll=interval(draws[key]),
             compared_nll=float(compared[key][0]) if on_more else None,
-            **_gains(text, key),
+            **_gains(text, key, _peeked(draws, key.big_layers)),
             gain_tokens=int(text.records.tokens_D.sum()),
             closed=gap.closed if gap else None,
             closed_at_spent=gap.closed_at_spent if gap else None,
@@ -48,20 +48,30 @@ def comparison_rows(draws: Draws, compared: Draws, timing: Timing | None) -> Ite
         )
 
 
-def _gains(draws: Draws, key: Key) -> dict[str, Any]:
-    """Compare with static at k and at what was spent, and the gain with that of the ceiling which spends alike.
+def _peeked(draws: Draws, k: int) -> Floats | None:
+    """Return what the oracle of the main context gains over static at k, draws [X]."""
+    static_X, oracle_X = draws.nll(STATIC, k), draws.nll(ORACLE, k)
+    return None if static_X is None or oracle_X is None else static_X - oracle_X
 
-    A share of the ceiling's gain is given where the ceiling shows one: where the interval of its gain is above 0.
+
+def _gains(draws: Draws, key: Key, peeked_X: Floats | None) -> dict[str, Any]:
+    """Compare with static at k and at what was spent, and the gain with the oracle's and with the ceiling's.
+
+    The ceiling is the one that spends alike. A share of a gain is given where there is one to share: where the interval
+    of that gain is above 0. It is divided resample by resample, so its interval holds the uncertainty of both.
     """
     static_X, gain_X = draws.nll(STATIC, key.big_layers), fair_gain(draws, key)
     ceiling = Key(ceiling_policy(key.spend or AVERAGE), key.big_layers)
-    ceiling_X, of_ceiling_X = gain_at_spent(draws, ceiling) if ceiling in draws else None, None
-    if gain_X is not None and ceiling_X is not None and interval(ceiling_X).low > 0:
-        of_ceiling_X = gain_X / ceiling_X
+    ceiling_X = gain_at_spent(draws, ceiling) if ceiling in draws else None
+
+    def share_of(whole_X: Floats | None) -> Floats | None:
+        return gain_X / whole_X if gain_X is not None and whole_X is not None and interval(whole_X).low > 0 else None
+
     drawn = {
         "gain_over_static": None if static_X is None else static_X - draws[key],
         "gain_at_spent": gain_at_spent(draws, key),
-        "of_ceiling": of_ceiling_X,
+        "of_oracle": share_of(peeked_X) if key.kind else None,
+        "of_ceiling": share_of(ceiling_X),
     }
     return {name: interval_if(draws_X) for name, draws_X in drawn.items()}
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from duollm.models.attention import DuoAttention
 from duollm.models.configuration_duo import DuoConfig
-from duollm.models.fused import is_plain, is_watched
+from duollm.models.ffn import is_plain, is_watched
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Budget, OnAverage
 from duollm.oracle.contexts import CONTEXTS

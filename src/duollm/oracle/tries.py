@@ -19,7 +19,7 @@ from duollm.oracle.contexts import Batch
 from duollm.oracle.frontier import Frontier
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, Reduction
-from duollm.records.order import draw_sizes, expected_best
+from duollm.records.best_of import draw_sizes, expected_best
 
 Floats = NDArray[np.floating]
 

@@ -14,8 +14,8 @@ from duollm.report.figures import draw_figures
 from duollm.report.payload import compressed, page_data
 
 MODULES = (
-    *("dom", "align", "decode", "state", "colour", "chart", "scatter", "table", "frontier", "story", "quantities"),
-    *("text", "inspector", "explorer", "layers", "results", "runs", "main"),
+    *("dom", "align", "decode", "state", "colour", "names", "chart", "scatter", "table", "frontier", "story"),
+    *("quantities", "text", "inspector", "explorer", "layers", "results", "runs", "main"),
 )
 """The modules in page/, each after those that it imports."""
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)

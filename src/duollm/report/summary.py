@@ -6,13 +6,19 @@ from pathlib import Path
 
 from duollm.analysis.results import Results, read_results
 from duollm.files import read_json
-from duollm.records.bootstrap import Estimate
+from duollm.records.bootstrap import Estimate, nats, tenths, with_interval
 from duollm.records.keys import AVERAGE, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC
-from duollm.records.numbers import nats, with_interval
 from duollm.report.gain_figures import of_first_context
 from duollm.terminal import Cell, print_table, sparkline
 
-_FRONTIER = (RANDOM, STATIC, CEILING, EXECUTED, ORACLE)
+_WORDS = {
+    RANDOM: "random patterns, mean",
+    STATIC: "fixed pattern",
+    CEILING: "best predictor found",
+    EXECUTED: "hindsight, executed together",
+    ORACLE: "hindsight (oracle)",
+}
+"""The policies of the frontier, named as on the page (page/colour.js)."""
 _MOST_BARS = 40
 
 
@@ -23,11 +29,16 @@ def print_summary(run: Path, stages: Sequence[str]) -> None:
     print_table(f"{run}: time", [*times, {"stage": "all", "seconds": sum(float(row["seconds"] or 0) for row in times)}])
     budget = summary_budget(results)
     gains: list[dict[str, Cell]] = [
-        {"policy": name, "gain over static [95 %]": with_interval(gain)} for name, gain in gains_at(results, budget)
+        {
+            "what": name,
+            "gains over the fixed pattern [95 %]": with_interval(gain),
+            "of the oracle's gain": with_interval(share, tenths) if share else "",
+        }
+        for name, gain, share in gains_at(results, budget)
     ]
     if gains:
         domains = "all domains" if results.headline == "pooled" else results.headline
-        print_table(f"nats per token at {budget} big layers of {results.num_layers}, {domains}", gains)
+        print_table(f"nats per token with {budget} of {results.num_layers} layers big, {domains}", gains)
     print_frontier(results)
     print(f"Next: duollm report {run} --open\n      duollm compare {run}", flush=True)
 
@@ -38,7 +49,7 @@ def print_frontier(results: Results) -> None:
     budget = summary_budget(results)
     losses: dict[str, dict[int, float]] = {}
     for row in results.main_nll:
-        if row.domain == domain and (row.policy in _FRONTIER or row.kind) and row.spend != EXACT:
+        if row.domain == domain and (row.policy in _WORDS or row.kind) and row.spend != EXACT:
             losses.setdefault(row.variant, {})[row.big_layers] = row.nll.value
     every = [loss for of_policy in losses.values() for loss in of_policy.values()]
     rows: list[dict[str, Cell]] = []
@@ -48,7 +59,12 @@ def print_frontier(results: Results) -> None:
         at = nats(of_budget.get(budget))
         lowest = f"{nats(of_budget[best])} at {best}"
         rows.append(
-            {"policy": name.replace("-", " "), f"0 .. {layers} big layers": bars, f"at {budget}": at, "lowest": lowest}
+            {
+                "policy": _WORDS.get(name, f"router ({name})"),
+                f"0 .. {layers} big layers": bars,
+                f"at {budget}": at,
+                "lowest": lowest,
+            }
         )
     print_table(f"nats per token, {'all domains' if domain == 'pooled' else domain}", rows)
 
@@ -75,23 +91,26 @@ def summary_budget(results: Results) -> int:
     return min(sorted(measured), key=lambda k: abs(k - wanted), default=wanted)
 
 
-def gains_at(results: Results, budget: int) -> Iterator[tuple[str, Estimate]]:
-    """Yield what the oracle, drawn labels, the ceiling and every router gain over static at a budget."""
+def gains_at(results: Results, budget: int) -> Iterator[tuple[str, Estimate, Estimate | None]]:
+    """Yield, in the words of the page's overview, what is gained over static at a budget, and a router's share of it.
+
+    The share is of the oracle's gain; it is None for all others.
+    """
     here = results.headline, budget
     for noise in of_first_context(results.selection_noise):
         if (noise.domain, noise.big_layers) == here:
-            yield "oracle", noise.gain
-            yield "oracle of labels drawn from the model", noise.gain_drawn
-            yield "the same picks on a second draw", noise.second_draw
+            yield "choosing in hindsight (oracle)", noise.gain, None
+            yield "the same search on made-up labels", noise.gain_drawn, None
+            yield "those picks on a second made-up label", noise.second_draw, None
     for ceiling in results.ceiling:
         if (ceiling.domain, ceiling.big_layers) == here and ceiling.spend == AVERAGE:
             if ceiling.chosen:
-                yield "predictable ceiling", ceiling.gain
+                yield _WORDS[CEILING], ceiling.gain, None
             elif ceiling.shuffled:
-                yield "its control, fitted to other tokens", ceiling.gain
+                yield "its control, fitted to other tokens", ceiling.gain, None
     for row in results.comparison:
         if row.kind and (row.domain, row.big_layers) == here and row.spend != EXACT and row.fair_gain:
-            yield f"router {row.kind}", row.fair_gain
+            yield f"router ({row.variant})", row.fair_gain, row.of_oracle
 
 
 def _seconds(run: Path, stages: Sequence[str]) -> Iterator[tuple[str, float]]:

@@ -1,9 +1,11 @@
 // Line charts with intervals, and maps of layers, drawn as SVG from data. Each can be had as SVG and as CSV.
 
 import { count, csv, download, el, number, svg } from "./dom.js";
+import { lineNames, roomFor } from "./names.js";
 
 const MARGIN = { left: 66, right: 14, top: 12, bottom: 42 };
 const TITLE = 26; // height of the title of a saved picture
+const NAMED = 560; // width from which on a chart names its lines
 
 export function frame(height) {
   return { y1: MARGIN.top, y2: height - MARGIN.bottom };
@@ -36,7 +38,8 @@ export function placeReadout(readout, at, width, height) {
 
 // brackets: what the intervals are of, if not of the value beside them.
 // whole: the numbers on the x axis are counts; shared: what several charts have from `chosenLines`.
-// series: {name, colour, dash, off, level, points: [{x, y, low, high, note}]}. A level is drawn from side to side.
+// series: {name, end, colour, dash, off, level, points: [{x, y, low, high, note}]}. A level is drawn from side to side.
+// end: the short name that stands at the line, if the chart is wide enough.
 export function lineChart({ title, x, y, series, name, height = 340, log = false, band = true, whole = false, join = true, note = "", brackets = "", shared }) {
   const box = el("div", { class: "plot" });
   const readout = el("div", { class: "readout", "aria-live": "polite", hidden: true });
@@ -56,9 +59,10 @@ export function lineChart({ title, x, y, series, name, height = 340, log = false
     if (!width || !points.length) return;
     const xs = points.map((p) => p.x);
     const ys = points.flatMap((p) => (band ? [p.low ?? p.y, p.high ?? p.y] : [p.y]));
-    const scale = scales(Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys), width, height, log, whole);
+    const room = width < NAMED ? 0 : roomFor(drawn);
+    const scale = scales(Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys), width, height, log, whole, room);
     const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": title });
-    picture.append(axes(scale, width, height, x, y), ...drawn.map((one) => line(one, scale, width, band, join)));
+    picture.append(axes(scale, width, height, x, y), ...drawn.map((one) => line(one, scale, band, join)), ...(room ? lineNames(drawn, scale, { left: MARGIN.left, right: scale.right, top: MARGIN.top, floor: height - MARGIN.bottom }) : []));
     const cursor = svg("line", { y1: MARGIN.top, y2: height - MARGIN.bottom, stroke: "var(--soft)", "stroke-dasharray": "2 3", visibility: "hidden" });
     picture.append(cursor);
     const stops = [...new Set(drawn.filter((one) => !one.level).flatMap((one) => one.points.map((p) => p.x)))].sort((a, b) => a - b);
@@ -118,12 +122,15 @@ export function chosenLines(series, join = true) {
   return { hidden, redraw, legend };
 }
 
-export function scales(x0, x1, y0, y1, width, height, log, whole = false) {
+// room: pixels kept free at the right.
+export function scales(x0, x1, y0, y1, width, height, log, whole = false, room = 0) {
   const pad = (y1 - y0 || 1) * 0.05;
   const place = log ? Math.log10 : (value) => value;
   const [first, last] = [place(x0), place(x1)];
-  const inside = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
+  const right = width - MARGIN.right - room;
+  const inside = { width: right - MARGIN.left, height: height - MARGIN.top - MARGIN.bottom };
   return {
+    right,
     x: (value) => MARGIN.left + 8 + ((place(value) - first) / (last - first || 1)) * (inside.width - 16),
     y: (value) => MARGIN.top + ((y1 + pad - value) / (y1 - y0 + 2 * pad)) * inside.height,
     xTicks: log ? { found: [1, 2, 5, 10, 20, 50, 100].filter((tick) => tick >= x0 && tick <= x1), decimals: 0 } : ticks(x0, x1, width < 450 ? 5 : 9, whole ? 1 : 0),
@@ -135,20 +142,20 @@ export function axes(scale, width, height, xName, yName) {
   const group = svg("g", { class: "axes" });
   const floor = height - MARGIN.bottom;
   for (const tick of scale.yTicks.found) {
-    group.append(svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: scale.y(tick), y2: scale.y(tick) }));
+    group.append(svg("line", { x1: MARGIN.left, x2: scale.right, y1: scale.y(tick), y2: scale.y(tick) }));
     group.append(svg("text", { x: MARGIN.left - 6, y: scale.y(tick) + 4, "text-anchor": "end" }, number(tick, scale.yTicks.decimals)));
   }
   for (const tick of scale.xTicks.found) {
     group.append(svg("text", { x: scale.x(tick), y: floor + 16, "text-anchor": "middle" }, number(tick, scale.xTicks.decimals)));
   }
-  group.append(svg("text", { x: (MARGIN.left + width) / 2, y: height - 6, "text-anchor": "middle", class: "name" }, xName));
+  group.append(svg("text", { x: (MARGIN.left + scale.right) / 2, y: height - 6, "text-anchor": "middle", class: "name" }, xName));
   group.append(svg("text", { transform: `translate(13 ${(floor + MARGIN.top) / 2}) rotate(-90)`, "text-anchor": "middle", class: "name" }, yName));
   return group;
 }
 
-function line(one, scale, width, band, join) {
+function line(one, scale, band, join) {
   const group = svg("g", { "data-series": one.name });
-  const points = one.level ? [MARGIN.left, width - MARGIN.right].map((place) => ({ ...one.points[0], place })) : [...one.points].sort((a, b) => a.x - b.x);
+  const points = one.level ? [MARGIN.left, scale.right].map((place) => ({ ...one.points[0], place })) : [...one.points].sort((a, b) => a.x - b.x);
   const left = (p) => p.place ?? scale.x(p.x);
   const path = (ps, of) => ps.map((p) => `${left(p).toFixed(1)},${scale.y(of(p)).toFixed(1)}`).join(" ");
   const certain = points.filter((p) => Number.isFinite(p.low) && Number.isFinite(p.high));

@@ -30,7 +30,7 @@ export function drawExplorer(data, changes = {}) {
   const id = known.includes(state.q) ? state.q : "loss";
   const quantity = QUANTITIES[id];
   const values = quantity.of(view);
-  const classes = classify(view, data.highLoss);
+  const classes = (view.classes = classify(view, data.highLoss));
   const kept = (t) => !Number.isNaN(values[t]) && (state.kind === "all" || classes[t] === state.kind) && (state.from === "" || values[t] >= Number(state.from)) && (state.to === "" || values[t] <= Number(state.to));
   Object.assign(memory, { view, data, hits: search(view.domain, state.find) });
   // The field that is being typed in keeps its element; all other controls follow the state.

@@ -36,13 +36,22 @@ export function frontierLines(data, domain, context, axis) {
   return [...series.values()];
 }
 
+// A line's name, short enough to stand at the line.
+function atEnd(name) {
+  return name.replace(/^hindsight, | \(oracle\)|, mean$| found/g, "").replace(/^router \((.*)\)$/, "$1");
+}
+
+function withEnds(series) {
+  return series.map((one) => ({ ...one, end: atEnd(one.name) }));
+}
+
 export function frontier(data, domain, context, axis) {
   return lineChart({
     title: "Loss against what is spent",
     name: `frontier-${domain}-${context}`,
     x: axis === "flops" ? "FLOPs per token, all big = 1" : `big layers per token, of ${data.layers}`,
     y: "mean loss (nats per token)",
-    series: frontierLines(data, domain, context, axis),
+    series: withEnds(frontierLines(data, domain, context, axis)),
     height: 310,
     whole: axis !== "flops",
     note: axis === "flops" ? flopsNote(data) : "",
@@ -76,7 +85,7 @@ export function gainsChart(data, domain) {
   for (const row of data.results.ceiling) if (row.domain === domain && row.chosen && row.spend !== "exact") add("ceiling", row.mean_big_layers, row.gain);
   if (!series.size) return "";
   series.set("static", { name: policyLabel("static", data), ...policyLook("static", kinds), level: true, points: [{ x: [...series.values()][0].points[0].x, y: 0 }] });
-  return lineChart({ title: "Gain over the fixed pattern, without hindsight", name: `gains-${domain}`, x: `big layers per token, of ${data.layers}`, y: "gain (nats per token)", series: [...series.values()], height: 260, whole: true });
+  return lineChart({ title: "Gain over the fixed pattern, without hindsight", name: `gains-${domain}`, x: `big layers per token, of ${data.layers}`, y: "gain (nats per token)", series: withEnds([...series.values()]), height: 260, whole: true });
 }
 
 function keyOf(row) {

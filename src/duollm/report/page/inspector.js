@@ -3,7 +3,7 @@
 import { policyLabel, policyLook } from "./colour.js";
 import { OF_RUN, bigLayers, branch, hasRoute, indexOf, lossAt, predictions } from "./decode.js";
 import { count, el, number, oneLine, percent, svg } from "./dom.js";
-import { QUANTITIES, choosable, findPolicy } from "./quantities.js";
+import { CLASSES, QUANTITIES, choosable, findPolicy } from "./quantities.js";
 
 const CELL = 9;
 // Why another policy can have a lower loss on a token than the oracle, with no more big layers.
@@ -47,7 +47,7 @@ export function inspect(view, t, kinds, scrubbed) {
   const beaten = oracle && others.some((one) => one.k === oracle.k && !(hasRoute(one, t) && bigLayers(one, t) > one.k) && lossAt(one, t) < lossAt(oracle, t));
   return [
     el("h3", { class: "token" }, el("bdi", {}, oneLine(domain.text[t]))),
-    el("p", { class: "soft" }, placeOf(domain, t)),
+    el("p", { class: "soft" }, placeOf(domain, t), el("br"), `Class: ${CLASSES[view.classes[t]]}`),
     predicted(domain, t),
     el("table", { class: "plain" }, el("thead", {}, el("tr", {}, ["policy", "loss", "route, big"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)),
     beaten ? el("p", { class: "soft", id: "beaten" }, `Another row is below the oracle, for the two had different contexts: ${CONTEXTS[context]}${domain.run.search === "exact" ? "" : ", or took a route that was not tried"}.`) : null,

@@ -13,16 +13,17 @@ const EXACT = /, exact$/; // so like the router that spends on average that both
 
 export function drawLayers(data) {
   const domain = data.domains.find((one) => one.name === state.domain) ?? data.domains[0];
+  const variants = choosable(domain, state.context).filter((one) => domain.policies.some((p) => p.policy === one && p.routes && p.domain === domain));
+  const only = variants.includes(state.map) ? state.map : null;
   byId("layer-controls").replaceChildren(
     select(textLabel(), data.domains.map((one) => [one.name, one.name]), domain.name, (value) => setState(ofText(data, value))),
     select("Context", contextsOf(data.results).map((one) => [one, one]), state.context, (value) => setState({ context: value })),
-    select("Tokens", Object.entries(CLASSES), state.kind, (value) => setState({ kind: value })),
+    select("Maps of", [["all", "every policy"], ...variants.map((one) => [one, `${policyLabel(one, data)}, by class`])], only ?? "all", (value) => setState({ map: value })),
+    only ? "" : select("Tokens", Object.entries(CLASSES), state.kind, (value) => setState({ kind: value })),
   );
   const budgets = shownBudgets(data, domain);
-  const variants = choosable(domain, state.context).filter((one) => domain.policies.some((p) => p.policy === one && p.routes && p.domain === domain));
   drawAlike("depth", budgets.map((k) => depthChart(data, domain, k)));
-  const maps = variants.flatMap((variant) => budgets.map((k) => mapOf(data, domain, variant, k))).filter(Boolean);
-  byId("maps").replaceChildren(...variants.map((variant) => mapRow(variant, maps.filter((one) => one.variant === variant), data)));
+  byId("maps").replaceChildren(...(only ? rowsOfClasses(data, domain, only, budgets) : variants.map((variant) => mapRow(policyLabel(variant, data), mapsOf(data, domain, variant, state.kind, budgets)))));
   drawAlike("agreement", budgets.map((k) => agreementChart(data, k)).filter(Boolean));
 }
 
@@ -52,15 +53,26 @@ function depthChart(data, domain, k) {
   return { title: `${k} big layers`, name: `layers-${domain.name}-k${k}`, x: "layer (0 is the first)", y: "share of tokens that are big", series, height: 230, whole: true };
 }
 
-function mapOf(data, domain, variant, k) {
+function mapsOf(data, domain, variant, kind, budgets) {
+  return budgets.map((k) => mapOf(data, domain, variant, kind, k)).filter(Boolean);
+}
+
+// One policy, a row for each class of tokens; all have one scale, so that classes can be compared.
+function rowsOfClasses(data, domain, variant, budgets) {
+  const rows = Object.entries(CLASSES).map(([kind, name]) => [name, mapsOf(data, domain, variant, kind, budgets)]);
+  const end = strongest(rows.flatMap(([, maps]) => maps));
+  return rows.map(([name, maps]) => mapRow(name, maps, end));
+}
+
+function mapOf(data, domain, variant, kind, k) {
   const policy = findPolicy(domain, variant, k, state.context);
   if (!policy || policy.k !== k) return null;
-  const classes = state.kind === "all" ? null : classify({ domain, k, context: state.context, policy }, data.highLoss);
+  const classes = kind === "all" ? null : classify({ domain, k, context: state.context, policy }, data.highLoss);
   const longest = Math.max(...domain.window.map((start, w) => (domain.window[w + 1] ?? domain.size) - start));
   const bins = Math.min(BINS, longest);
   const [tokens, big] = [new Array(bins).fill(0), Array.from({ length: data.layers }, () => new Array(bins).fill(0))];
   for (let t = 0; t < domain.size; t++) {
-    if (classes && classes[t] !== state.kind) continue;
+    if (classes && classes[t] !== kind) continue;
     const bin = Math.floor(((t - domain.window[indexOf(domain.window, t)]) / longest) * bins);
     tokens[bin]++;
     for (let l = 0; l < data.layers; l++) big[l][bin] += branch(policy, t, l) === 2;
@@ -69,12 +81,15 @@ function mapOf(data, domain, variant, k) {
   return { domain, variant, k, values, even: k / data.layers };
 }
 
+function strongest(maps) {
+  return Math.max(0.05, ...maps.flatMap((one) => one.values.flat().map(Math.abs)));
+}
+
 // Each policy has its own scale, for most of them differ far less from even use than a fixed pattern does.
-function mapRow(variant, maps, data) {
-  const end = Math.max(0.05, ...maps.flatMap((one) => one.values.flat().map(Math.abs)));
+function mapRow(title, maps, end = strongest(maps)) {
   const ramp = Array.from({ length: 9 }, (_, i) => el("i", { style: `background:rgb(var(${i > 4 ? "--warm" : "--cool"}) / ${Math.abs(i - 4) / 4})` }));
   const scale = el("span", { class: "scale" }, percent(-end), el("span", { class: "ramp" }, ramp), `+${percent(end)}`);
-  return el("div", { class: "maprow" }, el("h3", {}, policyLabel(variant, data), " ", scale), el("div", { class: "maps" }, maps.map((one) => drawMap(one, end))));
+  return el("div", { class: "maprow" }, el("h3", {}, title, " ", scale), el("div", { class: "maps" }, maps.map((one) => drawMap(one, end))));
 }
 
 function drawMap({ domain, variant, k, values, even }, end) {

@@ -65,7 +65,7 @@ function prepare(page) {
 const page = await decode(byId("data").textContent.trim());
 const { headline, budget, results, domains } = page.runs[0];
 const texts = { run: 0, pool: headline, domain: domains[0].name, context: results.context };
-const explored = { policy: "oracle", other: "none", q: "gain", kind: "all", from: "", to: "", find: "", token: -1, pins: [], layer: -1, lanes: "on" };
+const explored = { policy: "oracle", other: "none", q: "gain", kind: "all", from: "", to: "", find: "", token: -1, pins: [], layer: -1, lanes: "on", map: "all" };
 startState({ view: page.runs.length > 1 ? "runs" : "overview", k: budget, axis: "layers", claim: "", ...texts, ...explored });
 prepare(page);
 onChange((changes) => show(page, changes));

@@ -44,6 +44,11 @@ function gainOverStatic(view) {
   return losses(view.policy).map((value, t) => (1 - share) * losses(low)[t] + share * losses(high)[t] - value);
 }
 
+function predictableGain(view) {
+  const predictor = beside(view, "ceiling", view.k);
+  return predictor ? gainOverStatic({ ...view, policy: predictor }) : null;
+}
+
 function difference(first, second) {
   return first && second ? losses(first).map((value, t) => value - losses(second)[t]) : null;
 }
@@ -56,6 +61,7 @@ export const QUANTITIES = {
   small: { label: "loss, {cheapest}", help: "nats with the cheapest branch at every layer", of: (v) => losses(named(v, "all-small")) },
   big: { label: "loss, all big", help: "nats with every layer big", of: (v) => losses(named(v, "all-big")) },
   difficulty: { label: "difficulty", help: "loss of {cheapest} minus that of the oracle: what compute can remove", diverging: true, good: true, of: (v) => difference(named(v, "all-small"), named(v, "oracle")) },
+  predictable: { label: "predictable gain", help: "loss of the best fixed pattern minus that of the best predictor found, which sees no label", diverging: true, good: true, of: predictableGain },
   above: { label: "policy minus hindsight", help: "loss of the policy minus that of the oracle at the same k", diverging: true, good: false, of: (v) => difference(v.policy, beside(v, "oracle")) },
   drawn: { label: "gain on a made-up label", help: "what the oracle's search gains on a label drawn from {drawnFrom}", diverging: true, good: true, of: (v) => (named(v, "drawn-gain") ? losses(named(v, "drawn-gain")) : null) },
   share: { label: "share of big layers", help: "big layers on the policy's route, of all layers", share: true, good: true, of: (v) => (v.policy.routes ? Float64Array.from({ length: v.domain.size }, (_, t) => (hasRoute(v.policy, t) ? bigLayers(v.policy, t) / v.policy.domain.layers : NaN)) : null) },

@@ -7,8 +7,8 @@ import { PAIRED, gainOf, paired } from "./frontier.js";
 import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
-import { setState, state } from "./state.js";
-import { chip, domainName, domainOptions, nearest, notMeasured, ofText, unmeasured } from "./story.js";
+import { address, setState, state } from "./state.js";
+import { chip, claimsOn, domainName, domainOptions, nearest, notMeasured, ofText, unmeasured } from "./story.js";
 import { sortableTable } from "./table.js";
 
 export function drawClaims(data) {
@@ -73,8 +73,7 @@ function lies(estimate, above, below) {
 
 function comparison(data, rows, k) {
   const several = new Set(rows.filter((row) => row.policy === "oracle").map((row) => row.context)).size > 1;
-  const peeked = rows.find((row) => row.policy === "oracle" && row.context === data.results.context)?.gain_over_static[0];
-  const ofOracle = (row) => (row.kind && peeked > 0 ? (gainOf(row)?.map((value) => value && value / peeked) ?? null) : null);
+  const ofOracle = (row) => row.of_oracle ?? null;
   const ofPredictor = (row) => (row.kind ? (row.of_ceiling ?? null) : null);
   const share = (name, label, estimate) => ({ name, label, high: true, estimate, value: (row) => estimate(row)?.[0], form: (value) => percent(value, 1) });
   const relative = (name, own) => ({ value: (row) => row[name], text: (row) => (row[name] === undefined ? "–" : number(row[name]) + (row[own] === undefined ? "" : ` (router ${percent(row[own], 1)})`)) });
@@ -130,16 +129,15 @@ function spendTable(rows) {
 export function drawFigures(data) {
   byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ ...ofText(data, value), pool: value })), state.pool === "pooled" ? el("span", { class: "soft" }, `Two charts show one text only, ${data.domains[0].name}: difficulty, and blind tries.`) : "");
   byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data), difficultyChart(data)].filter(Boolean));
-  const sizes = Object.values(data.sizes);
-  const sum = (field) => count(sizes.reduce((total, one) => total + one[field], 0));
-  byId("sample").textContent = `${sum("tokens")} tokens of ${sum("documents")} documents, seed ${data.results.provenance.seed ?? "unknown"}`;
   byId("files").replaceChildren(...(data.figures.length ? data.figures.map((figure) => paperFigure(data, figure)) : [el("li", {}, "They are drawn when the study ends.")]));
 }
 
-function paperFigure(data, { name, caption, claims }) {
+function paperFigure(data, { name, caption, claims, sample }) {
   const links = ["svg", "pdf", "csv"].flatMap((kind) => [el("a", { href: `${data.folder}/${name}.${kind}`, target: "_blank", rel: "noopener" }, kind.toUpperCase()), " "]);
-  const decided = data.results.claims.filter((claim) => claims.includes(claim.id) && claim.domain === data.headline);
-  return el("li", {}, el("b", {}, `${name.replaceAll("_", " ")} `), ...links, el("small", {}, caption), decided.map((claim) => [el("span", { class: `chip ${claim.verdict.replace(" ", "-")}` }, `${claim.id} ${claim.verdict}`), " "]));
+  const decided = claimsOn(data, data.headline).filter((claim) => claims.includes(claim.id));
+  const where = (claim) => (claim.domain === data.headline ? "" : ` on ${claim.domain}`);
+  const chips = decided.flatMap((claim) => [el("a", { class: `chip ${claim.verdict.replace(" ", "-")}`, href: address({ view: "claims", claim: claim.id }), title: claim.statement }, `${claim.id} ${claim.verdict}${where(claim)}`), " "]);
+  return el("li", {}, el("b", {}, `${name.replaceAll("_", " ")} `), ...links, el("small", {}, `${caption} ${sample}`), chips);
 }
 
 function chartOf(rows, lines, x, options) {

@@ -47,13 +47,11 @@ export function drawOverview(data) {
     select("Cost", [["layers", "big layers"], ["flops", "FLOPs"]], state.axis, (value) => setState({ axis: value })),
   );
   const facts = factsAt(data, domain, k, state.context);
-  byId("answer").replaceChildren(...(ends.includes(k) ? onlyRoute(data, domain, k) : answer(data, domain, facts, k)));
-  byId("cards").replaceChildren(...cards(facts));
+  byId("answer").replaceChildren(...(ends.includes(k) ? onlyRoute(data, domain, k) : answer(data, facts, k)));
+  byId("cards").replaceChildren(...cards(facts, data, domain));
   byId("gains").replaceChildren(gainsChart(data, domain));
   byId("frontier").replaceChildren(frontier(data, domain, state.context, state.axis));
-  const elsewhere = (claim) => data.results.claims.find((one) => one.id === claim.id && one.verdict !== "not measured") ?? claim;
-  const here = data.results.claims.filter((claim) => claim.domain === domain);
-  const own = here.map((claim) => (domain === "pooled" && claim.verdict === "not measured" ? elsewhere(claim) : claim));
+  const own = claimsOn(data, domain);
   const open = own.filter((claim) => claim.verdict === "not measured");
   const counts = Object.keys(MARKS).map((verdict) => [own.filter((claim) => claim.verdict === verdict).length, verdict]);
   byId("verdict-count").textContent = counts.filter(([found]) => found).map((pair) => pair.join(" ")).join(", ");
@@ -62,6 +60,13 @@ export function drawOverview(data) {
   byId("open-count").textContent = `${open.length} claims that this run did not measure`;
   byId("open-list").replaceChildren(...verdicts(open, domain));
   return notMeasured(state.k, k);
+}
+
+// The claims as decided on a text; of all domains at once, a claim that was measured on one of them only stands with that one.
+export function claimsOn({ results }, domain) {
+  const elsewhere = (claim) => results.claims.find((one) => one.id === claim.id && one.verdict !== "not measured") ?? claim;
+  const here = results.claims.filter((claim) => claim.domain === domain);
+  return here.map((claim) => (domain === "pooled" && claim.verdict === "not measured" ? elsewhere(claim) : claim));
 }
 
 // The measured budget next to the wanted one.
@@ -87,7 +92,7 @@ function studied(data) {
   const texts = Object.entries(data.sizes).map(([name, one]) => `${count(one.tokens)} tokens of ${name} (${one.documents} documents)`);
   const tried = data.search === "exact" ? "Every route through it was tried" : `Routes through it were searched, but not all of them (${data.search}),`;
   const grouped = data.groups ? `Layers took their branch in ${data.groups.length} groups. ` : "";
-  return `A language model of ${data.layers} layers${size}${trained}. At each layer a token can take a ${data.branches.join(" or a ")} branch; the choices of all layers are its route. ${grouped}${tried} on held-out text: ${texts.join(" and ")}.`;
+  return `A language model of ${data.layers} layers${size}${trained}. At each layer a token can take a ${data.branches.join(" or a ")} branch; its choices at all layers are its route. ${grouped}${tried} on held-out text: ${texts.join(" and ")}.`;
 }
 
 // The numbers that the story is told with, at one budget; each is null if it was not measured.
@@ -101,7 +106,7 @@ export function factsAt(data, domain, k, context) {
   const ceiling = results.ceiling.filter((row) => here(row) && row.chosen).sort((a, b) => b.gain[0] - a.gain[0])[0];
   const family = best && results.families.find((row) => row.domain === domain && row.router === variantOf(best));
   const p = family?.gain_p[family.big_layers.indexOf(k)];
-  return { noise, oracle: noise?.gain ?? oracle?.gain_over_static ?? null, router: best && { name: variantOf(best), gain: gainOf(best), p }, ceiling: ceiling ?? null };
+  return { noise, oracle: noise?.gain ?? oracle?.gain_over_static ?? null, router: best && { name: variantOf(best), gain: gainOf(best), share: context === results.context ? best.of_oracle : undefined, p }, ceiling: ceiling ?? null };
 }
 
 function sign(estimate) {
@@ -114,23 +119,27 @@ function stands({ p }) {
 }
 
 // The finding in a sentence, and then how it came about.
-function answer(data, domain, { noise, oracle, router }, k) {
+function answer(data, { noise, oracle, router }, k) {
   if (!oracle) return ["The oracle's gain was not measured at this budget."];
   const real = noise && sign(noise.gain_beyond_drawn) > 0;
-  const luck = !noise ? "how much of hindsight's gain is luck was not measured" : real ? "hindsight gains more than luck alone would" : "hindsight's gain is not shown to be more than luck";
-  const told = !router ? "" : sign(router.gain) > 0 && stands(router) ? "Little of this can be told beforehand: " : "This run cannot tell beforehand: ";
-  const kept = !router ? "" : sign(router.gain) > 0 ? `, ${real ? "and" : "but"} a router that decides beforehand gets ${percent(router.gain[0] / oracle[0], 1)} of it${stands(router) ? "" : ", which may be luck among all that were tried"}` : `, and a router that decides beforehand ${sign(router.gain) < 0 ? "loses against the fixed pattern" : "is not shown to get any of it"}`;
-  const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
-  const scale = loss("all-small") - loss("all-big");
-  const parts = [` With ${k} of ${data.layers} layers big, choosing each token's route in hindsight lowers the loss by ${number(oracle[0])} nats against the fixed pattern; for scale, all big has a ${scale < 0 ? "higher" : "lower"} loss than ${data.cheapest}, by ${number(Math.abs(scale))}.`];
-  if (noise) parts.push(`A search on made-up labels, drawn from ${data.drawnFrom}, gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
-  return [el("b", {}, `${told || "In short: "}${luck}${kept}.`), parts.join(" ")];
+  const luck = !noise ? "How much of hindsight's gain is luck was not measured" : real ? "Choosing each token's route in hindsight gains more than luck alone would" : "Choosing each token's route in hindsight is not shown to gain more than luck";
+  const much = router?.share ? `${percent(router.share[0], 1)} of that gain` : `${number(router?.gain[0])} nats`;
+  const kept = !router ? "" : sign(router.gain) > 0 ? `; a router, which must decide beforehand, gets ${much}${stands(router) ? "" : ", which may be luck among all that were tried"}` : `; a router, which must decide beforehand, ${sign(router.gain) < 0 ? "loses against one fixed route for all tokens" : "is not shown to gain anything"}`;
+  const parts = [` With ${k} of ${data.layers} layers big, hindsight lowers the loss by ${number(oracle[0])} nats against the best fixed route.`];
+  if (noise) parts.push(`If the next tokens are made up, drawn from ${data.drawnFrom}, the same search gains ${percent(noise.gain_drawn[0] / noise.gain[0])} as much${real ? "; only the rest can speak for real differences between tokens" : ""}.`);
+  return [el("b", {}, `${luck}${kept}.`), parts.join(" ")];
 }
 
-function cards({ noise, oracle, router, ceiling }) {
+function scaleOf(data, domain) {
+  const loss = (policy) => data.results.nll.find((row) => row.domain === domain && row.policy === policy).nll[0];
+  const scale = loss("all-small") - loss("all-big");
+  return `For scale: making all ${data.layers} layers big ${scale < 0 ? "raises" : "lowers"} the loss by ${number(Math.abs(scale))} nats against ${data.cheapest}.`;
+}
+
+function cards({ noise, oracle, router, ceiling }, data, domain) {
   const card = (kind, label, value, ...text) => el("div", { class: `card ${kind}` }, el("h2", {}, label), el("b", {}, value), text.map((one) => el("p", {}, one)));
   const found = [];
-  if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${signed(oracle[0])} nats`, `${interval(oracle, signed)} over the fixed pattern. The oracle picks a token's route with the next token in hand.`));
+  if (oracle) found.push(card("oracle", "Choosing in hindsight gains", `${signed(oracle[0])} nats`, `${interval(oracle, signed)} over the fixed pattern. The oracle picks a token's route with the next token in hand.`, scaleOf(data, domain)));
   if (noise) {
     const worth = ["are worse than", "are not shown to differ from", "beat"][sign(noise.second_draw) + 1];
     const more = ["which is less than luck", "so it is not shown to be more than luck", "which is more than luck"][sign(noise.gain_beyond_drawn) + 1];
@@ -139,7 +148,7 @@ function cards({ noise, oracle, router, ceiling }) {
   }
   if (router) {
     const proven = sign(router.gain);
-    const of = oracle && proven > 0 ? ` That is ${percent(router.gain[0] / oracle[0], 1)} of the oracle's gain.` : "";
+    const of = router.share && proven > 0 ? ` That is ${withInterval(router.share, (value) => percent(value, 1))} of the oracle's gain.` : "";
     const family = proven > 0 && router.p !== undefined ? ` Judged among all routers and budgets that were tried, it is ${stands(router) ? "" : "not "}shown to beat the fixed pattern here (p ${router.p < 0.001 ? "" : "= "}${pValue(router.p)}).` : "";
     const best = ceiling ? [`The best predictor found without the label, with k ${ceiling.spend === "exact" ? "layers big on every token" : "layers big on average"}, gained ${withInterval(ceiling.gain, signed)}.`] : [];
     const title = ["The best router loses", "The best router is not shown to gain", "The best router gains"][proven + 1];
