@@ -12,8 +12,7 @@ import duollm
 from duollm import cli
 from duollm.config import Recipe
 from duollm.errors import UserError
-from duollm.options import find_recipe
-from duollm.recipe_files import load_recipe
+from duollm.recipe_files import DEFAULT_RECIPE, find_recipe, load_recipe
 
 STUDY_VERBS = {
     "study": "report",
@@ -31,7 +30,7 @@ def study(monkeypatch, tmp_path):
     module = ModuleType("duollm.study")
     module.run_study = lambda *arguments: calls.append(arguments)
     monkeypatch.setitem(sys.modules, "duollm.study", module)
-    monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("duollm.cli.keep_freed_memory", lambda: True)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -90,7 +89,7 @@ def test_the_help_of_a_verb_describes_every_recipe_key(capsys):
 def test_verbs_run_the_study_up_to_their_stage(study, tmp_path, verb, until):
     assert cli.main([verb, "--out", str(tmp_path / "run")]) == 0
     [(recipe, run, command, asked)] = study
-    assert recipe == load_recipe(find_recipe(cli.DEFAULT_RECIPE))
+    assert recipe == load_recipe(find_recipe(DEFAULT_RECIPE))
     assert run == tmp_path / "run"
     assert command == ["duollm", verb, "--out", str(tmp_path / "run")]
     assert asked == until
@@ -119,7 +118,7 @@ def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(study, capsys, tm
     assert cli.main(["study", "--dry-run", "--pretrain.learning_rate", "3e-4"]) == 0
     shown = Recipe.model_validate(yaml.safe_load(capsys.readouterr().out))
     assert shown.pretrain.learning_rate == 3e-4
-    assert shown.oracle == load_recipe(find_recipe(cli.DEFAULT_RECIPE)).oracle
+    assert shown.oracle == load_recipe(find_recipe(DEFAULT_RECIPE)).oracle
     assert study == []
     assert list(tmp_path.iterdir()) == []
 
@@ -267,7 +266,7 @@ def test_bench_passes_its_options_on(monkeypatch):
     module = ModuleType("duollm.bench")
     module.run_bench = lambda *arguments: asked.append(arguments)
     monkeypatch.setitem(sys.modules, "duollm.bench", module)
-    monkeypatch.setattr("duollm.machine.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("duollm.cli.keep_freed_memory", lambda: True)
     assert cli.main(["bench", "oracle", "--seconds", "2", "--json"]) == 0
     assert asked == [("oracle", 2.0, "fp32", True)]
 

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 
 from duollm.config import Recipe
 from duollm.errors import UserError
-from duollm.options import find_recipe
-from duollm.recipe_files import load_recipe, to_yaml
+from duollm.recipe_files import find_recipe, how_to_write, load_recipe, shown, to_yaml
 
 
 @pytest.fixture
@@ -252,3 +251,32 @@ def test_an_opt_like_model_is_one_key():
     assert config.attention_bias
     plain = DuoConfig(**Recipe().model.duo_fields() | {"vocab_size": 9})
     assert (plain.norm, plain.positions, plain.gated_ffn) == ("rms", "rotary", True)
+
+
+def test_a_list_of_billions_of_references_is_shown_at_once():
+    value = ["x"] * 10
+    for _ in range(12):
+        value = [value] * 10
+    assert len(shown(value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("problem", "given", "expected"),
+    [
+        ("int_type", "0100", "write 100 or 64"),
+        ("int_type", "0x10", "write 16"),
+        ("int_type", "1:30", "write 90"),
+        ("float_type", "500", "write 500"),
+        ("int_type", True, "write 1"),
+        ("bool_type", 1, "write true or false"),
+        ("string_type", False, 'in quotes: "false"'),
+        ("tuple_type", "2,4", "[a, b]"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_answered_with_how_to_write_it(problem, given, expected):
+    assert expected in how_to_write(problem, given)
+
+
+@pytest.mark.parametrize("given", ["many", "0109x", "[", "9" * 5000])
+def test_what_stands_for_no_number_gets_no_advice(given):
+    assert how_to_write("int_type", given) == ""

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from duollm.checks import check_recipe
 from duollm.config import Recipe
 from duollm.convert.saving import load_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
-from duollm.plan import check_recipe
 from duollm.routes.space import RouteSpace
 from duollm.study import run_study
 from tiny_dense import write_dense

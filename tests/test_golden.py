@@ -15,7 +15,7 @@ import torch
 
 from duollm.analysis.analyse import analyse
 from duollm.config import Recipe
-from duollm.records.model import read_json
+from duollm.records.facts import read_json
 from duollm.study import run_study
 from synthetic_run import Plan, write_run
 from tiny import SIZES

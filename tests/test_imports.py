@@ -32,7 +32,7 @@ RANKS = [
     {"analysis"},
     {"report"},
     {"saved"},
-    {"stages", "study", "plan", "bench"},
+    {"stages", "study", "checks", "plan", "bench"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
@@ -118,7 +118,7 @@ def test_errors_of_the_library_name_no_flag(path):
 
 
 @pytest.mark.parametrize(
-    "path", modules_of(set(RANK) - {"cli", "config", "recipe_files", "plan", "study"}), ids=name_of
+    "path", modules_of(set(RANK) - {"cli", "config", "recipe_files", "checks", "plan", "study"}), ids=name_of
 )
 def test_errors_of_the_library_name_no_key_of_a_recipe(path):
     """What takes a whole recipe may; below it an argument has its own name, and `study` or `cli` complete it."""

@@ -128,5 +128,5 @@ def test_whether_the_hub_answers(monkeypatch, answer, reached):
             raise answer
         return BytesIO()
 
-    monkeypatch.setattr(machine, "urlopen", urlopen)
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
     assert machine.hub_answers() == reached

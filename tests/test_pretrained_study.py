@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from dense import FAMILIES, dense_model
+from duollm.checks import completed
 from duollm.data.tokenizer import train_tokenizer
 from duollm.errors import UserError
-from duollm.plan import completed, plan
+from duollm.plan import plan
 from duollm.recipe_files import load_recipe
 from duollm.routers.static import static_priors
 from duollm.routes.space import RouteSpace

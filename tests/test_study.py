@@ -18,7 +18,7 @@ from duollm.config import Recipe
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.files import write_text
-from duollm.records.halves import first_half
+from duollm.records.patterns import first_half
 from duollm.report.page import write_report
 from duollm.routers.registry import load_router
 from duollm.routes.space import RouteSpace

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from duollm.terminal import print_table, sparkline
+from duollm.terminal import GrowingTable, one_line, print_table, sparkline
 
 
 @pytest.mark.parametrize(("encoding", "bars"), [("utf-8", "▁█ ▅"), ("ascii", "18 5")])
@@ -38,3 +38,35 @@ def test_negative_numbers_keep_their_digits(capsys):
     shown = capsys.readouterr().out
     assert "-0.0123" in shown
     assert "-4,321" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" the", "·the"),
+        (" a\n b", "·a↵·b"),
+        ("\n\n  ", "↵↵··"),
+        ("\tx\r\n", "⇥x↵"),
+        ("a\x00", "a\N{REPLACEMENT CHARACTER}"),
+        ("é漢", "é漢"),
+        ("", ""),
+    ],
+)
+def test_the_text_of_a_token_stays_on_one_line(text, shown):
+    assert one_line(text) == shown
+
+
+def test_a_table_grows_and_has_a_new_head_only_where_rows_do_not_fit(capsys):
+    table = GrowingTable("speed")
+    table.add([{"model": "small one", "ms": 12.5}])
+    first = capsys.readouterr().out
+    table.add([{"model": "a larger one", "ms": 3.0}])
+    table.add([{"model": "the largest model of all", "ms": 1234.5, "note": "slow"}])
+    second = capsys.readouterr().out.splitlines()
+    assert first == "speed\n\nmodel                   ms\nsmall one             12.5\n"
+    assert second == [
+        "a larger one             3",
+        "",
+        "model                        ms  note",
+        "the largest model of all  1,234  slow",
+    ]

@@ -3,22 +3,21 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
 from duollm.files import check_folder
-from duollm.options import Parser, WideHelp, add_recipe_options, find_recipe, listed, number, rows, whole_number
+from duollm.machine import faster_precision, hub_answers, keep_freed_memory, matmul_peak
+from duollm.options import Parser, WideHelp, listed, number, rows, whole_number
 
 if TYPE_CHECKING:
     from duollm.config import ConvertConfig, DataConfig, Recipe
-
-DEFAULT_RECIPE = "recipes/quick.yaml"
 
 _POLICY_HELP = "all-big (default), all-small, random:0.25, spread:6, routes:2211..., a run's router, router:FOLDER, ..."
 
@@ -130,14 +129,16 @@ def _overview() -> str:
 
 
 def _add_study_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.recipe_files import add_recipe_options
+
     parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/NAME, NAME from the recipe)")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
-    add_recipe_options(parser, DEFAULT_RECIPE)
+    add_recipe_options(parser)
 
 
 def _resolve(options: argparse.Namespace) -> "Recipe":
     from duollm.config import Recipe
-    from duollm.recipe_files import load_recipe
+    from duollm.recipe_files import find_recipe, load_recipe
 
     sections = tuple(Recipe.model_fields)
     overrides = {key: text for key, text in vars(options).items() if key.partition(".")[0] in sections}
@@ -152,27 +153,18 @@ def _study(options: argparse.Namespace, command: list[str], until: str) -> None:
         print(to_yaml(recipe), end="")
         return
     run = Path(options.out or Path("runs", recipe.name))
-    _check_run_folder(run)
-    _prepare_for_torch()
+    check_folder("--out", run)
+    if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
+        raise UserError(f"--out {run} holds files but no config.yaml, so it is no run folder; give a new one")
+    keep_freed_memory()
     from duollm.study import run_study
 
     run_study(recipe, run, command, until)
 
 
-def _check_run_folder(folder: Path) -> None:
-    check_folder("--out", folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.yaml").is_file():
-        raise UserError(f"--out {folder} holds files but no config.yaml, so it is no run folder; give a new one")
-
-
-def _prepare_for_torch() -> None:
-    """Settings that count only before torch is imported. How OpenMP's threads wait is left alone (docs/LOG.md)."""
-    from duollm.machine import keep_freed_memory
-
-    keep_freed_memory()
-
-
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    from duollm.recipe_files import add_recipe_options
+
     add = parser.add_argument
     add("--gpus", type=whole_number(1, 10**6), default=1, metavar="N", help="number of devices (default: %(default)s)")
     peak = "peak of one of them for matrix products, TFLOP/s (default: measured on this machine)"
@@ -181,12 +173,11 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     add("--mfu", type=number(0.001, 1), default=0.4, metavar="SHARE", help=used)
     checked = "a finished run on this machine: also print its planned training time beside the measured one"
     add("--check", metavar="RUN", help=checked)
-    add_recipe_options(parser, DEFAULT_RECIPE)
+    add_recipe_options(parser)
 
 
 def _plan(options: argparse.Namespace, command: list[str]) -> None:
     recipe = _resolve(options)
-    from duollm.machine import faster_precision, matmul_peak
     from duollm.plan import Devices, check_against, plan, render
 
     peak = options.peak_tflops and options.peak_tflops * 1e12
@@ -229,7 +220,7 @@ def _convert(options: argparse.Namespace, command: list[str]) -> None:
     check_folder("--out", out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} exists already; give a new folder")
-    _prepare_for_torch()
+    keep_freed_memory()
     import torch
 
     from duollm.convert.dense import convert_checkpoint
@@ -289,9 +280,12 @@ _TEXT_OPTIONS = ("domains", "documents", "windows", "sequence_length")
 _TASK_OPTIONS = ("limit", "num_fewshot", "include_path")
 
 
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
 def _score(options: argparse.Namespace, command: list[str]) -> None:
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    text, tasks = ({name: given[name] for name in names if name in given} for names in (_TEXT_OPTIONS, _TASK_OPTIONS))
+    text, tasks = _given(options, _TEXT_OPTIONS), _given(options, _TASK_OPTIONS)
     for name in text if options.tasks else ():
         raise UserError(f"{name} is about losses, and --tasks runs tasks instead; leave one of them out")
     for name in () if options.tasks else tasks:
@@ -303,11 +297,9 @@ def _score(options: argparse.Namespace, command: list[str]) -> None:
     out = Path(options.out) if options.out else None
     if out:
         check_folder("--out", out)
-    _prepare_for_torch()
+    keep_freed_memory()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
-    from duollm.machine import hub_answers
-
     if options.tasks and not hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; without it every file is retried for half a minute
     from duollm.saved.model import Saved
@@ -340,20 +332,20 @@ def _add_trace_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _trace(options: argparse.Namespace, command: list[str]) -> None:
-    given = {name: getattr(options, name) for name in _TEXT_OPTIONS if getattr(options, name) is not None}
-    for name in set(given) - {"sequence_length"} if options.text else ():
+    text = _given(options, _TEXT_OPTIONS)
+    for name in set(text) - {"sequence_length"} if options.text else ():
         raise UserError(f"{name} is about the test split, and --text names another text; leave one of them out")
     out = None if options.csv == "-" else Path(options.csv)
     if out:
         check_folder("--csv", out.parent)
         if out.is_dir():
             raise UserError(f"--csv {out}: a folder; give a file, such as {out / 'tokens.csv'}")
-    _prepare_for_torch()
+    keep_freed_memory()
     from duollm.saved.model import Saved
     from duollm.saved.text import TextSettings
     from duollm.saved.trace import trace
 
-    settings = TextSettings(batch_size=options.batch_size, **given)
+    settings = TextSettings(batch_size=options.batch_size, **text)
     trace(Saved.at(Path(options.model)), options.policy, options.text, settings, out)
 
 
@@ -373,20 +365,15 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--greedy", action="store_true", help="take the likeliest token instead of sampling")
     beams = "number of beams of a beam search, which shows its text only at the end (default: no beam search)"
     add("--num-beams", type=whole_number(1, 1000), default=1, metavar="N", help=beams)
-    add(
-        "--seed",
-        type=whole_number(0, LARGEST_SEED),
-        default=0,
-        metavar="N",
-        help="random seed for sampling (default: %(default)s)",
-    )
+    seed = "random seed for sampling (default: %(default)s)"
+    add("--seed", type=whole_number(0, LARGEST_SEED), default=0, metavar="N", help=seed)
     add("--chat", action="store_true", help="apply the tokenizer's chat template to the prompt, as a user's turn")
     add("--show-routes", action="store_true", help="print the route of each token, a mark per layer")
     add("--no-compare", dest="compare", action="store_false", help="do not measure the speed of all big")
 
 
 def _generate(options: argparse.Namespace, command: list[str]) -> None:
-    _prepare_for_torch()
+    keep_freed_memory()
     from duollm.saved.generate import GenerateSettings, generate
     from duollm.saved.model import Saved
 
@@ -418,10 +405,14 @@ def _add_compare_options(parser: argparse.ArgumentParser) -> None:
     budget = "numbers of big layers to compare at (default: all budgets of the run's routers)"
     add("--budget", type=listed(whole_number(0), brackets=True), metavar="K,K", help=budget)
     add("--domain", metavar="NAME", help="compare on the text of one domain (default: all domains pooled)")
-    form = parser.add_mutually_exclusive_group()
-    for name, shown in (("markdown", "Markdown"), ("json", "JSON")):
+    _add_forms(parser, {"markdown": "Markdown", "json": "JSON"})
+
+
+def _add_forms(parser: argparse.ArgumentParser, forms: Mapping[str, str]) -> None:
+    group = parser.add_mutually_exclusive_group()
+    for name, shown in forms.items():
         text = f"print {shown} instead of a table"
-        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+        group.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
 
 
 def _compare(options: argparse.Namespace, command: list[str]) -> None:
@@ -435,18 +426,15 @@ def _add_claims_options(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="+", metavar="RUN", help="finished runs: seeds of a study, and runs beside it (docs/claims.md)")
     add("--domain", metavar="NAME", help="decide on the text of one domain (default: all domains pooled)")
     add("--out", metavar="FOLDER", help="draw dense and frozen models beside the duo there (paper, figure 8)")
-    form = parser.add_mutually_exclusive_group()
-    for name in ("json", "csv"):
-        text = f"print {name.upper()} instead of a table"
-        form.add_argument(f"--{name}", action="store_const", const=name, dest="form", default="table", help=text)
+    _add_forms(parser, {"json": "JSON", "csv": "CSV"})
 
 
 def _claims(options: argparse.Namespace, command: list[str]) -> None:
     from duollm.report.claims import print_claims
 
-    if options.out:
-        check_folder("--out", Path(options.out))
     out = Path(options.out) if options.out else None
+    if out:
+        check_folder("--out", out)
     print_claims([Path(run) for run in options.runs], options.domain, options.form, out)
 
 
@@ -462,7 +450,7 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
 def _bench(options: argparse.Namespace, command: list[str]) -> None:
     if options.precision and options.which != "forward":
         raise UserError(f"--precision goes with 'bench forward' only, got 'bench {options.which}'; leave it out")
-    _prepare_for_torch()
+    keep_freed_memory()
     from duollm.bench import run_bench
 
     run_bench(options.which, options.seconds, options.precision or "fp32", options.json)

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
-from duollm import strict_yaml
 from duollm.errors import UserError
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_CODEBOOK = 32  # routes
 SmallInit = Literal["random", "slice", "distilled", "linear", "mean"]
 _LARGEST_NUMBER = 10**15
+_SPELLINGS = {"yes": True, "on": True, "no": False, "off": False}
 _OPT = {"norm": "layer", "positions": "learned", "gated_ffn": False, "hidden_act": "relu"}
 _OPT |= {"attention_bias": True, "mlp_bias": True}
 
@@ -34,7 +34,7 @@ class Section(BaseModel):
         if int in (kind, *get_args(kind)) and isinstance(value, float) and value.is_integer():
             return int(value)
         if kind is bool and isinstance(value, str):
-            return strict_yaml.SPELLINGS.get(value.lower(), value)
+            return _SPELLINGS.get(value.lower(), value)
         return value
 
     @field_validator("*")
@@ -172,12 +172,20 @@ class PretrainConfig(Section):
     """Of a converted dense model, big trains only the small FFNs, all-but-norms only the norms; nothing trains all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """fp32, bf16 (by autocast), or auto, which takes bf16 if a short measurement finds it faster."""
-    compile: strict_yaml.AutoOrBool = "auto"
+    compile: bool | Literal["auto"] = "auto"
     """Whether to use torch.compile, which needs a C++ compiler. auto uses it if the training is long enough to gain."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Optimiser steps between checkpoints."""
     log_every: int = Field(default=10, ge=1)
     """Optimiser steps between lines of metrics.jsonl."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _auto_or_bool(cls, value: Any) -> Any:
+        value = _SPELLINGS.get(str(value).lower(), value)
+        if not isinstance(value, bool) and value != "auto":
+            raise ValueError(f"must be auto, true or false, got {value}")
+        return value
 
     @model_validator(mode="after")
     def _shares_and_steps(self) -> "PretrainConfig":

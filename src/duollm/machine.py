@@ -8,11 +8,8 @@ import sys
 import time
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from duollm import __version__
 
@@ -30,10 +27,13 @@ _SHAPES: dict[str, tuple[Shape, ...]] = {
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory instead of returning it to the system. Return whether that worked.
+    """Tell glibc to keep freed memory instead of returning it to the system, before torch is imported.
 
     Training frees and takes the same large blocks at every step; faulting their pages in anew costs
-    about a third of the time on CPUs. Does nothing where there is no glibc.
+    about a third of the time on CPUs. How OpenMP's threads wait is left alone (docs/LOG.md).
+
+    Returns:
+        whether that worked: where there is no glibc, nothing is done.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -71,6 +71,17 @@ def faster_precision() -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     fp32, bf16 = (_matmul_rate(precision, (1024, 512, 512), 0.1) for precision in ("fp32", "bf16"))
     return "bf16" if bf16 > fp32 else "fp32"
+
+
+def autocast(device: Any, precision: str) -> Any:
+    """Return the context in which a forward has this precision: "fp32", "bf16" or "auto", which takes the faster one.
+
+    Weights stay as they are.
+    """
+    import torch
+
+    precision = faster_precision() if precision == "auto" else precision
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def _matmul_rate(precision: Precision, shape: Shape, seconds: float) -> float:
@@ -121,6 +132,8 @@ def _machine_memory() -> int:
 
 def describe_machine() -> dict[str, Any]:
     """Describe hardware and software, so that a reader can judge a timing. Memory is in bytes."""
+    from importlib.metadata import version
+
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -151,6 +164,9 @@ def provenance(command: list[str], seed: int, **details: Any) -> dict[str, Any]:
 
 def hub_answers() -> bool:
     """Whether the Hugging Face hub can be reached, with proxies as the environment sets them."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urlopen(Request(hub, method="HEAD"), timeout=5).close()

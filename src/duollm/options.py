@@ -1,4 +1,4 @@
-"""Options of the command line: the parser, readers of values, and an option for every key of a recipe."""
+"""Options of the command line: the parser, and readers of their values."""
 
 import argparse
 import re
@@ -6,11 +6,9 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar
 
-from duollm.errors import UserError, did_you_mean
+from duollm.errors import UserError
 
 LARGEST_COUNT = 10**9
 
@@ -38,7 +36,11 @@ class Parser(argparse.ArgumentParser):
             if words.count(name) > 1 and isinstance(action, argparse._StoreAction):
                 raise UserError(f"{name} is given {words.count(name)} times; keep one of them")
         for action in self._actions:
-            self._check_given(action, getattr(options, action.dest, None))
+            value = getattr(options, action.dest, None)
+            shown = action.option_strings[0] if action.option_strings else action.metavar
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and action.dest != "prompt":
+                    refuse_empty(shown, text)
         return options
 
     def name_option(self, message: str) -> str:
@@ -54,15 +56,6 @@ class Parser(argparse.ArgumentParser):
         [flag] = [action.option_strings for action in self._actions if action.dest == keys[0]]
         name = keys[0] if "." in keys[0] or not flag else flag[0]
         return f"{name}{message[begins.end(1) :]}"
-
-    def _check_given(self, action: argparse.Action, value: Any) -> None:
-        """Refuse an empty text, as of an unset shell variable: a verb would read it as not given, or as this folder."""
-        texts = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
-        if action.dest != "prompt" and not all(text.strip() for text in texts):
-            name = action.option_strings[0] if action.option_strings else action.metavar
-            raise UserError(
-                f"{name}: an empty value was given (an unset shell variable?); give a value, or leave it out"
-            )
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse says nothing of a help that could not be printed."""
@@ -82,6 +75,16 @@ class Parser(argparse.ArgumentParser):
 
     def _see_help(self) -> str:
         return f"{self.prog} --help lists all options"
+
+
+def refuse_empty(name: Any, text: str) -> None:
+    """Refuse an empty text, as of an unset shell variable: a verb would read it as not given, or as this folder.
+
+    Raises:
+        UserError: the message begins with the option's name.
+    """
+    if not text.strip():
+        raise UserError(f"{name}: an empty value was given (an unset shell variable?); give a value, or leave it out")
 
 
 class WideHelp(argparse.HelpFormatter):
@@ -133,75 +136,3 @@ def rows(text: str) -> int | Literal["auto"]:
     if text.startswith("auto:"):
         raise ArgumentTypeError(f"takes a whole number or auto, got {text[:50]!r}; write auto, which searches once")
     return "auto" if text == "auto" else whole_number()(text)
-
-
-def add_recipe_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add RECIPE and an option for every key of a recipe; keys that are not given leave no trace."""
-    from duollm.config import Recipe
-
-    parser.usage = f"{parser.prog} [RECIPE] [options] [--section.key VALUE ...]"
-    parser.add_argument(
-        "recipe", nargs="?", metavar="RECIPE", default=default, help="a YAML file (default: %(default)s)"
-    )
-    whole = parser.add_argument_group(
-        "recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4]. Text needs no quotation marks."
-    )
-    for name, field in Recipe.model_fields.items():
-        inner_fields = getattr(field.annotation, "model_fields", None)
-        if inner_fields is None:
-            _add_key(whole, name, field)
-            continue
-        section = parser.add_argument_group(name, getattr(field.annotation, "__doc__", None))
-        for inner_name, inner in inner_fields.items():
-            _add_key(section, f"{name}.{inner_name}", inner)
-
-
-def _add_key(group: Any, key: str, field: Any) -> None:
-    text = field.description.replace("\n", " ").replace("%", "%%")
-    default = "" if field.default is None else f" (default: {_as_yaml(field.default)})"
-    group.add_argument(
-        f"--{key}", metavar=_type_name(field.annotation), default=argparse.SUPPRESS, help=f"{text}{default}"
-    )
-
-
-def _as_yaml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_as_yaml, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _type_name(annotation: Any) -> str:
-    """Say what a key takes: INTEGER, ffn|layer, [NUMBER,NUMBER], ..."""
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return "|".join(inner)
-    if origin in (Union, UnionType):
-        return "|".join(_type_name(each) for each in inner if each is not NoneType)
-    if origin is Annotated:
-        return _type_name(inner[0])
-    if origin is list:
-        return f"[{_type_name(inner[0])},...]"
-    if origin is tuple:
-        return f"[{','.join(map(_type_name, inner))}]"
-    if origin is dict:
-        return f"{{{_type_name(inner[0])}: {_type_name(inner[1])}, ...}}"
-    return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}[annotation]
-
-
-SHIPPED_RECIPES = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
-"""Where the shipped recipes are: in an installed wheel, and in a checkout."""
-
-
-def find_recipe(given: str) -> Path:
-    """Return the recipe at path `given`, else the shipped one of that name ("quick", "recipes/quick.yaml").
-
-    Raises:
-        UserError: there is neither.
-    """
-    path = Path(given)
-    if path.is_file():
-        return path
-    shipped = {path.stem: path for folder in SHIPPED_RECIPES for path in folder.glob("*.yaml")}
-    if path.stem in shipped and path.parent in (Path(), Path("recipes")):
-        return shipped[path.stem]
-    raise UserError(f"{given}: no such recipe; give a path or a shipped one: {did_you_mean(path.stem, shipped)}")

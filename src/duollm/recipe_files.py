@@ -1,14 +1,42 @@
-"""Reading and writing recipes: YAML files, overrides from the command line, one line for what is wrong."""
+"""Reading and writing recipes: YAML files, an option for every key, one line for what is wrong."""
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from reprlib import Repr
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import yaml
 from pydantic import ValidationError
 
 from duollm import strict_yaml
 from duollm.config import Recipe
 from duollm.errors import UserError, did_you_mean
+from duollm.options import refuse_empty
+
+_SHORT = Repr()  # a few references make a list of billions of items
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 4, 20, 20, 20
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 400
+
+DEFAULT_RECIPE = "recipes/quick.yaml"
+SHIPPED_RECIPES = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")
+"""Where the shipped recipes are: in an installed wheel, and in a checkout."""
+
+
+def find_recipe(given: str) -> Path:
+    """Return the recipe at path `given`, else the shipped one of that name ("quick", "recipes/quick.yaml").
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    shipped = {path.stem: path for folder in SHIPPED_RECIPES for path in folder.glob("*.yaml")}
+    if path.stem in shipped and path.parent in (Path(), Path("recipes")):
+        return shipped[path.stem]
+    raise UserError(f"{given}: no such recipe; give a path or a shipped one: {did_you_mean(path.stem, shipped)}")
 
 
 def recipe_of(run: Path) -> Recipe:
@@ -68,14 +96,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse_override(key: str, text: str) -> Any:
     """Read a value from the command line: keys that take text keep it as written unless quoted, others are YAML."""
-    if not text.strip():
-        raise UserError(f"--{key}: an empty value was given (an unset shell variable?); give a value, or leave it out")
+    refuse_empty(f"--{key}", text)
     if _takes_text(key) and text[0] not in "'\"" and text not in ("null", "Null", "NULL", "~"):
         return text
     try:
         return strict_yaml.load_argument(text)
     except UserError as error:
-        fault = f"--{key}: {strict_yaml.shown(text)} is not a YAML value: {error}"
+        fault = f"--{key}: {shown(text)} is not a YAML value: {error}"
         raise UserError(f"{fault}; quote it, or write lists as [2,4]") from None
 
 
@@ -84,6 +111,56 @@ def _takes_text(key: str) -> bool:
     owner: Any = Recipe.model_fields[section].annotation if section in Recipe.model_fields else Recipe
     field = getattr(owner, "model_fields", {}).get(name)
     return field is not None and field.annotation in (str, str | None)
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """Add RECIPE and an option for every key of a recipe; keys that are not given leave no trace."""
+    parser.usage = f"{parser.prog} [RECIPE] [options] [--section.key VALUE ...]"
+    file = "a YAML file (default: %(default)s)"
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", default=DEFAULT_RECIPE, help=file)
+    whole = parser.add_argument_group(
+        "recipe", "Values are YAML: 5e5, 3e-4, true, null, [2,4]. Text needs no quotation marks."
+    )
+    for name, field in Recipe.model_fields.items():
+        inner_fields = getattr(field.annotation, "model_fields", None)
+        if inner_fields is None:
+            _add_key(whole, name, field)
+            continue
+        section = parser.add_argument_group(name, getattr(field.annotation, "__doc__", None))
+        for inner_name, inner in inner_fields.items():
+            _add_key(section, f"{name}.{inner_name}", inner)
+
+
+def _add_key(group: Any, key: str, field: Any) -> None:
+    text = field.description.replace("\n", " ").replace("%", "%%")
+    default = "" if field.default is None else f" (default: {_as_yaml(field.default)})"
+    group.add_argument(
+        f"--{key}", metavar=_type_name(field.annotation), default=argparse.SUPPRESS, help=f"{text}{default}"
+    )
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_yaml, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type_name(annotation: Any) -> str:
+    """Say what a key takes: INTEGER, ffn|layer, [NUMBER,NUMBER], ..."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(inner)
+    if origin in (Union, UnionType):
+        return "|".join(_type_name(each) for each in inner if each is not NoneType)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is list:
+        return f"[{_type_name(inner[0])},...]"
+    if origin is tuple:
+        return f"[{','.join(map(_type_name, inner))}]"
+    if origin is dict:
+        return f"{{{_type_name(inner[0])}: {_type_name(inner[1])}, ...}}"
+    return {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT"}[annotation]
 
 
 def explain(error: ValidationError) -> tuple[str, str]:
@@ -100,4 +177,43 @@ def explain(error: ValidationError) -> tuple[str, str]:
     if first["type"] == "value_error":
         return key, message
     given = first["input"]
-    return key, f"{message}, got {strict_yaml.shown(given)}{strict_yaml.how_to_write(first['type'], given)}"
+    return key, f"{message}, got {shown(given)}{how_to_write(first['type'], given)}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written, cut where it is long."""
+    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
+    return text if len(text) < 200 else f"{text[:200]}..."
+
+
+def how_to_write(problem: str, given: Any) -> str:
+    """Say how to write a value of the right kind, where the wrong one tells.
+
+    Args:
+        problem: pydantic's name for it, such as "int_type".
+        given: the value of the wrong kind.
+    """
+    if problem in ("list_type", "tuple_type"):
+        return "; write it as [a, b]"
+    if problem == "missing":  # of a list of fixed length
+        return "; give one more value"
+    if problem == "bool_type":
+        return "; write true or false"
+    if problem == "string_type" and isinstance(given, int | float):
+        return f'; if that is a name, write it in quotes: "{shown(given)}"'
+    if problem in ("int_type", "float_type") and isinstance(given, bool):
+        return f"; if {int(given)} is meant, write {int(given)}"
+    if problem in ("int_type", "float_type") and isinstance(given, str):
+        numbers = _readings(given)
+        return f"; write {' or '.join(map(str, numbers))}" if numbers else ""
+    return ""
+
+
+def _readings(text: str) -> list[int | float]:
+    """The numbers that a text such as 0100, 0x10 or 1:30 stands for, in decimals and in YAML 1.1."""
+    try:
+        found = [int(text)] if text.isdecimal() else []
+        found.append(yaml.safe_load(text))
+    except (ValueError, yaml.YAMLError):
+        return []
+    return [number for number in dict.fromkeys(found) if type(number) in (int, float)]

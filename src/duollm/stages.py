@@ -24,7 +24,7 @@ class Stage:
     Attributes:
         name: name of the stage and of its marker.
         run: does the work. It may find its own unfinished outputs, made with the same fingerprint,
-            and continue from them.
+            and continue from them. All processes call it; the next stage begins when all have returned.
         settings: everything that the result depends on, JSON-serialisable.
         after: names of the stages whose results it reads.
         outputs: files and folders that the stage makes, relative to the run folder. No other stage makes them.
@@ -67,32 +67,32 @@ def run_stages(
         ValueError: `until` is not a stage, or a stage comes before one that it builds on.
     """
     fingerprints = _fingerprints(stages)
-    progress = {stage.name: _Progress(stage, folder, fingerprints[stage.name]) for stage in stages}
-    for name in _with_predecessors(stages, {until} if until else set(progress)):
-        one = progress[name]
-        finished = one.finished()
+    markers = {stage.name: _Markers(stage, folder, fingerprints[stage.name]) for stage in stages}
+    for name in _with_predecessors(stages, {until} if until else set(markers)):
+        its = markers[name]
+        finished = its.finished()
         wait()  # all processes have looked before one of them writes
         if finished:
             announce(f"{name}: unchanged")
             continue
         if first:
             for later in _successors(stages, name):
-                progress[later].forget()
-            announce(f"{name}: {one.begin()}")
+                markers[later].forget()
+            announce(f"{name}: {its.begin()}")
         wait()
         start = time.perf_counter()
         with working(name) if first else nullcontext():
-            one.stage.run()
+            its.stage.run()
         seconds = time.perf_counter() - start
         wait()
         if first:
-            one.finish(seconds)
+            its.finish(seconds)
         announce(f"{name}: done in {seconds:.1f} s")
-        ended(name, [other for other, its in progress.items() if not its.finished()])
+        ended(name, [other for other, each in markers.items() if not each.finished()])
 
 
 @dataclass(frozen=True)
-class _Progress:
+class _Markers:
     """The markers of one stage."""
 
     stage: Stage

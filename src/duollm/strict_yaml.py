@@ -5,15 +5,12 @@ two equal keys. Here such a value stays the text that it is, and two equal keys 
 """
 
 import re
-from reprlib import Repr
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator
 
 from duollm.errors import UserError
 
-SPELLINGS = {"yes": True, "on": True, "no": False, "off": False}
 _PLAIN = {
     "null": (r"~|null|Null|NULL|", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -25,21 +22,6 @@ _PLAIN = {
     ),
     "merge": (r"<<", "<"),
 }
-
-
-def _auto_or_bool(value: Any) -> Any:
-    value = SPELLINGS.get(value.lower(), value) if isinstance(value, str) else value
-    if not isinstance(value, bool) and value != "auto":
-        raise ValueError(f"must be auto, true or false, got {value}")
-    return value
-
-
-AutoOrBool = Annotated[bool | Literal["auto"], BeforeValidator(_auto_or_bool)]
-
-
-_SHORT = Repr()  # a few references make a list of billions of items
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 4, 20, 20, 20
-_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 400
 
 
 class _Loader(yaml.SafeLoader):
@@ -114,42 +96,3 @@ def load_argument(text: str) -> Any:
 def dump(value: Any) -> str:
     """Write a value that `load`, and YAML 1.1 too, reads back as it is."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
-
-
-def shown(value: Any) -> str:
-    """Return a value as it is written, cut where it is long."""
-    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else _SHORT.repr(value)
-    return text if len(text) < 200 else f"{text[:200]}..."
-
-
-def how_to_write(problem: str, given: Any) -> str:
-    """Say how to write a value of the right kind, where the wrong one tells.
-
-    Args:
-        problem: pydantic's name for it, such as "int_type".
-        given: the value of the wrong kind.
-    """
-    if problem in ("list_type", "tuple_type"):
-        return "; write it as [a, b]"
-    if problem == "missing":  # of a list of fixed length
-        return "; give one more value"
-    if problem == "bool_type":
-        return "; write true or false"
-    if problem == "string_type" and isinstance(given, int | float):
-        return f'; if that is a name, write it in quotes: "{shown(given)}"'
-    if problem in ("int_type", "float_type") and isinstance(given, bool):
-        return f"; if {int(given)} is meant, write {int(given)}"
-    if problem in ("int_type", "float_type") and isinstance(given, str):
-        numbers = _readings(given)
-        return f"; write {' or '.join(map(str, numbers))}" if numbers else ""
-    return ""
-
-
-def _readings(text: str) -> list[int | float]:
-    """The numbers that a text such as 0100, 0x10 or 1:30 stands for, in decimals and in YAML 1.1."""
-    try:
-        found = [int(text)] if text.isdecimal() else []
-        found.append(yaml.safe_load(text))
-    except (ValueError, yaml.YAMLError):
-        return []
-    return [number for number in dict.fromkeys(found) if type(number) in (int, float)]

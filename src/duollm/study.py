@@ -14,6 +14,7 @@ from duollm import __version__
 from duollm.analysis.analyse import analyse
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.predictor import train_ceiling
+from duollm.checks import check_recipe, completed, given_config
 from duollm.config import DataConfig, Recipe
 from duollm.convert.dense import convert, open_dense
 from duollm.convert.saving import CARD, load_model, silence_transformers
@@ -21,15 +22,15 @@ from duollm.data.packed import PackedData, Windows
 from duollm.data.packing import prepare_data, source_fingerprint
 from duollm.errors import UserError
 from duollm.files import write_json, write_text
-from duollm.machine import peak_memory_bytes, provenance, return_freed_memory
+from duollm.machine import autocast, peak_memory_bytes, provenance, return_freed_memory
 from duollm.measure.comparison import compare_patterns, compare_routers, compared_windows
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, label_windows, routes_to_label, save_labels
 from duollm.oracle.noise import LabelSource
-from duollm.oracle.run import OracleRun, SearchPlan, search_facts
+from duollm.oracle.plan import SearchPlan
+from duollm.oracle.run import OracleRun
 from duollm.oracle.store import OracleStore
-from duollm.plan import check_recipe, completed, given_config
 from duollm.progress import counted, say, working
 from duollm.recipe_files import to_yaml
 from duollm.report.model_card import add_results
@@ -255,7 +256,6 @@ class Study:
     def _prepare_data(self) -> None:
         if self.world.first:
             prepare_data(self._data_config, self.recipe.seed, self.run / "data", progress=say)
-        self.world.wait()
 
     @property
     def _data_config(self) -> DataConfig:
@@ -272,7 +272,6 @@ class Study:
             self._check_vocabulary(model.config, "model.dense", dense)
             nn.Module.to(model, self.world.device)
             convert(model, dense, recipe.convert, self._data, recipe.seed, self.run / "converted", progress=say)
-        self.world.wait()
 
     def _pretrain(self) -> None:
         recipe = self.recipe
@@ -298,7 +297,7 @@ class Study:
             "version": __version__,
             **self._labels,
         }
-        facts = fingerprints | search_facts(recipe.oracle, model.config.num_hidden_layers, data.sequence_length)
+        facts = fingerprints | SearchPlan(recipe.oracle, model.config.num_hidden_layers, data.sequence_length).facts
         store = OracleStore(self.run / "oracle", facts)
         world = self.world
         OracleRun(
@@ -338,7 +337,6 @@ class Study:
                 report=say,
             )
             save_labels(labels, self.run / LABELS)
-        self.world.wait()
 
     def _train_router(self, kind: str, big_layers: list[int]) -> None:
         router, windows, model = self.recipe.router, self.recipe.compared_text.windows_per_document, self._load_model()
@@ -358,7 +356,8 @@ class Study:
         if (key := tuple(branches)) not in self._priors_of:
             say("searching the best pattern of every budget on validation text")
             text, budgets = self._priced_on.to(model.device), self.recipe.router.big_layers
-            self._priors_of[key] = static_priors(model, self._space(branches), text, budgets)
+            with autocast(model.device, self.recipe.router.precision):
+                self._priors_of[key] = static_priors(model, self._space(branches), text, budgets)
         return self._priors_of[key]
 
     def _measure_ceiling(self) -> None:
@@ -368,9 +367,9 @@ class Study:
         predictors = train_ceiling(self._context, model, recipe.ceiling, space, patterns)
         if self.world.first:
             texts, priced_on = self._compared_texts(), self._priced_on
-            evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run, priors)
+            chooses_in = partial(autocast, model.device, recipe.ceiling.precision)
+            evaluate_ceiling(model, predictors, big_layers, space, priced_on, texts, self.run, priors, chooses_in)
             (self.run / "resume" / "ceiling.pt").unlink(missing_ok=True)
-        self.world.wait()
 
     def _evaluate(self) -> None:
         if self.world.first:
@@ -380,7 +379,6 @@ class Study:
             searched = SearchPlan(self.recipe.oracle, model.config.num_hidden_layers, self._data.sequence_length)
             compare_routers(model, routers, texts, searched.space.lowest, self.run)
             compare_patterns(model, texts, self.run)
-        self.world.wait()
 
     def _report(self) -> None:
         if self.world.first:
@@ -389,7 +387,6 @@ class Study:
             card = self.run / "model" / CARD
             if self.recipe.model.path is None and card.exists():
                 add_results(card, results)
-        self.world.wait()
 
     @property
     def _context(self) -> Context:

@@ -5,8 +5,8 @@ import pytest
 
 from duollm.analysis.difficulty import LINE_STARTS, class_rows, difficulty, hard_without_gain, with_difficulty
 from duollm.records.bootstrap import Bootstrap, interval
-from duollm.records.halves import first_half
 from duollm.records.keys import ALL_SMALL, ORACLE, Key
+from duollm.records.patterns import first_half
 from duollm.records.records import Records
 from duollm.records.tokens import read_tokens
 from picking import pick

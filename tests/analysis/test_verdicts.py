@@ -1,7 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from duollm.analysis.verdicts import Condition, condition, decide
+from duollm.analysis.verdicts import (
+    Claim,
+    Condition,
+    Reading,
+    condition,
+    decide,
+    mean_over_seeds,
+    over_seeds,
+    united,
+)
+from duollm.records.bootstrap import Estimate
+from hand_made_claims import claim, low
 
 
 def _draws(low, high):
@@ -61,3 +74,52 @@ def test_a_claim_of_which_a_part_was_not_measured_is_undecided_at_best():
     assert decide("C0", "text", "x is low", "", unmeasured, measured).verdict == "undecided"
     against = condition("y", _draws(1, 3), below=0)
     assert decide("C0", "text", "x is low", "", unmeasured, against).verdict == "not reproduced"
+
+
+def test_conditions_of_several_runs_make_one_claim():
+    plain = claim("C10", low("big"), low("skip", None))
+    skipping = claim("C10", low("skip, router of skip, big at k = 6", 1.0), low("big", None))
+    whole = united([plain, skipping])
+    assert [one.quantity for one in whole.conditions] == ["big", "skip, router of skip, big at k = 6"]
+    assert (plain.verdict, skipping.verdict, whole.verdict) == ("undecided", "not reproduced", "not reproduced")
+
+
+def test_what_no_run_measured_stays():
+    whole = united([claim("C10", low("big"), low("skip", None)), claim("C10", low("big", None), low("skip", None))])
+    assert (whole.verdict, len(whole.conditions)) == ("undecided", 2)
+
+
+class TestSeeds:
+    def test_verdicts_that_differ_are_unstable(self):
+        assert over_seeds([claim("C1", low("x")), claim("C1", low("x", 1.0))]).verdict == "unstable"
+        assert over_seeds([claim("C1", low("x")), claim("C1", low("x", None))]).verdict == "reproduced"
+        assert over_seeds([claim("C1", low("x", None))] * 2).verdict == "not measured"
+
+    def test_a_condition_without_a_range_is_judged_in_each_seed(self):
+        steps = [replace(low("step", value), below=None) for value in (-1.0, 1.0)]
+        whole = over_seeds([claim("C4", step, low("fall")) for step in steps])
+        assert [one.verdict for one in whole.conditions] == ["unstable", "reproduced"]
+        assert whole.quantity == "step"
+
+    def test_the_interval_covers_documents_and_seeds(self):
+        same = mean_over_seeds([Estimate(1.0, 0.9, 1.1)] * 2)
+        assert (same.value, same.low, same.high) == pytest.approx((1.0, 0.9, 1.1))
+        apart = mean_over_seeds([Estimate(1.0, 0.9, 1.1), Estimate(2.0, 1.9, 2.1)])
+        assert (apart.value, apart.high) == (1.5, pytest.approx(1.5 + 12.706 / 2))
+
+    def test_it_holds_the_truth_in_95_percent_of_studies_with_two_seeds(self):
+        """Seeds scatter, documents hardly do: only Student's interval is wide enough."""
+        random, held = np.random.default_rng(0), 0
+        for _ in range(2000):
+            seeds = [Estimate(value, value - 0.1, value + 0.1) for value in random.standard_normal(2)]
+            whole = mean_over_seeds(seeds)
+            held += whole.low < 0 < whole.high
+        assert 0.94 < held / 2000 < 0.97
+
+    def test_readings_are_compared_too(self):
+        readings = [
+            Reading("shared", "net", verdict, "x", Estimate(1.0, 0.9, 1.1)) for verdict in ("reproduced", "undecided")
+        ]
+        seeds = [replace(claim("C1", low("x")), readings=[each]) for each in readings]
+        whole: Claim = over_seeds(seeds)
+        assert [each.verdict for each in whole.readings] == ["unstable"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -106,6 +107,33 @@ def test_a_table_is_printed_without_json(toy, capsys):
     shown = capsys.readouterr().out
     assert "ratio to Llama" in shown
     assert "matmul peak" in shown
+
+
+def test_a_row_is_printed_before_the_next_is_measured(toy, capsys, monkeypatch):
+    def stop(layers, seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "_beam_of_depth", stop)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run_bench("oracle", 0.01)
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "duollm bench oracle"
+    searches = [line.split()[0] for line in lines if line]
+    assert searches[:5] == ["search", "naive", "shared", "reference", "committed,"]
+    assert searches[-2:] == ["shared", "shared"]  # of two depths; the third was stopped
+
+
+def test_runs_take_turns_and_the_first_round_is_not_counted():
+    order = []
+
+    def slow_at_first():
+        order.append("a")
+        time.sleep(0.2 if len(order) == 1 else 0.01)
+
+    times = bench.mean_seconds({"a": slow_at_first, "b": lambda: order.append("b")}, seconds=0.02)
+    assert order[:4] == ["a", "b", "a", "b"]
+    assert times["a"] == pytest.approx(0.01, abs=0.05)
+    assert times["b"] < times["a"]
 
 
 def test_the_naive_loop_is_the_same_model():

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -10,8 +11,8 @@ from duollm.ceiling.around_static import AroundStatic
 from duollm.ceiling.choices import exact_choice, price_for, priced_choice
 from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
 from duollm.ceiling.predictor import make_predictors
-from duollm.config import CeilingConfig, EvaluateConfig
-from duollm.measure.comparison import compared_windows
+from duollm.config import CeilingConfig
+from duollm.data.packed import Windows
 from duollm.measure.executor import policy_losses
 from duollm.models.branch import Branch
 from duollm.records.keys import SHUFFLED
@@ -53,7 +54,8 @@ def test_random_predictions_cost_nothing_on_validation_text(tmp_path, model, pre
     validation_WT = validation_windows(data, 1, 0)
     budgets = space.big_layers[1:-1]
     priors = static_priors(model, space, validation_WT, budgets)
-    texts = compared_windows(data, EvaluateConfig(documents=3, windows_per_document=1), 0)
+    windows = range(len(validation_WT))
+    texts = {"owls": Windows(validation_WT.numpy(), [f"owl {window}" for window in windows], [0 for _ in windows])}
     evaluate_ceiling(model, predictors, budgets, space, validation_WT, texts, tmp_path, priors)
     table = pq.read_table(tmp_path / "ceiling" / "owls.parquet")
     facts = json.loads(table.schema.metadata[b"duollm"])
@@ -65,7 +67,8 @@ def test_random_predictions_cost_nothing_on_validation_text(tmp_path, model, pre
             assert set(big) == {k}
         if each["predictor"] != SHUFFLED and each["spend"] == "average":
             static = policy_losses(model, validation_WT, routes=priors[k].route_L)[0].mean().item()
-            assert each["validation_nll"] <= static + 1e-5
+            assert np.mean(table.column(f"nll_{each['column']}")) <= static + 1e-5
+            assert (each["chosen"], each["validation_nll"]) == (True, None)  # the only depth
     assert {each["predictor"] for each in facts["policies"]} == {"l1", SHUFFLED}
 
 

@@ -169,7 +169,7 @@ def test_who_says_the_gains_has_no_loss(frozen):
             self.gates_JBT3.append(weights[layer_idx])
             return weights[layer_idx], memory
 
-    gain_LBTC, _ = marginal_gains(frozen, ids, Same(BRANCHES, ids, torch.Generator()))
+    gain_LBTC, _ = marginal_gains(frozen, ids, Same(SPACE, ids, torch.Generator()))
     told_NLC = 100 * centred(gain_LBTC.permute(1, 2, 0, 3).reshape(15, 3, 2))
     with torch.no_grad():
         predictors["l2"].told_NLC.copy_(told_NLC)

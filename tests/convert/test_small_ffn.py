@@ -13,7 +13,8 @@ from duollm.convert.small_ffn import (
     sample_ffns,
 )
 from duollm.flops import count_parameters, ffn_parameters
-from duollm.models.modeling_duo import DuoFFN, DuoForCausalLM
+from duollm.models.ffn import DuoFFN
+from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
 from tiny import random_ids, tiny_config, tiny_model
 

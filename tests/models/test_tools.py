@@ -9,7 +9,6 @@ from transformers import MODEL_MAPPING, AutoModelForCausalLM, pipeline
 
 from duollm import DuoConfig, DuoForCausalLM, RouteSpace, search_oracle
 from duollm.data.tokenizer import load_tokenizer
-from duollm.models import fused
 from duollm.models.policy import FixedRoutes
 from tiny import random_ids, random_routes, tiny_model
 from tiny_saved import save_tiny
@@ -21,7 +20,7 @@ GENERATE = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
 @pytest.fixture(autouse=True)
 def fused_products(monkeypatch):
     """Fused products also in a model as small as this."""
-    monkeypatch.setattr(fused, "_WORTHWHILE", 0)
+    monkeypatch.setattr("duollm.models.ffn._WORTHWHILE", 0)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from duollm import Branch, RouteSpace, search_oracle
 from duollm.oracle import beam
 from duollm.oracle.beam import Beam
 from duollm.oracle.local import Sampled
-from duollm.oracle.tree import Prefixes
+from duollm.oracle.tree import Tree
 from naive_oracle import tiny_model, tiny_tokens
 
 
@@ -14,12 +14,12 @@ def test_rows_per_layer_stay_within_the_width(monkeypatch, context):
     """So time grows linearly with depth, whatever the number of budgets."""
     rows = []
 
-    def recorded(prefixes, layer, *rest):
-        rows.append((layer.layer_idx, len(prefixes.hidden_PND)))
-        return expand(prefixes, layer, *rest)
+    def recorded(tree, part, depth, attend):
+        rows.append((depth, len(part.hidden_PND)))
+        return step(tree, part, depth, attend)
 
-    expand = Prefixes.expand
-    monkeypatch.setattr(Prefixes, "expand", recorded)
+    step = Tree.step
+    monkeypatch.setattr(Tree, "step", recorded)
     search_oracle(tiny_model(16), tiny_tokens(), RouteSpace(16), context, list(range(17)), method=Beam(width=20))
     per_layer = [sum(count for layer, count in rows if layer == depth) for depth in range(16)]
     assert per_layer == [1, 2, 4, 8, 16] + [20] * 11

@@ -5,7 +5,7 @@ import torch
 from duollm import Branch, RouteSpace
 from duollm.data.packed import Windows
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
-from duollm.records.halves import first_half
+from duollm.records.patterns import first_half
 from naive_oracle import forward_nll, tiny_model, tiny_tokens
 
 SPACE, SEED, BUDGETS = RouteSpace(3), 0, [0, 1, 2]

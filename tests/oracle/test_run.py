@@ -12,11 +12,12 @@ import torch
 from duollm import RouteSpace, loss_table
 from duollm.config import OracleConfig
 from duollm.errors import UserError
+from duollm.oracle.plan import SearchPlan
 from duollm.oracle.reductions import BestSoFar
-from duollm.oracle.run import REDUCTIONS, OracleRun, check_memory, check_settings, search_facts
+from duollm.oracle.run import REDUCTIONS, OracleRun
 from duollm.oracle.store import KINDS, OracleStore
 from duollm.records.files import ResultFile
-from duollm.records.halves import first_half
+from duollm.records.patterns import first_half
 from naive_oracle import forward_nll
 from tiny import tiny_model
 
@@ -45,7 +46,7 @@ def stage(packed, model):
     def make(folder, model=model, data=packed, **settings):
         own = {key: settings.pop(key) for key in ("rank", "ranks", "report") if key in settings}
         config = OracleConfig(**(SETTINGS | settings))
-        facts = search_facts(config, model.config.num_hidden_layers, data.sequence_length)
+        facts = SearchPlan(config, model.config.num_hidden_layers, data.sequence_length).facts
         silent = {"report": lambda *progress: None}
         return OracleRun(model, data, config, SEED, OracleStore(folder, facts), **(silent | own))
 
@@ -295,24 +296,6 @@ def test_spaces_that_do_not_work_are_refused_before_anything_is_searched(stage, 
     assert not (tmp_path / "oracle").exists()
 
 
-@pytest.mark.parametrize("available", [2**20, 2**40])
-def test_a_search_that_does_not_fit_the_machine_is_refused(monkeypatch, model, available):
-    monkeypatch.setattr("duollm.oracle.run.device_memory_bytes", lambda: available)
-    if available == 2**40:
-        check_memory(OracleConfig(), model.config, 8)
-    else:
-        with pytest.raises(UserError, match=r"^memory_gib: the search would take 1 GiB .* this machine has 0.000977"):
-            check_memory(OracleConfig(), model.config, 8)
-
-
-def test_memory_that_nobody_limits_grows_to_what_one_route_takes(monkeypatch, model):
-    monkeypatch.setattr("duollm.oracle.run.row_bytes", lambda sizes, space: 2**30)
-    monkeypatch.setattr("duollm.oracle.run.device_memory_bytes", lambda: 6 * 2**30)
-    check_settings(OracleConfig(), model.config, 8)
-    with pytest.raises(UserError, match=r"^memory_gib: the search would take 7 GiB .* 7 for hidden states"):
-        check_memory(OracleConfig(), model.config, 8)
-
-
 @pytest.mark.parametrize("scope", ["ffn", "layer"])
 def test_groups_of_layers_in_all_contexts(stage, owls, tmp_path, scope):
     settings = {
@@ -439,7 +422,7 @@ class TestDeep:
 
 
 def test_the_exact_search_of_many_routes_compares_drawn_patterns(stage, tmp_path, monkeypatch):
-    monkeypatch.setattr("duollm.oracle.run._LARGEST_TABLE", 4)
+    monkeypatch.setattr("duollm.oracle.plan._LARGEST_TABLE", 4)
     stage(tmp_path / "oracle", documents=2, contexts=["shared"], more_budgets=[], random_routes=1).run()
     routes, table = read(tmp_path / "oracle", kind="routes"), read(tmp_path / "oracle")
     assert RouteSpace(3).count_big(routes["route"].to_numpy()).tolist() == [0, 1, 2, 3] * 2

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace
+from duollm.oracle.budgets import Cells
 from duollm.oracle.contexts import Batch
-from duollm.oracle.tree import Rows, Tree
+from duollm.oracle.memory import Rows
+from duollm.oracle.tree import Tree
 from naive_oracle import tiny_model, tiny_tokens
 
 SKIP, SMALL, BIG = Branch
@@ -17,8 +19,9 @@ class Walk:
 
     def __init__(self, branches, wanted=None, max_rows=10_000, scope="ffn"):
         self.model, self.space = tiny_model(LAYERS, scope), RouteSpace(LAYERS, branches)
-        every = [(small, big) for big in range(LAYERS + 1) for small in range(LAYERS + 1 - big)]
-        tree = Tree(self.model.model, self.space, torch.tensor(wanted or every), Rows(max_rows, 4 * max_rows))
+        cells = Cells(self.space, 1, 4)
+        wanted_Q = torch.tensor([wanted is None or pair in wanted for pair in cells.spent])
+        tree = Tree(self.model.model, cells, wanted_Q, Rows(max_rows, 4 * max_rows))
         batch = Batch(self.model, tiny_tokens(1, TOKENS + 1))
         self.rows_attended = []
         context = batch.shared_context()
@@ -110,17 +113,14 @@ def test_no_walk_asks_the_device_for_anything(context, groups, scope):
     fixed = {} if groups is None else {3: BIG}
     space = RouteSpace(LAYERS, tuple(Branch), groups, fixed)
     model = tiny_model(LAYERS, scope)
-    wanted = torch.tensor([(small, big) for small, big in space.routes_spending if big == 2])
+    cells = Cells(space, 1, 4)
+    tree = Tree(model.model, cells, torch.tensor([big == 2 for _, big in cells.spent]), Rows(3 * TOKENS, 7 * TOKENS))
     found = {}
     for device in ("cpu", "meta"):
         model.to(device)
         batch = Batch(model, tiny_tokens(1, TOKENS + 1).to(device))
         attend = batch.shared_context() if context == "shared" else batch.reference_context(None)
-        blocks = list(
-            Tree(model.model, space, wanted, Rows(3 * TOKENS, 7 * TOKENS)).leaves(
-                batch.hidden_BTD.flatten(0, 1), attend
-            )
-        )
+        blocks = list(tree.leaves(batch.hidden_BTD.flatten(0, 1), attend))
         assert all(block.hidden_PND.device.type == device for block in blocks)
         assert all(block.hidden_PND.shape == (len(block.ids_PG), *batch.hidden_BTD.shape[1:]) for block in blocks)
         found[device] = torch.cat([torch.cat([block.ids_PG, block.spent_PG2[:, 0]], dim=1) for block in blocks])

@@ -9,7 +9,7 @@ import torch
 from duollm import RouteSpace, search_oracle
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.tries import DrawnTries, best_of_columns
-from duollm.records.order import draw_sizes
+from duollm.records.best_of import draw_sizes
 from naive_oracle import GROUPED, tiny_model, tiny_tokens
 
 COUNTED = torch.tensor([1, 0, 1, 1, 0]).bool()

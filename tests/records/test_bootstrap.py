@@ -1,7 +1,20 @@
 import numpy as np
 import pytest
 
-from duollm.records.bootstrap import Bootstrap, interval, interval_if, intervals, mean_draws, sum_by_document
+from duollm.records.bootstrap import (
+    Bootstrap,
+    Estimate,
+    brackets,
+    interval,
+    interval_if,
+    intervals,
+    mean_draws,
+    nats,
+    percent,
+    sum_by_document,
+    whole,
+    with_interval,
+)
 
 
 def equal(documents):
@@ -139,3 +152,20 @@ class TestMeanDraws:
         documents = [f"{t % 5}" for t in range(20)]
         assert np.array_equal(mean_draws(documents, nll_TP, seed=3), mean_draws(documents, nll_TP, seed=3))
         assert not np.array_equal(mean_draws(documents, nll_TP, seed=3), mean_draws(documents, nll_TP, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (nats(-0.0126), "\N{MINUS SIGN}0.013"),
+        (nats(2.5, 1), "2.5"),
+        (nats(None), "\N{EN DASH}"),
+        (percent(-0.126), "\N{MINUS SIGN}13%"),
+        (with_interval(Estimate(0.1, -0.2, 0.3)), "0.100 [\N{MINUS SIGN}0.200, 0.300]"),
+        (with_interval(Estimate(0.1, -0.2, 0.3), percent), "10% [\N{MINUS SIGN}20%, 30%]"),
+        (with_interval(None), "not measured"),
+        (brackets(Estimate(1.0, 0.5, 2.0), whole), "[0, 2]"),
+    ],
+)
+def test_numbers_are_printed_with_real_signs(text, expected):
+    assert text == expected

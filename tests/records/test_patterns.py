@@ -9,12 +9,12 @@ import pytest
 
 from duollm.errors import UserError
 from duollm.models.branch import Branch
+from duollm.records.best_of import chance_of_best
 from duollm.records.bootstrap import Bootstrap, interval
-from duollm.records.halves import first_half
-from duollm.records.order import chance_of_best
 from duollm.records.patterns import (
     best_of,
-    read_best_routes,
+    best_on_other_half,
+    first_half,
     read_compared_patterns,
     read_patterns,
     static,
@@ -187,18 +187,35 @@ def test_patterns_of_other_documents(own_run):
 
 def test_there_may_be_no_more_text_than_the_oracles(synthetic):
     assert read_compared_patterns(synthetic[0], "prose") is None
-    assert read_best_routes(synthetic[0], read_oracle(synthetic[0], "prose")) == {}
 
 
-def test_the_best_of_random_routes_is_read_by_budget_size_and_document(own_run):
-    oracle = read_oracle(own_run, "prose")
-    names = [oracle.documents[1], oracle.documents[0]]
-    rows = [(name, k, size) for name in names for k in (2, 3) for size in (1, 5)]
-    columns = dict(zip(("document", "big_layers", "drawn"), map(list, zip(*rows, strict=True)), strict=True))
-    sums = [float(10 * k + size + (name == names[0])) for name, k, size in rows]
-    write_parquet(own_run / "oracle" / "prose.best_of.parquet", {**columns, "nll_sum": sums}, {"num_layers": 6})
-    found = read_best_routes(own_run, oracle)
-    assert list(found) == [2, 3]
-    sizes, nll_ND = found[3]
-    assert sizes == [1, 5]
-    assert nll_ND[:, :2].tolist() == [[31, 32], [35, 36]]
+@pytest.mark.parametrize("documents", [2, 3, 10, 11])
+def test_half_of_the_documents_rounded_down(documents):
+    assert first_half(documents, seed=0).sum() == documents // 2
+
+
+def test_the_split_depends_on_the_seed_alone():
+    assert first_half(20, 1).tolist() == first_half(20, 1).tolist()
+    assert first_half(20, 1).tolist() != first_half(20, 2).tolist()
+
+
+@pytest.mark.parametrize("documents", [0, 1])
+def test_one_document_has_no_halves(documents):
+    with pytest.raises(UserError, match=rf"^[^\n]*at least 2 documents per domain, got {documents}$"):
+        first_half(documents, 0)
+
+
+def test_a_document_never_takes_part_in_the_choice_it_is_scored_by():
+    random = np.random.default_rng(0)
+    nll_DR, in_first_D = random.random((9, 5)), first_half(9, 0)
+    chosen_D = best_on_other_half(nll_DR, in_first_D)
+    for document in range(9):
+        others = [other for other in range(9) if in_first_D[other] != in_first_D[document]]
+        assert chosen_D[document] == nll_DR[others].sum(0).argmin()
+        changed_DR = nll_DR.copy()
+        changed_DR[document] = random.random(5) * 100
+        assert best_on_other_half(changed_DR, in_first_D)[document] == chosen_D[document]
+
+
+def test_ties_go_to_the_first_route():
+    assert best_on_other_half(np.ones((4, 3)), first_half(4, 0)).tolist() == [0, 0, 0, 0]

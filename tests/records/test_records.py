@@ -5,13 +5,10 @@ import pytest
 
 from duollm.errors import UserError
 from duollm.models.branch import Branch
-from duollm.records.halves import first_half
 from duollm.records.keys import Key
-from duollm.records.patterns import PatternSums, read_patterns
+from duollm.records.patterns import PatternSums, first_half, read_patterns
 from duollm.records.records import (
-    AGREEING,
     FLOPS,
-    TAKEN,
     Draws,
     nll_at,
     pool,
@@ -19,6 +16,7 @@ from duollm.records.records import (
     records_of_oracle_text,
 )
 from duollm.records.tokens import PolicyTokens, read_tokens
+from duollm.records.use import AGREEING, TAKEN
 from synthetic_run import Plan, write_run
 
 

@@ -8,7 +8,7 @@ import pytest
 from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.records.keys import Key
-from duollm.records.tokens import list_domains, read_ceiling, read_oracle, read_tokens
+from duollm.records.tokens import read_ceiling, read_oracle, read_tokens
 from duollm.routes.space import RouteSpace
 from synthetic_ceiling import CHOSEN, write_ceiling
 from synthetic_run import Plan, write_parquet, write_run
@@ -30,7 +30,6 @@ def _same(table):
 
 def test_the_oracle_is_read_as_it_was_written(synthetic):
     run, truths = synthetic
-    assert list_domains(run) == ["code", "prose"]
     truth, tokens = truths["prose"], read_oracle(run, "prose")
     assert (tokens.domain, tokens.space, tokens.context) == ("prose", truth.space, "shared")
     assert tokens.documents == [f"prose/{d:02d}.txt" for d in range(12)]
@@ -51,13 +50,6 @@ def test_sums_are_by_document(synthetic):
     assert tokens.tokens_D.tolist() == [20] * 12
     sums_D = tokens.by_document(tokens.policies[Key("all-big", 6)].nll_T)
     np.testing.assert_allclose(sums_D, truth.nll_TR[:, -1].reshape(12, 20).sum(1))
-
-
-def test_domains_come_in_the_order_of_the_recipe(own_run):
-    (own_run / "data").mkdir()
-    sources = [{"domain": domain, "origin": "..."} for domain in ("prose", "unsearched", "code")]
-    (own_run / "data" / "manifest.json").write_text(json.dumps({"sources": sources}))
-    assert list_domains(own_run) == ["prose", "code"]
 
 
 def test_static_on_all_tokens_is_read_where_it_is(own_run):
@@ -153,11 +145,6 @@ def test_no_routers_is_no_error(own_run):
     tokens, files = read_tokens(own_run, "code")
     assert tokens.routers() == {}
     assert files == []
-
-
-def test_no_oracle_results(tmp_path):
-    with pytest.raises(UserError, match="run `duollm oracle` first"):
-        list_domains(tmp_path)
 
 
 def test_missing_file(synthetic):

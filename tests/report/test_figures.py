@@ -18,8 +18,8 @@ from duollm.report.chart import draw_chart
 from duollm.report.figures import CAPTIONS, draw_figures, shorten_names, shown_budget
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
-from duollm.report.passages import one_line
 from duollm.report.style import policy_look, router_looks, smaller
+from duollm.terminal import one_line
 from picking import pick
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.records.numbers import with_interval
+from duollm.records.bootstrap import with_interval
 from duollm.report.model_card import add_results
 from synthetic_run import Plan, write_run
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from duollm.records.numbers import tenths, with_interval
+from duollm.records.bootstrap import tenths, with_interval
 from duollm.report.summary import gains_at, print_frontier, print_routers, print_summary, summary_budget
 from picking import pick
 

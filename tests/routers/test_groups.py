@@ -81,7 +81,7 @@ def test_a_budget_that_groups_cannot_spend_is_refused(model):
 def test_a_group_sees_the_state_of_its_first_layer_and_gains_what_its_layers_gain_together(model):
     space, ids = SPACES["equal"], random_ids()
     by_layer, by_group = (
-        RandomGates((SKIP, BIG), ids, torch.Generator().manual_seed(3), each) for each in (None, space)
+        RandomGates(each, ids, torch.Generator().manual_seed(3)) for each in (RouteSpace(LAYERS, (SKIP, BIG)), space)
     )
     by_group.draw = by_layer.draw = lambda states: torch.full(states.shape[:2], int(BIG))
     of_layers_LBTC, _ = marginal_gains(model, ids, by_layer)

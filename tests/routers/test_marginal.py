@@ -5,6 +5,7 @@ from torch.nn.functional import cross_entropy
 from duollm.models.branch import Branch
 from duollm.routers.marginal import RandomGates, RouterGates, centred, marginal_gains
 from duollm.routers.registry import make_router
+from duollm.routes.space import RouteSpace
 from tiny import random_ids, tiny_model
 
 SKIP, SMALL, BIG = Branch
@@ -12,7 +13,7 @@ SETS = {"two": (SMALL, BIG), "skip": (SKIP, BIG), "three": (SKIP, SMALL, BIG)}
 
 
 def gates_of(ids, branches=(SMALL, BIG), seed=0):
-    return RandomGates(branches, ids, torch.Generator().manual_seed(seed))
+    return RandomGates(RouteSpace(3, branches), ids, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("branches", SETS.values(), ids=SETS)

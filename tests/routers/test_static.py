@@ -143,7 +143,7 @@ def test_a_scale_must_surely_gain():
 
 def test_gates_follow_patterns_but_for_one_group_per_token(model, priors):
     ids = random_ids(64, 30)
-    gates = RandomGates(SPACE.branches, ids, torch.Generator().manual_seed(1), SPACE)
+    gates = RandomGates(SPACE, ids, torch.Generator().manual_seed(1))
     gates.follow(*patterns_of(priors, SPACE))
     routes = model(ids, policy=by_group(gates, SPACE)).routes
     assert len(gates.pattern_BL.unique(dim=0)) == len(priors)

@@ -17,12 +17,11 @@ from duollm.analysis.layers import agreement_rows, layer_use_rows, position_edge
 from duollm.analysis.losses import best_of_pattern_rows, best_of_route_rows, gap_rows, nll_rows, spend_rows
 from duollm.analysis.results import Results, Size, write_results
 from duollm.errors import UserError
-from duollm.records.model import describe_model, read_json
+from duollm.records.best_of import BestOf, pool_best_of, read_best_of
+from duollm.records.facts import describe_model, list_domains, read_json, read_timing
 from duollm.records.patterns import PatternSums, read_compared_patterns, read_patterns
 from duollm.records.records import Draws, Records, pool, records_of_compared_text, records_of_oracle_text
-from duollm.records.timing import read_timing
-from duollm.records.tokens import Tokens, list_domains, read_tokens
-from duollm.records.tries import pool_tries, read_tries
+from duollm.records.tokens import Tokens, read_tokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class _Domain:
 
     Attributes:
         compared: records of policies that see no label, on the text of the comparison.
+        best_of: the best of N random routes, by budget.
         predictors: descriptions of the ceiling's predictors, from its file.
     """
 
@@ -38,6 +38,7 @@ class _Domain:
     patterns: PatternSums
     records: Records
     compared: Records
+    best_of: dict[int, BestOf]
     predictors: list[dict[str, Any]]
 
     @property
@@ -66,9 +67,10 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
     first, timing = domains[0], read_timing(run)
     edges = position_edges(np.concatenate([one.tokens.position_T for one in domains]))
     records, compared = [one.records for one in domains], [one.compared for one in domains]
-    tries = [read_tries(run, one.tokens) for one in domains]
+    best_of = [one.best_of for one in domains]
     if len(domains) > 1:
-        records, compared, tries = [*records, pool(records)], [*compared, pool(compared)], [*tries, pool_tries(tries)]
+        records, compared = [*records, pool(records)], [*compared, pool(compared)]
+        best_of = [*best_of, pool_best_of(best_of)]
     draws = [Draws(one, bootstrap_samples, seed) for one in records]
     more = [Draws(one, bootstrap_samples, seed) for one in compared]
     single = list(zip(domains, draws, strict=False))  # without the pooled one
@@ -89,14 +91,16 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
         timing=timing.facts if timing else None,
         selection_noise=[row for each in draws for row in noise_rows(each)],
         units=[row for each in draws for row in unit_rows(each)],
-        tries=[row for pair in zip(draws, tries, strict=True) for row in tries_rows(*pair)],
+        tries=[row for pair in zip(draws, best_of, strict=True) for row in tries_rows(*pair)],
         ceiling=[row for each in more for row in ceiling_rows(each, first.predictors)],
         decomposition=[row for each in draws for row in decomposition_rows(each)],
         best_of_patterns=[
             row for one, each in single for row in best_of_pattern_rows(one.tokens, one.patterns, each.bootstrap, seed)
         ],
         best_of_routes=[
-            row for one, each in single for row in best_of_route_rows(run, one.tokens, one.patterns, each.bootstrap)
+            row
+            for one, each in single
+            for row in best_of_route_rows(one.tokens, one.best_of, one.patterns, each.bootstrap)
         ],
         layer_use=[row for one, each in single for row in layer_use_rows(each, one.tokens, edges)],
         difficulty=[row for one, each in single for row in difficulty_rows(one.tokens, each.bootstrap)],
@@ -115,13 +119,11 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
 def _read_domain(run: Path, name: str, seed: int) -> _Domain:
     tokens, files = read_tokens(run, name)
     patterns, more_patterns = read_patterns(run, tokens), read_compared_patterns(run, name)
-    records = compared = records_of_oracle_text(tokens, patterns, seed)
+    records = compared = with_difficulty(records_of_oracle_text(tokens, patterns, seed), tokens)
     if more_patterns:
         compared = records_of_compared_text(tokens, files, more_patterns, seed)
-    same, records = compared is records, with_difficulty(records, tokens)
-    compared = records if same else compared
     predictors = [facts for one in files for facts in one.file.facts.get("policies", [])]
-    return _Domain(tokens, patterns, records, compared, predictors)
+    return _Domain(tokens, patterns, records, compared, read_best_of(run, tokens), predictors)
 
 
 def _check_one_space(domains: Sequence[_Domain]) -> None:

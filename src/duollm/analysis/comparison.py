@@ -10,9 +10,9 @@ from duollm.analysis.claims.evidence import studied_router
 from duollm.analysis.losses import gap_rows
 from duollm.analysis.results import ComparisonRow, fields_of
 from duollm.records.bootstrap import Floats, interval, interval_if
+from duollm.records.facts import Timing
 from duollm.records.keys import ALL_BIG, ALL_SMALL, AVERAGE, CEILING, ORACLE, STATIC, Key, ceiling_policy
 from duollm.records.records import FLOPS, ROUTER_FLOPS, Draws
-from duollm.records.timing import Timing
 
 NEAR_BUDGET = 0.01
 """A router keeps its budget if the share of big that it spends is at most this far from what was asked."""

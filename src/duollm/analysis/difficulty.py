@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from duollm.analysis.results import ClassRow, DifficultyRow, HelpedRow
 from duollm.analysis.token_classes import LINE_START, classes_of
 from duollm.records.bootstrap import Bootstrap, Estimate, Floats, Integers, interval, sum_by_document
-from duollm.records.halves import first_half
 from duollm.records.keys import (
     ALL_BIG,
     ALL_SMALL,
@@ -27,6 +26,7 @@ from duollm.records.keys import (
     Key,
     ceiling_policy,
 )
+from duollm.records.patterns import first_half
 from duollm.records.records import Records
 from duollm.records.tokens import Tokens
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from duollm.analysis.results import CeilingRow, DecompositionRow, NoiseRow, TriesRow, UnitRow
 from duollm.records import keys
-from duollm.records.bootstrap import Estimate, Floats, interval, intervals
+from duollm.records.best_of import BestOf
+from duollm.records.bootstrap import Estimate, interval, intervals
 from duollm.records.keys import Key
 from duollm.records.records import NLL, Draws
-from duollm.records.tries import Tries
 
 
 def _drawn(draws: Draws) -> Iterator[Key]:
@@ -45,31 +45,27 @@ def unit_rows(draws: Draws) -> Iterator[UnitRow]:
         for unit in (1, *units):
             if drawn._replace(policy=keys.of_unit(drawn.policy, unit)) in draws:
                 gains = _peeks(draws, drawn, unit)
-                yield UnitRow(draws.records.domain, str(drawn.context), unit, drawn.big_layers, **gains)
+                yield UnitRow(draws.records.domain, str(drawn.context), drawn.big_layers, **gains, unit=unit)
 
 
-def tries_rows(draws: Draws, by_budget: Mapping[int, Tries]) -> Iterator[TriesRow]:
+def tries_rows(draws: Draws, by_budget: Mapping[int, BestOf]) -> Iterator[TriesRow]:
     """Yield the gains over static by the number of routes that were tried, for every budget that offers routes."""
-    for k, tries in by_budget.items():
-        if not draws.records.offers_routes(k):
+    for k, best in by_budget.items():
+        if not (best.labels and draws.records.offers_routes(k)):
             continue
-        gains: dict[str, Floats] = {}
-        for name, sums_DN in tries.sums.items():
-            static_D = tries.static_D if name == "text" else tries.expected_static_D
-            gains[name] = draws.bootstrap.ratio(static_D[:, None] - sums_DN, tries.counted_D)
-        every = {side: [gains[f"{side}{labels}"][:, -1] for labels in tries.labels] for side in ("drawn", "second")}
+        gains = {name: draws.bootstrap.ratio(gain_DN, best.counted_D) for name, gain_DN in best.gains.items()}
         yield TriesRow(
             draws.records.domain,
             k,
-            tries.tried,
-            gain=intervals(gains["text"]),
+            best.drawn,
+            gain=intervals(gains["nll"]),
             gain_drawn=intervals(gains["drawn1"]),
             second_draw=intervals(gains["second1"]),
-            gain_beyond_drawn=intervals(gains["text"] - gains["drawn1"]),
+            gain_beyond_drawn=intervals(gains["nll"] - gains["drawn1"]),
             gain_expected=intervals(gains["expected"]),
-            labels=tries.labels,
-            gain_by_labels=[interval(gain_X) for gain_X in every["drawn"]],
-            second_by_labels=[interval(gain_X) for gain_X in every["second"]],
+            labels=best.labels,
+            gain_by_labels=[interval(gains[f"drawn{labels}"][:, -1]) for labels in best.labels],
+            second_by_labels=[interval(gains[f"second{labels}"][:, -1]) for labels in best.labels],
         )
 
 

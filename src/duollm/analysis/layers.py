@@ -1,9 +1,11 @@
-"""Layer use, and agreement of routers with the oracle.
+"""Layer use over depth and over the window, and agreement of routers with the oracle.
 
-Shape letters: T tokens, L layers, P bins of positions, X draws of the bootstrap.
+Shape letters: T tokens, D documents, L layers, C branches, H = 2 halves of a window, M moments, P bins of positions, X
+draws of the bootstrap.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,8 +13,9 @@ from duollm.analysis.results import AgreementRow, LayerUseRow, fields_of
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats, Integers, interval, intervals, sum_by_document
 from duollm.records.keys import DRAWN_ORACLE, ORACLE, Key
-from duollm.records.records import AGREEING, TAKEN, Draws
+from duollm.records.records import Draws
 from duollm.records.tokens import Tokens
+from duollm.records.use import AGREEING, HALVES, SKIPPED_AGAIN, TAKEN, correlation, within
 
 
 def layer_use_rows(draws: Draws, tokens: Tokens, edges: Integers) -> Iterator[LayerUseRow]:
@@ -64,3 +67,42 @@ def agreement_rows(draws: Draws) -> Iterator[AgreementRow]:
                 share_by_layer=intervals(same_XL),
                 share_if_independent_by_layer=chance_XL[0].tolist(),
             )
+
+
+@dataclass(frozen=True)
+class RouterUse:
+    """How a router uses its branches at a budget.
+
+    Attributes:
+        share_XLC: share of each branch, by layer.
+        early_X: share of big in the first half of the window minus that in the second.
+        documents_X: share of documents whose first half uses big more than the second; ties count half.
+        again_X: correlation over (window, layer) of the share of skip in the first and in the second half.
+        again_within_X: the same after each layer's own means are taken out.
+    """
+
+    share_XLC: Floats
+    early_X: Floats
+    documents_X: Floats
+    again_X: Floats
+    again_within_X: Floats
+
+
+def router_use(draws: Draws, key: Key) -> RouterUse:
+    """Return how a router uses its branches, by draw."""
+    ratio, halves_DHLC = draws.bootstrap.ratio, draws.records.sums[HALVES, key]
+    by_layer_DLC, by_half_DHC = halves_DHLC.sum(1), halves_DHLC.sum(2)
+    all_DL, all_DH = by_layer_DLC.sum(-1), by_half_DHC.sum(-1)
+    share_XLC = np.stack([ratio(by_layer_DLC[..., branch], all_DL) for branch in Branch], axis=-1)
+    early_X = ratio(by_half_DHC[..., Branch.BIG], all_DH) @ [1.0, -1.0]
+    has_both_D = (all_DH > 0).all(-1)
+    share_DH = by_half_DHC[..., Branch.BIG] / np.maximum(all_DH, 1)
+    more_D = np.where(has_both_D, (np.sign(share_DH[:, 0] - share_DH[:, 1]) + 1) / 2, 0.0)
+    moments_XLM = np.tensordot(draws.bootstrap.weights_XD, draws.records.sums[SKIPPED_AGAIN, key], axes=1)
+    return RouterUse(
+        share_XLC,
+        early_X,
+        ratio(more_D, has_both_D.astype(np.float64)),
+        correlation(moments_XLM.sum(1)),
+        correlation(within(moments_XLM)),
+    )

@@ -3,18 +3,17 @@
 Shape letters: D documents, N sizes of a draw, X draws of the bootstrap.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import exp
-from pathlib import Path
 
 import numpy as np
 
 from duollm.analysis.results import BestOfRow, GapRow, LossRow, SpendRow, fields_of
 from duollm.models.branch import Branch
+from duollm.records.best_of import BestOf
 from duollm.records.bootstrap import Bootstrap, Estimate, Floats, Integers, interval, interval_if, intervals
-from duollm.records.halves import first_half
 from duollm.records.keys import ALL_BIG, AVERAGE, EXACT, ORACLE, PATTERNS_DRAWN, STATIC, Key
-from duollm.records.patterns import PatternSums, best_of, read_best_routes, whole_document_sums
+from duollm.records.patterns import PatternSums, best_of, first_half, whole_document_sums
 from duollm.records.records import Draws
 from duollm.records.tokens import Tokens
 
@@ -88,13 +87,15 @@ def best_of_pattern_rows(oracle: Tokens, patterns: PatternSums, bootstrap: Boots
             yield BestOfRow(oracle.domain, k, nll_DR.shape[1], sizes, *estimates)
 
 
-def best_of_route_rows(run: Path, oracle: Tokens, patterns: PatternSums, bootstrap: Bootstrap) -> Iterator[BestOfRow]:
+def best_of_route_rows(
+    oracle: Tokens, by_budget: Mapping[int, BestOf], patterns: PatternSums, bootstrap: Bootstrap
+) -> Iterator[BestOfRow]:
     """Yield the expected best of N random routes per token as a function of N, at the same budgets."""
     all_big_D = patterns.uniform(Branch.BIG)
-    for k, (sizes, totals_ND) in read_best_routes(run, oracle).items():
+    for k, best in by_budget.items():
         if k in oracle.space.focus_budgets and all_big_D is not None:
-            estimates = _best_of(bootstrap, totals_ND, all_big_D, patterns.counted_D)
-            yield BestOfRow(oracle.domain, k, sizes[-1], sizes, *estimates)
+            estimates = _best_of(bootstrap, best.nll_DN.T, all_big_D, patterns.counted_D)
+            yield BestOfRow(oracle.domain, k, best.drawn[-1], best.drawn, *estimates)
 
 
 def _best_of(

@@ -13,8 +13,8 @@ from duollm.analysis.verdicts import Claim
 from duollm.errors import UserError
 from duollm.files import write_json
 from duollm.records.bootstrap import Estimate
+from duollm.records.facts import read_json
 from duollm.records.keys import EXECUTED, ORACLE, Key, variant
-from duollm.records.model import read_json
 from duollm.routes.space import focus_budgets
 
 FAMILY_LEVEL = 0.05
@@ -161,17 +161,10 @@ class NoiseRow:
 
 
 @dataclass(frozen=True)
-class UnitRow:
-    """The gain of a search that chose one route for `unit` neighbouring tokens, and the same on drawn labels."""
+class UnitRow(NoiseRow):
+    """The same of a search that chose one route for `unit` neighbouring tokens."""
 
-    domain: str
-    context: str
     unit: int
-    big_layers: int
-    gain: Estimate
-    gain_drawn: Estimate
-    second_draw: Estimate
-    gain_beyond_drawn: Estimate
 
 
 @dataclass(frozen=True)

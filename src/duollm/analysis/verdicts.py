@@ -1,7 +1,8 @@
-"""Decides claims by the interval of each of their conditions (docs/claims.md)."""
+"""Decides claims by the interval of each of their conditions, in one run and over several (docs/claims.md)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -68,6 +69,8 @@ class Claim:
     readings: Sequence[Reading] = ()
 
 
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % points of Student's t with 1, 2, ... degrees of freedom."""
 _WORST_FIRST: tuple[Verdict, ...] = ("not reproduced", "unstable", "undecided", "not measured", "reproduced")
 
 
@@ -103,3 +106,75 @@ def judge(one: Condition) -> Condition:
         return replace(one, verdict="reproduced")
     outside = one.estimate.high <= above or one.estimate.low >= below
     return replace(one, verdict="not reproduced" if outside else "undecided")
+
+
+def united(claims: Sequence[Claim]) -> Claim:
+    """Put the conditions of runs together that measure different parts of a claim.
+
+    A condition that no run measured stays, unless it stands for those that another run measured: its quantity is then
+    the beginning of theirs.
+    """
+    if len(claims) == 1:
+        return claims[0]
+    measured = {one.quantity: one for claim in claims for one in claim.conditions if one.estimate}
+    missing = {one.quantity: one for claim in claims for one in claim.conditions if not one.estimate}
+    missing = {name: one for name, one in missing.items() if not any(each.startswith(name) for each in measured)}
+    told = [claim for claim in claims if claim.verdict != "not measured"] or list(claims[:1])
+    finding = " ".join(dict.fromkeys(claim.finding for claim in told))
+    first = told[0]
+    whole = decide(first.id, first.domain, first.statement, finding, *measured.values(), *missing.values())
+    return replace(whole, source=first.source, readings=first.readings)
+
+
+def over_seeds(claims: Sequence[Claim]) -> Claim:
+    """Decide a claim over seeds: the estimates are means, with an interval over documents and seeds.
+
+    Verdicts that differ where both are measured make it unstable.
+    """
+    measured = [claim for claim in claims if claim.verdict != "not measured"]
+    if len(measured) < 2:
+        return (measured or list(claims))[0]
+    seeds = [{one.quantity: one for one in claim.conditions} for claim in measured]
+    conditions = [_mean([seed[name] for seed in seeds if name in seed]) for name in seeds[0]]
+    first = measured[0]
+    whole = decide(first.id, first.domain, first.statement, first.finding, *conditions)
+    readings = [_reading(reading, measured) for reading in first.readings]
+    verdict = _agreed([claim.verdict for claim in measured])
+    return replace(whole, source=first.source, readings=readings, verdict=verdict)
+
+
+def _agreed(verdicts: Sequence[Verdict]) -> Verdict:
+    return verdicts[0] if len(set(verdicts)) == 1 else "unstable"
+
+
+def _reading(first: Reading, claims: Sequence[Claim]) -> Reading:
+    """Put a reading of the first claim together with the same ones of the others."""
+    every = [one for claim in claims for one in claim.readings]
+    seeds = [one for one in every if (one.context, one.labels) == (first.context, first.labels)]
+    same = [one.estimate for one in seeds if one.quantity == first.quantity and one.estimate]
+    return replace(first, verdict=_agreed([one.verdict for one in seeds]), estimate=mean_over_seeds(same))
+
+
+def _mean(seeds: Sequence[Condition]) -> Condition:
+    estimates = [one.estimate for one in seeds if one.estimate]
+    if len(estimates) < 2:
+        return next((one for one in seeds if one.estimate), seeds[0])
+    whole = replace(seeds[0], estimate=mean_over_seeds(estimates))
+    if whole.above is None and whole.below is None:
+        return replace(whole, verdict=_agreed([one.verdict for one in seeds]))
+    return judge(whole)
+
+
+def mean_over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean over seeds, with the wider of two intervals: over documents, and Student's over seeds.
+
+    Over documents it is as wide as those of the seeds in the mean: seeds are studied on much the same documents.
+    """
+    values = np.array([one.value for one in estimates])
+    mean = float(values.mean())
+    if len(estimates) == 1:
+        return estimates[0]
+    over_documents = float(np.mean([one.high - one.low for one in estimates])) / 2
+    over_seeds = _STUDENT[min(len(values) - 1, len(_STUDENT)) - 1] * float(values.std(ddof=1)) / sqrt(len(values))
+    half = max(over_documents, over_seeds)
+    return Estimate(mean, mean - half, mean + half)

@@ -1,17 +1,18 @@
 """Speed, measured against transformers' Llama in the same process, the two alternating."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from duollm.machine import Precision, describe_machine
-from duollm.terminal import print_table
+from duollm.measure.timing import durations
+from duollm.terminal import GrowingTable
 
 Row = dict[str, float | int | str]
 
 
 def run_bench(which: str, seconds: float, precision: Precision = "fp32", as_json: bool = False) -> None:
-    """Run one benchmark for about `seconds` per measurement and print its table, or JSON.
+    """Run one benchmark for about `seconds` per measurement; print each row once it is measured, or JSON at the end.
 
     Args:
         which: "train", "oracle" or "forward".
@@ -21,13 +22,21 @@ def run_bench(which: str, seconds: float, precision: Precision = "fp32", as_json
     from duollm.bench.search import bench_search
     from duollm.bench.training import bench_training
 
-    benches: dict[str, Callable[[float], list[Row]]] = {
+    benches: dict[str, Callable[[float], Iterator[list[Row]]]] = {
         "train": bench_training,
         "oracle": bench_search,
         "forward": partial(bench_forward, precision=precision),
     }
-    rows = benches[which](seconds)
+    measured = benches[which](seconds)
     if as_json:
+        rows = [row for together in measured for row in together]
         print(json.dumps({"bench": which, "machine": describe_machine(), "rows": rows}, indent=2))
-    else:
-        print_table(f"duollm bench {which}", rows)
+        return
+    table = GrowingTable(f"duollm bench {which}")
+    for together in measured:
+        table.add(together)
+
+
+def mean_seconds(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Return the mean seconds per run, measured in turns as `durations` does."""
+    return {name: sum(each) / len(each) for name, each in durations(runs, seconds).items()}

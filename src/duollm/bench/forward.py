@@ -3,7 +3,7 @@
 Shape letters: B sequences, T tokens, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -55,7 +55,7 @@ _ROUTERS = ("linear", "sequential")  # the paper's, and the one that computes mo
 _DENSE, _WITH_ROUTER, _GIVEN_ROUTES = "transformers Llama", "router", "its routes given"
 
 
-def bench_forward(seconds: float, precision: Precision = "fp32") -> list[Row]:
+def bench_forward(seconds: float, precision: Precision = "fp32") -> Iterator[list[Row]]:
     """Prefill and decoding at batch 1 and 8, each share of big beside the dense Llama; then a router at width 512.
 
     On a GPU the model is larger, and decoding is measured in CUDA graphs too.
@@ -63,13 +63,16 @@ def bench_forward(seconds: float, precision: Precision = "fp32") -> list[Row]:
     on_gpu = join_world().device.type == "cuda"
     model = _random_model(_SIZES | _GPU_SIZES if on_gpu else _SIZES, precision)
     llama, _ = as_llama(model)
-    rows = [row for each in _works(model) for row in _against_dense(each, model, llama, seconds)]
-    if on_gpu:
-        rows += [row for batch in _BATCHES for row in _in_graphs(model, llama, batch, seconds)]
+    for work in _works(model):
+        yield _against_dense(work, model, llama, seconds)
+    for batch in _BATCHES if on_gpu else ():
+        yield _in_graphs(model, llama, batch, seconds)
     model = _random_model(_ROUTER_SIZES, precision)
-    routers = {kind: _random_router(kind, model) for kind in _ROUTERS}
     works = _works(model)
-    return rows + [_router_row(each, model, kind, routers[kind], seconds) for kind in routers for each in works]
+    for kind in _ROUTERS:
+        router = _random_router(kind, model)
+        for work in works:
+            yield [_with_router(work, model, kind, router, seconds)]
 
 
 def predict(cost: float, all_small: tuple[float, float], all_big: tuple[float, float]) -> float:
@@ -105,14 +108,31 @@ def draw_routes(shape: tuple[int, int, int], share: float, generator: torch.Gene
 
 @dataclass
 class _Work:
-    """Some tokens to send through a model: a prompt at once, or some steps on the cache of a prompt."""
+    """Some tokens to send through a model: a prompt at once, or token by token on the cache of a prompt."""
 
     ids_BT: Tensor
-    decoding: bool
+    phase: str = "decode"
 
     @property
-    def name(self) -> str:
-        return "decode" if self.decoding else "prefill"
+    def decoding(self) -> bool:
+        return self.phase != "prefill"
+
+    @property
+    def passes(self) -> int:
+        return self.ids_BT.shape[1] if self.decoding else 1
+
+    def row(self, name: str, seconds: float) -> Row:
+        """What a model took for the work, in milliseconds per forward pass."""
+        facts: Row = {"phase": self.phase, "batch": len(self.ids_BT), "model": name}
+        return facts | {"ms": 1e3 * seconds / self.passes, "tokens/s": self.ids_BT.numel() / seconds}
+
+    def compared(self, times: Mapping[str, float]) -> list[Row]:
+        """Rows of models that were measured in turns, all big and the dense Llama among them."""
+        return [
+            self.row(name, spent)
+            | {"speed vs all big": times["100% big"] / spent, "speed vs Llama": times[_DENSE] / spent}
+            for name, spent in times.items()
+        ]
 
     @torch.inference_mode()
     def run(self, model: Any, cache: DynamicCache | None, routes_BTL: Tensor | None = None, **given: Any) -> list[Any]:
@@ -138,33 +158,28 @@ class _Work:
 
 
 def _works(model: DuoForCausalLM) -> list[_Work]:
-    return [
-        _Work(_random_ids(model, batch, _STEPS if decoding else _PREFILL), decoding)
-        for decoding in (False, True)
-        for batch in _BATCHES
-    ]
+    works = [_Work(_random_ids(model, batch, _PREFILL), "prefill") for batch in _BATCHES]
+    return works + [_Work(_random_ids(model, batch, _STEPS)) for batch in _BATCHES]
+
+
+def _medians(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    return {name: median(each) for name, each in durations(runs, seconds).items()}
 
 
 def _against_dense(work: _Work, model: DuoForCausalLM, llama: nn.Module, seconds: float) -> list[Row]:
     """One row for each share, one for the dense model, all measured in turns."""
     shape, generator = (*work.ids_BT.shape, model.config.num_hidden_layers), torch.Generator().manual_seed(0)
-    routes = {share: draw_routes(shape, share, generator).to(model.device) for share in _SHARES}
+    routes = {f"{share:.0%} big": draw_routes(shape, share, generator).to(model.device) for share in _SHARES}
     cache = work.cache(model)
-    runs: dict[str, Callable[[], object]] = {
-        f"{share:.0%} big": partial(work.run, model, cache, each) for share, each in routes.items()
-    }
-    runs[_DENSE] = partial(work.run, llama, cache)
-    times = {name: median(each) for name, each in durations(runs, seconds).items()}
+    runs = {name: partial(work.run, model, cache, each) for name, each in routes.items()}
+    times = _medians({**runs, _DENSE: partial(work.run, llama, cache)}, seconds)
     count = weights_read if work.decoding else ffn_flops
-    costs = {f"{share:.0%} big": count(model.config, each) for share, each in routes.items()}
+    costs = {name: count(model.config, each) for name, each in routes.items()}
     ends = [(costs[name], times[name]) for name in ("0% big", "100% big")]
-    rows = [_row(work, name, spent) for name, spent in times.items()]
-    for row, name in zip(rows, times, strict=True):
-        row["speed vs all big"] = times["100% big"] / times[name]
-        row["speed vs Llama"] = times[_DENSE] / times[name]
-        if name in costs:
-            predicted = predict(costs[name], *ends)
-            row |= {"predicted ms": 1e3 * predicted / _passes(work), "ratio to predicted": times[name] / predicted}
+    rows = work.compared(times)
+    for row, (name, cost) in zip(rows, costs.items(), strict=False):
+        predicted = predict(cost, *ends)
+        row |= {"predicted ms": 1e3 * predicted / work.passes, "ratio to predicted": times[name] / predicted}
     return rows
 
 
@@ -177,23 +192,12 @@ def _in_graphs(model: DuoForCausalLM, llama: nn.Module, batch: int, seconds: flo
         options: in place of those for `torch.compile`.
     """
     layers = model.config.num_hidden_layers
-    runs: dict[str, Callable[[], object]] = {_DENSE: _compiled_step(llama, batch, options)}
+    runs = {_DENSE: _compiled_step(llama, batch, options)}
     for share in _SHARES:
         policy = FixedRoutes(pattern(spread_layers(round(share * layers), layers), layers))
         runs[f"{share:.0%} big"] = _compiled_step(model, batch, options, policy=policy)
-    times = {name: median(each) for name, each in durations(runs, seconds).items()}
-    return [
-        {
-            "phase": "decode in CUDA graphs",
-            "batch": batch,
-            "model": name,
-            "ms": 1e3 * spent / _STEPS,
-            "tokens/s": batch * _STEPS / spent,
-            "speed vs all big": times["100% big"] / spent,
-            "speed vs Llama": times[_DENSE] / spent,
-        }
-        for name, spent in times.items()
-    ]
+    work = _Work(_random_ids(model, batch, _STEPS), "decode in CUDA graphs")
+    return work.compared(_medians(runs, seconds))
 
 
 def _compiled_step(model: nn.Module, batch: int, options: dict[str, Any], **given: Any) -> Callable[[], object]:
@@ -214,7 +218,7 @@ def _compiled_step(model: nn.Module, batch: int, options: dict[str, Any], **give
     return run
 
 
-def _router_row(work: _Work, model: DuoForCausalLM, kind: str, router: Router, seconds: float) -> Row:
+def _with_router(work: _Work, model: DuoForCausalLM, kind: str, router: Router, seconds: float) -> Row:
     """The forward that a router steers against the same forward with its routes given."""
     cache = work.cache(model)
     chosen = torch.cat([output.routes for output in work.run(model, cache, policy=router)], dim=1)
@@ -222,28 +226,14 @@ def _router_row(work: _Work, model: DuoForCausalLM, kind: str, router: Router, s
         _WITH_ROUTER: partial(work.run, model, cache, policy=router),
         _GIVEN_ROUTES: partial(work.run, model, cache, chosen),
     }
-    times = {name: median(each) for name, each in durations(runs, seconds).items()}
+    times = _medians(runs, seconds)
     big = (chosen == Branch.BIG).float().mean().item()
     forward = token_flops(model.config, round(big * model.config.num_hidden_layers), _PREFILL)
-    return _row(work, f"{kind} router, width {model.config.hidden_size}, {big:.0%} big", times[_WITH_ROUTER]) | {
+    name = f"{kind} router, width {model.config.hidden_size}, {big:.0%} big"
+    return work.row(name, times[_WITH_ROUTER]) | {
         "router's share of time": 1 - times[_GIVEN_ROUTES] / times[_WITH_ROUTER],
         "its share of FLOPs": router.flops_per_token() / forward,
     }
-
-
-def _row(work: _Work, name: str, seconds: float) -> Row:
-    return {
-        "phase": work.name,
-        "batch": len(work.ids_BT),
-        "model": name,
-        "ms": 1e3 * seconds / _passes(work),
-        "tokens/s": work.ids_BT.numel() / seconds,
-    }
-
-
-def _passes(work: _Work) -> int:
-    """Forward passes in one run."""
-    return _STEPS if work.decoding else 1
 
 
 def _random_ids(model: DuoForCausalLM, batch: int, tokens: int) -> Tensor:

@@ -4,7 +4,8 @@ Shape letters: B sequences, T tokens.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from duollm.bench import Row
-from duollm.bench.timing import alternate
+from duollm.bench import Row, mean_seconds
 from duollm.flops import shared_search
 from duollm.machine import matmul_peak
 from duollm.models.branch import Branch
@@ -41,49 +41,53 @@ LOADS = {"cpu": Load((128,), 8, 128), "cuda": Load((128, 512), 64, 256)}
 _LENGTH = 128  # where the growth is measured
 
 
-def bench_search(seconds: float) -> list[Row]:
-    """Tokens per second of every context against the naive loop; then how cost grows with L, exact and beam."""
+def bench_search(seconds: float) -> Iterator[list[Row]]:
+    """Yield tokens per second of every context against the naive loop; then how cost grows with L, exact and beam."""
     load = LOADS[join_world().device.type]
-    compared = [row for width in load.widths for row in _against_naive(width, load, seconds)]
-    return [*compared, *_growth(seconds), *_beam_growth(seconds)]
+    for width in load.widths:
+        yield from _against_naive(width, load, seconds)
+    for layers in _DEPTHS:
+        yield [_exact_of_depth(layers, seconds / 4)]
+    for layers in _BEAM_DEPTHS:
+        yield [_beam_of_depth(layers, seconds / 4)]
 
 
-def _against_naive(width: int, load: Load, seconds: float) -> list[Row]:
+def _against_naive(width: int, load: Load, seconds: float) -> Iterator[list[Row]]:
     """Alternating: some routes by the naive loop, and a whole search."""
     model = trained_like(_config(width))
     tokens_BT = torch.randint(model.config.vocab_size, (load.batch, load.length), device=model.device)
     space = RouteSpace(_LAYERS)
-    naive = _naive_loop(model, tokens_BT[:, :-1], tokens_BT[:, 1:], space)
     runs: dict[str, Callable[[], object]] = {
-        "naive": naive,
-        "shared": lambda: search_oracle(model, tokens_BT[:1], space),
-        "reference": lambda: search_oracle(model, tokens_BT[:1], space, "reference"),
+        "naive": _naive_loop(model, tokens_BT[:, :-1], tokens_BT[:, 1:], space),
+        "shared": partial(search_oracle, model, tokens_BT[:1], space),
+        "reference": partial(search_oracle, model, tokens_BT[:1], space, "reference"),
     }
     if model.device.type == "cuda":
-        runs[_TF32] = lambda: _in_tf32(model, tokens_BT[:1], space)
-    times = alternate(runs, seconds)
-    # Committed takes one token at a time, so it is run on several sequences side by side.
-    times |= alternate({"committed": lambda: search_oracle(model, tokens_BT, space, "committed", [_BUDGET])}, seconds)
-    per_token = {name: spent / (load.length - 1) for name, spent in times.items()}
-    per_token["naive"] *= space.size / _NAIVE_ROUTES / load.batch
-    per_token["committed"] /= load.batch
+        runs[_TF32] = partial(_in_tf32, model, tokens_BT[:1], space)
+    times = {name: spent / (load.length - 1) for name, spent in mean_seconds(runs, seconds).items()}
+    times["naive"] *= space.size / _NAIVE_ROUTES / load.batch
     needed = shared_search(model.config, load.length).flops / load.length
-    rows: list[Row] = [
-        {
-            "search": name if name != "committed" else f"committed, {_BUDGET} big",
+
+    def row(name: str, spent: float) -> Row:
+        return {
+            "search": name,
             "width": width,
             "L": _LAYERS,
             "tokens/s": 1 / spent,
-            "ratio to naive": per_token["naive"] / spent,
+            "ratio to naive": times["naive"] / spent,
             "needed GFLOP/s": needed / spent / 1e9,
             "share of matmul peak": needed / spent / matmul_peak("fp32") if name != _TF32 else "",
         }
-        for name, spent in per_token.items()
-    ]
+
+    rows = [row(name, spent) for name, spent in times.items()]
     if _TF32 in runs:
         difference_KBT = _in_tf32(model, tokens_BT[:1], space).nll - search_oracle(model, tokens_BT[:1], space).nll
-        rows[list(per_token).index(_TF32)]["max error, nats"] = difference_KBT.abs().max().item()
-    return rows
+        rows[-1]["max error, nats"] = difference_KBT.abs().max().item()
+    yield rows
+    # Committed takes one token at a time, so it is run on several sequences side by side.
+    committed = partial(search_oracle, model, tokens_BT, space, "committed", [_BUDGET])
+    spent = mean_seconds({"": committed}, seconds)[""] / (load.length - 1) / load.batch
+    yield [row(f"committed, {_BUDGET} big", spent)]
 
 
 def _config(width: int) -> DuoConfig:
@@ -106,37 +110,22 @@ def _in_tf32(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace) -> Oracle
         torch.set_float32_matmul_precision("highest")
 
 
-def _growth(seconds: float) -> list[Row]:
-    """Time per token against the number of layers; theory: 2^L."""
-    rows: list[Row] = []
-    tokens_BT = torch.randint(4096, (4, _LENGTH))
-    for layers in _DEPTHS:
-        model = trained_like(DuoConfig(num_hidden_layers=layers))
-        search = {"": lambda m=model, n=layers: search_oracle(m, tokens_BT.to(m.device), RouteSpace(n))}
-        spent = alternate(search, seconds / 4)[""] / tokens_BT[:, 1:].numel()
-        rows.append(
-            {"search": "shared", "L": layers, "tokens/s": 1 / spent, "ms per token / 2^L": 1e3 * spent / 2**layers}
-        )
-    return rows
+def _exact_of_depth(layers: int, seconds: float) -> Row:
+    """Time per token of an exact search; theory: 2^L."""
+    model = trained_like(DuoConfig(num_hidden_layers=layers))
+    tokens_BT = torch.randint(4096, (4, _LENGTH), device=model.device)
+    search = partial(search_oracle, model, tokens_BT, RouteSpace(layers))
+    spent = mean_seconds({"": search}, seconds)[""] / tokens_BT[:, 1:].numel()
+    return {"search": "shared", "L": layers, "tokens/s": 1 / spent, "ms per token / 2^L": 1e3 * spent / 2**layers}
 
 
-def _beam_growth(seconds: float) -> list[Row]:
-    """Time per token of a beam against the number of layers; theory: L, once the beam is full."""
-    rows: list[Row] = []
-    tokens_BT = torch.randint(4096, (1, _LENGTH))
-    for layers in _BEAM_DEPTHS:
-        model = trained_like(DuoConfig(num_hidden_layers=layers))
-        space, settings = RouteSpace(layers), {"context": "reference", "big_layers": [layers // 3], "method": "beam"}
-        search = {"": lambda m=model, s=space, o=settings: search_oracle(m, tokens_BT.to(m.device), s, **o)}
-        spent = alternate(search, seconds / 4)[""] / (_LENGTH - 1)
-        row: Row = {
-            "search": "beam, reference",
-            "L": layers,
-            "tokens/s": 1 / spent,
-            "ms per token / L": 1e3 * spent / layers,
-        }
-        rows.append(row)
-    return rows
+def _beam_of_depth(layers: int, seconds: float) -> Row:
+    """Time per token of a beam; theory: L, once the beam is full."""
+    model = trained_like(DuoConfig(num_hidden_layers=layers))
+    tokens_BT, big_layers = torch.randint(4096, (1, _LENGTH), device=model.device), [layers // 3]
+    search = partial(search_oracle, model, tokens_BT, RouteSpace(layers), "reference", big_layers, method="beam")
+    spent = mean_seconds({"": search}, seconds)[""] / (_LENGTH - 1)
+    return {"search": "beam, reference", "L": layers, "tokens/s": 1 / spent, "ms per token / L": 1e3 * spent / layers}
 
 
 def trained_like(config: DuoConfig) -> DuoForCausalLM:

@@ -1,15 +1,14 @@
 """Stage-1 training against transformers' dense Llama and a plain GPT of equal active FLOPs, compiled and not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from duollm.bench import Row
+from duollm.bench import Row, mean_seconds
 from duollm.bench.gpt import GPT
-from duollm.bench.timing import alternate
 from duollm.flops import training_flops
 from duollm.machine import best_matmul, faster_precision
 from duollm.models.configuration_duo import DuoConfig
@@ -35,10 +34,11 @@ _LLAMA, _GPT, _EAGER, _COMPILED = "Llama", "GPT by hand", ", eager attention", "
 Loss = Callable[[Tensor, int], Tensor]
 
 
-def bench_training(seconds: float) -> list[Row]:
-    """Steps of the quick recipe's model and of dense ones at several widths; same batch, optimiser and precision."""
+def bench_training(seconds: float) -> Iterator[list[Row]]:
+    """Yield, width by width, steps of the quick recipe's model and of dense ones; same batch, optimiser, precision."""
     load = LOADS[join_world().device.type]
-    return [row for width in load.widths for row in _at_width(width, load, seconds)]
+    for width in load.widths:
+        yield _at_width(width, load, seconds)
 
 
 def _at_width(width: int, load: Load, seconds: float) -> list[Row]:
@@ -69,7 +69,7 @@ def _at_width(width: int, load: Load, seconds: float) -> list[Row]:
                 raise
             del steps[name]
             skipped[name] = first_line(error)
-    times, (peak, shape) = alternate(steps, seconds), best_matmul(plan.precision)
+    times, (peak, shape) = mean_seconds(steps, seconds), best_matmul(plan.precision)
     tokens = load.batch * load.length
     flops = training_flops(config, _SHARES, load.length, tokens)
     rows: list[Row] = [

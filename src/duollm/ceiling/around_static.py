@@ -3,9 +3,10 @@
 Shape letters: W windows, B windows per forward, T tokens, J groups of layers, C branches to choose from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +47,20 @@ class AroundStatic:
         space: RouteSpace,
         priors: Mapping[int, Prior],
         validation_WT: Tensor,
+        chooses_in: Callable[[], AbstractContextManager[Any]],
     ) -> "AroundStatic":
         """Choose for every predictor and budget the scale that surely gains most on validation text.
 
         The control takes the scale of the deepest predictor. Chosen by its own loss it would choose static.
+
+        Args:
+            chooses_in: the precision in which the losses are compared.
         """
+
+        def losses_of(routes: Tensor) -> Tensor:
+            with chooses_in():
+                return policy_losses(model, validation_WT, routes=routes)[0]
+
         parts: dict[str, list[Tensor]] = {name: [] for name in predictors}
         for batch_BT in validation_WT.split(_BATCH):
             states_BTF = all_big_states(model, batch_BT)
@@ -60,7 +70,7 @@ class AroundStatic:
         means = {name: _beats(gains_WTJC).mean((0, 1)) for name, gains_WTJC in gains.items()}
         scales: dict[tuple[str, int], float] = {}
         for k, prior in priors.items():
-            static_WT, _ = policy_losses(model, validation_WT, routes=prior.route_L)
+            static_WT = losses_of(prior.route_L)
             for name in (each for each in predictors if each != SHUFFLED):
                 losses = {0.0: static_WT}
                 for scale in SCALES[:-1]:
@@ -68,7 +78,7 @@ class AroundStatic:
                     margin_WTJ, otherwise_WTJ = tried.margins(name, k, gains[name])
                     price = price_for(margin_WTJ, k, space)
                     routes_WTL = space.spread(priced_choice(margin_WTJ, otherwise_WTJ, price))
-                    losses[scale], _ = policy_losses(model, validation_WT, routes=routes_WTL)
+                    losses[scale] = losses_of(routes_WTL)
                 scales[name, k] = scales[SHUFFLED, k] = chosen_scale(losses)
         return cls(space, priors, means, scales)
 

@@ -5,11 +5,12 @@ Layers, or groups of layers, are taken in the order of their gains, up to a pric
 Shape letters: W windows, B windows per forward, T tokens, L layers, J groups of layers, C branches to choose from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -45,7 +46,7 @@ class CeilingPolicy:
         depth: the last layer whose states the predictor sees.
         spend: "average" (big where the gain exceeds `price`) or "exact" (the `big_layers` with the largest gains).
         price: price of big in the predictor's units; None with exact spending.
-        validation_nll: nats per token; None if it was not needed.
+        validation_nll: nats per token; None for the control and where there is one depth.
         chosen: whether no other depth had a lower `validation_nll` at this budget, spent this way.
         scale: by how much the predicted difference of a token from the mean counts beside static's prior; None: gains
             are used as they are predicted.
@@ -82,6 +83,7 @@ def evaluate_ceiling(
     texts: Mapping[str, Windows],
     run: Path,
     priors: Mapping[int, Prior] | None = None,
+    chooses_in: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     """Write `run/ceiling/` (docs/formats.md): the losses of predicted routes on the text of the comparison.
 
@@ -92,9 +94,12 @@ def evaluate_ceiling(
         validation_WT: windows on which prices are found and the depth is chosen.
         texts: of the comparison, by domain.
         priors: static of every budget, from which the routes start; None: from the predicted gains alone.
+        chooses_in: the precision in which depths and scales are compared on validation text. Default: the model's own.
     """
     scored, validation_WT = list[CeilingPolicy](), validation_WT.to(model.device)
-    around = None if priors is None else AroundStatic.chosen(model, predictors, space, priors, validation_WT)
+    around = (
+        None if priors is None else AroundStatic.chosen(model, predictors, space, priors, validation_WT, chooses_in)
+    )
     margins_of = partial(predicted_margins, model, predictors, big_layers, space, around=around)
     found = margins_of(validation_WT)
     for (name, k), (margin_WTJ, _) in found.items():
@@ -103,8 +108,9 @@ def evaluate_ceiling(
             policy = CeilingPolicy(name, cast(GainPredictor, predictors[name]).depth, spend, k, price)
             if around is not None:
                 policy = replace(policy, scale=around.scales[name, k])
-            if name != SHUFFLED:
-                nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found, space))
+            if name != SHUFFLED and len(predictors) > 2:  # a single depth needs no choice
+                with chooses_in():
+                    nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found, space))
                 policy = replace(policy, validation_nll=nll_WT.mean().item())
             scored.append(policy)
     scored = choose(scored)
@@ -132,17 +138,14 @@ def validation_windows(data: PackedData, windows_per_document: int, seed: int) -
 
 
 def choose(policies: Sequence[CeilingPolicy]) -> list[CeilingPolicy]:
-    """Mark, for every budget and way of spending it, the depth with the lowest loss on validation text."""
+    """Mark the depth with the lowest loss on validation text, for every budget and way of spending it."""
+    nll = {policy: policy.validation_nll or 0.0 for policy in policies if policy.predictor != SHUFFLED}
     lowest: dict[tuple[str, int], float] = {}
-    for policy in policies:
-        if policy.predictor != SHUFFLED and policy.validation_nll is not None:
-            key = policy.spend, policy.big_layers
-            lowest[key] = min(lowest.get(key, float("inf")), policy.validation_nll)
+    for policy, loss in nll.items():
+        key = policy.spend, policy.big_layers
+        lowest[key] = min(lowest.get(key, float("inf")), loss)
     return [
-        replace(
-            policy,
-            chosen=policy.predictor != SHUFFLED and policy.validation_nll == lowest[policy.spend, policy.big_layers],
-        )
+        replace(policy, chosen=policy in nll and nll[policy] == lowest[policy.spend, policy.big_layers])
         for policy in policies
     ]
 

@@ -158,7 +158,7 @@ def ceiling_loss(
             gates: RandomGates = _PredictedGates(chooser, states_BTF, space, batch_BT, generator)
             gates.random_share = explored_share(step / steps)
         else:
-            gates = RandomGates(space.branches, batch_BT, generator, space)
+            gates = RandomGates(space, batch_BT, generator)
             gates.follow(*patterns)
         gain_JBTC, nll = marginal_gains(model, batch_BT, gates)
         gain_NJC = centred(gain_JBTC * GAIN_SCALE).flatten(1, 2).transpose(0, 1)
@@ -189,7 +189,7 @@ class _PredictedGates(RandomGates):
         batch_BT: Tensor,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(space.branches, batch_BT, generator, space)
+        super().__init__(space, batch_BT, generator)
         nowhere_BTJ = torch.zeros(*batch_BT.shape, predictor.shape_JC[0], device=batch_BT.device)
         # Detached, not under no_grad: autocast would keep the copies of the weights that it makes there, graphless.
         gains_BTJC = predictor(states_BTF, self.big_B1.expand(batch_BT.shape), nowhere_BTJ).detach()

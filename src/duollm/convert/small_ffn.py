@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from duollm.config import SmallInit
 from duollm.errors import UserError
 from duollm.machine import Precision, faster_precision
-from duollm.models.modeling_duo import DuoFFN, DuoForCausalLM
+from duollm.models.ffn import DuoFFN
+from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.ridge import ridge
 from duollm.routes.sampling import derived_seed
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from duollm.data.tokenizer import for_prompts
 from duollm.errors import UserError, did_you_mean, in_a_line
 from duollm.measure.executor import route_digits
+from duollm.models.compat import DuoCausalLMOutput
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.models.outputs import DuoCausalLMOutput
 from duollm.models.policy import Policy
 
 if TYPE_CHECKING:

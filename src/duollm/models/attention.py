@@ -1,4 +1,4 @@
-"""Grouped-query attention, as in Llama.
+"""Grouped-query attention, as in Llama, and the norms of the dense families.
 
 Shape letters: B batch, T tokens, D hidden, H heads, d width of a head.
 """
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
 
-from .compat import CACHE, update_cache
+from .compat import CACHE, compute_dtype, update_cache
 from .configuration_duo import DuoConfig
-from .norm import DuoRMSNorm
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines [1 or B, T, d] of the positions."""
@@ -104,3 +103,28 @@ class DuoAttention(nn.Module):
         attend = attention_function(self.config)
         mixed, weights = attend(self, query, key, value, attention_mask, **settings, **kwargs)
         return self.o_proj(mixed.reshape(*states_BTD.shape[:-1], -1)), weights
+
+
+def make_norm(config: DuoConfig) -> nn.Module:
+    """A norm over the hidden size, of the configured kind."""
+    if config.norm == "layer":
+        return nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
+    return DuoRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class DuoRMSNorm(nn.Module):
+    """Root mean square normalisation (Zhang & Sennrich, 2019), computed in float32."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        weight, wanted = self.weight, compute_dtype(states)
+        if states.dtype == weight.dtype:  # torch widens bf16 inside
+            normed = nn.functional.rms_norm(states, weight.shape, weight, self.eps)
+        else:
+            normed = nn.functional.rms_norm(states.float(), weight.shape, weight.float(), self.eps)
+        return normed if normed.dtype == wanted else normed.to(wanted)

@@ -1,10 +1,11 @@
-"""Where transformers' versions differ, and what a forward pass may be given: all of it in this one file.
+"""What passes between the duo and transformers: the names that versions differ in, keywords, masks and outputs.
 
 Since 5.24 the cache is called `cache`, before that `past_key_values`. The duo takes and offers it under both names.
 """
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import TransformersKwargs
-
-from .norm import compute_dtype
 
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__annotations__ else "past_key_values"
 """The name under which this version of transformers hands on the cache."""
@@ -83,6 +82,27 @@ def _current_name(key: Any) -> Any:
     return CACHE if key == _OTHER_NAME else key
 
 
+@dataclass
+class DuoModelOutput(BothCacheNames, BaseModelOutputWithPast):
+    """`choices`: per layer what the policy chose, branches [B, T] or weights of the branches [B, T, C]."""
+
+    choices: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class DuoCausalLMOutput(BothCacheNames, CausalLMOutputWithPast):
+    """`choices`: per layer what the policy chose, branches [B, T] or weights of the branches [B, T, C]."""
+
+    choices: tuple[Tensor, ...] | None = None
+
+    @property
+    def routes(self) -> Tensor:
+        """The routes taken, integers [B, T, L], values of `Branch`; soft choices count as their largest weight."""
+        assert self.choices is not None
+        hard = [choice.argmax(-1) if choice.is_floating_point() else choice for choice in self.choices]
+        return torch.stack(hard, dim=-1)
+
+
 def only_cache(cache: Any, past_key_values: Any, keywords: dict[str, Any]) -> Any:
     """Return the cache, which may be given under either name.
 
@@ -120,6 +140,14 @@ def make_mask(kind: str, config: Any, embedded_BTD: Tensor, cache: Any, **given:
     """What layers of one kind may attend to, in the form that the attention function wants."""
     like_BTD = embedded_BTD.to(compute_dtype(embedded_BTD))  # a mask is added to scores of that type
     return _MASKS[kind](config, inputs_embeds=like_BTD, **{CACHE: cache}, **given)
+
+
+def compute_dtype(states: Tensor) -> torch.dtype:
+    """The type that matrix products will use: cast once here, not once per product under autocast."""
+    device = states.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know the meta device
+        return states.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def refuse_unknown(owner: object, keywords: dict[str, Any], receiver: Callable[[], Callable[..., Any]]) -> None:

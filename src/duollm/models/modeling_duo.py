@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import DuoAttention, Rotary, attention_function
+from .attention import DuoAttention, Rotary, attention_function, make_norm
 from .branch import BRANCHES, Branch
 from .compat import (
     CACHE,
+    DuoCausalLMOutput,
+    DuoModelOutput,
     checkpoint_nested,
     hidden_to_keep,
     make_mask,
@@ -35,10 +36,8 @@ from .compat import (
 )
 from .configuration_duo import DuoConfig
 from .dispatch import Dispatch
-from .fused import FFN
+from .ffn import DuoFFN
 from .generation import DuoGenerationMixin
-from .norm import make_norm
-from .outputs import DuoCausalLMOutput, DuoModelOutput
 from .policy import AllBig, Choice, FixedRoutes, Policy, check_routes, choice_tensors, choice_weights
 
 if TYPE_CHECKING:  # conversion imports it; older transformers fetch only the files that this one names
@@ -46,61 +45,6 @@ if TYPE_CHECKING:  # conversion imports it; older transformers fetch only the fi
 
 POSITION_OFFSET = 2
 """OPT's table of learned positions begins with so many rows that no position uses."""
-
-
-class DuoFFN(FFN):
-    """One feed-forward network, sized by the configuration; `linear`: down(up(x)) + b."""
-
-    def __init__(self, config: DuoConfig, intermediate_size: int, linear: bool = False) -> None:
-        super().__init__()
-        width, bias = config.hidden_size, config.mlp_bias and not linear
-        gated = config.gated_ffn and not linear
-        self.gate_proj = nn.Linear(width, intermediate_size, bias=bias) if gated else None
-        self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
-        self.down_proj = nn.Linear(intermediate_size, width, bias=bias or linear)
-        self.act_fn = nn.Identity() if linear else ACT2FN[config.hidden_act]
-
-
-class DuoMLP(nn.Module):
-    """The branches of one layer: nothing, the small FFN or the big FFN."""
-
-    def __init__(self, config: DuoConfig) -> None:
-        super().__init__()
-        self.small = DuoFFN(config, config.small_intermediate_size, config.small_linear)
-        self.big = DuoFFN(config, config.intermediate_size)
-
-    def ffn(self, branch: Branch) -> DuoFFN:
-        """The FFN of a branch that has one."""
-        return self.small if branch == Branch.SMALL else self.big
-
-    def branch(self, branch: Branch, states: Tensor, some: bool = False) -> Tensor:
-        """Send states [..., D] through one branch: those of all tokens, or of some of them."""
-        if branch == Branch.SKIP:
-            return torch.zeros_like(states)
-        return self.ffn(branch).of_some(states) if some else self.ffn(branch)(states)
-
-    def forward(self, states_BTD: Tensor, choice: Choice) -> Tensor:
-        """Send each token through its branch; soft choices mix the branches by their weights."""
-        if isinstance(choice, Branch):
-            return self.branch(choice, states_BTD)
-        if isinstance(choice, Tensor) and choice.is_floating_point():
-            return self.mix(states_BTD, choice)
-        return self.sparse(states_BTD, choice if isinstance(choice, Dispatch) else Dispatch.from_choice(choice))
-
-    def mix(self, states_BTD: Tensor, weights_BTC: Tensor) -> Tensor:
-        """Compute every branch and add them up, weighted. One-hot weights select: the reference path."""
-        weights_BTC = weights_BTC.to(states_BTD.dtype)
-        small, big = (weights_BTC[..., branch, None] for branch in (Branch.SMALL, Branch.BIG))
-        return self.small(states_BTD) * small + self.big(states_BTD) * big
-
-    def sparse(self, states_BTD: Tensor, dispatch: Dispatch) -> Tensor:
-        """Compute for each token only its branch: gather, one dense product per branch, scatter."""
-        if dispatch.branch is not None:
-            return self.branch(dispatch.branch, states_BTD)
-        groups = dispatch.group(states_BTD.flatten(0, 1))
-        taken = zip(BRANCHES, groups, strict=True)
-        outputs = [self.branch(each, rows, some=True) for each, rows in taken if len(rows)]
-        return dispatch.ungroup(outputs).view_as(states_BTD)
 
 
 class DuoDecoderLayer(GradientCheckpointingLayer):
@@ -153,6 +97,48 @@ class DuoDecoderLayer(GradientCheckpointingLayer):
             return hidden if choice == Branch.SKIP else self.mlp.ffn(choice).added_to(hidden, states)
         output = self.mlp(states, choice)
         return hidden + (self.dropout(output) if self.training else output)
+
+
+class DuoMLP(nn.Module):
+    """The branches of one layer: nothing, the small FFN or the big FFN."""
+
+    def __init__(self, config: DuoConfig) -> None:
+        super().__init__()
+        self.small = DuoFFN(config, config.small_intermediate_size, config.small_linear)
+        self.big = DuoFFN(config, config.intermediate_size)
+
+    def ffn(self, branch: Branch) -> DuoFFN:
+        """The FFN of a branch that has one."""
+        return self.small if branch == Branch.SMALL else self.big
+
+    def branch(self, branch: Branch, states: Tensor, some: bool = False) -> Tensor:
+        """Send states [..., D] through one branch: those of all tokens, or of some of them."""
+        if branch == Branch.SKIP:
+            return torch.zeros_like(states)
+        return self.ffn(branch).of_some(states) if some else self.ffn(branch)(states)
+
+    def forward(self, states_BTD: Tensor, choice: Choice) -> Tensor:
+        """Send each token through its branch; soft choices mix the branches by their weights."""
+        if isinstance(choice, Branch):
+            return self.branch(choice, states_BTD)
+        if isinstance(choice, Tensor) and choice.is_floating_point():
+            return self.mix(states_BTD, choice)
+        return self.sparse(states_BTD, choice if isinstance(choice, Dispatch) else Dispatch.from_choice(choice))
+
+    def mix(self, states_BTD: Tensor, weights_BTC: Tensor) -> Tensor:
+        """Compute every branch and add them up, weighted. One-hot weights select: the reference path."""
+        weights_BTC = weights_BTC.to(states_BTD.dtype)
+        small, big = (weights_BTC[..., branch, None] for branch in (Branch.SMALL, Branch.BIG))
+        return self.small(states_BTD) * small + self.big(states_BTD) * big
+
+    def sparse(self, states_BTD: Tensor, dispatch: Dispatch) -> Tensor:
+        """Compute for each token only its branch: gather, one dense product per branch, scatter."""
+        if dispatch.branch is not None:
+            return self.branch(dispatch.branch, states_BTD)
+        groups = dispatch.group(states_BTD.flatten(0, 1))
+        taken = zip(BRANCHES, groups, strict=True)
+        outputs = [self.branch(each, rows, some=True) for each, rows in taken if len(rows)]
+        return dispatch.ungroup(outputs).view_as(states_BTD)
 
 
 class DuoPreTrainedModel(PreTrainedModel):

@@ -75,9 +75,11 @@ def choice_tensors(choices: Iterable[Choice], shape: torch.Size, device: torch.d
     full: dict[Branch, Tensor] = {}  # shared by the layers
     tensors = []
     for choice in choices:
-        if isinstance(choice, Branch) and choice not in full:
-            full[choice] = torch.full(shape, choice.value, device=device)
-        tensors.append(full[choice] if isinstance(choice, Branch) else _as_tensor(choice, shape, device))
+        if isinstance(choice, Branch):
+            if choice not in full:
+                full[choice] = torch.full(shape, choice.value, device=device)
+            choice = full[choice]
+        tensors.append(choice.choice_N(device).view(shape) if isinstance(choice, Dispatch) else choice)
     return tuple(tensors)
 
 
@@ -85,10 +87,6 @@ def choice_weights(choice: Choice, states_BTD: Tensor) -> Tensor:
     """Return the choice as weights [B, T, C]. Hard choices become one-hot."""
     (tensor,) = choice_tensors([choice], states_BTD.shape[:2], states_BTD.device)
     return tensor if tensor.is_floating_point() else nn.functional.one_hot(tensor, len(Branch)).to(states_BTD.dtype)
-
-
-def _as_tensor(choice: Tensor | Dispatch, shape: torch.Size, device: torch.device) -> Tensor:
-    return choice if isinstance(choice, Tensor) else choice.choice_N(device).view(shape)
 
 
 def check_routes(routes: Any, batch: int, tokens: int, num_layers: int) -> Tensor:

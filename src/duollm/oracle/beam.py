@@ -46,11 +46,9 @@ class Beam(Method):
         cells, space = trial.cells, trial.cells.space
         all_big_1G = torch.full((1, trial.groups), space.size - 1)
         completed_1ND = [*trial.follow(all_big_1G)]
-        wanted_Q2 = torch.tensor(cells.spent)[cells.wanted(budgets, trial.positions)]
-        tree = Tree(trial.model.model, space, wanted_Q2, trial.rows)
+        tree = Tree(trial.model.model, cells, cells.wanted(budgets, trial.positions), trial.rows)
         block = tree.root(trial.hidden_ND, trial.attend, trial.groups)
-        firsts = [layers[0] for layers in space.group_layers]
-        for depth, walked in enumerate([*firsts[1:], None]):
+        for depth, walked in enumerate([*space.leaders[1:], None]):
             parts = block.parts(trial.rows.walked)
             block = join([child for part in parts for child in tree.step(part, depth, trial.attend)])
             if walked is not None:
@@ -58,14 +56,10 @@ class Beam(Method):
                 parts = block.parts(trial.rows.walked)
                 promise_PN = torch.cat([trial.estimate(part.hidden_PND + rest_1ND) for part in parts])
                 promise_PGU = promise_PN.where(trial.counted_N, 0).unflatten(1, (trial.groups, -1))
-                block = _choose(block, _best(_big(block), promise_PGU, self.width))
+                big_P = block.spent_PG2[:, 0, 1]  # as many for every group
+                block = _choose(block, _best(big_P, promise_PGU, self.width))
         for part in block.parts(trial.rows.walked):
             trial.enter(part.ids_PG, part.spent_PG2, part.hidden_PND)
-
-
-def _big(block: Prefixes) -> Tensor:
-    """How many layers were big so far, [P]: as many for every group."""
-    return block.spent_PG2[:, 0, 1]
 
 
 def _choose(block: Prefixes, rows_WG: Tensor) -> Prefixes:

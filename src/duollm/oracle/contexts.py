@@ -16,11 +16,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicCache
 
-from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoForCausalLM
 from duollm.models.policy import FixedRoutes, check_routes
 from duollm.oracle.projections import Projections
-from duollm.routes.space import RouteSpace
 
 CONTEXTS = ("shared", "reference", "committed")
 
@@ -224,25 +222,15 @@ class Batch:
         keys, values = ([each[:, :, : position + 1] for each in cached] for cached in (filled.keys, filled.values))
         return CachedContext(self.projections.at(here), 1, keys, values, hidden)
 
-    def as_routes(self, space: RouteSpace, route_ids_BT: Tensor) -> Tensor:
-        """Turn route ids of the predicting tokens into routes [B, T, L] of all tokens. The last token takes all big."""
-        routes_BTL = torch.full((*self.input_ids.shape, space.num_layers), int(Branch.BIG))
-        routes_BTL = routes_BTL.to(self.input_ids.device)
-        routes_BTL[:, :-1] = space.decode(route_ids_BT.clamp(min=0))
-        return routes_BTL
-
     def _forward(self, routes: Tensor | None, cache: DynamicCache | None) -> Tensor:
         return self.model.model(
             input_ids=self.ids_BT,
-            attention_mask=self._given_mask(self.ids_BT.shape[1]),
+            attention_mask=None if self._plain else self._mask_BT.long(),
             position_ids=self._positions_BT,
             past_key_values=cache,
             use_cache=cache is not None,
             policy=None if routes is None else FixedRoutes(routes),
         ).last_hidden_state
-
-    def _given_mask(self, length: int) -> Tensor | None:
-        return None if self._plain else self._mask_BT[:, :length].long()
 
     def _visible(self, window: int | None) -> Tensor:
         """Which keys each token sees, [B, T - 1, T - 1]; padding sees itself, so that its row holds numbers."""

@@ -21,7 +21,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
 from duollm.oracle.noise import OWN_PREDICTION, LabelSource
 from duollm.oracle.reductions import LeafTable
-from duollm.records.halves import best_on_other_half, first_half
+from duollm.records.patterns import best_on_other_half, first_half
 from duollm.routes.sampling import draw_route_ids
 from duollm.routes.space import RouteSpace
 

@@ -132,7 +132,7 @@ def routes_to_label(space: RouteSpace, big_layers: list[int], number: int | None
         return None
     possible = space.big_layers
     nearest = [min(range(len(possible)), key=lambda place: abs(possible[place] - k)) for k in big_layers]
-    around = {possible[place + by] for place in nearest for by in (-1, 0, 1) if 0 <= place + by < len(possible)}
+    around = {big for place in nearest for big in possible[max(0, place - 1) : place + 2]}
     return torch.from_numpy(draw_patterns(space, sorted(around), number or _ROUTES_OF_A_BUDGET, seed))
 
 

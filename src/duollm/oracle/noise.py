@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from duollm.oracle.budgets import Budget, Cells, Frontier
+from duollm.oracle.budgets import Budget, Cells
 from duollm.oracle.contexts import Batch
+from duollm.oracle.frontier import Frontier
 from duollm.oracle.reductions import BestSoFar, Reduction
 
 
@@ -59,51 +60,40 @@ class DrawnLabels(Reduction):
         source: the prediction from which labels are drawn.
         label_2SN: y' and y''.
         excess_2SN: their surprise, nats.
+        parts: the search for every pair.
         expected_ND: the mean of the head's embeddings under the prediction. As a label, it loses what a draw loses in
             expectation.
     """
 
     every_route = True
+    parts: Sequence[BestSoFar] = ()
 
     def __init__(self, pairs: int = 1, source: LabelSource = OWN_PREDICTION) -> None:
         self.pairs, self.source = pairs, source
 
     def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
-        """Draw the labels."""
-        super().begin(batch, cells, budgets, generator)
+        """Draw the labels; there is a search for every pair."""
         self.label_2SN, self.excess_2SN, self.expected_ND = draw_labels(batch, self.pairs, generator, self.source)
-        self.best_S = [BestSoFar(*batch.model.lm_head.weight[label_2N]) for label_2N in self.label_2SN.unbind(1)]
-        for each in self.best_S:
-            each.begin(batch, cells, budgets, generator)
-
-    def start(self, rows_N: Tensor) -> None:
-        """Forget what was kept, because leaves of these tokens of the batch follow."""
-        super().start(rows_N)
-        for each in self.best_S:
-            each.start(rows_N)
-
-    @property
-    def parts(self) -> Sequence[Reduction]:
-        """One search for every pair."""
-        return self.best_S
+        self.parts = [BestSoFar(*batch.model.lm_head.weight[label_2N]) for label_2N in self.label_2SN.unbind(1)]
+        super().begin(batch, cells, budgets, generator)
 
     def columns(self, frontier: Frontier) -> dict[str, Tensor]:
         """Return the lowest nll of y' and the nll of y'' under the same routes, both minus their surprise.
 
         The routes themselves are those of the first pair.
         """
-        picked_SKBT = torch.stack([frontier.read(each.nll_QN, each.nll_QN) for each in self.best_S])
-        scored_SKBT = torch.stack([frontier.read(each.nll_QN, each.score_QN) for each in self.best_S])
+        picked_SKBT = torch.stack([frontier.read(each.nll_QN, each.nll_QN) for each in self.parts])
+        scored_SKBT = torch.stack([frontier.read(each.nll_QN, each.score_QN) for each in self.parts])
         excess_2SBT = self.excess_2SN[..., self.rows_N].unflatten(-1, frontier.padding_BT.shape)
         return {
             "resampled_nll": (picked_SKBT - excess_2SBT[0][:, None]).mean(0),
-            "resampled_route": frontier.read(self.best_S[0].nll_QN, self.best_S[0].ids_QN),
+            "resampled_route": frontier.read(self.parts[0].nll_QN, self.parts[0].ids_QN),
             "resampled_score": (scored_SKBT - excess_2SBT[1][:, None]).mean(0),
         }
 
 
 def draw_labels(
-    batch: Batch, pairs: int, generator: torch.Generator, source: LabelSource = OWN_PREDICTION
+    batch: Batch, pairs: int, generator: torch.Generator, source: LabelSource
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw pairs of labels y', y'' from a prediction.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from duollm.models.attention import DuoAttention, Rotary
-from duollm.models.fused import is_plain, nobody_watches
+from duollm.models.ffn import is_plain, nobody_watches
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Scaled queries [P, B, T, H, d], and keys and values [P, B, T, G, d]."""

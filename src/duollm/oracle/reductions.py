@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier
+from duollm.oracle.budgets import Budget, Cells, Exactly
 from duollm.oracle.contexts import Batch
+from duollm.oracle.frontier import Frontier
 from duollm.routes.sampling import draw_route_ids
 
 
@@ -75,23 +76,24 @@ class Reduction:
     Attributes:
         every_route: whether the reduction makes sense only if every route is tried.
         left_to_right: whether it also serves context "committed".
+        parts: the reductions of which this one is made, if it is; they see the leaves in its place.
     """
 
     every_route = False
     left_to_right = True
+    parts: "Sequence[Reduction]" = ()
 
     def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Prepare for the search of a batch. Random numbers are drawn here."""
         self.batch, self.cells = batch, cells
+        for part in self.parts:
+            part.begin(batch, cells, budgets, generator)
 
     def start(self, rows_N: Tensor) -> None:
         """Forget what was kept; leaves of these tokens of the batch follow."""
         self.rows_N = rows_N
-
-    @property
-    def parts(self) -> "Sequence[Reduction]":
-        """The reductions that see the leaves: this one, unless it is made of others."""
-        return [self]
+        for part in self.parts:
+            part.start(rows_N)
 
     @property
     def bar_QN(self) -> Tensor:

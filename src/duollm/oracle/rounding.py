@@ -3,8 +3,7 @@
 Shape letters: T tokens, K budgets.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -30,20 +29,13 @@ def rounding_bias(
         return None
     rounded_K1T = search_oracle(model, token_ids_T[None], space, budgets=budgets, method=method).nll
     exact = model if is_exact else deepcopy(model).float()
-    with _full_precision():
-        exact_K1T = search_oracle(exact, token_ids_T[None], space, budgets=budgets, method=method).nll
-    return (exact_K1T - rounded_K1T)[:, 0].nanmean(-1)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products of float32 in float32, for a while."""
-    before = torch.get_float32_matmul_precision()
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        exact_K1T = search_oracle(exact, token_ids_T[None], space, budgets=budgets, method=method).nll
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
+    return (exact_K1T - rounded_K1T)[:, 0].nanmean(-1)
 
 
 def describe_bias(model: DuoForCausalLM, bias_K: Tensor, budgets: Sequence[Budget], tokens: int) -> str:

@@ -6,8 +6,7 @@ R patterns, K budgets.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,30 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from duollm.config import ModelConfig, OracleConfig
+from duollm.config import OracleConfig
 from duollm.data.packed import PackedData, Windows
-from duollm.errors import UserError
-from duollm.flops import count_parameters, ffn_parameters
-from duollm.machine import device_memory_bytes
-from duollm.models.branch import Branch
-from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget, parse_budgets
+from duollm.oracle.budgets import Cells, Exactly
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
 from duollm.oracle.noise import OWN_PREDICTION, DrawnLabels, LabelSource
+from duollm.oracle.plan import SHARD_WINDOWS, SearchPlan, check_settings
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
 from duollm.oracle.rounding import describe_bias, rounding_bias
-from duollm.oracle.search import SEARCHES, OracleResult, default_bytes, executed_nll, join, row_bytes, search_oracle
+from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
 from duollm.oracle.tries import DrawnTries, best_of_columns
 from duollm.oracle.units import Units
 from duollm.progress import show
 from duollm.routes.sampling import derived_seed
-from duollm.routes.space import LARGEST_LISTED, RouteSpace, parse_branches, searchable_groups
-
-_SHARD_WINDOWS = 8
-_LARGEST_TABLE = 2**16
-"""The largest space in which the exact search keeps the losses of every pattern. Above it, patterns are drawn."""
 
 REDUCTIONS: list[Callable[[OracleConfig, LabelSource], Reduction | None]] = [
     lambda config, labels: DrawnLabels(config.resampled_labels, labels) if config.resampled_labels else None,
@@ -46,58 +36,6 @@ REDUCTIONS: list[Callable[[OracleConfig, LabelSource], Reduction | None]] = [
     lambda config, labels: Units(config.units, labels) if config.units else None,
 ]
 """What the oracle keeps beside the best routes, in contexts shared and reference (docs/adding-a-reduction.md)."""
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """What the section `oracle` of a recipe asks for, for a model of this depth and windows of this length."""
-
-    config: OracleConfig
-    num_layers: int
-    sequence_length: int
-
-    @cached_property
-    def space(self) -> RouteSpace:
-        """The routes that are searched.
-
-        Raises:
-            UserError: groups and fixed layers do not name every layer once.
-        """
-        config = self.config
-        fixed = {layer: Branch[name.upper()] for name, layers in config.fixed.items() for layer in layers}
-        groups = config.groups
-        if groups == "auto":
-            groups = searchable_groups(self.num_layers - len(fixed), len(config.branches))
-        try:
-            return RouteSpace(self.num_layers, parse_branches(config.branches), groups, fixed)
-        except ValueError as error:
-            raise UserError(f"groups or fixed: {error}") from None
-
-    @property
-    def contexts(self) -> list[str]:
-        """The contexts to search. The exact search in context shared is added, because it serves the controls."""
-        always = ("shared",) if self.config.search == "exact" else ()
-        return list(dict.fromkeys((*always, *self.config.contexts)))
-
-    @property
-    def tables_all(self) -> bool:
-        """Whether the search gives the losses of all fixed patterns. If not, some patterns are drawn."""
-        return self.config.search == "exact" and self.space.size <= _LARGEST_TABLE
-
-    def big_layers(self, context: str) -> list[int]:
-        """Numbers of big layers to search for. Except in context committed, the fewest and the most are added."""
-        config, possible = self.config, self.space.big_layers
-        if context == "committed" and config.committed_big_layers is not None:
-            return config.committed_big_layers
-        default = possible if config.search == "exact" else self.space.focus_budgets
-        wanted = default if config.big_layers is None else config.big_layers
-        return list(wanted) if context == "committed" else sorted({possible[0], possible[-1], *wanted})
-
-    def budgets(self, context: str) -> list[Budget]:
-        """All budgets to search for."""
-        exact: list[Budget] = [Exactly(big) for big in self.big_layers(context)]
-        more = [parse_budget(text, self.sequence_length - 1) for text in self.config.more_budgets]
-        return exact + [each for each in more if not (context == "committed" and isinstance(each, OnAverage))]
 
 
 @dataclass(frozen=True)
@@ -180,10 +118,9 @@ class OracleRun:
         )
         fixed["top5_text"] = self.data.tokenizer.batch_decode(fixed["top5_id"][:, None].tolist())
         for name, column in fixed.items():
-            rows = (
-                pa.FixedSizeListArray.from_arrays(column, len(column) // total) if name.startswith("top5") else column
-            )
-            tables["tokens"] = tables["tokens"].append_column(name, [rows])
+            if name.startswith("top5"):
+                column = pa.FixedSizeListArray.from_arrays(column, len(column) // total)
+            tables["tokens"] = tables["tokens"].append_column(name, [column])
         self.store.complete(domain, shards, tables)
 
     @cached_property
@@ -194,18 +131,12 @@ class OracleRun:
     @cached_property
     def pattern_R(self) -> NDArray[np.int64]:
         """Ids of the fixed patterns to compare, ascending: all routes that are searched, or those drawn per budget."""
-        if self.plan.tables_all:
-            return self._searched()
-        return draw_patterns(self.plan.space, self.plan.big_layers("shared"), self.config.random_routes, self.seed)
-
-    def _searched(self) -> NDArray[np.int64]:
-        """Ids of the routes that some budget allows; the search leaves the others out."""
         plan = self.plan
-        cells = Cells(plan.space, *ffn_parameters(self.model.config)[1:])
+        if not plan.tables_all:
+            return draw_patterns(plan.space, plan.big_layers("shared"), self.config.random_routes, self.seed)
+        cells = Cells.of_model(plan.space, self.model.config)
         wanted_Q = cells.wanted(plan.budgets("shared"), range(plan.sequence_length - 1))
-        routes_RL = plan.space.decode(torch.arange(plan.space.size))
-        small_R, big_R = ((routes_RL == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG))
-        return wanted_Q[cells.index(small_R, big_R)].nonzero()[:, 0].numpy()
+        return wanted_Q[cells.of_routes(torch.arange(plan.space.size))].nonzero()[:, 0].numpy()
 
     def _shard(self, windows: Windows, seed: int, searched: Callable[[int], None]) -> dict[str, Columns]:
         """Search a shard in every context; return the columns of each of its files.
@@ -251,15 +182,18 @@ class OracleRun:
     ) -> OracleResult:
         """Window by window, so that blocks hold many routes; committed all at once, for it holds few."""
         token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
-        settings: dict[str, Any] = {
-            "context": context,
-            "method": self.config.search,
-            "budgets": self.plan.budgets(context),
-            "memory_bytes": self.config.memory_bytes,
-            "generator": generator,
-        }
+        search = partial(
+            search_oracle,
+            self.model,
+            space=self.plan.space,
+            context=context,
+            method=self.config.search,
+            budgets=self.plan.budgets(context),
+            memory_bytes=self.config.memory_bytes,
+            generator=generator,
+        )
         if context == "committed":
-            together = search_oracle(self.model, token_ids_WT, self.plan.space, **settings)
+            together = search(token_ids_WT)
             searched(token_ids_WT[:, 1:].numel())
             return together
         tries_all = SEARCHES[self.config.search]().every_route
@@ -272,7 +206,7 @@ class OracleRun:
                 tries = [DrawnTries(table.counted_N, each) for each in reductions if isinstance(each, DrawnLabels)]
                 kept += [table, *tries]
                 drawn_of.setdefault(document, []).extend(tries)
-            results.append(search_oracle(self.model, token_ids_T[None], self.plan.space, reductions=kept, **settings))
+            results.append(search(token_ids_T[None], reductions=kept))
             searched(len(token_ids_T) - 1)
         return join(results, axis=1)
 
@@ -290,109 +224,12 @@ class OracleRun:
         return {name: values.flatten().cpu().numpy() for name, values in columns.items()}
 
 
-def check_settings(config: OracleConfig, sizes: DuoConfig | ModelConfig, sequence_length: int) -> None:
-    """Refuse settings that cannot be searched, before the search.
-
-    Raises:
-        UserError: there are too many routes to try all, a budget is impossible, layers are in no group or in several,
-            or the memory does not suffice; the message begins with a setting.
-    """
-    plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
-    space = plan.space
-    if len(space.big_layers) == 1:
-        raise UserError("branches: some layer that is not fixed must be able to take big, else there are no budgets")
-    if config.search == "exact" and space.size > LARGEST_LISTED:
-        raise UserError(
-            f"search: exact would try {space.base}^{len(space.group_layers)} routes per token; "
-            "set it to beam, local or sampled, or let layers vary in groups"
-        )
-    draws = config.resampled_labels and config.search == "exact"
-    if not draws and (config.labels_from or config.labels_temperature != 1):
-        raise UserError(
-            "labels_from and labels_temperature are about drawn labels, and there are none with resampled_labels "
-            f"{config.resampled_labels} and search {config.search}; set them to 1 and exact, or leave these out"
-        )
-    if config.units and config.search != "exact":
-        raise UserError(f"units needs every route, and search {config.search} tries some; leave it out or set exact")
-    table = 12 * space.size * sequence_length / 2**30
-    if config.units and table > _memory_gib(plan, sizes):
-        raise UserError(
-            f"units keeps the losses of {space.size:,} routes, {table:.3g} GiB for each window; raise memory_gib, "
-            "or leave units out"
-        )
-    extra = sorted(set(plan.big_layers("committed")) - set(plan.big_layers("shared")))
-    if extra and "committed" in config.contexts:
-        raise UserError(f"committed_big_layers holds {extra[0]}, which big_layers lacks; add it there")
-    if isinstance(sizes, DuoConfig):
-        _, small, big = ffn_parameters(sizes)
-    else:  # a recipe's, whose FFNs are of one kind, so that they cost what they are wide
-        small, big = sizes.small_intermediate_size, sizes.intermediate_size
-    cells = Cells(space, small, big)
-    try:
-        for context in plan.contexts:
-            cells.wanted(parse_budgets(None, plan.budgets(context), space), range(sequence_length - 1))
-    except ValueError as error:
-        raise UserError(f"big_layers or more_budgets: {error}") from None
-    one_route = _route_gib(plan, sizes)
-    if config.memory_gib is not None and one_route > config.memory_gib:
-        raise UserError(
-            f"memory_gib: one route of a window of {sequence_length} tokens takes {one_route:.2g} GiB, "
-            f"got {config.memory_gib}; raise it or leave it out, or use shorter windows"
-        )
-
-
-def _memory_gib(plan: SearchPlan, sizes: DuoConfig | ModelConfig) -> float:
-    """The memory that the hidden states of a search may take on this machine."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return plan.config.memory_gib or max(default_bytes(device) / 2**30, _route_gib(plan, sizes))
-
-
-def _route_gib(plan: SearchPlan, sizes: DuoConfig | ModelConfig) -> float:
-    """The memory that one route of a window takes, the least that a block may hold."""
-    return (plan.sequence_length - 1) * row_bytes(sizes, plan.space) / 2**30
-
-
-def check_memory(config: OracleConfig, sizes: DuoConfig, sequence_length: int) -> None:
-    """Refuse a search that this machine's memory, or its GPU's, cannot hold.
-
-    Raises:
-        UserError: the message begins with a setting.
-    """
-    plan = SearchPlan(config, sizes.num_hidden_layers, sequence_length)
-    parts = {"the model": 4 * count_parameters(sizes).total / 2**30, "hidden states": _memory_gib(plan, sizes)}
-    if plan.tables_all:
-        windows = max(_SHARD_WINDOWS, config.windows_per_document)
-        labels = 2 * config.resampled_labels + (config.resampled_labels > 0)  # of one window at a time
-        tokens = (windows + labels) * sequence_length * config.counted_share
-        parts["the losses of all patterns"] = 4 * plan.space.size * tokens / 2**30
-    needed, available = sum(parts.values()), device_memory_bytes() / 2**30
-    if needed > available:
-        listed = ", ".join(f"{size:.2g} for {name}" for name, size in parts.items())
-        raise UserError(
-            f"memory_gib: the search would take {needed:.3g} GiB ({listed}), this machine has {available:.3g}; "
-            "lower it, counted_share or the number of groups"
-        )
-
-
-def search_facts(config: OracleConfig, num_layers: int, sequence_length: int) -> dict[str, Any]:
-    """Return what the manifest of a store says about the search, beside the fingerprints of model and data."""
-    plan = SearchPlan(config, num_layers, sequence_length)
-    kept = ("contexts", "search", "more_budgets", "random_routes", "resampled_labels", "counted_share", "units")
-    return {
-        **plan.space.facts,
-        "context": config.contexts[0],
-        "big_layers": plan.big_layers("shared"),
-        "sequence_length": sequence_length,
-        **{name: getattr(config, name) for name in kept},
-    }
-
-
 def _shards(windows: Windows) -> Iterator[Windows]:
-    """Cut the windows into shards of whole documents, about `_SHARD_WINDOWS` windows each."""
+    """Cut the windows into shards of whole documents, about `SHARD_WINDOWS` windows each."""
     start, total = 0, len(windows.window)
     for end in range(1, total + 1):
         document_ends = end == total or windows.documents[end] != windows.documents[end - 1]
-        if document_ends and (end - start >= _SHARD_WINDOWS or end == total):
+        if document_ends and (end - start >= SHARD_WINDOWS or end == total):
             yield Windows(windows.token_ids[start:end], windows.documents[start:end], windows.window[start:end])
             start = end
 

@@ -37,20 +37,19 @@ class OracleStore:
             UserError: the folder holds results of another model, data set or search.
         """
         path = self.folder / "manifest.json"
-        if path.exists():
-            try:
-                found = dict(read_json(path))
-            except (OSError, ValueError, TypeError) as error:
-                raise UserError(f"{path}: damaged ({in_a_line(error)}); delete the folder {self.folder}") from None
-            other = [key for key, value in self.facts.items() if found.get(key) != value]
-            if other:
-                key = other[0]
+        if not path.exists():
+            write_json(path, self.facts)
+            return
+        try:
+            found = dict(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({in_a_line(error)}); delete the folder {self.folder}") from None
+        for key, value in self.facts.items():
+            if found.get(key) != value:
                 raise UserError(
-                    f"{self.folder}: holds results with {key} {found.get(key)!r}, this search has {self.facts[key]!r}; "
+                    f"{self.folder}: holds results with {key} {found.get(key)!r}, this search has {value!r}; "
                     "give another run folder, or delete this one"
                 )
-        else:
-            write_json(path, self.facts)
 
     def path(self, domain: str, kind: str = "tokens") -> Path:
         """Return the path of one of a domain's files; `kind` is one of `KINDS`."""

@@ -12,10 +12,10 @@ Shape letters: P prefixes (nodes in a block), N tokens, G groups of them, M of t
 Q cells.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import NamedTuple, cast
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ from torch import Tensor
 from duollm.models.branch import Branch
 from duollm.models.dispatch import Dispatch
 from duollm.models.modeling_duo import DuoDecoderLayer, DuoModel
+from duollm.oracle.budgets import Cells
 from duollm.oracle.contexts import Attend
+from duollm.oracle.memory import Rows
 from duollm.routes.space import RouteSpace
 
 
@@ -74,13 +76,6 @@ def _sent(numbers: Tensor, hidden: Tensor) -> Tensor:
     return numbers.to(hidden.device, non_blocking=True)
 
 
-class Rows(NamedTuple):
-    """How many hidden vectors a block may hold: on the way through the tree, and of leaves."""
-
-    walked: int
-    leaves: int
-
-
 @dataclass(frozen=True)
 class Prefixes:
     """P prefixes of one depth; G groups of tokens may each have their own. At the last depth they are leaves.
@@ -101,39 +96,6 @@ class Prefixes:
         pieces = (self.ids_PG.split(prefixes), self.spent_PG2.split(prefixes), self.hidden_PND.split(prefixes))
         return [Prefixes(*piece) for piece in zip(*pieces, strict=True)]
 
-    def expand(
-        self,
-        layer: DuoDecoderLayer,
-        branches: Sequence[Branch],
-        attend: Attend,
-        group_size: int,
-        reaches: Callable[[Tensor], Tensor],
-    ) -> "list[Prefixes]":
-        """Send the prefixes through the first layer of a group of this many; return a block of children per branch.
-
-        Args:
-            reaches: tells from what children have spent, [P, G, 2], which are wanted, [P]. No others are computed.
-        """
-        attended_PND, states_PND = layer.attended(
-            self.hidden_PND, attend(layer, layer.input_layernorm(self.hidden_PND))
-        )
-        children = []
-        for digit, branch in enumerate(branches):
-            spends_2 = torch.tensor([branch == Branch.SMALL, branch == Branch.BIG])
-            ids_PG, spent_PG2 = self.ids_PG * len(branches) + digit, self.spent_PG2 + group_size * spends_2
-            bypassed = branch == Branch.SKIP and layer.skip_scope == "layer"
-            halfway = [self.hidden_PND] if bypassed else [attended_PND, states_PND]
-            wanted_M = reaches(spent_PG2).nonzero()[:, 0]
-            if not len(wanted_M):
-                continue
-            if len(wanted_M) < len(ids_PG):
-                ids_PG, spent_PG2 = ids_PG[wanted_M], spent_PG2[wanted_M]
-                there_M = _sent(wanted_M, self.hidden_PND)
-                halfway = [each[there_M] for each in halfway]
-            hidden_PND = halfway[0] if bypassed else layer.branch(branch, halfway[0], halfway[1], fused=True)
-            children.append(Prefixes(ids_PG, spent_PG2, hidden_PND))
-        return children
-
 
 def join(blocks: list[Prefixes]) -> Prefixes:
     """Put blocks of one depth together."""
@@ -145,18 +107,23 @@ def join(blocks: list[Prefixes]) -> Prefixes:
 
 @dataclass(frozen=True)
 class Tree:
-    """The routes of `space` that end in one of the wanted cells, over a model's layers.
+    """The routes that end in one of the wanted cells, over a model's layers.
 
     Attributes:
-        wanted_Q2: (small, big) layers of the wanted cells, on the CPU. Prefixes that reach none of them are cut.
+        wanted_Q: the wanted cells, bool, on the CPU. Prefixes that reach none of them are cut.
         rows: above `walked` a block is split; blocks of leaves are handed on together up to `leaves`, because each
             costs many small steps, whatever its size.
     """
 
     model: DuoModel
-    space: RouteSpace
-    wanted_Q2: Tensor
+    cells: Cells
+    wanted_Q: Tensor
     rows: Rows
+
+    @property
+    def space(self) -> RouteSpace:
+        """The routes, wanted and others."""
+        return self.cells.space
 
     def leaves(self, hidden_ND: Tensor, attend: Attend) -> Iterator[Prefixes]:
         """Yield blocks of leaves from the embeddings [N, D] of the tokens."""
@@ -189,17 +156,42 @@ class Tree:
         A block of its own for every branch, or one for all if they fit together. They are joined as late as can be: all
         prefixes of a child take one branch in the other layers of its group too.
         """
-        layers = self.space.group_layers[depth]
-        first, reaches = decoder_layers(self.model)[layers[0]], partial(self._reaches, depth + 1)
-        children = part.expand(first, self.space.branches, attend, len(layers), reaches)
-        children = [self._follow(child, depth + 1, attend) for child in children]
+        children = [self._follow(child, depth + 1, attend) for child in self._expand(part, depth, attend)]
         return [join(children)] if _size(children) <= self.rows.walked else children
+
+    def _expand(self, part: Prefixes, depth: int, attend: Attend) -> list[Prefixes]:
+        """Send prefixes through the layer that asks for choice `depth`; one block of wanted children per branch."""
+        layers, base = self.space.group_layers[depth], self.space.base
+        layer = decoder_layers(self.model)[layers[0]]
+        states_PND = attend(layer, layer.input_layernorm(part.hidden_PND))
+        attended_PND, states_PND = layer.attended(part.hidden_PND, states_PND)
+        children = []
+        for digit, branch in enumerate(self.space.branches):
+            spends_2 = torch.tensor([branch == Branch.SMALL, branch == Branch.BIG])
+            ids_PG, spent_PG2 = part.ids_PG * base + digit, part.spent_PG2 + len(layers) * spends_2
+            bypassed = branch == Branch.SKIP and layer.skip_scope == "layer"
+            halfway = [part.hidden_PND] if bypassed else [attended_PND, states_PND]
+            wanted_M = self._reaches(depth + 1, spent_PG2).nonzero()[:, 0]
+            if not len(wanted_M):
+                continue
+            if len(wanted_M) < len(ids_PG):
+                ids_PG, spent_PG2 = ids_PG[wanted_M], spent_PG2[wanted_M]
+                there_M = _sent(wanted_M, part.hidden_PND)
+                halfway = [each[there_M] for each in halfway]
+            hidden_PND = halfway[0] if bypassed else layer.branch(branch, halfway[0], halfway[1], fused=True)
+            children.append(Prefixes(ids_PG, spent_PG2, hidden_PND))
+        return children
 
     def _reaches(self, depth: int, spent_PG2: Tensor) -> Tensor:
         """Whether prefixes of this depth can still end in a wanted cell, bool [P]."""
         possible = self._possible[depth]
-        left_PQ2 = self.wanted_Q2 - spent_PG2[:, :1]
+        left_PQ2 = self._wanted_Q2 - spent_PG2[:, :1]
         return ((left_PQ2 >= 0).all(-1) & possible[left_PQ2.clamp(min=0).unbind(-1)]).any(-1)
+
+    @cached_property
+    def _wanted_Q2(self) -> Tensor:
+        """The numbers of small and of big layers of the wanted cells."""
+        return torch.tensor(self.cells.spent)[self.wanted_Q]
 
     @cached_property
     def _possible(self) -> list[Tensor]:
@@ -212,7 +204,7 @@ class Tree:
 
     def _follow(self, block: Prefixes, depth: int, attend: Attend) -> Prefixes:
         """Walk through the layers in which `depth` choices decide, up to the one that asks for the next."""
-        firsts = [-1, *(layers[0] for layers in self.space.group_layers), self.space.num_layers]
+        firsts = [-1, *self.space.leaders, self.space.num_layers]
         following = decoder_layers(self.model)[firsts[depth] + 1 : firsts[depth + 1]]
         if not following:
             return block

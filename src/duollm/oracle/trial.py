@@ -16,11 +16,13 @@ from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
+from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly
 from duollm.oracle.contexts import Attend, Batch
+from duollm.oracle.frontier import Frontier
 from duollm.oracle.head import LARGE, HeadBound, log_normaliser
+from duollm.oracle.memory import Rows
 from duollm.oracle.reductions import Entered, Leaves, Reduction
-from duollm.oracle.tree import Rows, follow
+from duollm.oracle.tree import follow
 
 # The bound and the exact loss are rounded differently; a leaf this close to the best is evaluated too.
 _ROUNDING = 1e-4
@@ -56,7 +58,7 @@ class Trial:
     def __post_init__(self) -> None:
         self.hidden_ND = self.batch.hidden_BTD.flatten(0, 1)[self.rows_N]
         self.counted_N = ~self.batch.padding_BT.flatten()[self.rows_N]
-        self._kept = [part for each in self.reductions for part in each.parts]
+        self._kept = [part for each in self.reductions for part in each.parts or [each]]
 
     @property
     def model(self) -> DuoForCausalLM:

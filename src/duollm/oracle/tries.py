@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier
+from duollm.oracle.budgets import Budget, Cells, Exactly
 from duollm.oracle.contexts import Batch
+from duollm.oracle.frontier import Frontier
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, Reduction
-from duollm.records.order import draw_sizes, expected_best
+from duollm.records.best_of import draw_sizes, expected_best
 
 Floats = NDArray[np.floating]
 
@@ -38,6 +39,7 @@ class DrawnTries(Reduction):
 
     every_route = True
     left_to_right = False
+    parts: Sequence[LeafTable] = ()
 
     def __init__(self, counted_N: Tensor, drawn: DrawnLabels) -> None:
         self.counted_N, self.drawn = counted_N, drawn
@@ -45,28 +47,15 @@ class DrawnTries(Reduction):
 
     def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Make a table for every label."""
-        super().begin(batch, cells, budgets, generator)
         self._big_layers = [budget.big for budget in budgets if isinstance(budget, Exactly)]
-        labels = [label_ND for best in self.drawn.best_S for label_ND in (best.given_ND, best.scored_ND)]
-        self._tables = [LeafTable(self.counted_N, cells.space.size, each) for each in (*labels, self.drawn.expected_ND)]
-        for each in self._tables:
-            each.begin(batch, cells, budgets, generator)
-
-    def start(self, rows_N: Tensor) -> None:
-        """Leaves of these tokens, all of the batch, follow."""
-        super().start(rows_N)
-        for each in self._tables:
-            each.start(rows_N)
-
-    @property
-    def parts(self) -> Sequence[Reduction]:
-        """The tables, while the batch is searched."""
-        return self._tables
+        labels = [label_ND for best in self.drawn.parts for label_ND in (best.given_ND, best.scored_ND)]
+        self.parts = [LeafTable(self.counted_N, cells.space.size, each) for each in (*labels, self.drawn.expected_ND)]
+        super().begin(batch, cells, budgets, generator)
 
     def columns(self, frontier: Frontier) -> dict[str, Tensor]:
         """Keep the sums, and free the tables."""
-        *first_and_second, expected_MR = (table.nll_MR.cpu().numpy() for table in self._tables)
-        self._tables = []
+        *first_and_second, expected_MR = (table.nll_MR.cpu().numpy() for table in self.parts)
+        self.parts = ()
         excess_2SM1 = self.drawn.excess_2SN[..., self.counted_N, None].cpu().numpy()
         first_SMR, second_SMR = (
             np.stack(first_and_second[place::2]) - excess_SM1 for place, excess_SM1 in enumerate(excess_2SM1)

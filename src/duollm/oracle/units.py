@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from duollm.models.branch import Branch
-from duollm.oracle.budgets import Budget, Cells, Frontier
+from duollm.oracle.budgets import Budget, Cells
 from duollm.oracle.contexts import Batch
+from duollm.oracle.frontier import Frontier
 from duollm.oracle.noise import OWN_PREDICTION, LabelSource, draw_labels
 from duollm.oracle.reductions import Entered, Reduction
 
@@ -60,9 +60,7 @@ class Units(Reduction):
         `unit8_nll`: chosen for the text and scored on it; `unit8_drawn`: the same with y'; `unit8_second`: chosen for
         y' and scored on y''. The latter two are without their surprise.
         """
-        route_R = torch.arange(self.cells.space.size, device=self.rows_N.device)
-        routes_RL = self.cells.space.decode(route_R)
-        cell_R = self.cells.index(*((routes_RL == branch).sum(-1) for branch in (Branch.SMALL, Branch.BIG)))
+        cell_R = self.cells.of_routes(torch.arange(self.cells.space.size, device=self.rows_N.device))
         nll_3NR = self.nll_3NR - self.excess_3N[:, self.rows_N, None]
         kept = {}
         for size in self.sizes:

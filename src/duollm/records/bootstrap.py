@@ -1,4 +1,4 @@
-"""The bootstrap over documents: intervals for quantities that are made of sums over documents.
+"""The bootstrap over documents: intervals for quantities that are made of sums over documents, and their printing.
 
 Tokens of one document are correlated, so documents are resampled, never tokens. All quantities are computed on the same
 resamples, which makes differences between policies paired.
@@ -11,7 +11,7 @@ Shape letters: D documents, X draws (the data itself first, then the resamples),
 A trailing Q stands for any further dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+BOOTSTRAP_SAMPLES = 2000
+MINUS = "\N{MINUS SIGN}"
 _STUDENT = (1.96**2 + 1) / 2
 """t / 1.96 is to first order sqrt(1 + this / degrees of freedom) (Abramowitz and Stegun, 26.7.5)."""
 
@@ -103,7 +105,18 @@ def sum_by_document(values_TQ: Floats, document_T: Integers, documents: int) -> 
     return totals_DC.reshape(documents, *values_TQ.shape[1:])
 
 
-BOOTSTRAP_SAMPLES = 2000
+def stratified_draws(strata: Sequence[tuple[Sequence[str] | NDArray[np.str_], Floats]], seed: int) -> Floats:
+    """Return means of P quantities over all rows, for the data and every resample of documents: [X, P].
+
+    Args:
+        strata: for each stratum (domain) the document of each row, and the quantities of each row, [rows, P].
+    """
+    sums_DP, rows_D = [], []
+    for documents, values_TP in strata:
+        names, document_T = np.unique(np.asarray(documents), return_inverse=True)
+        sums_DP.append(sum_by_document(values_TP, document_T, len(names)))
+        rows_D.append(np.bincount(document_T))
+    return Bootstrap(rows_D, BOOTSTRAP_SAMPLES, seed).ratio(np.concatenate(sums_DP), np.concatenate(rows_D))
 
 
 def mean_draws(documents: Sequence[str] | NDArray[np.str_], nll_TP: Floats, seed: int = 0) -> Floats:
@@ -114,10 +127,37 @@ def mean_draws(documents: Sequence[str] | NDArray[np.str_], nll_TP: Floats, seed
     Args:
         documents: the document of each token, [T].
     """
-    names, document_T = np.unique(np.asarray(documents), return_inverse=True)
-    totals_DP = sum_by_document(nll_TP, document_T, len(names))
-    tokens_D = np.bincount(document_T)
-    means_XP = Bootstrap([tokens_D], BOOTSTRAP_SAMPLES, seed).ratio(totals_DP, tokens_D)
-    if len(names) == 1:
+    means_XP = stratified_draws([(documents, nll_TP)], seed)
+    if len(set(documents)) == 1:
         means_XP[1:] = np.nan
     return means_XP
+
+
+def nats(value: float | None, decimals: int = 3) -> str:
+    """Format a loss, a difference or a share."""
+    return "\N{EN DASH}" if value is None else f"{value:.{decimals}f}".replace("-", MINUS)
+
+
+def percent(value: float) -> str:
+    """Format a share as a whole percentage."""
+    return f"{value:.0%}".replace("-", MINUS)
+
+
+def tenths(share: float) -> str:
+    """Format a share as a percentage with one decimal."""
+    return f"{share:.1%}".replace("-", MINUS)
+
+
+def whole(value: float) -> str:
+    """Format a count."""
+    return f"{value:.0f}"
+
+
+def brackets(measured: Estimate, form: Callable[[float], str] = nats) -> str:
+    """Format the interval of an estimate."""
+    return f"[{form(measured.low)}, {form(measured.high)}]"
+
+
+def with_interval(measured: Estimate | None, form: Callable[[float], str] = nats) -> str:
+    """Format an estimate and its interval, or say that it was not measured."""
+    return "not measured" if measured is None else f"{form(measured.value)} {brackets(measured, form)}"

@@ -12,8 +12,8 @@ STATIC = "static"
 RANDOM = "random-patterns"
 CEILING = "ceiling"
 """The predictable ceiling: the best that a chooser without the label reached."""
-SHUFFLED = "shuffled"  # the control: the deepest predictor, fitted to the gains of other tokens
-"""The control of the ceiling: a predictor that was fitted to the gains of other tokens."""
+SHUFFLED = "shuffled"
+"""The control of the ceiling: the deepest predictor, fitted to the gains of other tokens."""
 
 PATTERNS_DRAWN = 100
 BEST_PATTERNS = f"best-of-{PATTERNS_DRAWN}-patterns"

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from duollm.errors import UserError
 from duollm.models.branch import Branch
+from duollm.records.best_of import chance_of_best
 from duollm.records.bootstrap import Floats, Integers
 from duollm.records.files import KINDS, ResultFile
 from duollm.records.keys import ALL_BIG, ALL_SMALL, Key
-from duollm.records.order import chance_of_best
 from duollm.records.tokens import Tokens
 from duollm.routes.space import RouteSpace
 
@@ -98,6 +98,30 @@ def _patterns(file: ResultFile, documents: list[str]) -> PatternSums:
     return PatternSums(documents, file.space(), route_R, nll_DR, counted_D)
 
 
+def first_half(documents: int, seed: int) -> NDArray[np.bool_]:
+    """Return which documents [D] belong to the first half of a seeded random split.
+
+    Raises:
+        UserError: fewer than two documents.
+    """
+    if documents < 2:
+        raise UserError(
+            "a fixed pattern is chosen on one half of the documents and scored on the other, "
+            f"which needs at least 2 documents per domain, got {documents}"
+        )
+    order = np.random.default_rng(seed).permutation(documents)
+    return np.asarray(np.isin(np.arange(documents), order[: documents // 2]))
+
+
+def best_on_other_half(nll_sum_DR: NDArray[np.float64], in_first_D: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each document [D] the index of the route with the lowest sum over the other half.
+
+    Ties go to the first route.
+    """
+    best = {half: int(nll_sum_DR[in_first_D == half].sum(0).argmin()) for half in (True, False)}
+    return np.asarray([best[not half] for half in in_first_D.tolist()])
+
+
 def best_of(nll_DR: Floats, drawn: Sequence[int], in_first_D: NDArray[np.bool_]) -> Floats:
     """Return the expected nll sum [N, D] of the best of `drawn` distinct random patterns, cross-fitted.
 
@@ -144,25 +168,3 @@ def whole_document_sums(oracle: Tokens, patterns: PatternSums) -> Floats:
             all_D = oracle.by_document(oracle.policies[key].nll_T)
             estimate_DR += np.outer(all_D - scale_D * counted_D, weight_R)
     return estimate_DR
-
-
-def read_best_routes(run: Path, oracle: Tokens) -> dict[int, tuple[list[int], Floats]]:
-    """Read oracle/<domain>.best_of.parquet: by budget, sizes of a draw and nll sums [N, D] over the counted tokens.
-
-    Returns:
-        An empty dictionary if the run has no such file.
-    """
-    path = run / "oracle" / f"{oracle.domain}{KINDS['best_of']}.parquet"
-    if not path.exists():
-        return {}
-    file = ResultFile.open(path, "duollm oracle", path.parent)
-    names, own_document = file.documents()
-    document = np.array([oracle.documents.index(name) for name in names])[own_document]
-    big, drawn, nll_sum = file.integers("big_layers"), file.integers("drawn"), file.floats("nll_sum")
-    found = {}
-    for k in np.unique(big):
-        sizes, size = np.unique(drawn[big == k], return_inverse=True)
-        nll_ND = np.zeros((len(sizes), len(oracle.documents)))
-        nll_ND[size, document[big == k]] = nll_sum[big == k]
-        found[int(k)] = sizes.tolist(), nll_ND
-    return found

@@ -17,27 +17,23 @@ import numpy as np
 from duollm.errors import UserError
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Bootstrap, Floats, Integers
-from duollm.records.halves import first_half
 from duollm.records.keys import (
     ALL_BIG,
     ALL_SMALL,
     BEST_PATTERNS,
     CEILING,
-    DRAWN_ORACLE,
     ORACLE,
     PATTERNS_DRAWN,
     RANDOM,
     STATIC,
     Key,
 )
-from duollm.records.patterns import PatternSums, best_of, static, whole_document_sums
+from duollm.records.patterns import PatternSums, best_of, first_half, static, whole_document_sums
 from duollm.records.tokens import PolicyTokens, Tokens
-from duollm.records.windows import window_sums
+from duollm.records.use import Sums, use_sums, window_sums
 
 NLL, BIG, FLOPS, ROUTER_FLOPS = "nll", "big", "flops", "router_flops"
 """Sums over the tokens of a document: nats, big layers spent, FLOPs of forwards, and of routers alone."""
-TAKEN, AGREEING = "branches", "agreeing"
-"""Sums by layer: tokens on each branch [D, L, C], and tokens on the oracle's branch [D, L]."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Records:
     num_layers: int
     strata: tuple[int, ...]
     tokens_D: Integers
-    sums: dict[tuple[str, Key], Floats]
+    sums: Sums
     skips: bool = False
     possible: tuple[int, ...] = ()
 
@@ -98,7 +94,7 @@ def pool(domains: Sequence[Records]) -> Records:
 
 def records_of_oracle_text(tokens: Tokens, patterns: PatternSums, seed: int) -> Records:
     """Sum every policy on the oracle's text. `seed` splits the documents for the choice of patterns."""
-    sums: dict[tuple[str, Key], Floats] = {}
+    sums: Sums = {}
     in_first_D, tokens_D = first_half(len(tokens.documents), seed), tokens.tokens_D
     choosers = {key: one for key, one in tokens.policies.items() if key.kind or key.policy.startswith(CEILING)}
     for key, one in tokens.policies.items():
@@ -112,7 +108,7 @@ def records_of_oracle_text(tokens: Tokens, patterns: PatternSums, seed: int) -> 
         sums |= _fixed(Key(RANDOM, k), nll_DR.mean(1), tokens_D)
     for key, one in choosers.items():
         sums |= _sums(tokens, key, one)
-    return _records(tokens, tokens_D, sums | _layer_sums(tokens))
+    return _records(tokens, tokens_D, sums | use_sums(tokens))
 
 
 def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: PatternSums, seed: int) -> Records:
@@ -122,7 +118,7 @@ def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: 
         UserError: a policy was run on another text.
     """
     tokens_D, in_first_D = patterns.counted_D, first_half(len(patterns.documents), seed)
-    sums: dict[tuple[str, Key], Floats] = {}
+    sums: Sums = {}
     for k, nll_DR in patterns.by_budget():
         sums |= _fixed(Key(STATIC, k), static(nll_DR, in_first_D), tokens_D)
     ends = ((Key(ALL_SMALL, 0), oracle.space.lowest), (Key(ALL_BIG, oracle.space.num_layers), Branch.BIG))
@@ -140,17 +136,17 @@ def records_of_compared_text(oracle: Tokens, files: Iterable[Tokens], patterns: 
     return _records(oracle, tokens_D, sums)
 
 
-def _records(oracle: Tokens, tokens_D: Integers, sums: dict[tuple[str, Key], Floats]) -> Records:
+def _records(oracle: Tokens, tokens_D: Integers, sums: Sums) -> Records:
     skips = len(oracle.space.branches) > 2
     layers, possible = oracle.space.num_layers, tuple(oracle.space.big_layers)
     return Records(oracle.domain, oracle.context, layers, (len(tokens_D),), tokens_D, sums, skips, possible)
 
 
-def _fixed(key: Key, nll_D: Floats, tokens_D: Integers) -> dict[tuple[str, Key], Floats]:
+def _fixed(key: Key, nll_D: Floats, tokens_D: Integers) -> Sums:
     return {(NLL, key): nll_D, (BIG, key): key.big_layers * tokens_D.astype(np.float64)}
 
 
-def _sums(tokens: Tokens, key: Key, one: PolicyTokens) -> dict[tuple[str, Key], Floats]:
+def _sums(tokens: Tokens, key: Key, one: PolicyTokens) -> Sums:
     tokens_D = tokens.tokens_D.astype(np.float64)
     sums = _fixed(key, tokens.by_document(one.nll_T), tokens.tokens_D)
     if one.spent_T is not None:
@@ -159,27 +155,6 @@ def _sums(tokens: Tokens, key: Key, one: PolicyTokens) -> dict[tuple[str, Key], 
         sums[FLOPS, key] = one.flops_per_token * tokens_D
     if one.router_flops_per_token is not None:
         sums[ROUTER_FLOPS, key] = one.router_flops_per_token * tokens_D
-    return sums
-
-
-def _layer_sums(tokens: Tokens) -> dict[tuple[str, Key], Floats]:
-    """Count branches by layer, of routers and of every search, and where routers and the main oracle agree."""
-    sums: dict[tuple[str, Key], Floats] = {}
-    picked = {k: tokens.oracle(k).routes_TL for k in tokens.searched()}
-    searches = {
-        key: one.routes_TL
-        for key, one in tokens.policies.items()
-        if key.policy in (ORACLE, DRAWN_ORACLE) and one.route_T is not None
-    }
-    taken = {key: one.routes_TL for key, one in tokens.routers().items()}
-    for key, routes_TL in (searches | taken).items():
-        sums[TAKEN, key] = tokens.by_document((routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64))
-    for key, one in tokens.routers().items():
-        sums |= window_sums(tokens, key, one)
-    for key, routes_TL in taken.items():
-        if key.big_layers in picked:
-            same_TL = routes_TL == picked[key.big_layers]
-            sums[AGREEING, key] = tokens.by_document(same_TL.astype(np.float64))
     return sums
 
 
@@ -193,7 +168,7 @@ class Draws:
         self.records = records
         ends = np.cumsum(records.strata)[:-1]
         self.bootstrap = Bootstrap(np.split(records.tokens_D, ends), samples, seed)
-        self._means: dict[tuple[str, Key], Floats] = {}
+        self._means: Sums = {}
         self._key = {
             (key.policy, key.big_layers): key
             for quantity, key in records.sums

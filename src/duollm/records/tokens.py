@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from duollm.errors import UserError
-from duollm.files import read_json
 from duollm.records.bootstrap import Floats, Integers, sum_by_document
-from duollm.records.files import KINDS, ResultFile
+from duollm.records.files import ResultFile
 from duollm.records.keys import (
     ALL_BIG,
     ALL_SMALL,
@@ -148,32 +147,6 @@ class Tokens:
     def routers(self) -> dict[Key, PolicyTokens]:
         """The trained routers, ordered by kind, budget and way of spending."""
         return {key: policy for key, policy in self.policies.items() if key.kind}
-
-
-def list_domains(run: Path) -> list[str]:
-    """Return the domains that the oracle has searched, in the recipe's order if the run folder has it.
-
-    Raises:
-        UserError: there is none.
-    """
-    files = sorted((run / "oracle").glob("*.parquet"))
-    others = tuple(f"{ending}.parquet" for ending in KINDS.values() if ending)
-    domains = [file.name.removesuffix(".parquet") for file in files if not file.name.endswith(others)]
-    if not domains:
-        raise UserError(f"{run / 'oracle'}: no oracle results here; run `duollm oracle` first")
-    order = _recipe_order(run / "data" / "manifest.json")
-    return sorted(domains, key=lambda domain: (order.get(domain, len(order)), domain))
-
-
-def _recipe_order(manifest: Path) -> dict[str, int]:
-    """Return the place of every domain in the recipe; empty for a run on data kept elsewhere."""
-    if not manifest.exists():
-        return {}
-    try:
-        sources = read_json(manifest)["sources"]
-        return {source["domain"]: place for place, source in enumerate(sources)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest}: not the manifest of packed data ({error}); delete {manifest.parent}") from None
 
 
 def read_tokens(run: Path, domain: str) -> tuple[Tokens, list[Tokens]]:

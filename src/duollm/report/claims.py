@@ -12,10 +12,10 @@ from textwrap import fill
 from typing import Any, Self, get_args
 
 from duollm.analysis.claims.models import BY_TASKS
-from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, over_seeds, studies_of
-from duollm.analysis.verdicts import Claim, Labels, Verdict
+from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, studies_of
+from duollm.analysis.verdicts import Claim, Labels, Verdict, over_seeds
 from duollm.errors import UserError, did_you_mean
-from duollm.records.numbers import with_interval
+from duollm.records.bootstrap import with_interval
 from duollm.terminal import Cell, print_table
 
 WIDTH = 100
@@ -96,7 +96,7 @@ class ClaimTable:
 
     def write_figure(self, folder: Path) -> None:
         """Write the figure of C14 and C15, if dense or frozen runs were scored."""
-        from duollm.report.model_figures import write_duo_and_dense
+        from duollm.report.loss_figures import write_duo_and_dense
 
         write_duo_and_dense(self.columns, folder)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -13,7 +14,6 @@ from duollm.analysis.token_classes import is_python
 from duollm.records.bootstrap import Integers
 from duollm.records.tokens import Tokens
 from duollm.report.chart import draw_chart, write_csv
-from duollm.report.fonts import use_fonts_for_all_text
 from duollm.report.gain_figures import (
     ceiling_budget,
     gain_by_depth,
@@ -23,9 +23,9 @@ from duollm.report.gain_figures import (
 )
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
-from duollm.report.passages import first_window, one_line
-from duollm.report.style import save, styled
+from duollm.report.style import save, styled, use_fonts_for_all_text
 from duollm.report.token_figures import difficulty_by_loss, losses_of_text, route_strips
+from duollm.terminal import one_line
 
 CAPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "agreement": ("How often routers take the oracle's branch, by layer, against chance.", ()),
@@ -119,8 +119,9 @@ def shorten_names(names: Sequence[str], figures: Iterable[Figure]) -> None:
 
 
 def _start_of_text(tokens: Tokens) -> tuple[list[int], list[str]]:
-    """Return the first tokens of the first document, and their texts."""
-    rows = first_window(tokens, 0)[:_STRIP_TOKENS]
+    """Return the first tokens of the first document, all of one window, and their texts."""
+    in_window_T = (tokens.document_T == 0) & (tokens.window_T == tokens.window_T[tokens.document_T == 0].min())
+    rows = np.flatnonzero(in_window_T)[:_STRIP_TOKENS].tolist()
     return rows, [one_line(tokens.text[t]) for t in rows]
 
 

@@ -1,20 +1,31 @@
-"""Figures of loss: against the budget (paper, figure 4b), the size of a random draw (4a), its slope (4c), and cost."""
+"""Figures of loss: against the budget (paper, figure 4b), the size of a random draw (4a), its slope (4c), and cost.
+
+And beside dense models of equal FLOPs, and one whose big FFNs were frozen (figure 8).
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import nan
+from pathlib import Path
 
+from duollm.analysis.claims.runs import Column
 from duollm.analysis.results import BestOfRow, ComparisonRow, LossRow, Results
-from duollm.records.bootstrap import Estimate
+from duollm.records.bootstrap import Estimate, Floats, interval
 from duollm.records.keys import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, PATTERNS_DRAWN, RANDOM, STATIC
-from duollm.report.chart import Chart, Panel, Point, Series, lines
-from duollm.report.style import GREY, Look, policy_look, router_looks
+from duollm.report.chart import Chart, Panel, Point, Series, draw_chart, lines, write_csv
+from duollm.report.style import GREY, Look, policy_look, router_looks, save, styled
 
 _COSTS = {"relative_time": "time per token, all big = 1", "relative_flops": "FLOPs per token, all big = 1"}
 _BEST_PATTERNS = Look("best of N random patterns", GREY, "")
 _BEST_ROUTES = Look("best of N random routes per token", "#56B4E9", "")
 _NLL = "nll (nats per token)"
+_MODELS = {
+    "duo": Look("duo, branches at random", "#0072B2", "o"),
+    "dense": Look("dense of equal FLOPs", "#000000", "s", "--"),
+    "frozen": Look("big trained first and frozen", "#D55E00", "D"),
+}
+_SHARE_OF_BIG = "share of big; dense: as wide as the duo is on average"
 
 
 def nll_by_budget(results: Results, domains: Sequence[str], routers: Sequence[str]) -> Chart:
@@ -153,3 +164,36 @@ def _costs(name: str, look: Look, known: Sequence[tuple[ComparisonRow, float, fl
         elif row.variant == name:
             points.append(Point(cost, nll, note=f"k = {row.big_layers}"))
     return Series(look, points, form)
+
+
+def duo_and_dense(columns: Sequence[Column]) -> Chart | None:
+    """Return loss and accuracy against the share of big, a row per seed; None if no dense or frozen run was scored."""
+    grid = [line for column in columns if (line := list(_panels(column)))]
+    return Chart([line for line in grid if len(line) == len(grid[0])], 5.0, 3.6) if grid else None
+
+
+def _panels(column: Column) -> Iterator[Panel]:
+    assert column.main.results
+    title = f"{column.main.folder.name}, seed {column.seed}"
+    if losses := column.losses_beside(column.main.results.headline):
+        yield Panel(title, _SHARE_OF_BIG, _NLL, _series(losses), perplexity=True)
+    if accuracies := column.accuracies_beside():
+        yield Panel(title, _SHARE_OF_BIG, "accuracy on tasks", _series(accuracies))
+
+
+def _series(beside: Mapping[tuple[str, float], tuple[Floats, Floats]]) -> list[Series]:
+    points: dict[str, dict[float, Point]] = {}
+    for (model, share), (other_X, duo_X) in beside.items():
+        points.setdefault(model, {})[share] = Point.of(share, interval(other_X))
+        points.setdefault("duo", {})[share] = Point.of(share, interval(duo_X))
+    return [lines(_MODELS[model], of_model.values()) for model, of_model in points.items()]
+
+
+def write_duo_and_dense(columns: Sequence[Column], folder: Path) -> Path | None:
+    """Write the figure as SVG, PDF and CSV; return the SVG's path, or None if there is nothing to draw."""
+    chart = duo_and_dense(columns)
+    if chart is None:
+        return None
+    write_csv(chart, folder / "duo_and_dense.csv")
+    with styled():
+        return save(draw_chart(chart), folder, "duo_and_dense")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from duollm.analysis.results import LossRow, Results
 from duollm.files import write_text
+from duollm.records.bootstrap import with_interval
 from duollm.records.keys import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, STATIC
-from duollm.records.numbers import with_interval
 from duollm.report.style import policy_look, router_looks
 
 _HEADING = "## Results"

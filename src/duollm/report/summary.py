@@ -6,9 +6,8 @@ from pathlib import Path
 
 from duollm.analysis.results import Results, read_results
 from duollm.files import read_json
-from duollm.records.bootstrap import Estimate
+from duollm.records.bootstrap import Estimate, nats, tenths, with_interval
 from duollm.records.keys import AVERAGE, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC
-from duollm.records.numbers import nats, tenths, with_interval
 from duollm.report.gain_figures import of_first_context
 from duollm.terminal import Cell, print_table, sparkline
 

@@ -13,9 +13,8 @@ from matplotlib.patches import Patch
 from duollm.analysis.difficulty import HIGH_LOSS_QUANTILE, difficulty
 from duollm.analysis.results import Results
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Floats, Integers
+from duollm.records.bootstrap import Floats, Integers, percent, with_interval
 from duollm.records.keys import ALL_BIG, ALL_SMALL, ORACLE, Key
-from duollm.records.numbers import percent, with_interval
 from duollm.records.tokens import Tokens
 from duollm.report.chart import Chart, Panel, Point, Series, draw_series
 from duollm.report.style import GREY, Look, policy_look

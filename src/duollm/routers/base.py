@@ -51,6 +51,12 @@ class RouterTraining:
     labels: Labels | None = None
     patterns: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def big_layers(self) -> int:
+        """The budget as a number of big layers, of a router that is trained for one budget."""
+        assert self.budget is not None
+        return round(self.budget * self.model.config.num_hidden_layers)
+
     def prepare_model(self) -> None:
         """Freeze the model, unless it is trained together with the router, and prepare it for training."""
         self.model.requires_grad_(self.config.train_backbone)

@@ -82,7 +82,8 @@ def calibrate(
 ) -> float:
     """Set `router.price` so that its hard choices on `batches` spend `budget`.
 
-    The search starts at the router's present price. It first uses a quarter of the batches, then all of them.
+    The search starts at the router's present price. It first uses a quarter of the batches, then all of them, from the
+    price and the slope that it found.
 
     Args:
         batches: token ids [B, T] each, from validation documents.
@@ -92,10 +93,10 @@ def calibrate(
         The mean cost on `batches` at the price that came nearest.
     """
     router.eval()
-    few = batches[: max(1, len(batches) // 4)]
+    few, slope = batches[: max(1, len(batches) // 4)], 0.0
     if len(few) < len(batches):
-        _nearest_price(model, router, few, budget, 4 * tolerance)
-    return _nearest_price(model, router, batches, budget, tolerance)
+        _, slope = _nearest_price(model, router, few, budget, 4 * tolerance)
+    return _nearest_price(model, router, batches, budget, tolerance, slope)[0]
 
 
 @torch.inference_mode()
@@ -167,9 +168,16 @@ def mean_cost(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor]) 
 
 
 def _nearest_price(
-    model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], budget: float, tolerance: float
-) -> float:
-    """Search from the router's price on, set the one that came nearest, and return what it spends."""
+    model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], budget: float, tolerance: float, slope: float = 0
+) -> tuple[float, float]:
+    """Search from the router's price on, and set the one that came nearest.
+
+    Args:
+        slope: by how much the mean cost changes with the price, if it is known.
+
+    Returns:
+        what the router spends at this price, and the slope there; 0 if one run was enough.
+    """
     tried: list[tuple[float, float]] = []
 
     def excess(price: float) -> float:
@@ -178,19 +186,21 @@ def _nearest_price(
         return tried[-1][0]
 
     start = router.price.item()
-    _find_root(excess, start, _FIRST_STEP + abs(start) / 16, tolerance)
-    nearest, price = min(tried, key=lambda each: abs(each[0]))
+    _find_root(excess, start, slope, tolerance)
+    (nearest, price), *others = sorted(tried, key=lambda each: abs(each[0]))
     router.price.fill_(price)
-    return budget + nearest
+    return budget + nearest, (others[0][0] - nearest) / (others[0][1] - price) if others else 0.0
 
 
-def _find_root(excess: Callable[[float], float], start: float, step: float, tolerance: float) -> None:
+def _find_root(excess: Callable[[float], float], start: float, slope: float, tolerance: float) -> None:
     """Evaluate a falling function until it is within `tolerance` of 0, or `_MOST_RUNS` times.
 
-    First ever longer steps away from `start` until the sign changes, then alternately the secant and the middle of the
-    bracket: jumps of the function, where many tokens share a score, stall the secant alone.
+    First ever longer steps away from `start` until the sign changes, the first as long as the slope tells, unless that
+    is 0. Then alternately the secant and the middle of the bracket: jumps of the function, where many tokens share a
+    score, stall the secant alone.
     """
     price, here = start, excess(start)
+    step = abs(here / slope) if slope else _FIRST_STEP + abs(start) / 16
     step = step if here > 0 else -step
     left, right = (price, here), (price, here)
     for round_ in range(_MOST_RUNS - 1):

@@ -22,7 +22,8 @@ from duollm.ridge import ridge
 from duollm.routers.base import LABEL_SETTINGS, Listener, Router, RouterTraining, branch_costs
 from duollm.routes.space import RouteSpace
 
-_FOLDS = 4
+FOLDS = 4
+"""Predictions are cross-fitted over so many parts of the text."""
 _PENALTIES = tuple(10.0**power for power in range(-3, 4))
 _BATCH = 16
 
@@ -37,10 +38,12 @@ class RouteChooser(Router):
     A kind says how losses are predicted: `lowered`, `cross_fit` and `keep`.
 
     Attributes:
+        saved: names of the whole numbers that are saved with the weights.
         routes_RL: the codebook, `LARGEST_CODEBOOK` rows. A row with bias -inf is not in use.
     """
 
     settings: ClassVar[tuple[str, ...]] = (*LABEL_SETTINGS, "codebook_routes", "decide_at")
+    saved: ClassVar[tuple[str, ...]] = ("decide_at",)
     needs_labels = True
     joint = False
     routes_RL: Tensor
@@ -68,12 +71,13 @@ class RouteChooser(Router):
         raise NotImplementedError
 
     def get_extra_state(self) -> Tensor:
-        """Return `decide_at`, to be saved with the weights."""
-        return torch.tensor(self.decide_at)
+        """Return the numbers that are saved with the weights."""
+        return torch.tensor([getattr(self, name) for name in self.saved])
 
     def set_extra_state(self, state: Any) -> None:
-        """Restore `decide_at`."""
-        self.decide_at = int(state)
+        """Restore the numbers that were saved with the weights."""
+        for name, number in zip(self.saved, state.flatten().tolist(), strict=True):
+            setattr(self, name, number)
 
     def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Any:
         """Return `big_layers`: tokens choose among the routes with exactly this many big layers, if there are any."""
@@ -118,26 +122,49 @@ class RouteChooser(Router):
         """Choose the routes and fit the predictions to the labels, in closed form.
 
         Static is the route with k big layers and the lowest mean loss. Candidates are the labelled routes with k - 1, k
-        or k + 1 big layers that start like static. For the choice of the routes (`choose_routes`) the predictions from
-        the states at layer `decide_at` are cross-fitted: those of a window come from the other windows, so that no
-        token chooses a route by its own label.
+        or k + 1 big layers that start like static.
         """
         config, labels = training.config, training.labels
         assert labels is not None
-        assert training.budget is not None
-        big_layers = round(training.budget * self.num_layers)
-        leaders = self.space.leaders  # no other layer decides
-        self.decide_at = max([layer for layer in leaders if layer <= config.decide_at], default=leaders[0])
-        device, windows = training.model.device, len(labels.token_ids_WT)
+        big_layers = training.big_layers
+        self.decide_by(config.decide_at)
+        device = training.model.device
         routes_RL, losses_WNR, static, price = _candidates(labels, big_layers, self.decide_at, config.text_weight)
         routes_RL, loss_MR = routes_RL.to(device), losses_WNR.flatten(0, 1).to(device)
         states_MD = _states(training.model, labels.token_ids_WT, routes_RL[static], self.decide_at)
-        fold_M = torch.arange(windows, device=device).repeat_interleave(len(loss_MR) // windows) % _FOLDS
-        predicted_MR = self.cross_fit(states_MD, loss_MR, fold_M, config)
         toll_R = price * ((routes_RL == Branch.BIG).sum(-1) - big_layers)
+        self.choose(routes_RL, static, toll_R, states_MD, loss_MR, len(labels.token_ids_WT), config)
+
+    def decide_by(self, layer_idx: int) -> None:
+        """Set `decide_at` to the last of the layers up to this one that decide: where layers vary in groups, few do."""
+        leaders = self.space.leaders
+        self.decide_at = max([leader for leader in leaders if leader <= layer_idx], default=leaders[0])
+
+    def choose(
+        self,
+        routes_RL: Tensor,
+        static: int,
+        toll_R: Tensor,
+        states_MD: Tensor,
+        loss_MR: Tensor,
+        windows: int,
+        config: RouterConfig,
+    ) -> None:
+        """Choose the codebook among some routes (`choose_routes`), and fit the predictions of their losses.
+
+        For the choice, predictions are cross-fitted: those of a window come from other windows, so that no token
+        chooses a route by its own label.
+
+        Args:
+            static: the index of the route that comes first.
+            toll_R: what is added to the losses of each route, nats.
+            windows: number of windows from which the M states come, the same number from each.
+        """
+        fold_M = torch.arange(windows, device=loss_MR.device).repeat_interleave(len(loss_MR) // windows) % FOLDS
+        predicted_MR = self.cross_fit(states_MD, loss_MR, fold_M, config)
         chosen = choose_routes(loss_MR + toll_R, predicted_MR + toll_R, static, config.codebook_routes)
+        self.routes_RL[:] = routes_RL[static]
         self.routes_RL[: len(chosen)] = routes_RL[chosen]
-        self.routes_RL[len(chosen) :] = routes_RL[static]
         self.bias_R.fill_(-torch.inf)
         self.keep(states_MD, loss_MR[:, chosen])
 
@@ -197,6 +224,13 @@ def choose_routes(loss_MR: Tensor, predicted_MR: Tensor, first: int, number: int
     return chosen
 
 
+def price_of_big(mean_R: Tensor, big_R: Tensor) -> float:
+    """Return by how many nats one more big layer lowers the lowest mean loss of routes, given their big layers."""
+    budgets = big_R.unique().tolist()
+    lowest = [mean_R[big_R == big].min().item() for big in budgets]
+    return max(0.0, (lowest[0] - lowest[-1]) / max(1, budgets[-1] - budgets[0]))
+
+
 def cross_fitted(states_MD: Tensor, loss_MR: Tensor, fold_M: Tensor) -> tuple[float, Tensor]:
     """Predict each fold from the others; return the penalty with the lowest squared error and its predictions."""
     predicted_JMR = loss_MR.new_empty(len(_PENALTIES), *loss_MR.shape)
@@ -238,8 +272,7 @@ def _candidates(
     big_R, mean_R = (routes_RL == Branch.BIG).sum(-1), losses_WNR.mean((0, 1))
     static = int(mean_R.masked_fill(big_R != big_layers, torch.inf).argmin())
     alike_R = (routes_RL[:, :decide_at] == routes_RL[static, :decide_at]).all(-1)
-    lowest = [mean_R[big_R == big].min().item() for big in big_R.unique().tolist()]
-    price = max(0.0, (lowest[0] - lowest[-1]) / max(1, len(lowest) - 1))
+    price = price_of_big(mean_R, big_R)
     return routes_RL[alike_R], losses_WNR[..., alike_R], int(alike_R[:static].sum()), price
 
 

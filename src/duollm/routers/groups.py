@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from duollm.measure.executor import deciding_flops
 from duollm.models.policy import Choice, Policy
 from duollm.routes.space import RouteSpace
 
@@ -40,8 +41,7 @@ class ByGroup(nn.Module):
 
     def flops_per_token(self) -> int:
         """Count what the policy counts."""
-        own = getattr(self.policy, "flops_per_token", None)
-        return 0 if own is None else int(own())
+        return deciding_flops(self.policy)
 
 
 def by_group(policy: Policy, space: RouteSpace) -> Policy:

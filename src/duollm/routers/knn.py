@@ -31,6 +31,7 @@ class KnnRouter(RouteChooser):
     """
 
     settings = (*RouteChooser.settings, "neighbours")
+    saved = (*RouteChooser.saved, "neighbours")
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
         super().__init__(config, branches)
@@ -40,14 +41,6 @@ class KnnRouter(RouteChooser):
     def _make_room(self, tokens: int) -> None:
         self.keys_MD = nn.Parameter(self.bias_R.new_zeros(tokens, self.hidden_size))
         self.losses_MR = nn.Parameter(self.bias_R.new_zeros(tokens, LARGEST_CODEBOOK))
-
-    def get_extra_state(self) -> Tensor:
-        """Return `decide_at` and `neighbours`, to be saved with the weights."""
-        return torch.tensor([self.decide_at, self.neighbours])
-
-    def set_extra_state(self, state: Any) -> None:
-        """Restore `decide_at` and `neighbours`."""
-        self.decide_at, self.neighbours = state.tolist()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Make room for as many tokens as were saved, then load."""

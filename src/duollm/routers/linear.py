@@ -105,9 +105,7 @@ def imitation_loss(router: DistilledRouter, training: RouterTraining) -> LossFn:
     """
     model, config, labels = training.model, training.config, training.labels
     assert labels is not None
-    assert training.budget is not None
-    big_layers = round(training.budget * router.num_layers)
-    indices = labels.with_big(big_layers, big_layers)
+    indices = labels.with_big(training.big_layers, training.big_layers)
     routes_RL = labels.space.decode(labels.route_ids_R[indices]).to(model.device)
     losses_WNR = labels.losses(indices, config.text_weight)
     probability_WNR = (-losses_WNR / config.label_temperature).softmax(-1).to(model.device)

@@ -8,7 +8,6 @@ Shape letters: B batch, T tokens, L layers, J groups of layers (every layer, if 
 choose from.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,8 +42,7 @@ class RandomGates:
     budgets occur.
 
     Args:
-        branches: the branches to draw from, ascending; big is the last.
-        space: says which layers vary together; default: every layer varies by itself.
+        space: says which branches there are, of which big is the last, and which layers vary together.
 
     Attributes:
         gates_JBT3: the weights of one forward, group by group.
@@ -56,14 +54,8 @@ class RandomGates:
     random_share = 1.0
     pattern_BL: Tensor | None = None
 
-    def __init__(
-        self,
-        branches: Sequence[Branch],
-        batch_BT: Tensor,
-        generator: torch.Generator,
-        space: RouteSpace | None = None,
-    ) -> None:
-        self.branches_C = torch.tensor(branches, device=batch_BT.device)
+    def __init__(self, space: RouteSpace, batch_BT: Tensor, generator: torch.Generator) -> None:
+        self.branches_C = torch.tensor(space.branches, device=batch_BT.device)
         self.generator, self.space = generator, space
         self.gates_JBT3: list[Tensor] = []
         self.big_B1 = torch.rand(len(batch_BT), 1, generator=generator, device=batch_BT.device)
@@ -84,7 +76,7 @@ class RandomGates:
             len(routes_RL), (len(self.big_B1),), generator=self.generator, device=self.big_B1.device
         )
         self.pattern_BL, self.big_B1 = routes_RL[drawn_B], share_R[drawn_B, None]
-        self.random_share = 1 / len(self.space.leaders if self.space else routes_RL[0])
+        self.random_share = 1 / len(self.space.leaders)
 
     def draw(self, states_BTD: Tensor) -> Tensor:
         """Draw a branch for every token, integers [B, T]."""
@@ -124,7 +116,7 @@ class RouterGates(RandomGates):
     price_B1: Tensor | None = None
 
     def __init__(self, router: Router, batch_BT: Tensor, generator: torch.Generator, off_policy: bool = False) -> None:
-        super().__init__(router.branches, batch_BT, generator, router.space)
+        super().__init__(router.space, batch_BT, generator)
         self.router, self.off_policy = router, off_policy
         self.scores_JBTC: list[Tensor] = []
 
@@ -189,14 +181,12 @@ def marginal_gains(model: DuoForCausalLM, batch_BT: Tensor, gates: RandomGates) 
     Returns:
         gains [J, B, T - 1, C] in nats per layer, of the tokens that predict one, float32; nll in nats per token.
     """
-    policy = by_group(gates, gates.space) if gates.space else gates
-    logits_BTV = model(input_ids=batch_BT, policy=policy, use_cache=False).logits
+    logits_BTV = model(input_ids=batch_BT, policy=by_group(gates, gates.space), use_cache=False).logits
     nll = cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), batch_BT[:, 1:].flatten(), reduction="sum")
     slopes_JBT3 = torch.stack(torch.autograd.grad(nll, gates.gates_JBT3))
     gains_JBTC = -slopes_JBT3[:, :, :-1, gates.branches_C].float()
-    if gates.space:
-        gains_JBTC = gains_JBTC / gains_JBTC.new_tensor(gates.space.group_sizes)[:, None, None, None]
-    return gains_JBTC, nll.item() / batch_BT[:, 1:].numel()
+    layers_J = gains_JBTC.new_tensor(gates.space.group_sizes)
+    return gains_JBTC / layers_J[:, None, None, None], nll.item() / batch_BT[:, 1:].numel()
 
 
 def centred(values: Tensor) -> Tensor:

@@ -141,13 +141,15 @@ def calibrate_around(
         The mean cost on `batches`, as `calibrate` does.
     """
     router.eval()
-    leaders, mean_J = router.space.leaders, _mean_margins(model, router, batches, prior.route_L)
-    losses, found = dict[float, Tensor](), {}
-    for scale in SCALES:
-        offset_J = (prior.price - prior.worth_J).sign() * _ALWAYS if scale == 0 else mean_J - prior.worth_J / scale
+    leaders, budget = router.space.leaders, budget_of(model.config, router, big_layers)
+    static_WT, mean_J = _along(model, router, batches, prior.route_L)
+    losses = {0.0: static_WT}
+    found = {0.0: (budget, 0.0, (prior.price - prior.worth_J).sign() * _ALWAYS)}
+    for scale in filter(None, SCALES):
+        offset_J = mean_J - prior.worth_J / scale
         router.offset_L.zero_()[leaders] = offset_J
-        router.price.fill_(prior.price / scale if scale else 0.0)
-        spent = calibrate(model, router, batches, budget_of(model.config, router, big_layers))
+        router.price.fill_(prior.price / scale)
+        spent = calibrate(model, router, batches, budget)
         losses[scale] = torch.cat([policy_losses(model, each, policy=router.policy())[0] for each in batches])
         found[scale] = spent, router.price.item(), offset_J
     spent, price, router.offset_L[leaders] = found[chosen_scale(losses)]
@@ -166,9 +168,9 @@ def chosen_scale(losses: Mapping[float, Tensor]) -> float:
     return max([scale for scale in sure if sure[scale] > 0], key=lambda scale: sure[scale], default=0.0)
 
 
-def _mean_margins(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], route_L: Tensor) -> Tensor:
-    """Mean margins of big along a pattern, [J]."""
-    margins: list[list[Tensor]] = []
+def _along(model: DuoForCausalLM, router: Router, batches: Sequence[Tensor], route_L: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of a pattern, [W, T - 1], and the mean margins of big along it, [J]."""
+    margins, losses = list[list[Tensor]](), []
 
     class Along:
         """Takes the pattern; the router remembers it as its own choices."""
@@ -184,8 +186,8 @@ def _mean_margins(model: DuoForCausalLM, router: Router, batches: Sequence[Tenso
             return choice_BT, router.remember(layer_idx, choice_BT, memory)
 
     for batch_BT in batches:
-        model.model(input_ids=batch_BT, policy=router.policy(Along()), use_cache=False)
-    return torch.stack([torch.stack(each) for each in margins]).mean(0)
+        losses.append(policy_losses(model, batch_BT, policy=router.policy(Along()))[0])
+    return torch.cat(losses), torch.stack([torch.stack(each) for each in margins]).mean(0)
 
 
 def patterns_of(priors: Mapping[int, Prior], space: RouteSpace) -> tuple[Tensor, Tensor]:

@@ -83,11 +83,12 @@ def train_router(
     model.eval()
     for big in big_layers:
         router.set_budget(big)
-        if priors:
-            spent = calibrate_around(model, router, batches, priors[big], big)
-        else:
-            spent = calibrate(model, router, batches, budget_of(model.config, router, big))
-        calibrate_exact(model, router, batches, big)
+        with trainer.autocast():  # what only chooses may be rounded; what is reported is measured in fp32
+            if priors:
+                spent = calibrate_around(model, router, batches, priors[big], big)
+            else:
+                spent = calibrate(model, router, batches, budget_of(model.config, router, big))
+            calibrate_exact(model, router, batches, big)
         if world.first:
             facts = {  # docs/formats.md
                 "kind": kind,

@@ -21,11 +21,10 @@ from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.fixed import draw_patterns
 from duollm.routers.base import Listener, RouterTraining
-from duollm.routers.codebook import CodebookRouter, choose_routes
+from duollm.routers.codebook import FOLDS, CodebookRouter, choose_routes, price_of_big
 from duollm.routers.static import static_priors
 
 _DRAWN = 32  # random patterns of every budget, beside static
-_FOLDS = 4
 _UNTRAINED_PROMPT = 4
 
 
@@ -41,20 +40,13 @@ class WindowRouter(CodebookRouter):
     """
 
     settings = ("codebook_routes", "decide_at", "prompt_tokens")
+    saved = (*CodebookRouter.saved, "prompt_tokens")
     needs_labels = False
 
     def __init__(self, config: DuoConfig, branches: Sequence[Branch]) -> None:
         super().__init__(config, branches)
         self.prompt_tokens = _UNTRAINED_PROMPT
         self.seen: tuple[Tensor, Tensor] | None = None
-
-    def get_extra_state(self) -> Tensor:
-        """Return `decide_at` and `prompt_tokens`, to be saved with the weights."""
-        return torch.tensor([self.decide_at, self.prompt_tokens])
-
-    def set_extra_state(self, state: Any) -> None:
-        """Restore `decide_at` and `prompt_tokens`."""
-        self.decide_at, self.prompt_tokens = state.tolist()
 
     def begin(self, position_ids_BT: Tensor, big_layers: int | Tensor | None = None) -> Any:
         """Return the positions, and `big_layers` as in `codebook`."""
@@ -97,8 +89,8 @@ class WindowRouter(CodebookRouter):
             raise UserError(
                 f"prompt_tokens ({config.prompt_tokens}) must leave two of the {sequence_length} tokens of a sequence"
             )
-        if config.tokens < _FOLDS * sequence_length:
-            raise UserError(f"tokens ({config.tokens}): window is cross-fitted over {_FOLDS} sequences at least")
+        if config.tokens < FOLDS * sequence_length:
+            raise UserError(f"tokens ({config.tokens}): window is cross-fitted over {FOLDS} sequences at least")
 
     @torch.no_grad()
     def fit(self, training: RouterTraining) -> None:
@@ -111,15 +103,15 @@ class WindowRouter(CodebookRouter):
         """
         training.prepare_model()
         config, model, trainer = training.config, training.model, training.trainer
-        assert training.budget is not None
-        big_layers = round(training.budget * self.num_layers)
+        big_layers = training.big_layers
         self.prompt_tokens = config.prompt_tokens
-        leaders = self.space.leaders
-        self.decide_at = max([layer for layer in leaders if layer <= config.decide_at], default=leaders[0])
+        self.decide_by(config.decide_at)
         first_BT = torch.from_numpy(trainer.batch_at(0)).to(model.device)
         routes_RL, static = self._candidates(model, first_BT, big_layers, training.seed)
         loss_BR = self.losses(model, first_BT, routes_RL, routes_RL[static])
-        price, toll_R = self._tolls(loss_BR, routes_RL, big_layers)
+        big_R = (routes_RL == Branch.BIG).sum(-1)
+        price = price_of_big(loss_BR.mean(0), big_R)
+        toll_R = price * (big_R - big_layers)
         kept = choose_routes(loss_BR + toll_R, loss_BR + toll_R, static, config.codebook_routes)
         routes_RL, toll_R = routes_RL[kept], toll_R[kept]
         seen = _Seen(trainer.plan.steps * trainer.plan.batch_size, self.hidden_size, len(kept), model.device)
@@ -136,13 +128,7 @@ class WindowRouter(CodebookRouter):
 
         trainer.take_steps(self, seen, take_step)
         loss_WR = seen.loss_WR - seen.loss_WR.mean(1, keepdim=True)  # how hard a text is, no pattern changes
-        fold_W = torch.arange(len(loss_WR), device=model.device) % _FOLDS
-        predicted_WR = self.cross_fit(seen.mean_WD, loss_WR, fold_W, config)
-        chosen = choose_routes(loss_WR + toll_R, predicted_WR + toll_R, 0, config.codebook_routes)
-        self.routes_RL[:] = routes_RL[0]
-        self.routes_RL[: len(chosen)] = routes_RL[chosen]
-        self.bias_R.fill_(-torch.inf)
-        self.keep(seen.mean_WD, loss_WR[:, chosen])
+        self.choose(routes_RL, 0, toll_R, seen.mean_WD, loss_WR, len(loss_WR), config)
         self.price.fill_(price)
 
     def losses(self, model: DuoForCausalLM, ids_BT: Tensor, routes_RL: Tensor, static_L: Tensor) -> Tensor:
@@ -177,14 +163,6 @@ class WindowRouter(CodebookRouter):
         static_L = routes_RL[loss_R.masked_fill(big_R != big_layers, torch.inf).argmin()]
         routes_RL = routes_RL[(routes_RL[:, : self.decide_at] == static_L[: self.decide_at]).all(-1)]
         return routes_RL, int((routes_RL == static_L).all(-1).nonzero()[0])
-
-    def _tolls(self, loss_BR: Tensor, routes_RL: Tensor, big_layers: int) -> tuple[float, Tensor]:
-        """By how many nats one more big layer lowers the best mean loss, and what each pattern pays for its own."""
-        big_R, mean_R = (routes_RL == Branch.BIG).sum(-1), loss_BR.mean(0)
-        budgets = big_R.unique().tolist()
-        lowest = [mean_R[big_R == big].min().item() for big in budgets]
-        price = max(0.0, (lowest[0] - lowest[-1]) / max(1, budgets[-1] - budgets[0]))
-        return price, price * (big_R - big_layers)
 
 
 class _Seen:

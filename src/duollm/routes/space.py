@@ -171,15 +171,12 @@ class RouteSpace:
             column_L[list(layers)] = column
         return column_L
 
-    def _spread(self, choice: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Turn the branches of the groups, [..., J], into routes [..., L]."""
-        fixed = np.array(list(self.fixed.values()), dtype=np.int64)
-        choice = np.concatenate([choice, np.broadcast_to(fixed, (*choice.shape[:-1], len(fixed)))], axis=-1)
-        return choice.take(self._column_L, axis=-1)
-
     def spread(self, choice: Integers) -> Integers:
         """Turn the branches of the groups, [..., J], into routes [..., L]."""
-        return _like(self._spread(_as_numpy(choice)), choice)
+        varied: NDArray[np.int64] = _as_numpy(choice)
+        fixed = np.array(list(self.fixed.values()), dtype=np.int64)
+        both = np.concatenate([varied, np.broadcast_to(fixed, (*varied.shape[:-1], len(fixed)))], axis=-1)
+        return _like(both.take(self._column_L, axis=-1), choice)
 
     def _choice(self, ids: Any) -> NDArray[np.int64]:
         """The branches of the groups, [..., J]."""
@@ -195,7 +192,7 @@ class RouteSpace:
         Raises:
             ValueError: an id is outside 0 .. size - 1.
         """
-        return _like(self._spread(self._choice(ids)), ids)
+        return _like(self.spread(self._choice(ids)), ids)
 
     def encode(self, routes: Integers) -> Integers:
         """Turn routes [..., L], values of `Branch`, into ids [...].
@@ -207,7 +204,7 @@ class RouteSpace:
         array = _as_numpy(routes)
         if array.ndim == 0 or array.shape[-1] != self.num_layers:
             raise ValueError(f"routes must end in a dimension of {self.num_layers} layers, got shape {array.shape}")
-        choice = array[..., [layers[0] for layers in self.group_layers]]
+        choice = array[..., self.leaders]
         digit_of = np.full(len(Branch), -1, dtype=np.int64)
         digit_of[list(self.branches)] = np.arange(self.base)
         in_range = (choice >= 0) & (choice < len(Branch))
@@ -215,7 +212,7 @@ class RouteSpace:
         if (digits < 0).any():
             allowed = ", ".join(f"{branch.name}={branch.value}" for branch in self.branches)
             raise ValueError(f"routes may hold only {allowed}; got {np.unique(choice[digits < 0]).tolist()}")
-        other = np.argwhere(self._spread(choice) != array)
+        other = np.argwhere(self.spread(choice) != array)
         if len(other):
             layer = int(other[0, -1])
             expected = f"is fixed to {self.fixed[layer].name}" if layer in self.fixed else "must be as its group"

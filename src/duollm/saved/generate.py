@@ -25,9 +25,9 @@ from duollm.measure.generation import Generated, generate_traced
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.report.passages import one_line
 from duollm.routers.policies import parse_policy
 from duollm.saved.model import Saved
+from duollm.terminal import one_line
 
 _SHADES = [Style(color=colour) for colour in ("#3b7dd8", "#3f9fa0", "#7f9a3c", "#cf8a2b", "#d1495b")]
 _MARKS = {Branch.SKIP: "·", Branch.SMALL: "▪", Branch.BIG: "█"}

@@ -21,8 +21,9 @@ from duollm.files import replacing
 from duollm.measure.executor import policy_losses, route_digits
 from duollm.models.branch import Branch
 from duollm.progress import show, working
+from duollm.records.facts import list_domains
 from duollm.records.keys import ALL_BIG, ALL_SMALL, ORACLE, Key
-from duollm.records.tokens import list_domains, read_tokens
+from duollm.records.tokens import read_tokens
 from duollm.saved.model import Saved
 from duollm.saved.plain_text import PlainText
 from duollm.saved.text import TextSettings, held_out_text

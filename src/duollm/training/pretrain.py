@@ -17,10 +17,10 @@ from duollm.convert.saving import History, load_model, save_model
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.flops import training_flops
+from duollm.models.attention import DuoRMSNorm
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.models.norm import DuoRMSNorm
 from duollm.routes.sampling import RandomSplit, derived_seed
 from duollm.training.loop import Context, LossFn, Trainer
 from duollm.training.next_token import Scorer, block_of_logits, next_token_loss, nll_and_gradient

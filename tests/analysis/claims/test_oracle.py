@@ -7,6 +7,7 @@ import pytest
 
 from duollm.analysis.claims import decide_claims
 from duollm.analysis.claims.evidence import Evidence
+from duollm.analysis.claims.oracle import oracle_claims
 from duollm.models.branch import Branch
 from duollm.routes.space import focus_budgets
 
@@ -189,3 +190,11 @@ def test_findings_say_what_is_not_steady():
     finding = next(claim.finding for claim in decide_claims(_evidence(static=static)) if claim.id == "C4")
     assert finding.startswith("Best fixed pattern: falls by 0.120 [")
     assert finding.count("but it rises") == 1
+
+
+def test_c12_names_differences_of_either_sign():
+    random = np.random.default_rng(0)
+    both_X = _draws(-1.23, random), _draws(0.05, random)
+    found = oracle_claims(Evidence("code", LAYERS, line_starts_X=both_X))[-1]
+    assert "minus that of others is \N{MINUS SIGN}1.230 [" in found.finding
+    assert found.finding.endswith("minus that of others, is 5% [5%, 5%].")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from duollm.analysis.claims.evidence import Evidence, RouterUse
+from duollm.analysis.claims.evidence import Evidence
 from duollm.analysis.claims.routers import router_claims
-from duollm.analysis.claims.tokens import token_claims
+from duollm.analysis.layers import RouterUse
 from duollm.models.branch import Branch
 
 LAYERS = 6
@@ -61,12 +61,6 @@ def test_findings_tell_all_budgets_together():
     assert "after each layer's mean is taken out: 0.100 [0.099, 0.101] at k = 3" in SKIPPING["C17"].finding
     other = Evidence("prose", LAYERS, router="gains", use={2: use(Branch.BIG)})
     assert router_claims(other)[0].finding.startswith("Router gains (as there is no linear one, the paper's kind): ")
-
-
-def test_c12_names_differences_of_either_sign():
-    found = token_claims(Evidence("code", LAYERS, line_starts_X=(draws(-1.23), draws(0.05))))[1]
-    assert "minus that of others is \N{MINUS SIGN}1.230 [" in found.finding
-    assert found.finding.endswith("minus that of others, is 5% [5%, 5%].")
 
 
 def test_a_fitted_line_that_leaves_the_range_of_shares_is_explained():

@@ -1,8 +1,6 @@
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from duollm.analysis.claims.models import SHARES
@@ -11,18 +9,14 @@ from duollm.analysis.claims.runs import (
     columns_of,
     differences,
     equal_share,
-    mean_over_seeds,
     notes_on,
-    over_seeds,
     role_of,
     studies_of,
-    united,
 )
-from duollm.analysis.verdicts import Claim, Reading, condition, decide
 from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.recipe_files import to_yaml
-from duollm.records.bootstrap import Estimate
+from hand_made_claims import claim, low
 from synthetic_scores import write_scores, write_task
 
 SIZES = {"intermediate_size": 512, "small_intermediate_size": 32}
@@ -48,15 +42,6 @@ def study(name, sections, *claims, seed=0):
     return Run(Path(name), recipe(seed, **sections), None if beside else results)
 
 
-def claim(name, *conditions, domain="prose"):
-    return decide(name, domain, "statement", "found.", *conditions)
-
-
-def low(quantity, value=-1.0, half=0.5):
-    draws_X = None if value is None else np.concatenate([[value], np.linspace(value - half, value + half, 101)])
-    return condition(quantity, draws_X, below=0)
-
-
 def test_parts_are_read_from_recipes():
     parts = {name: role_of(recipe(**each)) for name, each in {"main": MAIN, "skip": SKIP, "opt": OPT}.items()}
     assert len(set(parts.values())) == 3
@@ -76,19 +61,6 @@ def test_a_column_holds_one_run_of_each_part_and_seed():
 def test_runs_that_only_stand_beside_others_make_no_column():
     alone = study("dense", dense(512))
     assert columns_of([alone]) == ([], [alone])
-
-
-def test_conditions_of_several_runs_make_one_claim():
-    plain = claim("C10", low("big"), low("skip", None))
-    skipping = claim("C10", low("skip, router of skip, big at k = 6", 1.0), low("big", None))
-    whole = united([plain, skipping])
-    assert [one.quantity for one in whole.conditions] == ["big", "skip, router of skip, big at k = 6"]
-    assert (plain.verdict, skipping.verdict, whole.verdict) == ("undecided", "not reproduced", "not reproduced")
-
-
-def test_what_no_run_measured_stays():
-    whole = united([claim("C10", low("big"), low("skip", None)), claim("C10", low("big", None), low("skip", None))])
-    assert (whole.verdict, len(whole.conditions)) == ("undecided", 2)
 
 
 def test_claims_about_the_papers_model_are_not_taken_from_another():
@@ -199,39 +171,3 @@ def test_a_dense_model_must_take_the_flops_of_a_share():
 def test_a_folder_without_a_recipe_is_no_run(tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         Run.read(tmp_path)
-
-
-class TestSeeds:
-    def test_verdicts_that_differ_are_unstable(self):
-        assert over_seeds([claim("C1", low("x")), claim("C1", low("x", 1.0))]).verdict == "unstable"
-        assert over_seeds([claim("C1", low("x")), claim("C1", low("x", None))]).verdict == "reproduced"
-        assert over_seeds([claim("C1", low("x", None))] * 2).verdict == "not measured"
-
-    def test_a_condition_without_a_range_is_judged_in_each_seed(self):
-        steps = [replace(low("step", value), below=None) for value in (-1.0, 1.0)]
-        whole = over_seeds([claim("C4", step, low("fall")) for step in steps])
-        assert [one.verdict for one in whole.conditions] == ["unstable", "reproduced"]
-        assert whole.quantity == "step"
-
-    def test_the_interval_covers_documents_and_seeds(self):
-        same = mean_over_seeds([Estimate(1.0, 0.9, 1.1)] * 2)
-        assert (same.value, same.low, same.high) == pytest.approx((1.0, 0.9, 1.1))
-        apart = mean_over_seeds([Estimate(1.0, 0.9, 1.1), Estimate(2.0, 1.9, 2.1)])
-        assert (apart.value, apart.high) == (1.5, pytest.approx(1.5 + 12.706 / 2))
-
-    def test_it_holds_the_truth_in_95_percent_of_studies_with_two_seeds(self):
-        """Seeds scatter, documents hardly do: only Student's interval is wide enough."""
-        random, held = np.random.default_rng(0), 0
-        for _ in range(2000):
-            seeds = [Estimate(value, value - 0.1, value + 0.1) for value in random.standard_normal(2)]
-            whole = mean_over_seeds(seeds)
-            held += whole.low < 0 < whole.high
-        assert 0.94 < held / 2000 < 0.97
-
-    def test_readings_are_compared_too(self):
-        readings = [
-            Reading("shared", "net", verdict, "x", Estimate(1.0, 0.9, 1.1)) for verdict in ("reproduced", "undecided")
-        ]
-        seeds = [replace(claim("C1", low("x")), readings=[each]) for each in readings]
-        whole: Claim = over_seeds(seeds)
-        assert [each.verdict for each in whole.readings] == ["unstable"]

@@ -10,14 +10,13 @@ from duollm.analysis.claims.evidence import Evidence, gather_evidence
 from duollm.analysis.claims.models import model_claims
 from duollm.analysis.claims.oracle import oracle_claims
 from duollm.analysis.claims.routers import router_claims
-from duollm.analysis.claims.tokens import token_claims
 from duollm.analysis.difficulty import HARD, LINE_STARTS
 from duollm.analysis.verdicts import decide
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Bootstrap
 from duollm.records.keys import ALL_BIG, AVERAGE, BEST_PATTERNS, ORACLE, STATIC, Key, ramp_oracle
-from duollm.records.records import BIG, NLL, TAKEN, Draws, Records
-from duollm.records.windows import HALVES, SKIPPED_AGAIN, moments
+from duollm.records.records import BIG, NLL, Draws, Records
+from duollm.records.use import HALVES, SKIPPED_AGAIN, TAKEN, moments
 
 LAYERS, DOCUMENTS = 6, 40
 SKIP_BIG = (Branch.SKIP, Branch.BIG)
@@ -117,7 +116,6 @@ class Simulation:
         area_X = {kind: self.mean(area) for kind, area in area_X.items()}
         yield from [
             *oracle_claims(plain),
-            *token_claims(plain),
             *router_claims(replace(plain, area_X=area_X, like_opt=True)),
         ]
         skipping = self.evidence(self.nll() | self.router(Branch.SKIP))

@@ -6,7 +6,6 @@ from duollm.analysis.claims.evidence import Evidence, readings
 from duollm.analysis.claims.models import model_claims
 from duollm.analysis.claims.oracle import oracle_claims
 from duollm.analysis.claims.routers import router_claims
-from duollm.analysis.claims.tokens import token_claims
 from duollm.analysis.verdicts import Claim, Reading, decide
 from duollm.records.records import Draws
 
@@ -40,15 +39,10 @@ def decide_claims(evidence: Evidence, draws: Draws | None = None) -> list[Claim]
     Args:
         draws: gives claims about the oracle their readings in every context, on drawn labels, and net of noise.
     """
-    claims = [
-        *oracle_claims(evidence),
-        *token_claims(evidence),
-        *router_claims(evidence),
-        *model_claims(evidence.domain),
-    ]
+    claims = [*oracle_claims(evidence), *router_claims(evidence), *model_claims(evidence.domain)]
     found: dict[str, list[Reading]] = {}
     for context, labels, known in readings(evidence, draws) if draws else ():
-        for claim in (*oracle_claims(known), *token_claims(known)):
+        for claim in oracle_claims(known):
             conditions = [one for one in claim.conditions if one.estimate]
             if conditions and claim.id != "C4":  # which is about patterns and routers
                 one = decide(claim.id, claim.domain, "", "", *conditions)

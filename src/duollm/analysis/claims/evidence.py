@@ -10,6 +10,7 @@ import numpy as np
 
 from duollm.analysis.areas import areas
 from duollm.analysis.difficulty import HARD, LINE_STARTS
+from duollm.analysis.layers import RouterUse, router_use
 from duollm.analysis.verdicts import Labels
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats
@@ -26,31 +27,12 @@ from duollm.records.keys import (
     Key,
     on_drawn,
 )
-from duollm.records.records import NLL, TAKEN, Draws
-from duollm.records.windows import HALVES, SKIPPED_AGAIN, correlation, within
+from duollm.records.records import NLL, Draws
+from duollm.records.use import HALVES, TAKEN
 from duollm.routes.space import focus_budgets
 
 PAPER_ROUTER = "linear"
 SMALL_BIG = (Branch.SMALL, Branch.BIG)
-
-
-@dataclass(frozen=True)
-class RouterUse:
-    """How a router uses its branches at a budget.
-
-    Attributes:
-        share_XLC: share of each branch, by layer.
-        early_X: share of big in the first half of the window minus that in the second.
-        documents_X: share of documents whose first half uses big more than the second; ties count half.
-        again_X: correlation over (window, layer) of the share of skip in the first and in the second half.
-        again_within_X: the same after each layer's own means are taken out.
-    """
-
-    share_XLC: Floats
-    early_X: Floats
-    documents_X: Floats
-    again_X: Floats
-    again_within_X: Floats
 
 
 @dataclass(frozen=True)
@@ -131,7 +113,7 @@ def gather_evidence(
     kinds = {key.kind for key in main if key.kind}
     router = studied_router(kinds)
     use = {
-        key.big_layers: _router_use(compared, key)
+        key.big_layers: router_use(compared, key)
         for quantity, key in compared.records.sums
         if quantity == HALVES and key.kind == router and key.spend == AVERAGE
     }
@@ -174,8 +156,11 @@ def readings(evidence: Evidence, draws: Draws) -> Iterator[tuple[str, Labels, Ev
     for context in contexts(draws):
         keys = [key for quantity, key in draws.records.sums if quantity == NLL and key.context == context]
         searched = {(key.policy, key.big_layers): draws[key] for key in keys if _is_search(key.policy)}
-        drawn = {(policy, k): draws[key] for policy, k in searched if (key := _drawn(policy, k, context)) in draws}
-        drawn = {(policy, k): nll_X for (policy, k), nll_X in drawn.items() if k in static}
+        drawn = {
+            (policy, k): draws[key]
+            for policy, k in searched
+            if k in static and (key := Key(on_drawn(policy), k, context=context)) in draws
+        }
         net = {(policy, k): searched[policy, k] + static[k] - drawn_X for (policy, k), drawn_X in drawn.items()}
         unseen = replace(plain, nll_X=on_static | drawn, router=None, router_spent_X={})
         yield context, "text", _with_searches(replace(plain, nll_X=others | searched), draws, context, "text")
@@ -186,10 +171,6 @@ def readings(evidence: Evidence, draws: Draws) -> Iterator[tuple[str, Labels, Ev
 def _is_search(policy: str) -> bool:
     """Whether it is the oracle, or one whose budget slides over the window."""
     return policy == ORACLE or policy.startswith(f"{ORACLE}-")
-
-
-def _drawn(policy: str, k: int, context: str) -> Key:
-    return Key(on_drawn(policy), k, context=context)
 
 
 SEARCHED: dict[Labels, str] = {"text": ORACLE, "drawn": DRAWN_ORACLE, "net": NET_ORACLE}
@@ -224,22 +205,3 @@ def _shares(draws: Draws, policy: str, context: str) -> dict[int, Floats]:
         for quantity, key in draws.records.sums
         if quantity == TAKEN and (key.policy, key.context) == (policy, context)
     }
-
-
-def _router_use(draws: Draws, key: Key) -> RouterUse:
-    ratio, halves_DHLC = draws.bootstrap.ratio, draws.records.sums[HALVES, key]
-    by_layer_DLC, by_half_DHC = halves_DHLC.sum(1), halves_DHLC.sum(2)
-    all_DL, all_DH = by_layer_DLC.sum(-1), by_half_DHC.sum(-1)
-    share_XLC = np.stack([ratio(by_layer_DLC[..., branch], all_DL) for branch in Branch], axis=-1)
-    early_X = ratio(by_half_DHC[..., Branch.BIG], all_DH) @ [1.0, -1.0]
-    has_both_D = (all_DH > 0).all(-1)
-    share_DH = by_half_DHC[..., Branch.BIG] / np.maximum(all_DH, 1)
-    more_D = np.where(has_both_D, (np.sign(share_DH[:, 0] - share_DH[:, 1]) + 1) / 2, 0.0)
-    moments_XLM = np.tensordot(draws.bootstrap.weights_XD, draws.records.sums[SKIPPED_AGAIN, key], axes=1)
-    return RouterUse(
-        share_XLC,
-        early_X,
-        ratio(more_D, has_both_D.astype(np.float64)),
-        correlation(moments_XLM.sum(1)),
-        correlation(within(moments_XLM)),
-    )

@@ -1,6 +1,6 @@
 """C14 and C15: the duo against models that were trained otherwise, all scored on the same text (paper, figure 8).
 
-Shape letters: X draws of the bootstrap, D documents, P models, T tokens.
+Shape letters: X draws of the bootstrap, P models, T tokens, I items of a task.
 """
 
 import json
@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from duollm.analysis.verdicts import Claim, condition, decide
 from duollm.errors import UserError
-from duollm.records.bootstrap import BOOTSTRAP_SAMPLES, Bootstrap, Floats, sum_by_document
-from duollm.records.numbers import percent, with_interval
+from duollm.records.bootstrap import Floats, percent, stratified_draws, with_interval
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of big at which the paper compares the duo with dense models of equal FLOPs."""
@@ -85,7 +84,7 @@ def task_draws(pairs: Sequence[tuple[Path, str]], seed: int) -> Floats | None:
     Raises:
         UserError: the runs were scored on other items.
     """
-    sums_DP, items_D = [], []
+    tasks = []
     for task in sorted(path.name for path in (pairs[0][0] / FOLDER).glob("samples_*.jsonl")):
         found = [_items(run / FOLDER / task, policy) for run, policy in pairs]
         if not all(found):
@@ -93,13 +92,9 @@ def task_draws(pairs: Sequence[tuple[Path, str]], seed: int) -> Floats | None:
         for (run, _), items in zip(pairs, found, strict=True):
             if items.keys() != found[0].keys():
                 raise UserError(f"{run / FOLDER / task}: other items than of {pairs[0][0]}; score both alike")
-        names, document_I = np.unique([document for document, _ in found[0].values()], return_inverse=True)
         right_IP = np.array([[items[name][1] for items in found] for name in found[0]])
-        sums_DP.append(sum_by_document(right_IP, document_I, len(names)))
-        items_D.append(np.bincount(document_I))
-    if not items_D:
-        return None
-    return Bootstrap(items_D, BOOTSTRAP_SAMPLES, seed).ratio(np.concatenate(sums_DP), np.concatenate(items_D))
+        tasks.append(([document for document, _ in found[0].values()], right_IP))
+    return stratified_draws(tasks, seed) if tasks else None
 
 
 def _items(path: Path, policy: str) -> dict[str, tuple[str, float]]:
@@ -132,7 +127,7 @@ def paired_draws(domains: Sequence[str], pairs: Sequence[tuple[Path, str]], seed
     Raises:
         UserError: the runs were scored on other text.
     """
-    sums_DP, tokens_D = [], []
+    strata = []
     for domain in domains:
         found = [_losses(run / FOLDER / f"{domain}.parquet", policy) for run, policy in pairs]
         tables = [table for table in found if table is not None]
@@ -145,13 +140,9 @@ def paired_draws(domains: Sequence[str], pairs: Sequence[tuple[Path, str]], seed
                     f"{run / FOLDER}: scored on other text than {pairs[0][0] / FOLDER}; give runs of the same data and "
                     "seed, and score them with the same options"
                 )
-        names, document_T = np.unique(first.column("document").to_pylist(), return_inverse=True)
         nll_TP = np.stack([table.column("nll").to_numpy() for table in tables], axis=1).astype(np.float64)
-        sums_DP.append(sum_by_document(nll_TP, document_T, len(names)))
-        tokens_D.append(np.bincount(document_T))
-    if not tokens_D:
-        return None
-    return Bootstrap(tokens_D, BOOTSTRAP_SAMPLES, seed).ratio(np.concatenate(sums_DP), np.concatenate(tokens_D))
+        strata.append((first.column("document").to_pylist(), nll_TP))
+    return stratified_draws(strata, seed) if strata else None
 
 
 def _losses(path: Path, policy: str) -> pa.Table | None:

@@ -1,4 +1,4 @@
-"""C1 to C9: the oracle's loss over budgets, and the layers that it makes big.
+"""C1 to C9, C11 and C12: the oracle's loss over budgets, the layers that it makes big, and the tokens that it helps.
 
 Shape letters: X draws of the bootstrap, L layers.
 """
@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 
 from duollm.analysis.claims.evidence import SMALL_BIG, Evidence
+from duollm.analysis.difficulty import MUCH, NOTHING
 from duollm.analysis.verdicts import Claim, Condition, Verdict, condition, decide
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Floats, interval
+from duollm.records.bootstrap import Floats, interval, percent, whole, with_interval
 from duollm.records.keys import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, ramp_oracle
-from duollm.records.numbers import percent, whole, with_interval
 from duollm.records.records import nll_at
 
 NEAR = 0.25
@@ -23,15 +23,18 @@ EVEN = 0.1
 UNEVEN, EARLY_EXIT = 0.2, 0.25
 """C9: the most used layer is big more often than the least used one by more than `UNEVEN`, and the first half of the
 layers more often than the second by less than `EARLY_EXIT`."""
+SOME = 0.05
+"""C11: "some" tokens are more than this share."""
 
 
 def oracle_claims(evidence: Evidence) -> list[Claim]:
-    """Decide C1 to C9. All but C9 are about routes of small and big."""
+    """Decide C1 to C9, C11 and C12. All but C9 are about routes of small and big."""
     plain = evidence if evidence.branches == SMALL_BIG else Evidence(evidence.domain, evidence.num_layers)
     low, _, high = evidence.focus
     c6 = _slope_claim(plain, "C6", low, "later", above=0)
     c8 = _slope_claim(plain, "C8", high, "earlier", below=0)
-    return [*(claim(plain) for claim in (_c1, _c2, _c3, _c4, _c5)), c6, _c7(plain), c8, _c9(evidence)]
+    first = [claim(plain) for claim in (_c1, _c2, _c3, _c4, _c5)]
+    return [*first, c6, _c7(plain), c8, _c9(evidence), _c11(plain), _c12(plain)]
 
 
 def _c1(evidence: Evidence) -> Claim:
@@ -209,4 +212,36 @@ def _c9(evidence: Evidence) -> Claim:
         f"half of the layers more often than the second by {with_interval(early.estimate)} (an early exit: 1).",
         spread,
         early,
+    )
+
+
+def _c11(evidence: Evidence) -> Claim:
+    k, (nothing_X, much_X) = evidence.focus[0], evidence.hard_X or (None, None)
+    of = f"share of high-loss tokens, at k = {k}, to which"
+    nothing = condition(f"{of} neither all big nor the oracle saves {NOTHING:g} nats", nothing_X, above=SOME)
+    much = condition(f"{of} the oracle saves {MUCH:g} nat or more", much_X, above=SOME)
+    return decide(
+        "C11",
+        evidence.domain,
+        "Difficulty is relative: some high-loss tokens gain nothing from more compute, others gain much",
+        f"Of the tokens with a high loss, nothing helps {with_interval(nothing.estimate, percent)}, and the oracle at "
+        f"k = {k} saves {MUCH:g} nat or more on {with_interval(much.estimate, percent)}.",
+        nothing,
+        much,
+    )
+
+
+def _c12(evidence: Evidence) -> Claim:
+    k, (loss_X, removed_X) = evidence.focus[0], evidence.line_starts_X or (None, None)
+    loss = condition("nll under all small, first tokens of a line - others", loss_X, above=0)
+    quantity = f"share of it that the oracle at k = {k} removes, first tokens of a line - others"
+    removed = condition(quantity, removed_X, below=0)
+    return decide(
+        "C12",
+        evidence.domain,
+        "In Python, first tokens of a line have a high loss but gain little",
+        f"Under all small the loss of first tokens minus that of others is {with_interval(loss.estimate)} nats; the "
+        f"share of it that the oracle removes, minus that of others, is {with_interval(removed.estimate, percent)}.",
+        loss,
+        removed,
     )

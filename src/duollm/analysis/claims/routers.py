@@ -5,12 +5,11 @@ Shape letters: X draws of the bootstrap.
 
 from collections.abc import Callable, Sequence
 
-from duollm.analysis.claims.evidence import PAPER_ROUTER, Evidence, RouterUse
+from duollm.analysis.claims.evidence import PAPER_ROUTER, Evidence
 from duollm.analysis.claims.oracle import fitted_change
 from duollm.analysis.verdicts import Claim, Condition, condition, decide
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Floats
-from duollm.records.numbers import nats, percent, with_interval
+from duollm.records.bootstrap import Floats, nats, percent, with_interval
 
 EQUAL_AREA = -0.005
 """C19: nats per token by which the area of the nearest-neighbour router may fall behind that of the best other."""
@@ -45,31 +44,21 @@ def _named(evidence: Evidence) -> str:
 
 def _depth_and_time(name: str, statement: str, evidence: Evidence) -> Claim:
     """C10 and C16. A run whose router may not skip measures two conditions at each focus budget, others the third."""
+    line, halves = "last - first layer on a fitted line", "share of big, first - second half of the window"
     conditions: list[Condition] = []
-    focus = evidence.focus
-    skips = _skips(evidence)
-    for k in focus if not skips else [k for k in focus if k in evidence.use]:
-        use = evidence.use.get(k)
-        if skips:
-            skip_XL = None if use is None else use.share_XLC[:, :, Branch.SKIP]
-            quantity = f"share of skip, last - first layer on a fitted line, {_named(evidence)} at k = {k}"
-            conditions.append(condition(quantity, fitted_change(skip_XL), above=0))
-        else:
-            big_XL = None if use is None else use.share_XLC[:, :, Branch.BIG]
-            conditions.append(
-                condition(
-                    f"share of big, last - first layer on a fitted line, at k = {k}", fitted_change(big_XL), above=0
-                )
-            )
-            early_X = None if use is None else use.early_X
-            conditions.append(
-                condition(f"share of big, first - second half of the window, at k = {k}", early_X, above=0)
-            )
-    if not any(one.quantity.startswith("share of skip") for one in conditions):
-        conditions.append(condition("share of skip, last - first layer on a fitted line", None, above=0))
-    if skips:
-        conditions += [condition("share of big, last - first layer on a fitted line", None, above=0)]
-        conditions += [condition("share of big, first - second half of the window", None, above=0)]
+    if _skips(evidence):
+        for k in [k for k in evidence.focus if k in evidence.use]:
+            change_X = fitted_change(evidence.use[k].share_XLC[:, :, Branch.SKIP])
+            conditions.append(condition(f"share of skip, {line}, {_named(evidence)} at k = {k}", change_X, above=0))
+        missing = [*(() if conditions else [f"share of skip, {line}"]), f"share of big, {line}", halves]
+    else:
+        for k in evidence.focus:
+            use = evidence.use.get(k)
+            change_X = fitted_change(use.share_XLC[:, :, Branch.BIG]) if use else None
+            conditions.append(condition(f"share of big, {line}, at k = {k}", change_X, above=0))
+            conditions.append(condition(f"{halves}, at k = {k}", use.early_X if use else None, above=0))
+        missing = [f"share of skip, {line}"]
+    conditions += [condition(quantity, None, above=0) for quantity in missing]
     return decide(name, evidence.domain, statement, _finding(evidence, conditions), *conditions)
 
 
@@ -89,7 +78,7 @@ def _c13(evidence: Evidence) -> Claim:
 
 
 def _c17(evidence: Evidence) -> Claim:
-    uses: dict[int, RouterUse] = evidence.use if _skips(evidence) else {}
+    uses = evidence.use if _skips(evidence) else {}
     stem = "correlation of a layer's share of skip in the first and the second half of the window"
     conditions = [
         condition(f"{stem}, {_named(evidence)} at k = {k}", use.again_X, above=0)

@@ -6,22 +6,17 @@ A column of the table is a seed: one run for each part that it can play. The par
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import sqrt
 from pathlib import Path
-
-import numpy as np
 
 from duollm.analysis.claims import about
 from duollm.analysis.claims.models import SHARES, model_claims, paired_draws, scored_domains, task_claim, task_draws
 from duollm.analysis.results import Results, read_results
-from duollm.analysis.verdicts import Claim, Condition, Reading, Verdict, decide, judge
+from duollm.analysis.verdicts import Claim, Reading, united
 from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.recipe_files import recipe_of
-from duollm.records.bootstrap import Estimate, Floats
+from duollm.records.bootstrap import Floats
 
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % points of Student's t with 1, 2, ... degrees of freedom."""
 _SAME_WIDTH = 0.02
 
 
@@ -269,79 +264,3 @@ def differences(run: Run, other: Run, measured: bool = False) -> list[str]:
         for key in ours[section]
         if ours[section][key] != others[section][key] and not {section, f"{section}.{key}"} & needed
     ]
-
-
-def united(claims: Sequence[Claim]) -> Claim:
-    """Put the conditions of runs together that measure different parts of a claim.
-
-    A condition that no run measured stays, unless it stands for those that another run measured: its quantity is then
-    the beginning of theirs.
-    """
-    if len(claims) == 1:
-        return claims[0]
-    measured = {one.quantity: one for claim in claims for one in claim.conditions if one.estimate}
-    missing = {one.quantity: one for claim in claims for one in claim.conditions if not one.estimate}
-    missing = {name: one for name, one in missing.items() if not any(each.startswith(name) for each in measured)}
-    told = [claim for claim in claims if claim.verdict != "not measured"] or list(claims[:1])
-    finding = " ".join(dict.fromkeys(claim.finding for claim in told))
-    first = told[0]
-    whole = decide(first.id, first.domain, first.statement, finding, *measured.values(), *missing.values())
-    return replace(whole, source=first.source, readings=first.readings)
-
-
-def over_seeds(claims: Sequence[Claim]) -> Claim:
-    """Decide a claim over seeds: the estimates are means, with an interval over documents and seeds.
-
-    Verdicts that differ where both are measured make it unstable.
-    """
-    measured = [claim for claim in claims if claim.verdict != "not measured"]
-    if len(measured) < 2:
-        return (measured or list(claims))[0]
-    seeds = [{one.quantity: one for one in claim.conditions} for claim in measured]
-    conditions = [_mean([seed[name] for seed in seeds if name in seed]) for name in seeds[0]]
-    first = measured[0]
-    whole = decide(first.id, first.domain, first.statement, first.finding, *conditions)
-    readings = [_reading(claim_readings) for claim_readings in _by_reading(measured)]
-    verdict = _agreed([claim.verdict for claim in measured])
-    return replace(whole, source=first.source, readings=readings, verdict=verdict)
-
-
-def _agreed(verdicts: Sequence[Verdict]) -> Verdict:
-    return verdicts[0] if len(set(verdicts)) == 1 else "unstable"
-
-
-def _by_reading(claims: Sequence[Claim]) -> Iterator[list[Reading]]:
-    for reading in claims[0].readings:
-        same = [one for claim in claims for one in claim.readings]
-        yield [one for one in same if (one.context, one.labels) == (reading.context, reading.labels)]
-
-
-def _reading(seeds: Sequence[Reading]) -> Reading:
-    first = seeds[0]
-    same = [one.estimate for one in seeds if one.quantity == first.quantity and one.estimate]
-    return replace(first, verdict=_agreed([one.verdict for one in seeds]), estimate=mean_over_seeds(same))
-
-
-def _mean(seeds: Sequence[Condition]) -> Condition:
-    estimates = [one.estimate for one in seeds if one.estimate]
-    if len(estimates) < 2:
-        return next((one for one in seeds if one.estimate), seeds[0])
-    whole = replace(seeds[0], estimate=mean_over_seeds(estimates))
-    if whole.above is None and whole.below is None:
-        return replace(whole, verdict=_agreed([one.verdict for one in seeds]))
-    return judge(whole)
-
-
-def mean_over_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean over seeds, with the wider of two intervals: over documents, and Student's over seeds.
-
-    Over documents it is as wide as those of the seeds in the mean: seeds are studied on much the same documents.
-    """
-    values = np.array([one.value for one in estimates])
-    mean = float(values.mean())
-    if len(estimates) == 1:
-        return estimates[0]
-    over_documents = float(np.mean([one.high - one.low for one in estimates])) / 2
-    over_seeds = _STUDENT[min(len(values) - 1, len(_STUDENT)) - 1] * float(values.std(ddof=1)) / sqrt(len(values))
-    half = max(over_documents, over_seeds)
-    return Estimate(mean, mean - half, mean + half)

@@ -5,7 +5,7 @@ import pytest
 
 from duollm.records.bootstrap import sum_by_document
 from duollm.records.keys import Key
-from duollm.records.windows import HALVES, SKIPPED_AGAIN, correlation, halves, moments, window_sums, within
+from duollm.records.use import HALVES, SKIPPED_AGAIN, correlation, halves, moments, window_sums, within
 
 KEY = Key("linear_k1", 1, "linear")
 

@@ -1,4 +1,4 @@
-"""An FFN as fused products, as fast as a CPU allows; inference only.
+"""The feed-forward network, and the same as fused products: as fast as a CPU allows, for inference only.
 
 PyTorch carries oneDNN's fused products (its compiler emits them), which fold activation, gating and residual into the
 products without a pass over memory in between. They are also faster than the plain product (MKL's) for the few
@@ -13,7 +13,9 @@ from torch.nn.modules import module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from transformers.activations import SiLUActivation
+from transformers.activations import ACT2FN, SiLUActivation
+
+from .configuration_duo import DuoConfig
 
 _NAMES: dict[type, str] = {nn.SiLU: "swish", SiLUActivation: "swish", nn.ReLU: "relu"}
 _PLAIN: dict[type, Any] = {plain: plain.forward for plain in (nn.Linear, nn.SiLU, SiLUActivation, nn.ReLU)}
@@ -24,13 +26,17 @@ _LINEAR = nn.functional.linear
 _WORTHWHILE = 1 << 22  # multiplications, below which starting a fused product costs more than it saves
 
 
-class FFN(nn.Module):
-    """A feed-forward network: gated (SwiGLU), or plain when `gate_proj` is None."""
+class DuoFFN(nn.Module):
+    """One feed-forward network: gated (SwiGLU) or plain, as the configuration says; `linear`: down(up(x)) + b."""
 
-    gate_proj: nn.Linear | None
-    up_proj: nn.Linear
-    down_proj: nn.Linear
-    act_fn: nn.Module
+    def __init__(self, config: DuoConfig, intermediate_size: int, linear: bool = False) -> None:
+        super().__init__()
+        width, bias = config.hidden_size, config.mlp_bias and not linear
+        gated = config.gated_ffn and not linear
+        self.gate_proj = nn.Linear(width, intermediate_size, bias=bias) if gated else None
+        self.up_proj = nn.Linear(width, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, width, bias=bias or linear)
+        self.act_fn = nn.Identity() if linear else ACT2FN[config.hidden_act]
 
     def forward(self, states: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
@@ -49,10 +55,10 @@ class FFN(nn.Module):
         return residual + self(states)
 
 
-_FORWARD = FFN.forward
+_FORWARD = DuoFFN.forward
 
 
-def can_fuse(ffn: FFN, states: Tensor) -> bool:
+def can_fuse(ffn: DuoFFN, states: Tensor) -> bool:
     """Whether the fused products exist for this device, type and activation, pay off, and bypass nobody."""
     return (
         states.device.type == "cpu"
@@ -71,7 +77,7 @@ def can_fuse(ffn: FFN, states: Tensor) -> bool:
     )
 
 
-def fused_ffn(ffn: FFN, states: Tensor, residual: Tensor | None = None) -> Tensor:
+def fused_ffn(ffn: DuoFFN, states: Tensor, residual: Tensor | None = None) -> Tensor:
     """Return ffn(states), [..., D], plus the residual [..., D] if there is one."""
     linear: Any = torch.ops.mkldnn._linear_pointwise
     gate, up, down, activation = ffn.gate_proj, ffn.up_proj, ffn.down_proj, _NAMES[type(ffn.act_fn)]
@@ -106,7 +112,7 @@ def is_watched(given: nn.Module) -> bool:
     return any(getattr(hook, "__module__", None) != _RECORDER for hook in hooks) or "forward" in vars(given)
 
 
-def _is_own(ffn: FFN) -> bool:
+def _is_own(ffn: DuoFFN) -> bool:
     """Whether the FFN is ours, its parts are torch's in float32, and nobody has touched any of them."""
     parts = (ffn.up_proj, ffn.down_proj, ffn.act_fn, ffn.gate_proj or ffn.up_proj)
     return (

@@ -7,8 +7,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from duollm.report.fonts import use_fonts_for_all_text
-from duollm.report.style import save, styled
+from duollm.report.style import save, styled, use_fonts_for_all_text
 
 
 def make_font(path, family, characters):

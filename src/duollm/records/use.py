@@ -1,4 +1,4 @@
-"""How a policy uses branches over a window: sums over its two halves (no torch here).
+"""How policies use branches: sums of a document by layer, and over the two halves of its windows.
 
 Shape letters: T tokens, L layers, C branches, D documents, W windows, H = 2 halves of a window. M stands for the
 moments of two numbers: how many pairs, their sums, sums of squares, and the sum of products.
@@ -10,20 +10,49 @@ import numpy as np
 
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats, Integers, sum_by_document
-from duollm.records.keys import Key
+from duollm.records.keys import DRAWN_ORACLE, ORACLE, Key
 from duollm.records.tokens import PolicyTokens, Tokens
 
+Sums = dict[tuple[str, Key], Floats]
+"""Sums over the tokens of each document, [D, Q...], by quantity and policy."""
+TAKEN, AGREEING = "branches", "agreeing"
+"""Tokens on each branch [D, L, C], and tokens on the oracle's branch [D, L]."""
 HALVES, SKIPPED_AGAIN = "halves", "skipped again"
-"""Sums of a document: tokens by half of their window, layer and branch [D, H, L, B]; and, over its windows, the moments
-[D, L, M] of the share of skip in the first half and in the second."""
+"""Tokens by half of their window, layer and branch [D, H, L, C]; and, over the windows, the moments [D, L, M] of the
+share of skip in the first half and in the second."""
 
 
-def window_sums(tokens: Tokens, key: Key, one: PolicyTokens) -> dict[tuple[str, Key], Floats]:
+def use_sums(tokens: Tokens) -> Sums:
+    """Sum the use of branches of routers and of every search, and where routers and the main oracle agree."""
+    sums: Sums = {}
+    routers = tokens.routers()
+    searches = {
+        key: one
+        for key, one in tokens.policies.items()
+        if key.policy in (ORACLE, DRAWN_ORACLE) and one.route_T is not None
+    }
+    for key, one in (searches | routers).items():
+        sums[TAKEN, key] = tokens.by_document(_by_branch(one.routes_TL))
+    searched = tokens.searched()
+    for key, one in routers.items():
+        sums |= window_sums(tokens, key, one)
+        if key.big_layers in searched:
+            same_TL = one.routes_TL == tokens.oracle(key.big_layers).routes_TL
+            sums[AGREEING, key] = tokens.by_document(same_TL.astype(np.float64))
+    return sums
+
+
+def _by_branch(routes_TL: Integers) -> Floats:
+    """Return 1 for the branch that is taken, [T, L, C]."""
+    return (routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64)
+
+
+def window_sums(tokens: Tokens, key: Key, one: PolicyTokens) -> Sums:
     """Sum the use of branches by half of the window. A window that ends in its first half has no moments."""
     half_T = halves(tokens.position_T)
     document_T, window_T = tokens.document_T, tokens.window_T
     starts_T = np.concatenate([[True], (np.diff(document_T) != 0) | (np.diff(window_T) != 0)])
-    taken_TLC = (one.routes_TL[:, :, None] == np.array(list(Branch))).astype(np.float64)
+    taken_TLC = _by_branch(one.routes_TL)
     cell_T = 2 * (np.cumsum(starts_T) - 1) + half_T
     windows = int(starts_T.sum())
     counts_WHLC = sum_by_document(taken_TLC, cell_T, 2 * windows).reshape(windows, 2, *taken_TLC.shape[1:])

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from duollm.errors import UserError
+from duollm.records.facts import list_domains, read_timing
 from duollm.records.keys import Key
-from duollm.records.timing import read_timing
 
 ROWS = [
     {"policy": "linear_k2", "big_layers": 2, "relative_time": 0.6},
@@ -53,3 +53,16 @@ def test_a_damaged_file_is_refused_with_what_to_delete(tmp_path, content):
     (tmp_path / "evaluate" / "timing.json").write_text(content)
     with pytest.raises(UserError, match=r"timing\.json: not a file of times .*; delete the folder .*evaluate and run"):
         read_timing(tmp_path)
+
+
+def test_domains_come_in_the_order_of_the_recipe(own_run):
+    assert list_domains(own_run) == ["code", "prose"]
+    (own_run / "data").mkdir()
+    sources = [{"domain": domain, "origin": "..."} for domain in ("prose", "unsearched", "code")]
+    (own_run / "data" / "manifest.json").write_text(json.dumps({"sources": sources}))
+    assert list_domains(own_run) == ["prose", "code"]
+
+
+def test_no_oracle_results(tmp_path):
+    with pytest.raises(UserError, match="run `duollm oracle` first"):
+        list_domains(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from duollm.analysis.claims.models import SHARES
 from duollm.analysis.claims.runs import Run, columns_of
 from duollm.config import Recipe
-from duollm.report.model_figures import duo_and_dense, write_duo_and_dense
+from duollm.report.loss_figures import duo_and_dense, write_duo_and_dense
 from synthetic_scores import write_scores, write_task
 
 SIZES = {"intermediate_size": 512, "small_intermediate_size": 32}

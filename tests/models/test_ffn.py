@@ -5,7 +5,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from duollm.models import fused
+from duollm.models.ffn import can_fuse, fused_ffn
 from tiny import random_ids, random_routes, tiny_model
 
 FFNS = {
@@ -17,7 +17,7 @@ FFNS = {
 
 @pytest.fixture
 def make_ffn(monkeypatch):
-    monkeypatch.setattr(fused, "_WORTHWHILE", 0)
+    monkeypatch.setattr("duollm.models.ffn._WORTHWHILE", 0)
     return lambda **sizes: tiny_model(**sizes).model.layers[0].mlp.big
 
 
@@ -29,10 +29,10 @@ def test_fused_products_are_the_ffn(make_ffn, sizes, shape):
         nn.init.normal_(bias)
     expected = ffn(states).detach()  # with gradients: the plain form
     with torch.inference_mode():
-        assert fused.can_fuse(ffn, states)
-        torch.testing.assert_close(fused.fused_ffn(ffn, states), expected, atol=1e-5, rtol=1e-5)
+        assert can_fuse(ffn, states)
+        torch.testing.assert_close(fused_ffn(ffn, states), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(ffn(states), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(fused.fused_ffn(ffn, states, residual), expected + residual, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fused_ffn(ffn, states, residual), expected + residual, atol=1e-5, rtol=1e-5)
 
 
 class Doubled(nn.Linear):
@@ -155,7 +155,7 @@ def test_weights_that_multiply_in_their_own_way_do(make_ffn):
 def test_what_has_no_fused_products_takes_the_plain_form(make_ffn):
     ffn = make_ffn()
     with torch.no_grad():
-        assert not fused.can_fuse(ffn.to(torch.bfloat16), torch.randn(4, 16))
+        assert not can_fuse(ffn.to(torch.bfloat16), torch.randn(4, 16))
         ffn.float().up_proj = nn.Sequential(ffn.up_proj)
         ffn.of_some(torch.randn(4, 16))
         assert ffn.to("meta").of_some(torch.randn(4, 16, device="meta")).is_meta
@@ -189,12 +189,12 @@ def test_flops_are_counted(make_ffn):
 def test_gradients_and_other_precisions_take_the_plain_form(make_ffn, context):
     ffn = make_ffn()
     with torch.no_grad(), context:
-        assert not fused.can_fuse(ffn, torch.randn(4, 16))
+        assert not can_fuse(ffn, torch.randn(4, 16))
 
 
 def test_one_row_and_little_work_take_the_plain_form():
     ffn = tiny_model().model.layers[0].mlp.big
     with torch.no_grad():
-        assert not fused.can_fuse(ffn, torch.randn(1, 1, 16))
-        assert not fused.can_fuse(ffn, torch.randn(4, 16))
-        assert fused.can_fuse(ffn, torch.randn(1 << 14, 16))
+        assert not can_fuse(ffn, torch.randn(1, 1, 16))
+        assert not can_fuse(ffn, torch.randn(4, 16))
+        assert can_fuse(ffn, torch.randn(1 << 14, 16))

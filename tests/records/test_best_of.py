@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from duollm.records.order import chance_of_best, draw_sizes, expected_best
+from duollm.records.best_of import chance_of_best, draw_sizes, expected_best, read_best_of
+from duollm.records.tokens import read_oracle
+from synthetic_run import write_parquet
 
 
 @given(routes=st.integers(1, 7), seed=st.integers(0, 1000), ties=st.booleans())
@@ -39,3 +41,20 @@ def test_chances_are_a_distribution_over_the_ranks_that_can_be_best(routes, draw
 )
 def test_sizes_are_round_and_end_with_all(routes, sizes):
     assert draw_sizes(routes) == sizes
+
+
+def test_a_run_may_lack_the_file(synthetic):
+    assert read_best_of(synthetic[0], read_oracle(synthetic[0], "prose")) == {}
+
+
+def test_the_best_of_random_routes_is_read_by_budget_size_and_document(own_run):
+    oracle = read_oracle(own_run, "prose")
+    names = [oracle.documents[1], oracle.documents[0]]
+    rows = [(name, k, size) for name in names for k in (2, 3) for size in (1, 5)]
+    columns = dict(zip(("document", "big_layers", "drawn"), map(list, zip(*rows, strict=True)), strict=True))
+    sums = [float(10 * k + size + (name == names[0])) for name, k, size in rows]
+    write_parquet(own_run / "oracle" / "prose.best_of.parquet", {**columns, "nll_sum": sums}, {"num_layers": 6})
+    found = read_best_of(own_run, oracle)
+    assert list(found) == [2, 3]
+    assert found[3].drawn == [1, 5]
+    assert found[3].nll_DN[:2].tolist() == [[31, 35], [32, 36]]
