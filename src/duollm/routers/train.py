@@ -4,6 +4,7 @@ Shape letters: B batch, T tokens, W windows.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from duollm.config import RouterConfig
 from duollm.flops import token_flops
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.labels import LABELS, load_labels
-from duollm.routers.base import RouterTraining
+from duollm.routers.base import Router, RouterTraining
 from duollm.routers.calibration import budget_of, calibrate, calibrate_exact
 from duollm.routers.registry import make_router, router_class, save_router
 from duollm.routers.static import Prior, calibrate_around, patterns_of
@@ -90,19 +91,24 @@ def train_router(
                 spent = calibrate(model, router, batches, budget_of(model.config, router, big))
             calibrate_exact(model, router, batches, big)
         if world.first:
-            facts = {  # docs/formats.md
-                "kind": kind,
-                "branches": [branch.name.lower() for branch in router.branches],
-                "big_layers": big,
-                "budget": big / router.num_layers,
-                "calibrated_share": spent,
-                "price": router.price.item(),
-            }
             together = model if config.train_backbone else None
-            save_router(router, context.run / "routers" / router_name(kind, big), facts, together)
+            folder = context.run / "routers" / router_name(kind, big)
+            save_router(router, folder, _facts(router, kind, big, spent), together)
     if world.first:
         trainer.checkpoint.unlink(missing_ok=True)
     world.wait()
+
+
+def _facts(router: Router, kind: str, big_layers: int, spent: float) -> dict[str, Any]:
+    """What router.json says of a router (docs/formats.md)."""
+    return {
+        "kind": kind,
+        "branches": [branch.name.lower() for branch in router.branches],
+        "big_layers": big_layers,
+        "budget": big_layers / router.num_layers,
+        "calibrated_share": spent,
+        "price": router.price.item(),
+    }
 
 
 def _calibration_batches(context: Context, config: RouterConfig, windows_per_document: int) -> list[Tensor]:
