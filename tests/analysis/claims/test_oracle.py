@@ -85,7 +85,9 @@ def test_where_the_oracle_may_skip_only_c9_is_decided():
     ],
 )
 def test_c9_needs_uneven_layers_that_are_no_early_exit(share_L, verdict):
-    evidence = Evidence("prose", LAYERS, (Branch.SKIP, Branch.BIG), oracle_share_XL={3: _shares(share_L)})
+    share_XL = _shares(share_L)
+    evidence = Evidence("prose", LAYERS, (Branch.SKIP, Branch.BIG), oracle_share_XL={3: share_XL})
+    evidence = replace(evidence, oracle_spread_X=np.ptp(share_XL, axis=1))
     assert decide_claims(evidence)[8].verdict == verdict
 
 

@@ -27,6 +27,7 @@ from duollm.records.keys import (
     Key,
     on_drawn,
 )
+from duollm.records.patterns import first_half
 from duollm.records.records import NLL, Draws
 from duollm.records.use import HALVES, TAKEN
 from duollm.routes.space import focus_budgets
@@ -43,6 +44,8 @@ class Evidence:
         branches: those that the oracle may take.
         nll_X: mean nll by (policy, big layers k); routers by their kind, as they spend k on average.
         oracle_share_XL: the oracle's share of big per layer, by k.
+        oracle_spread_X: at the middle budget, share of big of the most used layer minus that of the least used one.
+            They are chosen on the other half of the documents, for the extremes of noisy shares lie too far apart.
         hard_X: of the tokens with a high loss, the share that nothing helps, and the share that the oracle helps much.
         line_starts_X: nll under all small, and share of it that the oracle removes, at line starts minus elsewhere.
         router: the kind of router that the claims speak of.
@@ -59,6 +62,7 @@ class Evidence:
     branches: tuple[Branch, ...] = SMALL_BIG
     nll_X: dict[tuple[str, int], Floats] = field(default_factory=dict)
     oracle_share_XL: dict[int, Floats] = field(default_factory=dict)
+    oracle_spread_X: Floats | None = None
     hard_X: tuple[Floats, Floats] | None = None
     line_starts_X: tuple[Floats, Floats] | None = None
     router: str | None = None
@@ -189,19 +193,41 @@ def _with_searches(evidence: Evidence, draws: Draws, context: str, labels: Label
         tokens_DE, nll_DE, gain_DE = np.moveaxis(sums[LINE_STARTS, searched], -1, 0)
         elsewhere_start = ratio(nll_DE, tokens_DE), ratio(gain_DE, nll_DE)
         line_starts_X = elsewhere_start[0] @ [-1.0, 1.0], elsewhere_start[1] @ [-1.0, 1.0]
-    share_XL = _shares(draws, ORACLE, context)
+    tokens_D, middle = draws.records.tokens_D, evidence.focus[1]
+    big_DL = _big(draws, ORACLE, context)
     if labels != "text":
-        drawn_XL = _shares(draws, DRAWN_ORACLE, context)
-        even = {k: k / evidence.num_layers for k in drawn_XL}
-        net_XL = {k: share_XL[k] - drawn_XL[k] + even[k] for k in drawn_XL if k in share_XL}
-        share_XL = drawn_XL if labels == "drawn" else net_XL
-    return replace(evidence, oracle_share_XL=share_XL, hard_X=hard_X, line_starts_X=line_starts_X)
+        drawn_DL = _big(draws, DRAWN_ORACLE, context)
+        even_D1 = {k: k / evidence.num_layers * tokens_D[:, None] for k in drawn_DL}
+        net_DL = {k: big_DL[k] - drawn_DL[k] + even_D1[k] for k in drawn_DL if k in big_DL}
+        big_DL = drawn_DL if labels == "drawn" else net_DL
+    return replace(
+        evidence,
+        oracle_share_XL={k: ratio(big, tokens_D) for k, big in big_DL.items()},
+        oracle_spread_X=_spread(draws, big_DL[middle]) if middle in big_DL else None,
+        hard_X=hard_X,
+        line_starts_X=line_starts_X,
+    )
 
 
-def _shares(draws: Draws, policy: str, context: str) -> dict[int, Floats]:
-    """The share of big per layer of a search's picks [X, L], by k."""
+def _big(draws: Draws, policy: str, context: str) -> dict[int, Floats]:
+    """The tokens of each document that a search makes big in each layer [D, L], by k."""
     return {
-        key.big_layers: draws.mean(TAKEN, key)[:, :, Branch.BIG]
-        for quantity, key in draws.records.sums
+        key.big_layers: sums_DLC[:, :, Branch.BIG]
+        for (quantity, key), sums_DLC in draws.records.sums.items()
         if quantity == TAKEN and (key.policy, key.context) == (policy, context)
     }
+
+
+def _spread(draws: Draws, big_DL: Floats) -> Floats:
+    """The share of big of the most used layer minus that of the least used one [X], chosen on the other half.
+
+    Each resample chooses anew: where layers tie, intervals for layers that the data chose are too short.
+    """
+    weights_XD, first_D = draws.bootstrap.weights_XD, first_half(len(big_DL), seed=0)
+    first_XL, second_XL = (weights_XD[:, half_D] @ big_DL[half_D] for half_D in (first_D, ~first_D))
+    draw_X = np.arange(len(weights_XD))
+    gaps = [
+        scored_XL[draw_X, chosen_XL.argmax(1)] - scored_XL[draw_X, chosen_XL.argmin(1)]
+        for scored_XL, chosen_XL in ((first_XL, second_XL), (second_XL, first_XL))
+    ]
+    return np.asarray((gaps[0] + gaps[1]) / (weights_XD @ draws.records.tokens_D))

@@ -201,7 +201,7 @@ def _c9(evidence: Evidence) -> Claim:
     share_XL, spread_X, early_X = evidence.oracle_share_XL.get(k), None, None
     if share_XL is not None and evidence.branches == (Branch.SKIP, Branch.BIG):
         half = evidence.num_layers // 2
-        spread_X, early_X = np.ptp(share_XL, axis=1), share_XL[:, :half].mean(1) - share_XL[:, -half:].mean(1)
+        spread_X, early_X = evidence.oracle_spread_X, share_XL[:, :half].mean(1) - share_XL[:, -half:].mean(1)
     spread = condition(f"share of big, most used - least used layer, at k = {k}", spread_X, above=UNEVEN)
     early = condition(f"share of big, first - second half of the layers, at k = {k}", early_X, below=EARLY_EXIT)
     return decide(
