@@ -6,7 +6,7 @@ import pytest
 from duollm.analysis.claims.evidence import contexts, gather_evidence, readings, studied_router
 from duollm.models.branch import Branch
 from duollm.records.keys import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC
-from duollm.records.patterns import read_patterns
+from duollm.records.patterns import first_half, read_patterns
 from duollm.records.records import Draws, records_of_oracle_text
 from duollm.records.tokens import read_tokens
 
@@ -83,3 +83,17 @@ def test_layers_net_of_noise_are_a_difference_around_even_use(gathered):
     picked_TL = tokens.space.decode(tokens.file.integers("resampled_route_shared_k3")) == Branch.BIG
     np.testing.assert_allclose(share_of["drawn"], picked_TL.mean(0))
     np.testing.assert_allclose(share_of["net"], share_of["text"] - share_of["drawn"] + 0.5)
+
+
+def test_the_most_and_least_used_layers_are_chosen_on_the_other_half_in_every_resample(gathered):
+    tokens, truth, draws, _, _ = gathered
+    is_big_TL = tokens.oracle(3).routes_TL == Branch.BIG
+    big_DL = np.stack([is_big_TL[truth.document_T == document].sum(0) for document in range(8)])
+    in_first_D = first_half(8, 0)
+    spread_X = gather_evidence(draws, draws, SMALL_BIG).oracle_spread_X
+    for draw, weight_D in enumerate(draws.bootstrap.weights_XD):
+        total = 0.0
+        for half in (True, False):
+            chosen_L, scored_L = (weight_D[in_first_D == one] @ big_DL[in_first_D == one] for one in (not half, half))
+            total += scored_L[chosen_L.argmax()] - scored_L[chosen_L.argmin()]
+        assert spread_X[draw] == pytest.approx(total / (weight_D @ draws.records.tokens_D))

@@ -20,9 +20,11 @@ from duollm.records.keys import (
     ALL_BIG,
     AVERAGE,
     BEST_PATTERNS,
+    DRAWN_STATIC,
     ORACLE,
     STATIC,
     Key,
+    on_drawn,
     ramp_oracle,
 )
 from duollm.records.records import BIG, NLL, Draws, Records
@@ -283,6 +285,41 @@ def rate(verdict, trials, claim, moved=None, to=1.0, begins=""):
     return found / trials
 
 
+def under_noise(sums):
+    """A claim's sums below an oracle that gains 0.3 nats, and prefers early layers, by selection noise alone."""
+
+    def searched(study):
+        found, noisy = sums(study), {}
+        for (quantity, key), sums_D in found.items():
+            drawn = key._replace(policy=on_drawn(key.policy))
+            if quantity == NLL and key.policy.startswith(ORACLE):
+                noisy[NLL, key] = sums_D - 0.3 * study.tokens_D
+                noisy[NLL, drawn] = study.loss(-0.3, 0.02)
+                noisy[NLL, Key(DRAWN_STATIC, key.big_layers)] = study.level_D * study.tokens_D
+            elif quantity == TAKEN:
+                drawn_DLC = study.layers(key.big_layers / LAYERS - 1.5 * DEPTH_L, key.big_layers)[TAKEN, key]
+                even_DL = key.big_layers / LAYERS * study.tokens_D[:, None]
+                noisy[TAKEN, drawn] = drawn_DLC
+                noisy[TAKEN, key] = sums_D + drawn_DLC
+                noisy[TAKEN, key][..., Branch.BIG] -= even_DL
+        return found | noisy
+
+    return searched
+
+
+ORACLES = {"C1": best_of_100, "C2": valley, "C3": one_layer, "C5": sliding, "C6": depth, "C7": depth, "C8": depth}
+
+
+def net(claim, moved=None, to=1.0):
+    """How often a claim about the oracle is reproduced: on the text, and net of selection noise."""
+    found = np.zeros(2)
+    for seed in range(200):
+        number, study = int(claim[1:]), Study(seed, moved, to)
+        decided = study.decide(under_noise(ORACLES[claim])(study), readings=True)[number - 1]
+        found += [one.verdict == "reproduced" for one in decided.readings if one.labels != "drawn"]
+    return found / 200
+
+
 def test_every_claim_is_simulated():
     assert {name.split()[0] for name in CLAIMS} == {f"C{number}" for number in range(1, 20)}
     assert {claim for claim, _, _ in CASES} == set(CLAIMS)
@@ -301,3 +338,14 @@ def test_the_opposite_is_found_with_a_power_of_80_percent(claim, quantity, begin
 @pytest.mark.parametrize(("claim", "quantity", "begins"), CASES)
 def test_a_planted_null_is_taken_for_an_effect_in_at_most_5_percent(claim, quantity, begins):
     assert rate("reproduced", 400, claim, quantity, 0, begins) <= LEVEL
+
+
+@pytest.mark.parametrize("claim", ORACLES)
+def test_net_of_selection_noise_only_what_is_planted_beside_it_is_found(claim):
+    quantity = next(quantity for name, quantity, _ in CASES if name == claim)
+    assert net(claim)[1] >= POWER
+    assert net(claim, quantity, 0)[1] <= LEVEL
+
+
+def test_on_the_text_selection_noise_alone_is_taken_for_a_good_oracle():
+    assert net("C1", "oracle", 0)[0] >= POWER
