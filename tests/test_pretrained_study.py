@@ -15,7 +15,8 @@ from duollm.plan import plan
 from duollm.recipe_files import load_recipe
 from duollm.routers.static import static_priors
 from duollm.routes.space import RouteSpace
-from duollm.study import run_study
+from duollm.study import Study, run_study
+from duollm.training.world import join_world
 from reading_pages import data_of
 from tiny_corpus import write_corpus
 
@@ -80,6 +81,18 @@ def test_a_checkpoint_is_studied_without_training(study, family, scope):
             assert {2, 4} <= {row["big_layers"] for row in results[rows]}, rows
         [data] = data_of((run / "report.html").read_text())["runs"]
         assert (data["cheapest"], len(data["groups"])) == ("all skipped", 3)
+
+
+def test_the_ceiling_is_measured_anew_if_static_is_chosen_in_another_precision(tmp_path):
+    settings = []
+    for precision in ("fp32", "bf16"):
+        recipe = load_recipe(
+            RECIPE, {"router.precision": precision, "router.big_layers": "[15]", "router.shares": "null"}
+        )
+        study = Study(recipe, tmp_path, join_world())
+        [ceiling] = [stage for stage in study.stages() if stage.name == "ceiling"]
+        settings.append(ceiling.settings)
+    assert settings[0] != settings[1]
 
 
 def test_budgets_given_as_shares_are_the_nearest_that_groups_allow():

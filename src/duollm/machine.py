@@ -9,9 +9,12 @@ import time
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from duollm import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["fp32", "bf16"]
 Shape = tuple[int, int, int]
@@ -73,7 +76,7 @@ def faster_precision() -> Precision:
     return "bf16" if bf16 > fp32 else "fp32"
 
 
-def autocast(device: Any, precision: str) -> Any:
+def autocast(device: "torch.device", precision: str) -> "torch.autocast":
     """Return the context in which a forward has this precision: "fp32", "bf16" or "auto", which takes the faster one.
 
     Weights stay as they are.
@@ -81,7 +84,7 @@ def autocast(device: Any, precision: str) -> Any:
     import torch
 
     precision = faster_precision() if precision == "auto" else precision
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def _matmul_rate(precision: Precision, shape: Shape, seconds: float) -> float:

@@ -214,7 +214,8 @@ class Study:
         settings = recipe.ceiling.model_dump() | recipe.compared_text.model_dump()
         settings["branches"] = recipe.oracle.branches
         settings |= {"big_layers": recipe.router.big_layers, "seed": recipe.seed, **self._groups}
-        settings |= {"around_static": True} if recipe.router.around_static else {}
+        if recipe.router.around_static:  # static is chosen in the routers' precision
+            settings |= {"around_static": True, "static_precision": recipe.router.precision}
         return Stage("ceiling", self._measure_ceiling, settings, after, ("ceiling",), (checkpoint,), version=3)
 
     def _label_stages(self) -> list[Stage]:

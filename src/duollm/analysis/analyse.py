@@ -66,11 +66,7 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
     _check_one_space(domains)
     first, timing = domains[0], read_timing(run)
     edges = position_edges(np.concatenate([one.tokens.position_T for one in domains]))
-    records, compared = [one.records for one in domains], [one.compared for one in domains]
-    best_of = [one.best_of for one in domains]
-    if len(domains) > 1:
-        records, compared = [*records, pool(records)], [*compared, pool(compared)]
-        best_of = [*best_of, pool_best_of(best_of)]
+    records, compared, best_of = _with_pooled(domains)
     draws = [Draws(one, bootstrap_samples, seed) for one in records]
     more = [Draws(one, bootstrap_samples, seed) for one in compared]
     single = list(zip(domains, draws, strict=False))  # without the pooled one
@@ -124,6 +120,15 @@ def _read_domain(run: Path, name: str, seed: int) -> _Domain:
         compared = records_of_compared_text(tokens, files, more_patterns, seed)
     predictors = [facts for one in files for facts in one.file.facts.get("policies", [])]
     return _Domain(tokens, patterns, records, compared, read_best_of(run, tokens), predictors)
+
+
+def _with_pooled(domains: Sequence[_Domain]) -> tuple[list[Records], list[Records], list[dict[int, BestOf]]]:
+    """Return what the domains hold; if there are several, that of all of them together comes last."""
+    records, compared = [one.records for one in domains], [one.compared for one in domains]
+    best_of = [one.best_of for one in domains]
+    if len(domains) > 1:
+        return [*records, pool(records)], [*compared, pool(compared)], [*best_of, pool_best_of(best_of)]
+    return records, compared, best_of
 
 
 def _check_one_space(domains: Sequence[_Domain]) -> None:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from duollm.bench import Row, mean_seconds
 from duollm.bench.gpt import GPT
 from duollm.flops import training_flops
-from duollm.machine import best_matmul, faster_precision
+from duollm.machine import autocast, best_matmul, faster_precision
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.training.optimizer import TrainingPlan, make_optimizer
@@ -129,7 +129,7 @@ def _step(module: nn.Module, loss: Loss, plan: TrainingPlan, load: Load) -> Call
 
     def step() -> None:
         nonlocal taken
-        with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+        with autocast(device, plan.precision):
             value = loss(batch_BT, taken)
         value.backward()
         nn.utils.clip_grad_norm_(module.parameters(), plan.gradient_clip)

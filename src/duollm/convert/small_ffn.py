@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from duollm.config import SmallInit
 from duollm.errors import UserError
-from duollm.machine import Precision, faster_precision
+from duollm.machine import Precision, autocast, faster_precision
 from duollm.models.ffn import DuoFFN
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.ridge import ridge
@@ -172,7 +172,7 @@ def distil(small: DuoFFN, examples: Examples, steps: int, generator: torch.Gener
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = size * _LEARNING_RATE * warmed_up * (0.05 + 0.95 * cosine)
         batch = examples.rows(torch.randint(tokens, (_STEP_TOKENS,), generator=generator).to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device, precision):
             loss = batch.error(small) / variance
         optimizer.zero_grad()
         loss.backward()
@@ -186,7 +186,7 @@ def _examples(big: DuoFFN, states_ND: Tensor, weights_N: Tensor, precision: Prec
     states_ND, weights_N = states_ND.to(device, torch.float32), (weights_N / weights_N.mean()).to(device)
     outputs, squares_F = [], torch.zeros(big.down_proj.in_features, device=device)
     for part_ND, part_N in zip(states_ND.split(_PART), weights_N.split(_PART), strict=True):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(device, precision):
             neurons_NF = _neurons(big, part_ND.to(big.down_proj.weight.dtype))
             outputs.append(big.down_proj(neurons_NF).float())
         squares_F += part_N @ neurons_NF.float().square()
@@ -237,8 +237,7 @@ def sample_ffns(model: DuoForCausalLM, sample_WT: Tensor, precision: Precision) 
         weights_LN, done, device = torch.empty(shape[:2]), 0, model.device
         for batch_BT in sample_WT.split(max(1, _BATCH_TOKENS // sample_WT.shape[1])):
             here = slice(done, done + batch_BT.numel())
-            autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-            with ExitStack() as hooks, torch.inference_mode(), autocast:
+            with ExitStack() as hooks, torch.inference_mode(), autocast(device, precision):
                 for layer, *kept in zip(model.model.layers, states_LND[:, here], weights_LN[:, here], strict=True):
                     hooks.enter_context(layer.mlp.register_forward_pre_hook(partial(note_states, kept[0])))
                     hooks.enter_context(layer.register_forward_hook(partial(note_weights, kept[1])))

@@ -195,12 +195,13 @@ def _nearest_price(
 def _find_root(excess: Callable[[float], float], start: float, slope: float, tolerance: float) -> None:
     """Evaluate a falling function until it is within `tolerance` of 0, or `_MOST_RUNS` times.
 
-    First ever longer steps away from `start` until the sign changes, the first as long as the slope tells, unless that
-    is 0. Then alternately the secant and the middle of the bracket: jumps of the function, where many tokens share a
-    score, stall the secant alone.
+    First ever longer steps away from `start` until the sign changes; a known slope (not 0) can shorten the first. Then
+    alternately the secant and the middle of the bracket: jumps of the function, where many tokens share a score, stall
+    the secant alone.
     """
     price, here = start, excess(start)
-    step = abs(here / slope) if slope else _FIRST_STEP + abs(start) / 16
+    step = _FIRST_STEP + abs(start) / 16
+    step = min(step, abs(here / slope)) if slope else step
     step = step if here > 0 else -step
     left, right = (price, here), (price, here)
     for round_ in range(_MOST_RUNS - 1):

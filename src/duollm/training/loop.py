@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the context manager for a forward in the plan's precision."""
-        return cast(torch.autocast, autocast(self.world.device, self.plan.precision))
+        return autocast(self.world.device, self.plan.precision)
 
     def _accumulate_gradients(self, loss_fn: LossFn, batch_BT: Tensor, step: int) -> dict[str, float]:
         """Add up the gradients of the step's parts; return the mean of what was measured."""

@@ -194,16 +194,16 @@ def _with_searches(evidence: Evidence, draws: Draws, context: str, labels: Label
         elsewhere_start = ratio(nll_DE, tokens_DE), ratio(gain_DE, nll_DE)
         line_starts_X = elsewhere_start[0] @ [-1.0, 1.0], elsewhere_start[1] @ [-1.0, 1.0]
     tokens_D, middle = draws.records.tokens_D, evidence.focus[1]
-    big_DL = _big(draws, ORACLE, context)
+    big_of = _big(draws, ORACLE, context)
     if labels != "text":
-        drawn_DL = _big(draws, DRAWN_ORACLE, context)
-        even_D1 = {k: k / evidence.num_layers * tokens_D[:, None] for k in drawn_DL}
-        net_DL = {k: big_DL[k] - drawn_DL[k] + even_D1[k] for k in drawn_DL if k in big_DL}
-        big_DL = drawn_DL if labels == "drawn" else net_DL
+        drawn_of = _big(draws, DRAWN_ORACLE, context)
+        even_of = {k: k / evidence.num_layers * tokens_D[:, None] for k in drawn_of}
+        net_of = {k: big_of[k] - drawn_of[k] + even_of[k] for k in drawn_of if k in big_of}
+        big_of = drawn_of if labels == "drawn" else net_of
     return replace(
         evidence,
-        oracle_share_XL={k: ratio(big, tokens_D) for k, big in big_DL.items()},
-        oracle_spread_X=_spread(draws, big_DL[middle]) if middle in big_DL else None,
+        oracle_share_XL={k: ratio(big_DL, tokens_D) for k, big_DL in big_of.items()},
+        oracle_spread_X=_spread(draws, big_of[middle]) if middle in big_of else None,
         hard_X=hard_X,
         line_starts_X=line_starts_X,
     )
