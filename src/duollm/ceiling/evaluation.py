@@ -94,7 +94,7 @@ def evaluate_ceiling(
         validation_WT: windows on which prices are found and the depth is chosen.
         texts: of the comparison, by domain.
         priors: static of every budget, from which the routes start; None: from the predicted gains alone.
-        chooses_in: the precision in which depths and scales are compared on validation text. Default: the model's own.
+        chooses_in: the precision in which scales beside static are compared. Default: the model's own.
     """
     scored, validation_WT = list[CeilingPolicy](), validation_WT.to(model.device)
     around = (
@@ -109,8 +109,7 @@ def evaluate_ceiling(
             if around is not None:
                 policy = replace(policy, scale=around.scales[name, k])
             if name != SHUFFLED and len(predictors) > 2:  # a single depth needs no choice
-                with chooses_in():
-                    nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found, space))
+                nll_WT, _ = policy_losses(model, validation_WT, routes=policy.routes(found, space))
                 policy = replace(policy, validation_nll=nll_WT.mean().item())
             scored.append(policy)
     scored = choose(scored)
