@@ -30,7 +30,7 @@ def study(monkeypatch, tmp_path):
     module = ModuleType("duollm.study")
     module.run_study = lambda *arguments: calls.append(arguments)
     monkeypatch.setitem(sys.modules, "duollm.study", module)
-    monkeypatch.setattr("duollm.cli.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("duollm.cli.tune_memory", lambda: True)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -266,7 +266,7 @@ def test_bench_passes_its_options_on(monkeypatch):
     module = ModuleType("duollm.bench")
     module.run_bench = lambda *arguments: asked.append(arguments)
     monkeypatch.setitem(sys.modules, "duollm.bench", module)
-    monkeypatch.setattr("duollm.cli.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("duollm.cli.tune_memory", lambda: True)
     assert cli.main(["bench", "oracle", "--seconds", "2", "--json"]) == 0
     assert asked == [("oracle", 2.0, "fp32", True)]
 

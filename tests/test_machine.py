@@ -1,4 +1,5 @@
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -17,8 +18,8 @@ def run_with_malloc(code):
     head = """
 import ctypes, resource
 from pathlib import Path
-from duollm.machine import keep_freed_memory, return_freed_memory
-assert keep_freed_memory()
+from duollm.machine import tune_memory, return_freed_memory
+assert tune_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def touch(size=32 << 20):
@@ -57,8 +58,19 @@ print(before - held())
 
 def test_other_platforms_are_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert machine.keep_freed_memory() is False
+    assert machine.tune_memory() is False
     machine.return_freed_memory()
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
+def test_fewer_kernels_are_kept_unless_the_user_says_otherwise(monkeypatch, given, kept):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("none", ""))
+    machine.tune_memory()
+    assert os.environ[name] == kept
 
 
 def test_the_peak_is_measured_once_per_process():

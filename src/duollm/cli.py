@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from duollm import __version__
 from duollm.errors import UserError, did_you_mean, system_fault
 from duollm.files import check_folder
-from duollm.machine import faster_precision, hub_answers, keep_freed_memory, matmul_peak
+from duollm.machine import faster_precision, hub_answers, matmul_peak, tune_memory
 from duollm.options import Parser, WideHelp, listed, number, rows, whole_number
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _study(options: argparse.Namespace, command: list[str], until: str) -> None:
     check_folder("--out", run)
     if run.is_dir() and any(run.iterdir()) and not (run / "config.yaml").is_file():
         raise UserError(f"--out {run} holds files but no config.yaml, so it is no run folder; give a new one")
-    keep_freed_memory()
+    tune_memory()
     from duollm.study import run_study
 
     run_study(recipe, run, command, until)
@@ -220,7 +220,7 @@ def _convert(options: argparse.Namespace, command: list[str]) -> None:
     check_folder("--out", out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} exists already; give a new folder")
-    keep_freed_memory()
+    tune_memory()
     import torch
 
     from duollm.convert.dense import convert_checkpoint
@@ -297,7 +297,7 @@ def _score(options: argparse.Namespace, command: list[str]) -> None:
     out = Path(options.out) if options.out else None
     if out:
         check_folder("--out", out)
-    keep_freed_memory()
+    tune_memory()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     if options.tasks and not hub_answers():
@@ -340,7 +340,7 @@ def _trace(options: argparse.Namespace, command: list[str]) -> None:
         check_folder("--csv", out.parent)
         if out.is_dir():
             raise UserError(f"--csv {out}: a folder; give a file, such as {out / 'tokens.csv'}")
-    keep_freed_memory()
+    tune_memory()
     from duollm.saved.model import Saved
     from duollm.saved.text import TextSettings
     from duollm.saved.trace import trace
@@ -373,7 +373,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace, command: list[str]) -> None:
-    keep_freed_memory()
+    tune_memory()
     from duollm.saved.generate import GenerateSettings, generate
     from duollm.saved.model import Saved
 
@@ -450,7 +450,7 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
 def _bench(options: argparse.Namespace, command: list[str]) -> None:
     if options.precision and options.which != "forward":
         raise UserError(f"--precision goes with 'bench forward' only, got 'bench {options.which}'; leave it out")
-    keep_freed_memory()
+    tune_memory()
     from duollm.bench import run_bench
 
     run_bench(options.which, options.seconds, options.precision or "fp32", options.json)

@@ -129,7 +129,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def command(folder, tmp_path, monkeypatch, capsys):
     """Run the verb on the tiny dense model; return exit code, output and the folder to write."""
-    monkeypatch.setattr("duollm.cli.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("duollm.cli.tune_memory", lambda: True)
     monkeypatch.chdir(folder)
     text = {"--domains": "owls", "--sequence-length": "16", "--sample-tokens": "320", "--steps": "3"}
 

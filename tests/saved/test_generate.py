@@ -34,7 +34,7 @@ PLAIN = {"piped": {}, "NO_COLOR": {"force_terminal": True, "color_system": "true
 
 @pytest.fixture(autouse=True)
 def unchanged_process(monkeypatch):
-    monkeypatch.setattr("duollm.cli.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("duollm.cli.tune_memory", lambda: True)
 
 
 @pytest.fixture(scope="module")

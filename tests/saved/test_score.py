@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def score(folder, monkeypatch, capsys):
     """Run the verb with short options; return its exit code and output."""
-    monkeypatch.setattr("duollm.cli.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("duollm.cli.tune_memory", lambda: True)
     monkeypatch.chdir(folder)
 
     def run(*arguments):
