@@ -62,7 +62,7 @@ def test_other_platforms_are_left_alone(monkeypatch):
     machine.return_freed_memory()
 
 
-@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
+@pytest.mark.parametrize(("given", "kept"), [(None, "400"), ("7", "7")])
 def test_fewer_kernels_are_kept_unless_the_user_says_otherwise(monkeypatch, given, kept):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.setenv(name, given or "")

@@ -22,8 +22,8 @@ Shape = tuple[int, int, int]
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
-_KEPT_KERNELS = 128
-"""Of 1,024 that oneDNN keeps by default; 0.3 GB in a quick study."""
+_KEPT_KERNELS = 400
+"""Of 1,024 that oneDNN keeps by default, which are some hundreds of MB (docs/LOG.md)."""
 
 _SHAPES: dict[str, tuple[Shape, ...]] = {
     "cpu": ((2048, 2048, 2048), (4096, 512, 512)),
