@@ -236,6 +236,11 @@ def test_output_that_goes_nowhere_is_said_in_a_line(line, expected):
     assert expected in said
 
 
+def test_installed_packages_that_no_verb_uses_say_nothing():
+    """torchao, which transformers imports where it is installed, complains on machines without its GPUs."""
+    assert shell("DUOLLM generate nowhere x")[1].count("\n") == 1
+
+
 def test_closed_streams_do_no_harm():
     assert shell("DUOLLM study nope 2>&- <&-")[0] == 2
     assert shell("DUOLLM study --dry-run 2>&- <&-")[0] == 0

@@ -1,6 +1,7 @@
 """The command line: `duollm VERB ...`. The work is imported only when a verb runs."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -70,6 +71,8 @@ def _prepare_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed, to no use here
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _discard_output() -> None:
