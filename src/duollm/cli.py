@@ -71,7 +71,7 @@ def _prepare_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
-    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao where it is installed, to no use here
+    for name in ("torchao", "torch.utils._pytree"):  # imported by transformers, used by no verb
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
