@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from duollm.analysis.areas import areas, compared_budgets, fair_gain, gain_at_spent, gain_totals, router_gains
+from duollm.analysis.families import areas, compared_budgets, fair_gain, gain_at_spent, gain_totals, router_gains
 from duollm.records.keys import STATIC, Key
 from duollm.records.records import BIG, NLL, Draws, Records
 

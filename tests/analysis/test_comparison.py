@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from duollm.analysis.analyse import analyse
-from duollm.analysis.comparison import comparison_rows, shown_routers
-from duollm.analysis.losses import spend_rows
+from duollm.analysis.comparison import comparison_rows, shown_routers, spend_rows
 from duollm.records.keys import CEILING, Key
 from duollm.records.records import Draws, Records
 from picking import pick

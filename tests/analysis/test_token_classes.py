@@ -4,7 +4,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from duollm.analysis.token_classes import classes_of, forms, is_python, python_classes
+from duollm.analysis.difficulty import classes_of, forms, is_python, python_classes
 from duollm.records.files import ResultFile
 from duollm.records.tokens import Tokens
 

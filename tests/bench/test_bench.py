@@ -9,7 +9,7 @@ import torch
 
 from duollm import bench
 from duollm.bench import search, training
-from duollm.bench.gpt import GPT
+from duollm.bench.training import GPT
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from tiny import SIZES, tiny_model

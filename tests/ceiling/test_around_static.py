@@ -7,10 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from duollm.ceiling.around_static import AroundStatic
-from duollm.ceiling.choices import exact_choice, price_for, priced_choice
-from duollm.ceiling.evaluation import evaluate_ceiling, validation_windows
-from duollm.ceiling.predictor import make_predictors
+from duollm.ceiling.evaluation import AroundStatic, evaluate_ceiling, validation_windows
+from duollm.ceiling.predictor import exact_choice, make_predictors, price_for, priced_choice
 from duollm.config import CeilingConfig
 from duollm.data.packed import Windows
 from duollm.measure.executor import policy_losses

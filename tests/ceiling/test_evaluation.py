@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from duollm.ceiling.choices import exact_choice, price_for, priced_choice
 from duollm.ceiling.evaluation import (
     CeilingPolicy,
     choose,
@@ -13,7 +12,7 @@ from duollm.ceiling.evaluation import (
     predicted_margins,
     validation_windows,
 )
-from duollm.ceiling.predictor import all_big_states, make_predictors, margins
+from duollm.ceiling.predictor import all_big_states, exact_choice, make_predictors, margins, price_for, priced_choice
 from duollm.config import CeilingConfig, EvaluateConfig
 from duollm.measure.comparison import compared_windows
 from duollm.models.branch import Branch

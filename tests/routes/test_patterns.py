@@ -1,6 +1,6 @@
 import pytest
 
-from duollm.routes.patterns import pattern, spread_layers
+from duollm.routes.sampling import pattern, spread_layers
 
 
 @pytest.mark.parametrize(("big", "layers"), [(0, []), (1, [6]), (4, [1, 4, 7, 10]), (12, list(range(12)))])

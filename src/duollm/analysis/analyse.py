@@ -9,12 +9,18 @@ import numpy as np
 
 from duollm.analysis.claims import decide_claims
 from duollm.analysis.claims.evidence import gather_evidence
-from duollm.analysis.comparison import comparison_rows
+from duollm.analysis.comparison import (
+    best_of_pattern_rows,
+    best_of_route_rows,
+    comparison_rows,
+    gap_rows,
+    nll_rows,
+    spend_rows,
+)
 from duollm.analysis.difficulty import class_rows, difficulty_rows, helped_rows, with_difficulty
 from duollm.analysis.families import family_rows
 from duollm.analysis.gains import ceiling_rows, decomposition_rows, noise_rows, tries_rows, unit_rows
 from duollm.analysis.layers import agreement_rows, layer_use_rows, position_edges
-from duollm.analysis.losses import best_of_pattern_rows, best_of_route_rows, gap_rows, nll_rows, spend_rows
 from duollm.analysis.results import Results, Size, write_results
 from duollm.errors import UserError
 from duollm.records.best_of import BestOf, pool_best_of, read_best_of

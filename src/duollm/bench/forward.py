@@ -25,7 +25,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
 from duollm.routers.base import Router
 from duollm.routers.registry import make_router
-from duollm.routes.patterns import pattern, spread_layers
+from duollm.routes.sampling import pattern, spread_layers
 from duollm.training.world import join_world
 
 # A small vocabulary: only the last token's logits are computed, and the head reads little beside the layers.

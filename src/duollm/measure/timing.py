@@ -20,8 +20,7 @@ from duollm.machine import describe_machine, wait_for_gpu
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.routes.patterns import pattern, spread_layers
-from duollm.routes.sampling import draw_route_ids
+from duollm.routes.sampling import draw_route_ids, pattern, spread_layers
 from duollm.routes.space import RouteSpace
 
 _SEQUENCES, _SECONDS, _ROUNDS = 8, 0.25, 5

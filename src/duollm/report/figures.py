@@ -9,8 +9,8 @@ from matplotlib.text import Text
 
 from duollm.analysis.claims.routers import FIGURE_7
 from duollm.analysis.comparison import shown_routers
+from duollm.analysis.difficulty import is_python
 from duollm.analysis.results import Results
-from duollm.analysis.token_classes import is_python
 from duollm.records.bootstrap import Integers
 from duollm.records.tokens import Tokens
 from duollm.report.chart import draw_chart, write_csv

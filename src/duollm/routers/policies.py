@@ -19,8 +19,7 @@ from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes, Policy
 from duollm.routers.registry import load_router
-from duollm.routes.patterns import pattern, spread_layers
-from duollm.routes.sampling import uniform_hash
+from duollm.routes.sampling import pattern, spread_layers, uniform_hash
 
 
 def parse_policy(text: str, model: DuoForCausalLM) -> Policy:

@@ -1,4 +1,4 @@
-"""Random routes: exact shares for training, exact budgets for controls, repeatable draws for policies.
+"""Random routes (exact shares for training, exact budgets for controls, repeatable draws) and regular patterns.
 
 Shape letters: N tokens, L layers, J groups of layers, S sizes of groups, W ways to spend.
 """
@@ -95,3 +95,15 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
     x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
     return x ^ (x >> 16)
+
+
+def spread_layers(big: int, num_layers: int) -> list[int]:
+    """Return `big` of `num_layers` layers, evenly spaced."""
+    return [(2 * index + 1) * num_layers // (2 * big) for index in range(big)]
+
+
+def pattern(big_layers: Sequence[int], num_layers: int, otherwise: Branch = Branch.SMALL) -> Tensor:
+    """Return the route that is big in these layers and takes another branch elsewhere, [L]."""
+    route_L = torch.full((num_layers,), int(otherwise))
+    route_L[list(big_layers)] = int(Branch.BIG)
+    return route_L

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from duollm.analysis.areas import areas
 from duollm.analysis.difficulty import HARD, LINE_STARTS
+from duollm.analysis.families import areas
 from duollm.analysis.layers import RouterUse, router_use
 from duollm.analysis.verdicts import Labels
 from duollm.models.branch import Branch
