@@ -25,6 +25,8 @@ from duollm.routers.codebook import FOLDS, CodebookRouter, choose_routes, price_
 from duollm.routers.static import static_priors
 
 _DRAWN = 32  # random patterns of every budget, beside static
+_FIRST_SEQUENCES = 8
+"""At least, on which all candidates are run."""
 _UNTRAINED_PROMPT = 4
 
 
@@ -96,24 +98,24 @@ class WindowRouter(CodebookRouter):
     def fit(self, training: RouterTraining) -> None:
         """Choose the patterns and fit their losses to the mean states of prompts, in closed form.
 
-        Candidates are static and random patterns of the budget and its neighbours; the first batch leaves as many as
-        its sequences would choose with their labels in hand. All batches are then run on each of these, and the
-        patterns are chosen as those of `codebook`, by cross-fitted predictions. If nothing can be predicted, static
-        alone remains.
+        Candidates are static and random patterns of the budget and its neighbours; the first sequences leave as many as
+        they would choose with their labels in hand. All batches are then run on each of these. On all of them static
+        and the price of a big layer are chosen again, for the first sequences are few. The other patterns are chosen as
+        those of `codebook`, by cross-fitted predictions. If nothing can be predicted, static alone remains.
         """
         training.prepare_model()
         config, model, trainer = training.config, training.model, training.trainer
         big_layers = training.big_layers
         self.prompt_tokens = config.prompt_tokens
         self.decide_by(config.decide_at)
-        first_BT = torch.from_numpy(trainer.batch_at(0)).to(model.device)
-        routes_RL, static = self._candidates(model, first_BT, big_layers, training.seed)
-        loss_BR = self.losses(model, first_BT, routes_RL, routes_RL[static])
+        batches = range(-(-_FIRST_SEQUENCES // trainer.plan.batch_size))
+        first_WT = torch.cat([torch.from_numpy(trainer.batch_at(step)) for step in batches]).to(model.device)
+        routes_RL, static = self._candidates(model, first_WT, big_layers, training.seed)
+        loss_WR = self.losses(model, first_WT, routes_RL, routes_RL[static])
         big_R = (routes_RL == Branch.BIG).sum(-1)
-        price = price_of_big(loss_BR.mean(0), big_R)
-        toll_R = price * (big_R - big_layers)
-        kept = choose_routes(loss_BR + toll_R, loss_BR + toll_R, static, config.codebook_routes)
-        routes_RL, toll_R = routes_RL[kept], toll_R[kept]
+        toll_R = price_of_big(loss_WR.mean(0), big_R) * (big_R - big_layers)
+        kept = choose_routes(loss_WR + toll_R, loss_WR + toll_R, static, config.codebook_routes)
+        routes_RL, big_R = routes_RL[kept], big_R[kept]
         seen = _Seen(trainer.plan.steps * trainer.plan.batch_size, self.hidden_size, len(kept), model.device)
 
         def take_step(batch_BT: Tensor, step: int) -> dict[str, float]:
@@ -127,8 +129,11 @@ class WindowRouter(CodebookRouter):
             return {"nll": loss_BR[:, 0].mean().item()}
 
         trainer.take_steps(self, seen, take_step)
+        mean_R = seen.loss_WR.mean(0)
+        static, price = int(mean_R.masked_fill(big_R != big_layers, torch.inf).argmin()), price_of_big(mean_R, big_R)
         loss_WR = seen.loss_WR - seen.loss_WR.mean(1, keepdim=True)  # how hard a text is, no pattern changes
-        self.choose(routes_RL, 0, toll_R, seen.mean_WD, loss_WR, len(loss_WR), config)
+        toll_R = price * (big_R - big_layers)
+        self.choose(routes_RL, static, toll_R, seen.mean_WD, loss_WR, len(loss_WR), config)
         self.price.fill_(price)
 
     def losses(self, model: DuoForCausalLM, ids_BT: Tensor, routes_RL: Tensor, static_L: Tensor) -> Tensor:
