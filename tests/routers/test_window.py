@@ -15,6 +15,7 @@ from tiny_training import ALONE, router_training
 
 SKIP, SMALL, BIG = Branch
 LAYERS, PROMPT = 4, 3
+PLACES = torch.tensor([1, 2, 4, 8])
 PATTERNS = torch.tensor([[2, 2, 1, 1], [2, 1, 2, 1], [2, 1, 1, 2]])
 
 
@@ -85,10 +86,10 @@ def text(batch, seed):
     return low + 16 * (torch.arange(batch) % 2)[:, None]
 
 
-def fitted(model, run, seed=0):
-    plan = TrainingPlan(steps=24, batch_size=8, learning_rate=1.0)
-    given = router_training(model, RouterConfig(prompt_tokens=PROMPT, decide_at=1), 0.5, run=run, seed=seed)
-    trainer = Trainer("window", plan, lambda step: text(8, step).numpy(), ALONE, run, 1.0)
+def fitted(model, run, seed=0, batch_size=8, steps=24, decide_at=1):
+    plan = TrainingPlan(steps=steps, batch_size=batch_size, learning_rate=1.0)
+    given = router_training(model, RouterConfig(prompt_tokens=PROMPT, decide_at=decide_at), 0.5, run=run, seed=seed)
+    trainer = Trainer("window", plan, lambda step: text(batch_size, step + 1000 * seed).numpy(), ALONE, run, 1.0)
     router = make_router("window", model.config, ["small", "big"]).eval()
     router.fit(type(given)(**(vars(given) | {"trainer": trainer})))
     return router
@@ -122,3 +123,17 @@ def test_where_nothing_can_be_predicted_it_is_hardly_worse_than_static(model, tm
     static, _ = policy_losses(model, ids, routes=router.routes_RL[0])
     assert ((routes == BIG).sum(-1) >= 1).all()
     assert nll.mean() < static.mean() + 0.05
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_static_is_the_best_pattern_of_all_text_not_of_the_first_sequences(monkeypatch, tmp_path, seed):
+    """Planted: layers 0 and 1 are worth 0.3 nats each, and sequences want other layers by as much."""
+
+    def planted(self, model, ids_BT, routes_RL, static_L):
+        noise = torch.randn(len(ids_BT), 1 << LAYERS, generator=torch.Generator().manual_seed(int(ids_BT.sum())))
+        return 3.0 - 0.3 * (routes_RL[:, :2] == BIG).sum(-1) + 0.5 * noise[:, ((routes_RL == BIG) * PLACES).sum(-1)]
+
+    monkeypatch.setattr(WindowRouter, "losses", planted)
+    model = tiny_model(num_hidden_layers=LAYERS, hidden_size=48).requires_grad_(False)
+    router = fitted(model, tmp_path, seed, batch_size=4, steps=100, decide_at=0)
+    assert (router.routes_RL[0] == BIG).tolist() == [True, True, False, False]
