@@ -3,6 +3,7 @@
 Shape letters: L layers, P bins of positions, N sizes of a draw.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,15 @@ class Results:
     def focus_budgets(self) -> tuple[int, int, int]:
         """The low, middle and high budget, of those that the searched routes can have."""
         return focus_budgets(self.num_layers, self.model.get("possible_big_layers", ()))
+
+    def shown_budget(self, rows: "Iterable[PolicyRow | NoiseRow | CeilingRow]") -> int:
+        """Return the budget of what shows only one: that of the rows nearest to a third of the layers."""
+        return focus_budgets(self.num_layers, [row.big_layers for row in rows])[0]
+
+    @property
+    def searched_budget(self) -> int:
+        """`shown_budget` of the oracle."""
+        return self.shown_budget(row for row in self.main_nll if (row.policy, row.domain) == (ORACLE, self.headline))
 
     @property
     def domains(self) -> list[str]:
