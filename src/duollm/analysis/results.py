@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from duollm.analysis.verdicts import Claim
-from duollm.errors import UserError
+from duollm.errors import UserError, did_you_mean
 from duollm.files import write_json
 from duollm.records.bootstrap import Estimate
 from duollm.records.facts import read_json
@@ -361,6 +361,17 @@ class Results:
     def headline(self) -> str:
         """The domain of the report's main numbers: all pooled, or the only one."""
         return "pooled" if len(self.data) > 1 else self.domains[0]
+
+    def domain_of(self, run: Path, asked: str | None) -> str:
+        """Return the domain that is asked for, by default the headline.
+
+        Raises:
+            UserError: the run, which is named in the message, has no such domain.
+        """
+        known = {*self.domains, self.headline}
+        if asked is not None and asked not in known:
+            raise UserError(f"domain {asked}: not in {run}; {did_you_mean(asked, known)}")
+        return asked or self.headline
 
     @property
     def cheapest(self) -> str:

@@ -235,7 +235,7 @@ def _shards(windows: Windows) -> Iterator[Windows]:
     for end in range(1, total + 1):
         document_ends = end == total or windows.documents[end] != windows.documents[end - 1]
         if document_ends and (end - start >= SHARD_WINDOWS or end == total):
-            yield Windows(windows.token_ids[start:end], windows.documents[start:end], windows.window[start:end])
+            yield windows.part(slice(start, end))
             start = end
 
 
