@@ -126,8 +126,6 @@ def test_lists_show_how_to_write_them():
         ({"pretrain.precision": "fp8"}, "'fp32'"),
         ({"data.domains": "[prose, prose]"}, "twice"),
         ({"data.validation_share": "0.6", "data.test_share": "0.5"}, "below 1"),
-        ({"data.sequence_length": "4096"}, "max_position_embeddings"),
-        ({"oracle.big_layers": "[13]"}, "0 .. 12"),
         ({"oracle.big_layers": "[]"}, "at least 1"),
         ({"router.big_layers": "[2, 2]"}, "twice"),
         ({"router.temperatures": "[1, 0]"}, "greater than 0"),

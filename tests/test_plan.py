@@ -293,6 +293,9 @@ def test_a_network_too_deep_to_search_in_full_is_still_planned():
         ({"model__num_hidden_layers": "40"}, r"oracle\.search: exact would try 2\^40 routes"),
         ({"router__kinds": "[liner]"}, r"router\.kinds: unknown router 'liner'; did you mean 'linear'"),
         ({"oracle__more_budgets": "[at-most 9]"}, r"oracle\.big_layers or more_budgets: "),
+        ({"oracle__big_layers": "[99]"}, r"oracle\.big_layers or more_budgets: .* 99 big layers is impossible"),
+        ({"router__big_layers": "[99]"}, r"router\.big_layers holds 99"),
+        ({"data__sequence_length": "4096"}, r"data\.sequence_length \(4096\) must not exceed the 2048 positions"),
     ],
 )
 def test_a_plan_refuses_what_a_study_refuses(tmp_path, changes, message):

@@ -84,6 +84,13 @@ def test_what_is_said_stands_beside_the_stage_on_a_terminal_and_alone_elsewhere(
     assert capsys.readouterr().out == "packing [tokens]\n"
 
 
+def test_results_for_a_file_stay_out_of_the_line_on_a_terminal(terminal, capsys):
+    with working("trace", stderr=True):
+        print("domain,document")
+    assert capsys.readouterr().out == "domain,document\n"
+    assert "domain" not in terminal.getvalue()
+
+
 def test_the_line_of_a_stage_that_fails_is_gone_too():
     before = progress._line
     with pytest.raises(KeyboardInterrupt), working("oracle"):

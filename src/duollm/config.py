@@ -246,8 +246,8 @@ class OracleConfig(Section):
 
     @model_validator(mode="after")
     def _budgets_that_can_be_searched(self) -> "OracleConfig":
-        for key in ("contexts", "branches", "more_budgets", "units"):
-            _refuse_repeats(key, getattr(self, key))
+        for key in ("contexts", "branches", "more_budgets", "units", "big_layers", "committed_big_layers"):
+            _refuse_repeats(key, getattr(self, key) or [])
         refused = [budget for budget in self.more_budgets if not budget.startswith("at-most ")]
         if refused and self.search != "exact":
             known = f"search {self.search!r} knows only `at-most 4`, leave it out or set search to exact"
@@ -321,7 +321,7 @@ class RouterConfig(Section):
 
     @model_validator(mode="after")
     def _branches_and_names(self) -> "RouterConfig":
-        for key in ("kinds", "spend"):
+        for key in ("kinds", "spend", "big_layers"):
             _refuse_repeats(key, getattr(self, key))
         order = ["skip", "small", "big"]
         if "big" not in self.branches or self.branches != [each for each in order if each in self.branches]:
@@ -402,24 +402,4 @@ class Recipe(Section):
             raise ValueError("pretrain.freeze needs model.dense: a model from scratch must train all of itself")
         if not self.model.dense and not self.model.path and self.pretrain.tokens == 0:
             raise ValueError("pretrain.tokens 0 needs model.dense: a model from scratch must be trained")
-        return self
-
-    @model_validator(mode="after")
-    def _budgets_and_sequences_fit(self) -> "Recipe":
-        if self.model.path or self.model.dense:
-            return self  # the sizes are the given model's, which is looked at later
-        layers = self.model.num_hidden_layers
-        self.ceiling.depths_in(layers)
-        for key, budgets in (
-            ("oracle.big_layers", self.oracle.big_layers),
-            ("oracle.committed_big_layers", self.oracle.committed_big_layers),
-            ("router.big_layers", self.router.big_layers),
-        ):
-            _refuse_repeats(key, budgets or [])
-            for budget in budgets or []:
-                if not 0 <= budget <= layers:
-                    raise ValueError(f"{key} holds {budget}; a model of {layers} layers allows 0 .. {layers}")
-        length, most = self.data.sequence_length, self.model.max_position_embeddings
-        if length > most:
-            raise ValueError(f"data.sequence_length ({length}) must not exceed model.max_position_embeddings ({most})")
         return self

@@ -1,5 +1,6 @@
 """What a study says while it works: on a terminal one line that is rewritten, elsewhere a line every half minute."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,7 @@ class _Line:
             refresh_per_second=4,
             transient=True,
             disable=not rewritten,
+            redirect_stdout=sys.stdout.isatty(),  # else results for a file would go where the line is
         )
         self.printed = self.since = time.perf_counter()
         self.begun = 0.0

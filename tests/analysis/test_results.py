@@ -13,6 +13,13 @@ def test_the_headline_is_all_domains_pooled_or_the_only_one(compared):
     assert replace(results, data={"code": results.data["code"]}).headline == "code"
 
 
+def test_the_shown_budget_is_the_measured_one_nearest_to_a_third_of_the_layers(compared):
+    results = compared[2]
+    assert results.searched_budget == results.shown_budget(results.nll) == 2
+    assert results.shown_budget(row for row in results.nll if row.big_layers not in (1, 2, 3)) == 0
+    assert results.shown_budget([]) == 2
+
+
 def test_the_fair_gain_is_that_at_what_was_spent_where_it_is_known(compared):
     row = next(row for row in compared[2].comparison if row.kind)
     assert row.fair_gain is row.gain_at_spent

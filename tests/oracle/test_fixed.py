@@ -4,7 +4,7 @@ import torch
 
 from duollm import Branch, RouteSpace
 from duollm.data.packed import Windows
-from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
+from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_losses
 from duollm.records.patterns import first_half
 from naive_oracle import forward_nll, tiny_model, tiny_tokens
 
@@ -76,15 +76,16 @@ def test_expected_static_is_the_mean_over_labels_drawn_from_the_all_big_predicti
     np.testing.assert_allclose(columns["expected_static_k1"], torch.cat(naive), atol=1e-4)
 
 
-def test_tables_hold_the_counted_tokens_under_every_pattern(model):
+def test_losses_are_those_of_the_counted_tokens_under_every_pattern(model):
     counted_WN = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.5
     pattern_R = np.array([1, 4, 7])
-    tables = pattern_tables(model, WINDOWS, counted_WN, SPACE.decode(pattern_R))
-    for window, table in enumerate(tables):
-        assert table.counted_M.equal(counted_WN[window].nonzero()[:, 0])
-        for column, pattern in enumerate(pattern_R):
-            naive = naive_nll(model, window, SPACE.decode(pattern))[counted_WN[window]]
-            torch.testing.assert_close(table.nll_MR[:, column], naive, atol=1e-4, rtol=0)
+    token_ids_WT = torch.from_numpy(WINDOWS.token_ids)
+    label_MD = model.lm_head.weight[token_ids_WT[:, 1:][counted_WN]]
+    routes_RL = torch.from_numpy(SPACE.decode(pattern_R))
+    [nll_MR] = pattern_losses(model, token_ids_WT, counted_WN, label_MD[None], routes_RL)
+    for column, pattern in enumerate(pattern_R):
+        naive = torch.stack([naive_nll(model, window, SPACE.decode(pattern)) for window in range(6)])[counted_WN]
+        torch.testing.assert_close(nll_MR[:, column], naive, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("branches", [(Branch.SMALL, Branch.BIG), tuple(Branch)])

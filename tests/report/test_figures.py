@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from duollm.analysis.analyse import analyse
 from duollm.analysis.results import BestOfRow, PolicyRow
 from duollm.records.bootstrap import Estimate
-from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
 from duollm.report.chart import draw_chart
-from duollm.report.figures import CAPTIONS, draw_figures, shorten_names, shown_budget
+from duollm.report.figures import CAPTIONS, draw_figures, shorten_names
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
 from duollm.report.style import policy_look, router_looks, smaller
@@ -128,14 +127,6 @@ def test_all_figures_twice_the_same(analysed, tmp_path):
         ElementTree.parse(svg)
 
 
-def test_shown_budget_is_a_third_or_the_nearest_searched(analysed):
-    tokens, _ = read_tokens(analysed[0], "prose")
-    assert shown_budget([tokens]) == 2
-    for k in (1, 2, 3):
-        del tokens.policies[Key("oracle", k, context="shared")]
-    assert shown_budget([tokens]) == 0
-
-
 def _routers(*kinds, spends=("average",)):
     return [PolicyRow("prose", f"{kind}_k2", kind, spend, 2) for kind in kinds for spend in spends]
 
@@ -229,11 +220,11 @@ def test_the_table_of_a_figure_holds_what_it_draws(analysed, tmp_path):
     assert len(tables["difficulty"]) == 2 * sum(len(tokens.text) for tokens in domains)
     code = next(tokens for tokens in domains if tokens.domain == "code")
     losses = tables["losses_of_text"].query("series == 'oracle'")["y"].astype(float)
-    assert losses.tolist() == pytest.approx(code.oracle(shown_budget(domains)).nll_T[: len(losses)], rel=1e-5)
+    assert losses.tolist() == pytest.approx(code.oracle(results.searched_budget).nll_T[: len(losses)], rel=1e-5)
     [layer] = [row for row in results.layer_use if (row.domain, row.policy, row.big_layers) == ("code", "oracle", 3)]
     cells = tables["layer_use_by_position"].query("panel == 'code, oracle, k = 3'")["y"].astype(float)
     assert cells.tolist() == pytest.approx((np.array(layer.share_by_layer_and_position) - 0.5).ravel(), abs=1e-5)
-    routes = domains[0].oracle(shown_budget(domains)).routes_TL[:20]
+    routes = domains[0].oracle(results.searched_budget).routes_TL[:20]
     strip = tables["routes"].query(f"panel == '{results.domains[0]}, oracle, k = 2' and series == 'layer 4, branch'")
     assert strip["y"].astype(int).tolist() == routes[:, 4].tolist()
     assert strip["note"].iloc[0] == one_line(domains[0].text[0])

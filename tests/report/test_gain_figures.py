@@ -9,7 +9,6 @@ from duollm.analysis.results import NoiseRow, TriesRow
 from duollm.records.bootstrap import Estimate
 from duollm.report.chart import draw_chart
 from duollm.report.gain_figures import (
-    ceiling_budget,
     gain_by_depth,
     gains_by_budget,
     gains_by_tries,
@@ -72,15 +71,6 @@ def test_lines_over_depth_hold_the_results(results):
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     for spend, label in (("average", "k on average"), ("exact", "k on every token")):
         assert lines[label] == [row.gain.value for row in rows if row.spend == spend and not row.shuffled]
-
-
-@pytest.mark.parametrize(("wanted", "shown"), [(3, 3), (6, 3), (1, 2)])
-def test_the_budget_shown_was_measured(results, wanted, shown):
-    assert ceiling_budget(results, wanted) == shown
-
-
-def test_the_wanted_budget_is_shown_where_no_ceiling_was_measured(results):
-    assert ceiling_budget(replace(results, ceiling=[]), 4) == 4
 
 
 def test_one_context_is_shown():

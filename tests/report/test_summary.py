@@ -3,7 +3,7 @@ import json
 import pytest
 
 from duollm.records.bootstrap import tenths, with_interval
-from duollm.report.summary import gains_at, print_frontier, print_routers, print_summary, summary_budget
+from duollm.report.summary import gains_at, print_frontier, print_routers, print_summary
 from picking import pick
 
 
@@ -25,7 +25,7 @@ def test_times_of_stages_and_where_to_look_next(compared, shown):
 
 def test_gains_are_those_of_the_results(compared, shown):
     results = compared[2]
-    assert summary_budget(results) == 2, "a third of six layers"
+    assert results.shown_budget(results.selection_noise) == 2, "a third of six layers"
     named = {name: gain for name, gain, _ in gains_at(results, 2)}
     noise = pick(results.selection_noise, domain="pooled", big_layers=2, context="shared")
     assert named["choosing in hindsight (oracle)"] == noise.gain

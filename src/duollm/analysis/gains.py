@@ -7,7 +7,6 @@ measures what the routes picked with y' are worth for another label.
 Shape letters: X draws of the bootstrap.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,8 +38,7 @@ def noise_rows(draws: Draws) -> Iterator[NoiseRow]:
 def unit_rows(draws: Draws) -> Iterator[UnitRow]:
     """Yield the same of searches that chose one route for several neighbouring tokens, and of one token's search."""
     measured = {key.policy for quantity, key in draws.records.sums if quantity == NLL}
-    found = [re.fullmatch(rf"unit(\d+)-{keys.ORACLE}", policy) for policy in measured]
-    units = sorted(int(match[1]) for match in found if match)
+    units = sorted({keys.numbers_in(policy)[0] for policy in measured if policy.startswith("unit")})
     for drawn in _drawn(draws) if units else ():
         for unit in (1, *units):
             if drawn._replace(policy=keys.of_unit(drawn.policy, unit)) in draws:

@@ -3,6 +3,7 @@
 Shape letters: L layers, P bins of positions, N sizes of a draw.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from duollm.analysis.verdicts import Claim
-from duollm.errors import UserError
+from duollm.errors import UserError, did_you_mean
 from duollm.files import write_json
 from duollm.records.bootstrap import Estimate
 from duollm.records.facts import read_json
@@ -342,6 +343,15 @@ class Results:
         """The low, middle and high budget, of those that the searched routes can have."""
         return focus_budgets(self.num_layers, self.model.get("possible_big_layers", ()))
 
+    def shown_budget(self, rows: "Iterable[PolicyRow | NoiseRow | CeilingRow]") -> int:
+        """Return the budget of what shows only one: that of the rows nearest to a third of the layers."""
+        return focus_budgets(self.num_layers, [row.big_layers for row in rows])[0]
+
+    @property
+    def searched_budget(self) -> int:
+        """`shown_budget` of the oracle."""
+        return self.shown_budget(row for row in self.main_nll if (row.policy, row.domain) == (ORACLE, self.headline))
+
     @property
     def domains(self) -> list[str]:
         """The domains in the recipe's order."""
@@ -351,6 +361,17 @@ class Results:
     def headline(self) -> str:
         """The domain of the report's main numbers: all pooled, or the only one."""
         return "pooled" if len(self.data) > 1 else self.domains[0]
+
+    def domain_of(self, run: Path, asked: str | None) -> str:
+        """Return the domain that is asked for, by default the headline.
+
+        Raises:
+            UserError: the run, which is named in the message, has no such domain.
+        """
+        known = {*self.domains, self.headline}
+        if asked is not None and asked not in known:
+            raise UserError(f"domain {asked}: not in {run}; {did_you_mean(asked, known)}")
+        return asked or self.headline
 
     @property
     def cheapest(self) -> str:

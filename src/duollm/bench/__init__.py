@@ -6,6 +6,7 @@ from functools import partial
 
 from duollm.machine import Precision, describe_machine
 from duollm.measure.timing import durations
+from duollm.progress import working
 from duollm.terminal import GrowingTable
 
 Row = dict[str, float | int | str]
@@ -27,14 +28,15 @@ def run_bench(which: str, seconds: float, precision: Precision = "fp32", as_json
         "oracle": bench_search,
         "forward": partial(bench_forward, precision=precision),
     }
-    measured = benches[which](seconds)
+    rows: list[Row] = []
+    table = None if as_json else GrowingTable(f"duollm bench {which}")
+    with working(f"bench {which}", stderr=True):
+        for together in benches[which](seconds):
+            rows += together
+            if table:
+                table.add(together)
     if as_json:
-        rows = [row for together in measured for row in together]
         print(json.dumps({"bench": which, "machine": describe_machine(), "rows": rows}, indent=2))
-        return
-    table = GrowingTable(f"duollm bench {which}")
-    for together in measured:
-        table.add(together)
 
 
 def mean_seconds(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:

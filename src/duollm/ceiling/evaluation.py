@@ -27,7 +27,7 @@ from duollm.progress import show
 from duollm.records.files import write_result
 from duollm.records.keys import SHUFFLED
 from duollm.routers.static import SCALES, Prior, chosen_scale
-from duollm.routes.space import RouteSpace
+from duollm.routes.space import RouteSpace, focus_budgets
 
 _VALIDATION_WINDOWS = 64
 """Few, for every policy is executed on them."""
@@ -183,7 +183,7 @@ def evaluate_ceiling(
                 policy = replace(policy, validation_nll=nll_WT.mean().item())
             scored.append(policy)
     scored = choose(scored)
-    by_depth = min(sorted(big_layers), key=lambda k: abs(k - space.focus_budgets[0]))
+    by_depth = focus_budgets(space.num_layers, big_layers)[0]
     policies = [each for each in scored if each.chosen or each.predictor == SHUFFLED or each.big_layers == by_depth]
     facts = space.facts | {
         "policies": [asdict(policy) | {"column": policy.column} for policy in policies],

@@ -37,6 +37,10 @@ class Windows:
     window: list[int]
     """Which window of its document each is, 0 first, [W]."""
 
+    def part(self, rows: slice) -> "Windows":
+        """Return some of the windows."""
+        return Windows(self.token_ids[rows], self.documents[rows], self.window[rows])
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the columns that name each predicted token, window by window (docs/formats.md)."""
         predicted = self.token_ids.shape[1] - 1

@@ -3,7 +3,7 @@
 Static is the best pattern of its budget on one half of the documents, run on the other half.
 
 Shape letters: W windows, T tokens, N = T - 1 predictions of a window, L layers, D documents,
-R patterns, V vocabulary.
+R patterns, V vocabulary, B sequences, S labels of a token, M counted tokens, D also hidden.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from duollm.data.packed import Windows
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import FixedRoutes
+from duollm.oracle.head import log_normaliser
 from duollm.oracle.noise import OWN_PREDICTION, LabelSource
-from duollm.oracle.reductions import LeafTable
 from duollm.records.patterns import best_on_other_half, first_half
 from duollm.routes.sampling import draw_route_ids
 from duollm.routes.space import RouteSpace
@@ -44,21 +43,21 @@ def draw_patterns(space: RouteSpace, big_layers: Sequence[int], number: int, see
 
 
 @torch.inference_mode()
-def pattern_tables(
-    model: DuoForCausalLM, windows: Windows, counted_WN: Tensor, routes_RL: NDArray[np.int64]
-) -> list[LeafTable]:
-    """Run the patterns on all windows; return the losses of each window's counted tokens."""
-    tables = [LeafTable(counted_N, len(routes_RL)) for counted_N in counted_WN]
-    token_ids_WT = torch.from_numpy(windows.token_ids).to(model.device)
-    labels_M = token_ids_WT[:, 1:][counted_WN]
-    counts = [len(table.counted_M) for table in tables]
-    for index, route_L in enumerate(torch.from_numpy(routes_RL).to(model.device)):
+def pattern_losses(
+    model: DuoForCausalLM, token_ids_BT: Tensor, counted_BN: Tensor, label_SMD: Tensor, routes_RL: Tensor
+) -> Tensor:
+    """Run whole sequences on each pattern; return the losses [S, M, R] of the counted tokens, float32, nats.
+
+    Args:
+        label_SMD: the head's embeddings of the labels.
+    """
+    losses_SMR = label_SMD.new_empty(*label_SMD.shape[:2], len(routes_RL), dtype=torch.float32)
+    for index, route_L in enumerate(routes_RL):
         policy = FixedRoutes(route_L)
-        states_WND = model.model(input_ids=token_ids_WT[:, :-1], policy=policy, use_cache=False).last_hidden_state
-        nll_M = cross_entropy(model.lm_head(states_WND[counted_WN]).float(), labels_M, reduction="none")
-        for table, nll_of_window in zip(tables, nll_M.split(counts), strict=True):
-            table.nll_MR[:, index] = nll_of_window
-    return tables
+        states_BND = model.model(input_ids=token_ids_BT[:, :-1], policy=policy, use_cache=False).last_hidden_state
+        states_MD = states_BND[counted_BN]
+        losses_SMR[..., index] = log_normaliser(model, states_MD) - (label_SMD * states_MD).sum(-1)
+    return losses_SMR
 
 
 @torch.inference_mode()

@@ -18,9 +18,7 @@ from torch import Tensor
 from duollm.errors import UserError
 from duollm.files import replacing
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.models.policy import FixedRoutes
-from duollm.oracle.fixed import draw_patterns
-from duollm.oracle.head import log_normaliser
+from duollm.oracle.fixed import draw_patterns, pattern_losses
 from duollm.oracle.search import loss_tables
 from duollm.routes.space import RouteSpace
 
@@ -114,7 +112,9 @@ def label_windows(
                 model, ids_BT, space, wanted_SND, "reference", routes_BTL, memory_bytes=memory_bytes
             )
         else:
-            table_SBNR = _pool_table(model, ids_BT, wanted_SND, space.decode(route_ids_R.to(model.device)))
+            counted_BN, routes_RL = ids_BT[:, 1:] >= 0, space.decode(route_ids_R.to(model.device))
+            table_SNR = pattern_losses(model, ids_BT, counted_BN, wanted_SND, routes_RL)
+            table_SBNR = table_SNR.unflatten(1, counted_BN.shape)
         tables.append((table_SBNR - table_SBNR.mean(-1, keepdim=True)).half().cpu())
         done += len(ids_BT)
         rate = done * (ids_BT.shape[1] - 1) / (time.perf_counter() - started)
@@ -171,17 +171,6 @@ def _random_routes(space: RouteSpace, tokens: int, generator: torch.Generator) -
     places_J = torch.from_numpy(space.place_values).to(generator.device)
     digits = torch.multinomial(shares_C, tokens * len(places_J), replacement=True, generator=generator)
     return space.decode((digits.view(tokens, -1) * places_J).sum(-1))
-
-
-def _pool_table(model: DuoForCausalLM, ids_BT: Tensor, wanted_SND: Tensor, routes_RL: Tensor) -> Tensor:
-    """Losses [S, B, N, R] of whole windows on each route."""
-    table_SNR = torch.empty(*wanted_SND.shape[:2], len(routes_RL), dtype=torch.float32, device=ids_BT.device)
-    for index, route_L in enumerate(routes_RL):
-        policy = FixedRoutes(route_L)
-        final_BND = model.model(input_ids=ids_BT[:, :-1], policy=policy, use_cache=False).last_hidden_state
-        final_ND = final_BND.flatten(0, 1)
-        table_SNR[..., index] = log_normaliser(model, final_ND) - (wanted_SND * final_ND).sum(-1)
-    return table_SNR.unflatten(1, (len(ids_BT), -1))
 
 
 def mean_prediction(model: DuoForCausalLM, ids_BT: Tensor, space: RouteSpace, generator: torch.Generator) -> Tensor:

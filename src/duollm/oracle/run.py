@@ -4,7 +4,7 @@ Shape letters: W windows, T tokens, N = T - 1 predictions of a window, M counted
 R patterns, K budgets.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -18,7 +18,7 @@ from duollm.config import OracleConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.oracle.budgets import Cells, Exactly
-from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_tables
+from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_losses
 from duollm.oracle.noise import OWN_PREDICTION, DrawnLabels, LabelSource
 from duollm.oracle.plan import SHARD_WINDOWS, SearchPlan, check_settings
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
@@ -145,10 +145,7 @@ class OracleRun:
         """
         generator = torch.Generator(self.model.device).manual_seed(seed)
         counted_WN = self._counted(windows, generator)
-        if self.plan.tables_all:
-            tables = [LeafTable(counted_N, self.plan.space.size) for counted_N in counted_WN]
-        else:
-            tables = pattern_tables(self.model, windows, counted_WN, self.plan.space.decode(self.pattern_R))
+        tables = [LeafTable(counted_N, self.plan.space.size) for counted_N in counted_WN if self.plan.tables_all]
         tokens: Columns = {**windows.columns(), "counted": counted_WN.flatten().cpu().numpy()}
         drawn_of: dict[str, list[DrawnTries]] = {}
         tokens["text"] = self.data.tokenizer.batch_decode(tokens["token_id"][:, None].tolist())
@@ -157,9 +154,8 @@ class OracleRun:
         for context in self.plan.contexts:
             found = self._search_context(context, windows, generator, tables, drawn_of, searched)
             tokens |= self._token_columns(context, windows, found)
-        nll_of = _by_document(windows.documents, tables)
-        if self.plan.tables_all:
-            nll_of = {document: nll_MR[:, self.pattern_R] for document, nll_MR in nll_of.items()}
+        nll_WMR = [table.nll_MR[:, self.pattern_R] for table in tables] or self._run_patterns(windows, counted_WN)
+        nll_of = _by_document(windows.documents, nll_WMR)
         routes = _route_columns(nll_of, self.pattern_R)
         big_R = self.plan.space.count_big(self.pattern_R)
         best_of = best_of_columns(nll_of, big_R, self.plan.big_layers("shared"), drawn_of)
@@ -170,6 +166,14 @@ class OracleRun:
         shape = windows.token_ids[:, 1:].shape
         rank_WN = torch.rand(shape, generator=generator, device=generator.device).argsort(-1).argsort(-1)
         return rank_WN < max(1, round(self.config.counted_share * shape[1]))
+
+    def _run_patterns(self, windows: Windows, counted_WN: Tensor) -> Sequence[Tensor]:
+        """Return the losses [M, R] of each window's counted tokens on the drawn patterns."""
+        token_ids_WT = torch.from_numpy(windows.token_ids).to(self.model.device)
+        label_MD = self.model.lm_head.weight[token_ids_WT[:, 1:][counted_WN]]
+        routes_RL = torch.from_numpy(self.plan.space.decode(self.pattern_R)).to(self.model.device)
+        nll_MR = pattern_losses(self.model, token_ids_WT, counted_WN, label_MD[None], routes_RL)[0]
+        return nll_MR.chunk(len(counted_WN))
 
     def _search_context(
         self,
@@ -200,12 +204,13 @@ class OracleRun:
         made = [make(self.config, self.labels) for make in REDUCTIONS]
         reductions = [each for each in made if each is not None and (tries_all or not each.every_route)]
         results = []
-        for token_ids_T, table, document in zip(token_ids_WT, tables, windows.documents, strict=True):
+        for window, token_ids_T in enumerate(token_ids_WT):
             kept = list(reductions)
-            if context == "shared" and self.plan.tables_all:
+            if context == "shared" and tables:
+                table = tables[window]
                 tries = [DrawnTries(table.counted_N, each) for each in reductions if isinstance(each, DrawnLabels)]
                 kept += [table, *tries]
-                drawn_of.setdefault(document, []).extend(tries)
+                drawn_of.setdefault(windows.documents[window], []).extend(tries)
             results.append(search(token_ids_T[None], reductions=kept))
             searched(len(token_ids_T) - 1)
         return join(results, axis=1)
@@ -230,15 +235,15 @@ def _shards(windows: Windows) -> Iterator[Windows]:
     for end in range(1, total + 1):
         document_ends = end == total or windows.documents[end] != windows.documents[end - 1]
         if document_ends and (end - start >= SHARD_WINDOWS or end == total):
-            yield Windows(windows.token_ids[start:end], windows.documents[start:end], windows.window[start:end])
+            yield windows.part(slice(start, end))
             start = end
 
 
-def _by_document(documents: list[str], tables: list[LeafTable]) -> dict[str, NDArray[np.float32]]:
-    """The tables [M, R] of each document's windows, joined."""
+def _by_document(documents: list[str], nll_WMR: Sequence[Tensor]) -> dict[str, NDArray[np.float32]]:
+    """The losses [M, R] of each document's windows, joined."""
     nll_of: dict[str, list[NDArray[np.float32]]] = {}
-    for document, table in zip(documents, tables, strict=True):
-        nll_of.setdefault(document, []).append(table.nll_MR.cpu().numpy())
+    for document, nll_MR in zip(documents, nll_WMR, strict=True):
+        nll_of.setdefault(document, []).append(nll_MR.cpu().numpy())
     return {document: np.concatenate(parts) for document, parts in nll_of.items()}
 
 

@@ -1,5 +1,6 @@
 """Names of measured policies, from the files of a run to its page."""
 
+import re
 from typing import NamedTuple
 
 ALL_SMALL = "all-small"
@@ -64,6 +65,11 @@ def variant(policy: str, kind: str | None, spend: str | None) -> str:
     if kind is None:
         return policy
     return f"{kind}, exact" if spend == EXACT else kind
+
+
+def numbers_in(policy: str) -> list[int]:
+    """Return the numbers that one of the functions below put into a name."""
+    return [int(digits) for digits in re.findall(r"\d+", policy)]
 
 
 def of_unit(policy: str, unit: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Self, get_args
 from duollm.analysis.claims.models import BY_TASKS
 from duollm.analysis.claims.runs import Column, Run, columns_of, notes_on, studies_of
 from duollm.analysis.verdicts import Claim, Labels, Verdict, over_seeds
-from duollm.errors import UserError, did_you_mean
+from duollm.errors import UserError
 from duollm.records.bootstrap import with_interval
 from duollm.terminal import Cell, print_table
 
@@ -87,10 +87,7 @@ class ClaimTable:
         studies = studies_of(columns)
         main = columns[0].main
         assert main.results
-        known = [*main.results.data, *(["pooled"] if len(main.results.data) > 1 else [])]
-        if domain is not None and domain not in known:
-            raise UserError(f"domain {domain}: not in {main.folder}; {did_you_mean(domain, known)}")
-        asked = domain or main.results.headline
+        asked = main.results.domain_of(main.folder, domain)
         notes = list(notes_on(studies, without_place))
         return cls(folders, asked, columns, studies, list(_claims(studies, asked, domain is None)), notes)
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from duollm.analysis.results import ComparisonRow, Results, read_results
-from duollm.errors import UserError, did_you_mean
+from duollm.errors import UserError
 from duollm.records.bootstrap import MINUS, nats, percent, tenths, with_interval
 from duollm.records.keys import ALL_BIG, ALL_SMALL, BEST_PATTERNS, CEILING, EXECUTED, ORACLE, RANDOM, STATIC
 from duollm.terminal import Cell, print_table
@@ -40,7 +40,7 @@ def print_comparison(runs: Sequence[Path], budgets: Sequence[int] | None, domain
         UserError: a folder has no results, or a budget or domain was not compared.
     """
     found = {unique_name(run, runs): read_results(run) for run in runs}
-    chosen = {name: _domain(name, results, domain) for name, results in found.items()}
+    chosen = {name: results.domain_of(Path(name), domain) for name, results in found.items()}
     wanted = _budgets(found, budgets)
     if form == "json":
         rows = [
@@ -91,15 +91,6 @@ def _print(title: str, chosen: Mapping[str, str], rows: Sequence[Mapping[str, Ce
     table = [list(rows[0]), ["---"] * len(rows[0]), *(map(str, row.values()) for row in rows)]
     print(f"### {title}\n")
     print("\n".join(f"| {' | '.join(cells)} |" for cells in table) + "\n")
-
-
-def _domain(name: str, results: Results, domain: str | None) -> str:
-    if domain is None:
-        return results.headline
-    known = dict.fromkeys(row.domain for row in results.comparison)
-    if domain not in known:
-        raise UserError(f"domain {domain}: not in run {name}; {did_you_mean(domain, known)}")
-    return domain
 
 
 def _budgets(found: dict[str, Results], budgets: Sequence[int] | None) -> list[int]:

@@ -15,7 +15,6 @@ from duollm.records.bootstrap import Integers
 from duollm.records.tokens import Tokens
 from duollm.report.chart import draw_chart, write_csv
 from duollm.report.gain_figures import (
-    ceiling_budget,
     gain_by_depth,
     gains_by_budget,
     gains_by_tries,
@@ -56,19 +55,12 @@ ON_COMPARED_TEXT = ("ceiling_by_depth",)
 _LONGEST_NAME = 32
 
 
-def shown_budget(domains: Sequence[Tokens]) -> int:
-    """Return the budget of figures that show only one: a third of the layers, or the nearest searched budget."""
-    wanted = domains[0].space.focus_budgets[0]
-    everywhere = set.intersection(*(set(tokens.searched()) for tokens in domains))
-    return min(sorted(everywhere), key=lambda k: abs(k - wanted))
-
-
 def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict[str, Path]:
     """Write every figure to <run>/figures as SVG and PDF, with the CSV behind it; return the SVGs by name.
 
     Figures of selection noise and of the predictable ceiling are left out if these were not measured.
     """
-    budget, headline, names = shown_budget(domains), results.headline, results.domains
+    budget, headline, names = results.searched_budget, results.headline, results.domains
     focus = sorted(set(results.focus_budgets))
     shown = shown_routers(results.comparison, headline)
     few = shown[:2]
@@ -100,7 +92,7 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict
     if results.decomposition:
         charts["decomposition"] = parts_by_budget(results, names)
     if results.ceiling:
-        charts["ceiling_by_depth"] = gain_by_depth(results, names, ceiling_budget(results, budget))
+        charts["ceiling_by_depth"] = gain_by_depth(results, names, results.shown_budget(results.ceiling))
     for name, chart in charts.items():
         write_csv(chart, run / "figures" / f"{name}.csv")
     with styled():

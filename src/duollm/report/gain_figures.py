@@ -31,12 +31,6 @@ def of_first_context(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.context == rows[0].context]
 
 
-def ceiling_budget(results: Results, wanted: int) -> int:
-    """Return the budget nearest to `wanted` at which the ceiling was measured, or `wanted` if it was not measured."""
-    measured = sorted({row.big_layers for row in results.ceiling})
-    return min(measured, key=lambda k: abs(k - wanted), default=wanted)
-
-
 def gains_by_budget(results: Results, domains: Sequence[str]) -> Chart:
     """Return the gains over static, with true and with drawn labels, against the budget, one panel per domain."""
     panels = []

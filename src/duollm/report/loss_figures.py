@@ -3,7 +3,6 @@
 And beside dense models of equal FLOPs, and one whose big FFNs were frozen (figure 8).
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import nan
@@ -12,7 +11,7 @@ from pathlib import Path
 from duollm.analysis.claims.runs import Column
 from duollm.analysis.results import BestOfRow, ComparisonRow, LossRow, Results
 from duollm.records.bootstrap import Estimate, Floats, interval
-from duollm.records.keys import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, PATTERNS_DRAWN, RANDOM, STATIC
+from duollm.records.keys import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, PATTERNS_DRAWN, RANDOM, STATIC, numbers_in
 from duollm.report.chart import Chart, Panel, Point, Series, draw_chart, lines, write_csv
 from duollm.report.style import GREY, Look, policy_look, router_looks, save, styled
 
@@ -86,7 +85,7 @@ def best_of_draws(results: Results, big_layers: int, routers: Sequence[str]) -> 
             elif row.policy == STATIC or (with_oracle and row.policy == ORACLE):
                 series.append(Series(policy_look(row.policy), [Point.of(nan, estimate)], "level"))
             elif with_oracle and row.policy.endswith("-routes"):
-                drawn = int(row.policy.split("-")[2])
+                [drawn] = numbers_in(row.policy)
                 series.append(Series(policy_look(row.policy), [Point.of(drawn, estimate)], "points"))
         title = f"{domain}, k = {big_layers}{'' if with_oracle else ', without the oracle'}"
         return Panel(title, "drawn at random, N", _NLL, series, ticks=(1, 3, 10, 30, 100), perplexity=True)
@@ -120,10 +119,10 @@ def oracle_sliding(results: Results) -> Chart | None:
 
 def _slope(row: LossRow) -> int | None:
     """By how much the budget of an oracle falls over the window; None for another policy."""
-    if row.policy == ORACLE:
-        return 0
-    ramp = re.fullmatch(r"oracle-ramp(\d+)to(\d+)", row.policy)
-    return int(ramp[1]) - int(ramp[2]) if ramp else None
+    if not row.policy.startswith(f"{ORACLE}-ramp"):
+        return 0 if row.policy == ORACLE else None
+    first, last = numbers_in(row.policy)
+    return first - last
 
 
 def _best_of(look: Look, row: BestOfRow) -> Series:

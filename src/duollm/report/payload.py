@@ -23,7 +23,7 @@ from duollm.analysis.results import Results
 from duollm.records.bootstrap import Floats, Integers
 from duollm.records.keys import ALL_BIG, ALL_SMALL, DRAWN_ORACLE, DRAWN_STATIC, SHUFFLED, Key
 from duollm.records.tokens import Tokens
-from duollm.report.figures import CAPTIONS, FEW_TOKENS, ON_COMPARED_TEXT, shown_budget
+from duollm.report.figures import CAPTIONS, FEW_TOKENS, ON_COMPARED_TEXT
 
 LOSS_UNIT = 1e-2
 """Nats per step of a packed loss."""
@@ -65,7 +65,7 @@ def page_data(
         "layers": results.num_layers,
         "headline": results.headline,
         "sizes": everything["data"],
-        "budget": shown_budget(domains),
+        "budget": results.searched_budget,
         "router": studied_router(row.kind for row in results.nll),
         "search": domains[0].file.fact("search"),
         "randomRoutes": domains[0].file.fact("random_routes"),

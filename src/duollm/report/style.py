@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from duollm.analysis.claims.evidence import PAPER_ROUTER
 from duollm.analysis.results import PolicyRow
 from duollm.files import replacing
-from duollm.records.keys import ALL_BIG, ALL_SMALL, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC
+from duollm.records.keys import ALL_BIG, ALL_SMALL, CEILING, EXACT, EXECUTED, ORACLE, RANDOM, STATIC, numbers_in
 
 _PLACES = re.compile(r'\b(?:d|x|y)="[^"]*"|translate\([^)]*\)')
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
@@ -85,7 +85,7 @@ def policy_look(policy: str, cheapest: str = "all small") -> Look:
         return Look(cheapest, "#000000", "", ":")
     if policy in _POLICIES:
         return _POLICIES[policy]
-    drawn = policy.split("-")[2]
+    [drawn] = numbers_in(policy)
     best = _BEST_ROUTES if policy.endswith("-routes") else _BEST_PATTERNS
     return Look(best.label.format(drawn=drawn), best.colour, best.marker, best.line)
 

@@ -27,7 +27,7 @@ def print_summary(run: Path, stages: Sequence[str]) -> None:
     results = read_results(run)
     times: list[dict[str, Cell]] = [{"stage": name, "seconds": seconds} for name, seconds in _seconds(run, stages)]
     print_table(f"{run}: time", [*times, {"stage": "all", "seconds": sum(float(row["seconds"] or 0) for row in times)}])
-    budget = summary_budget(results)
+    budget = results.shown_budget(results.selection_noise or results.comparison)
     gains: list[dict[str, Cell]] = [
         {
             "what": name,
@@ -46,7 +46,7 @@ def print_summary(run: Path, stages: Sequence[str]) -> None:
 def print_frontier(results: Results) -> None:
     """Print a line per policy: its loss over budgets as bars of one scale, at one budget, and where it is lowest."""
     layers, domain = results.num_layers, results.headline
-    budget = summary_budget(results)
+    budget = results.shown_budget(results.selection_noise or results.comparison)
     losses: dict[str, dict[int, float]] = {}
     for row in results.main_nll:
         if row.domain == domain and (row.policy in _WORDS or row.kind) and row.spend != EXACT:
@@ -82,13 +82,6 @@ def print_routers(run: Path, names: Sequence[str], training: str) -> None:
     if losses:
         thinned = losses[:: -(-len(losses) // _MOST_BARS)]
         print(f"training loss {sparkline(thinned, min(thinned), max(thinned))} {nats(losses[0])} .. {nats(losses[-1])}")
-
-
-def summary_budget(results: Results) -> int:
-    """Return the budget nearest to a third of the layers at which something was compared with static."""
-    wanted = results.focus_budgets[0]
-    measured = {row.big_layers for row in results.selection_noise} or {row.big_layers for row in results.comparison}
-    return min(sorted(measured), key=lambda k: abs(k - wanted), default=wanted)
 
 
 def gains_at(results: Results, budget: int) -> Iterator[tuple[str, Estimate, Estimate | None]]:

@@ -5,10 +5,8 @@ On a terminal, text is coloured by the share of big layers that each piece cost.
 Shape letters: P prompt tokens, G generated tokens, L layers.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
 
 import torch
 from rich.console import Console
@@ -27,6 +25,7 @@ from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
 from duollm.routers.policies import parse_policy
 from duollm.saved.model import Saved
+from duollm.saved.plain_text import opened
 from duollm.terminal import one_line
 
 _SHADES = [Style(color=colour) for colour in ("#3b7dd8", "#3f9fa0", "#7f9a3c", "#cf8a2b", "#d1495b")]
@@ -71,7 +70,9 @@ def generate(saved: Saved, prompt: str, settings: GenerateSettings) -> None:
         UserError: bad input, named in one line.
     """
     (name, model, policy), tokenizer = saved.routed(settings.policy), saved.tokenizer
-    prompt = _standard_input() if prompt == "-" else prompt
+    if prompt == "-":
+        with opened(prompt, newline=None) as file:
+            prompt = file.read()
     prompt_P = _tokenize(prompt, settings.chat, for_prompts(tokenizer)).to(model.device)
     _check_length(len(prompt_P), settings.max_new_tokens, model)
     generation = _generation_config(settings, model, tokenizer)
@@ -92,17 +93,6 @@ def generate(saved: Saved, prompt: str, settings: GenerateSettings) -> None:
         ratio = made.tokens_per_second / all_big.tokens_per_second
         told = f"all big: {all_big.tokens_per_second:.1f} tokens/s; this was {ratio:.2f} x as fast"
         console.print(told, soft_wrap=True)
-
-
-def _standard_input() -> str:
-    if sys.stdin is None:
-        raise UserError("the prompt is to come from standard input, which is closed; give a text")
-    try:
-        if isinstance(sys.stdin, TextIOWrapper):  # whatever the locale says
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-        return sys.stdin.read()
-    except UnicodeError:
-        raise UserError("the prompt from standard input is not UTF-8; convert it to UTF-8") from None
 
 
 def _tokenize(prompt: str, chat: bool, tokenizer: PreTrainedTokenizerFast) -> Tensor:

@@ -43,7 +43,7 @@ class PlainText:
 
     def __init__(self, given: str, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.given, self.tokenizer = given, tokenizer
-        self.name = "standard input" if given == "-" else Path(given).name
+        self.name = _name(given)
         self.tokens, self._bytes, self._size = 0, 0, 0
 
     @property
@@ -67,16 +67,12 @@ class PlainText:
     def _encoded(self) -> Iterator[list[int]]:
         begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         yield [end if begin is None else begin]
-        try:
-            with _opened(self.given) as file:
-                self._size = os.fstat(file.fileno()).st_size
-                pieces, sizes = tee(self._pieces(file))
-                for piece, ids in zip(sizes, Encoder(self.tokenizer).encode(pieces), strict=True):
-                    self.tokens, self._bytes = self.tokens + len(ids), self._bytes + len(piece.text.encode())
-                    yield ids
-        except UnicodeDecodeError as error:
-            bad = error.object[error.start : error.end]
-            raise UserError(f"{self.name}: not UTF-8, it holds {bad!r}; convert it to UTF-8") from None
+        with opened(self.given) as file:
+            self._size = os.fstat(file.fileno()).st_size
+            pieces, sizes = tee(self._pieces(file))
+            for piece, ids in zip(sizes, Encoder(self.tokenizer).encode(pieces), strict=True):
+                self.tokens, self._bytes = self.tokens + len(ids), self._bytes + len(piece.text.encode())
+                yield ids
 
     def _pieces(self, file: TextIOWrapper) -> Iterator[Document]:
         line, text = 1, ""
@@ -93,18 +89,31 @@ class PlainText:
 
 
 @contextmanager
-def _opened(given: str) -> Iterator[TextIOWrapper]:
-    if given == "-":
-        if not isinstance(sys.stdin, TextIOWrapper):
-            raise UserError("the text is to come from standard input, which is closed; give a file")
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline="")  # whatever the locale says
-        yield sys.stdin
-        return
-    path = Path(given)
-    with explained(path):
-        check_no_pointer(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield file
+def opened(given: str, newline: str | None = "") -> Iterator[TextIOWrapper]:
+    """Open a UTF-8 text file, or standard input for "-".
+
+    Raises:
+        UserError: it cannot be read, or what is read of it is not UTF-8.
+    """
+    try:
+        if given == "-":
+            if not isinstance(sys.stdin, TextIOWrapper):
+                raise UserError("the text is to come from standard input, which is closed; give a text or a file")
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline=newline)  # whatever the locale says
+            yield sys.stdin
+            return
+        path = Path(given)
+        with explained(path):
+            check_no_pointer(path)
+            with path.open(encoding="utf-8-sig", newline=newline) as file:
+                yield file
+    except UnicodeDecodeError as error:
+        bad = error.object[error.start : error.end]
+        raise UserError(f"{_name(given)}: not UTF-8, it holds {bad!r}; convert it to UTF-8") from None
+
+
+def _name(given: str) -> str:
+    return "standard input" if given == "-" else Path(given).name
 
 
 def overlapping(pieces: Iterable[Sequence[int]], length: int, batch_size: int) -> Iterator[NDArray[np.int64]]:

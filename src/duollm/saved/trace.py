@@ -139,8 +139,7 @@ def _batches(saved: Saved, text: str | None, settings: TextSettings) -> Iterator
         total = sum(windows.token_ids[:, 1:].size for windows in texts.values())
         for domain, windows in texts.items():
             for start in range(0, len(windows.window), settings.batch_size):
-                some = slice(start, start + settings.batch_size)
-                yield domain, Windows(windows.token_ids[some], windows.documents[some], windows.window[some]), total
+                yield domain, windows.part(slice(start, start + settings.batch_size)), total
 
 
 def _cells(column: NDArray[Any]) -> list[Any]:
