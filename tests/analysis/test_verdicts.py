@@ -3,6 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from duollm.analysis.claims import decide_claims
+from duollm.analysis.claims.evidence import Evidence
+from duollm.analysis.claims.models import task_claim
+from duollm.analysis.claims.oracle import fitted_change
 from duollm.analysis.verdicts import (
     Claim,
     Condition,
@@ -11,8 +15,10 @@ from duollm.analysis.verdicts import (
     decide,
     mean_over_seeds,
     over_seeds,
+    possible_values,
     united,
 )
+from duollm.models.branch import Branch
 from duollm.records.bootstrap import Estimate
 from hand_made_claims import claim, low
 
@@ -115,6 +121,34 @@ class TestSeeds:
             whole = mean_over_seeds(seeds)
             held += whole.low < 0 < whole.high
         assert 0.94 < held / 2000 < 0.97
+
+    @pytest.mark.parametrize(("labels", "cut"), [("text", True), ("drawn", True), ("net", False)])
+    def test_it_is_cut_to_values_that_the_quantity_can_take(self, labels, cut):
+        """Net of selection noise, a share is a difference of shares."""
+        quantity, seeds = "share of documents whose first half uses big more", []
+        for share in (0.15, 0.85):
+            one = claim("C13", low(quantity, share, 0.1))
+            seeds.append(replace(one, readings=[Reading("shared", labels, "undecided", quantity, one.estimate)]))
+        whole = over_seeds(seeds)
+        assert (whole.estimate.low, whole.estimate.high) == (0, 1)
+        assert (whole.readings[0].estimate == whole.estimate) == cut
+
+    def test_every_bounded_quantity_is_known_and_its_ends_decide_nothing(self):
+        claims = [*decide_claims(Evidence("prose", 12)), task_claim({})]
+        claims += decide_claims(Evidence("prose", 12, router_branches=(Branch.SKIP, Branch.BIG)))
+        every = [one for claim in claims for one in claim.conditions]
+        unbounded = ("nll", "area", "share of the way", "share of it")
+        for one in every:
+            least, greatest = possible_values(one)
+            assert (one.quantity, greatest < np.inf) == (one.quantity, not one.quantity.startswith(unbounded))
+            assert one.above is None or least < one.above
+            assert one.below is None or one.below < greatest
+        assert possible_values(next(one for one in every if one.quantity.startswith("number"))) == (0, 12)
+
+    @pytest.mark.parametrize("layers", [2, 3, 12, 101])
+    def test_no_line_through_shares_is_steeper_than_its_ends_say(self, layers):
+        steepest = fitted_change((np.linspace(-1, 1, layers)[None] > 0).astype(float))
+        assert 1 <= steepest[0] <= possible_values(low("share of big, last layer - first layer on a fitted line"))[1]
 
     def test_readings_are_compared_too(self):
         readings = [

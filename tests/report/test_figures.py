@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from duollm.analysis.analyse import analyse
@@ -14,11 +15,12 @@ from duollm.analysis.results import BestOfRow, PolicyRow
 from duollm.records.bootstrap import Estimate
 from duollm.records.tokens import read_tokens
 from duollm.report.chart import draw_chart
-from duollm.report.figures import CAPTIONS, draw_figures, shorten_names
+from duollm.report.figures import CAPTIONS, draw_figures, sample, shorten_names
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
 from duollm.report.style import policy_look, router_looks, smaller
 from duollm.terminal import one_line
+from hidden_intervals import hidden_intervals
 from picking import pick
 
 
@@ -60,11 +62,34 @@ def test_bands_are_paired_differences_put_where_all_big_stands(analysed):
     [axes] = draw_chart(nll_by_budget(results, ["pooled"], ["linear"])).axes
     rows = [row for row in results.main_nll if row.domain == "pooled"]
     big = pick(rows, policy="all-big").nll.value
-    edge = {tuple(point) for point in axes.collections[3].get_paths()[0].vertices.round(9)}
+    bands = [one for one in axes.collections if isinstance(one, PolyCollection)]
+    edge = {tuple(point) for band in bands for point in band.get_paths()[0].vertices.round(9)}
     for row in rows:
         if row.policy == "oracle":
             assert (row.big_layers, round(big + row.over_all_big.low, 9)) in edge
             assert (row.big_layers, round(big + row.over_all_big.high, 9)) in edge
+
+
+@pytest.mark.parametrize(
+    "chart_of",
+    [
+        lambda results: nll_by_budget(results, ["code", "prose"], ["linear", "gains"]),
+        lambda results: best_of_draws(results, 2, ["linear", "gains"]),
+        lambda results: oracle_sliding(results),
+        lambda results: share_over_depth(results, [2, 3], ["linear", "gains"]),
+    ],
+)
+def test_all_intervals_of_the_papers_figures_can_be_seen(analysed, chart_of):
+    chart = chart_of(analysed[1])
+    assert set(hidden_intervals(chart, draw_chart(chart))) <= {"even use, k / L"}
+
+
+def test_a_picture_says_how_much_text_and_which_seed_it_is_drawn_from(analysed):
+    results = analysed[1]
+    tokens, documents = (sum(getattr(size, name) for size in results.data.values()) for name in ("tokens", "documents"))
+    note = sample("nll_by_budget", results)
+    assert note == f"n = {tokens:,} tokens of {documents:,} documents; seed {results.provenance['seed']}."
+    assert note in " ".join(draw_chart(nll_by_budget(results, ["code"], []), note).get_suptitle().split())
 
 
 def test_the_close_up_leaves_the_oracle_out(analysed):

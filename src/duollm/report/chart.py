@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,11 @@ from duollm.records.bootstrap import Estimate
 from duollm.report.style import GREY, Look
 
 COLUMNS = ("panel", "x axis", "y axis", "series", "x", "y", "low", "high", "note")
+OVER_DOCUMENTS = "Bands and whiskers: 95 % intervals over documents"
 _BAR = 0.25
+_FIRST_WHISKER, _NEXT_WHISKER = 0.6, 0.05
+"""Where the whiskers of levels stand, as shares of the panel's width."""
+_LETTERS_PER_INCH = 15
 
 
 class Point(NamedTuple):
@@ -71,6 +76,7 @@ class Chart:
 
     Attributes:
         columns: columns of the legend below; 0 for no legend.
+        intervals: what bands and whiskers are; empty for a figure without them.
         finish: adds what belongs to the whole figure, such as a scale of colours.
     """
 
@@ -78,6 +84,7 @@ class Chart:
     width: float
     height: float
     columns: int = 3
+    intervals: str = f"{OVER_DOCUMENTS}."
     finish: Callable[[Figure, list[Axes]], None] | None = None
 
 
@@ -91,8 +98,8 @@ def level(label: str, y: float) -> Series:
     return Series(Look(label, GREY, "", ":"), [Point(nan, y)], "level")
 
 
-def draw_chart(chart: Chart) -> Figure:
-    """Draw a chart."""
+def draw_chart(chart: Chart, note: str = "") -> Figure:
+    """Draw a chart; `note` says on top of it what one must know to read it without its page."""
     rows, columns = len(chart.grid), len(chart.grid[0])
     figure = Figure(figsize=(columns * chart.width, rows * chart.height), layout="constrained")
     everything: list[Axes] = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
@@ -109,6 +116,9 @@ def draw_chart(chart: Chart) -> Figure:
             right.set_ylabel("perplexity")
         if panel.y_range:
             axes.set_ylim(*panel.y_range)
+    if note:
+        wrapped = fill(f"{note} {chart.intervals}", round(columns * chart.width * _LETTERS_PER_INCH))
+        figure.suptitle(wrapped, x=0.01, ha="left", fontsize=8.5, color=GREY)
     if chart.columns:
         entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in everything]
         named = {label: handle for pairs in entries for handle, label in pairs}
@@ -119,18 +129,20 @@ def draw_chart(chart: Chart) -> Figure:
 
 
 def draw_series(axes: Axes, panel: Panel) -> None:
-    """Draw lines, levels, points and bars; bars at the same x stand side by side."""
+    """Draw lines, levels, points and bars; bars at the same x stand side by side, and so do whiskers of levels."""
     bars = [series for series in panel.series if series.form == "bars"]
+    levels = [series for series in panel.series if series.form == "level" and isfinite(series.points[0].low)]
     for series in panel.series:
         look, points, style = series.look, series.points, series.look.style
         x, y = [point.x for point in points], [point.y for point in points]
         known = all(isfinite(point.low) for point in points)
         if series.form == "level":
-            for point in points:
-                axes.axhline(point.y, color=look.colour, linestyle=look.line, linewidth=1.3, label=look.label)
-                if known:
-                    axes.axhspan(point.low, point.high, color=look.colour, alpha=0.12, linewidth=0)
-        elif series.form == "points":
+            axes.axhline(y[0], color=look.colour, linestyle=look.line, linewidth=1.3, label=look.label)
+            if known and points[0].low < points[0].high:
+                place = _FIRST_WHISKER + _NEXT_WHISKER * levels.index(series)
+                across = axes.get_yaxis_transform()
+                axes.errorbar([place], y, _whiskers(points), capsize=3, color=look.colour, transform=across)
+        elif series.form == "points" or len(points) == 1:  # a band at one x would have no width
             axes.errorbar(x, y, _whiskers(points) if known else None, capsize=3, **style | {"linestyle": ""})
         elif series.form == "bars":
             places = np.array(x, dtype=float) + (bars.index(series) - (len(bars) - 1) / 2) * _BAR
@@ -138,7 +150,7 @@ def draw_series(axes: Axes, panel: Panel) -> None:
         else:
             if known:
                 low, high = [point.low for point in points], [point.high for point in points]
-                axes.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0)
+                axes.fill_between(x, low, high, color=look.colour, alpha=0.28, linewidth=0)
             axes.plot(x, y, **style)
     placed = [point.x for series in panel.series for point in series.points if isfinite(point.x)]
     if not panel.ticks and all(x == round(x) for x in placed):

@@ -48,9 +48,9 @@ CAPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """What each figure shows, and the claims that it bears on."""
 _STRIP_TOKENS = 56
-FEW_TOKENS = {"losses_of_text": _STRIP_TOKENS, "routes": _STRIP_TOKENS}
+_FEW_TOKENS = {"losses_of_text": _STRIP_TOKENS, "routes": _STRIP_TOKENS}
 """Figures of the start of a document, with its length."""
-ON_COMPARED_TEXT = ("ceiling_by_depth",)
+_ON_COMPARED_TEXT = ("ceiling_by_depth",)
 """Figures of the text of the comparison; the others show the oracle's text."""
 _LONGEST_NAME = 32
 
@@ -96,10 +96,24 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict
     for name, chart in charts.items():
         write_csv(chart, run / "figures" / f"{name}.csv")
     with styled():
-        figures = {name: draw_chart(chart) for name, chart in charts.items()}
+        letters = f"k of L = {results.num_layers} layers are big;"
+        figures = {name: draw_chart(chart, f"{letters} {sample(name, results)}") for name, chart in charts.items()}
         shorten_names(names, figures.values())
         use_fonts_for_all_text(figures.values())
         return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
+
+
+def sample(name: str, results: Results) -> str:
+    """Return how much text a figure is drawn from, and the seed."""
+    seed = f"seed {results.provenance.get('seed', 'unknown')}."
+    if name in _FEW_TOKENS:
+        return f"n = {_FEW_TOKENS[name]} tokens at most; {seed}"
+    sizes = list(results.data.values())
+    documents, tokens = sum(size.documents for size in sizes), sum(size.tokens for size in sizes)
+    if name in _ON_COMPARED_TEXT:
+        documents = sum(size.compared_documents or size.documents for size in sizes)
+        tokens = sum(size.compared_tokens or size.tokens for size in sizes)
+    return f"n = {tokens:,} tokens of {documents:,} documents; {seed}"
 
 
 def shorten_names(names: Sequence[str], figures: Iterable[Figure]) -> None:

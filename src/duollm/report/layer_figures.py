@@ -39,7 +39,7 @@ def share_over_depth(results: Results, budgets: Sequence[int], routers: Sequence
         return Panel(f"{domain}, k = {k}", _LAYER, "share of big", [even, *series], y_range=(-0.04, 1.04))
 
     grid = [[panel(domain, k) for k in budgets] for domain in results.domains]
-    return Chart(grid, 3.7, 2.7, columns=2 + len(routers))
+    return Chart(grid, 3.7, 3.0, columns=2 + len(routers))
 
 
 def _by_layer(look: Look, shares: Sequence[Estimate]) -> Series:
@@ -51,7 +51,7 @@ def share_over_depth_and_position(results: Results, budgets: Sequence[int], rout
     scale = _colour_scale(results, budgets)
 
     def panel(domain: str, policy: str, k: int) -> Panel:
-        found, name = _find(results, domain, policy, k), policy if policy == ORACLE else f"router ({policy})"
+        found, name = _find(results, domain, policy, k), policy if policy == ORACLE else f"{policy} router"
         series, edges = [], []
         if found is not None:
             edges, shares_LP = found.position_edges, np.array(found.share_by_layer_and_position)
@@ -66,7 +66,7 @@ def share_over_depth_and_position(results: Results, budgets: Sequence[int], rout
         figure.colorbar(mappable, ax=everything, label="share of big minus k / L", shrink=0.5, aspect=30)
 
     grid = [[panel(domain, policy, k) for k in budgets] for domain in results.domains for policy in (ORACLE, *routers)]
-    return Chart(grid, 3.7, 2.1, columns=0, finish=finish)
+    return Chart(grid, 4.1, 2.1, columns=0, intervals="", finish=finish)
 
 
 def _draw_map(axes: Axes, panel: Panel, edges: Sequence[float], scale: Normalize) -> None:

@@ -8,17 +8,19 @@ from dataclasses import replace
 from math import nan
 from pathlib import Path
 
+from duollm.analysis.claims.models import scored_size
 from duollm.analysis.claims.runs import Column
 from duollm.analysis.results import BestOfRow, ComparisonRow, LossRow, Results
 from duollm.records.bootstrap import Estimate, Floats, interval
 from duollm.records.keys import ALL_BIG, ALL_SMALL, EXECUTED, ORACLE, PATTERNS_DRAWN, RANDOM, STATIC, numbers_in
-from duollm.report.chart import Chart, Panel, Point, Series, draw_chart, lines, write_csv
+from duollm.report.chart import OVER_DOCUMENTS, Chart, Panel, Point, Series, draw_chart, lines, write_csv
 from duollm.report.style import GREY, Look, policy_look, router_looks, save, styled
 
 _COSTS = {"relative_time": "time per token, all big = 1", "relative_flops": "FLOPs per token, all big = 1"}
 _BEST_PATTERNS = Look("best of N random patterns", GREY, "")
 _BEST_ROUTES = Look("best of N random routes per token", "#56B4E9", "")
 _NLL = "nll (nats per token)"
+_PAIRED = f"{OVER_DOCUMENTS} of the difference from all big."
 _MODELS = {
     "duo": Look("duo, branches at random", "#0072B2", "o"),
     "dense": Look("dense of equal FLOPs", "#000000", "s", "--"),
@@ -45,12 +47,12 @@ def nll_by_budget(results: Results, domains: Sequence[str], routers: Sequence[st
         for name, look in looks.items():
             mine = [row for row in rows if row.variant == name]
             if name in (ALL_SMALL, ALL_BIG):
-                series.append(Series(look, [Point(nan, row.nll.value) for row in mine], "level"))
+                series += [Series(look, [Point.of(nan, _paired_row(row))], "level") for row in mine]
             elif mine:
                 series.append(lines(look, [Point.of(row.mean_big_layers, _paired_row(row)) for row in mine]))
         title = "all domains pooled" if domain == "pooled" else domain
         panels.append(Panel(title, "big layers per token", _NLL, series, perplexity=True))
-    return Chart([panels], 5.4, 4.4, columns=3 if len(domains) > 1 else 2)
+    return Chart([panels], 5.4, 4.4, columns=3 if len(domains) > 1 else 2, intervals=_PAIRED)
 
 
 def _paired_row(row: LossRow) -> Estimate:
@@ -90,7 +92,8 @@ def best_of_draws(results: Results, big_layers: int, routers: Sequence[str]) -> 
         title = f"{domain}, k = {big_layers}{'' if with_oracle else ', without the oracle'}"
         return Panel(title, "drawn at random, N", _NLL, series, ticks=(1, 3, 10, 30, 100), perplexity=True)
 
-    return Chart([[panel(domain, above) for domain in results.domains] for above in (True, False)], 5.4, 3.3)
+    grid = [[panel(domain, above) for domain in results.domains] for above in (True, False)]
+    return Chart(grid, 5.4, 3.3, intervals=_PAIRED)
 
 
 def oracle_sliding(results: Results) -> Chart | None:
@@ -109,12 +112,12 @@ def oracle_sliding(results: Results) -> Chart | None:
             }
             look = replace(policy_look(ORACLE), label=f"oracle, {k} on average")
             series.append(lines(look, [Point.of(slope, _paired_row(row)) for slope, row in slopes.items()]))
-            static = [Point.of(nan, _paired_row(row)) for row in mine if row.policy == STATIC]
-            series.append(Series(policy_look(STATIC), static, "level"))
+            static = (Point.of(nan, _paired_row(row)) for row in mine if row.policy == STATIC)
+            series += [Series(policy_look(STATIC), [point], "level") for point in static]
         panels.append(
             Panel(domain, "big layers at the start of the window - at its end", _NLL, series, perplexity=True)
         )
-    return Chart([panels], 5.0, 3.4) if any(panel.series for panel in panels) else None
+    return Chart([panels], 5.0, 3.4, intervals=_PAIRED) if any(panel.series for panel in panels) else None
 
 
 def _slope(row: LossRow) -> int | None:
@@ -149,7 +152,7 @@ def loss_by_cost(results: Results, domain: str) -> Chart:
             series = [_costs(name, looks[name], known) for name in looks if name not in hidden]
             line.append(Panel(title, label, _NLL, [one for one in series if one.points]))
         grid.append(line)
-    return Chart(grid, 5.4, 4.2)
+    return Chart(grid, 5.4, 4.2, intervals=f"{OVER_DOCUMENTS} of a router's gain over static, put at its loss.")
 
 
 def _costs(name: str, look: Look, known: Sequence[tuple[ComparisonRow, float, float]]) -> Series:
@@ -195,4 +198,5 @@ def write_duo_and_dense(columns: Sequence[Column], folder: Path) -> Path | None:
         return None
     write_csv(chart, folder / "duo_and_dense.csv")
     with styled():
-        return save(draw_chart(chart), folder, "duo_and_dense")
+        sizes = (f"Seed {column.seed}: n = {scored_size(column.main.folder)}." for column in columns)
+        return save(draw_chart(chart, " ".join(sizes)), folder, "duo_and_dense")

@@ -23,7 +23,7 @@ from duollm.analysis.results import Results
 from duollm.records.bootstrap import Floats, Integers
 from duollm.records.keys import ALL_BIG, ALL_SMALL, DRAWN_ORACLE, DRAWN_STATIC, SHUFFLED, Key
 from duollm.records.tokens import Tokens
-from duollm.report.figures import CAPTIONS, FEW_TOKENS, ON_COMPARED_TEXT
+from duollm.report.figures import CAPTIONS, sample
 
 LOSS_UNIT = 1e-2
 """Nats per step of a packed loss."""
@@ -77,8 +77,7 @@ def page_data(
         "lossUnit": LOSS_UNIT,
         "folder": "figures",
         "figures": [
-            _figure(path.stem, like_opt, _sample(path.stem, results))
-            for path in sorted((run / "figures").glob("*.svg"))
+            _figure(path.stem, like_opt, sample(path.stem, results)) for path in sorted((run / "figures").glob("*.svg"))
         ],
         "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents, most_bytes) for tokens in domains],
@@ -99,24 +98,11 @@ def drawn_from(facts: Mapping[str, Any]) -> str:
     return source if temperature == 1 else f"{source} at temperature {temperature:g}"
 
 
-def _figure(name: str, like_opt: bool, sample: str) -> dict[str, Any]:
+def _figure(name: str, like_opt: bool, size: str) -> dict[str, Any]:
     caption, claims = CAPTIONS.get(name, ("", ()))
     if like_opt and name.startswith("layer_use"):  # the paper shows its OPT in a figure of its own
         caption, claims = re.sub(r"figure \d", "figure 9", caption), ("C16",)
-    return {"name": name, "caption": caption, "claims": claims, "sample": sample}
-
-
-def _sample(name: str, results: Results) -> str:
-    """Return how much text a figure is drawn from, and the seed."""
-    seed = f"seed {results.provenance.get('seed', 'unknown')}."
-    if name in FEW_TOKENS:
-        return f"n = {FEW_TOKENS[name]} tokens at most; {seed}"
-    sizes = list(results.data.values())
-    documents, tokens = sum(size.documents for size in sizes), sum(size.tokens for size in sizes)
-    if name in ON_COMPARED_TEXT:
-        documents = sum(size.compared_documents or size.documents for size in sizes)
-        tokens = sum(size.compared_tokens or size.tokens for size in sizes)
-    return f"n = {tokens:,} tokens of {documents:,} documents; {seed}"
+    return {"name": name, "caption": caption, "claims": claims, "sample": size}
 
 
 def compressed(page: Mapping[str, Any]) -> bytes:

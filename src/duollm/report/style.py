@@ -38,7 +38,7 @@ _SETTINGS: Any = {
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
+    "lines.markersize": 4.5,
     "svg.hashsalt": "duollm",
     "savefig.dpi": 150,
 }

@@ -21,6 +21,7 @@ from duollm.report.style import GREY, Look, policy_look
 
 EXTREME_SHARE = 0.01
 """Share of tokens, those of highest and of lowest gain, left outside the figure of difficulty."""
+_HIGH_LOSS = f"a high loss: the top {1 - HIGH_LOSS_QUANTILE:.0%} of tokens lie at its right"
 _COUNT_COLOURS = LinearSegmentedColormap.from_list("counts", ["#bcd9ea", "#0b4f7d", "#04192b"])
 _BRANCH_COLOURS = {Branch.SKIP: "#ffffff", Branch.SMALL: "#cfe3f1", Branch.BIG: "#0b4f7d"}
 
@@ -30,20 +31,21 @@ def difficulty_by_loss(domains: Sequence[Tokens], results: Results, big_layers: 
 
     def panel(tokens: Tokens, gain_T: Floats, title: str, label: str) -> Panel:
         points = [Point(x, y) for x, y in zip(nll_T.tolist(), gain_T.tolist(), strict=True)]
-        return Panel(title, label, "gain (nats)", [Series(Look("token", GREY, ""), points)], _draw_counts)
+        series = Series(Look("token", GREY, ""), points)
+        return Panel(title, label, f"gain over {results.cheapest} (nats)", [series], _draw_counts)
 
     above, below = [], []
     for tokens in domains:
         nll_T, gain_T = difficulty(tokens, big_layers)
         all_big = tokens.policies[Key(ALL_BIG, tokens.space.num_layers)]
-        above.append(panel(tokens, nll_T - all_big.nll_T, f"{tokens.domain}, all big", ""))
         label = f"nll under {results.cheapest} (nats)"
+        above.append(panel(tokens, nll_T - all_big.nll_T, f"{tokens.domain}, all big", label))
         for row in results.difficulty:
             if (row.domain, row.big_layers) == (tokens.domain, big_layers):
                 share = with_interval(row.hard_without_gain, percent)
                 label += f"\n{share} of the high-loss tokens\ngain less than the median"
         below.append(panel(tokens, gain_T, f"{tokens.domain}, oracle, k = {big_layers}", label))
-    return Chart([above, below], 5.4, 3.6, columns=0)
+    return Chart([above, below], 5.4, 3.6, columns=2, intervals="")
 
 
 def losses_of_text(tokens: Tokens, rows: Sequence[int], words: Sequence[str], big_layers: int, cheapest: str) -> Chart:
@@ -70,7 +72,7 @@ def losses_of_text(tokens: Tokens, rows: Sequence[int], words: Sequence[str], bi
         axes.set_xticks(range(len(words)), words, rotation=90, fontsize=8, parse_math=False)
 
     title = f"{tokens.domain}, oracle with k = {big_layers}"
-    return Chart([[Panel(title, "", "nll (nats)", series, draw)]], 0.17 * len(words) + 1.5, 3.6)
+    return Chart([[Panel(title, "", "nll (nats)", series, draw)]], 0.17 * len(words) + 1.5, 3.6, intervals="")
 
 
 def _draw_counts(axes: Axes, panel: Panel) -> None:
@@ -82,8 +84,9 @@ def _draw_counts(axes: Axes, panel: Panel) -> None:
     frame = float(nll_T.min()), float(nll_T.max()), float(bottom), float(top)
     look: dict[str, Any] = {"gridsize": 45, "bins": "log", "cmap": _COUNT_COLOURS, "mincnt": 1, "rasterized": True}
     shown = axes.hexbin(nll_T, gain_T, extent=frame, **look)
-    axes.axvline(np.quantile(nll_T, HIGH_LOSS_QUANTILE), color="#D55E00", linestyle="--", linewidth=1.3)
-    axes.axhline(np.median(gain_T), color="#D55E00", linestyle=":", linewidth=1.3)
+    line: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "linewidth": 1.3}
+    axes.axvline(np.quantile(nll_T, HIGH_LOSS_QUANTILE), label=_HIGH_LOSS, **line)
+    axes.axhline(np.median(gain_T), label="median gain", **line | {"linestyle": ":"})
     axes.figure.colorbar(shown, ax=axes, label="tokens", format="%g")
 
 
@@ -106,10 +109,10 @@ def route_strips(strips: Sequence[tuple[str, Integers, list[str]]]) -> Chart:
         patches = [
             Patch(facecolor=_BRANCH_COLOURS[Branch(b)], edgecolor="#999999", label=Branch(b).name.lower()) for b in used
         ]
-        figure.legend(handles=patches, loc="outside upper right", ncols=len(patches))
+        figure.legend(handles=patches, loc="outside lower center", ncols=len(patches))
 
     longest = max(len(words) for *_, words in strips)
-    return Chart([[panel] for panel in panels], 0.17 * longest + 0.8, 2.6, columns=0, finish=finish)
+    return Chart([[panel] for panel in panels], 0.17 * longest + 0.8, 2.6, columns=0, intervals="", finish=finish)
 
 
 def _draw_strip(axes: Axes, panel: Panel) -> None:

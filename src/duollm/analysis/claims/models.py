@@ -115,6 +115,17 @@ def scored_domains(run: Path) -> list[str]:
     return sorted(file.stem for file in (run / FOLDER).glob("*.parquet"))
 
 
+def scored_size(run: Path) -> str:
+    """Say how much text a run was scored on, and how many items of tasks."""
+    files = [run / FOLDER / f"{domain}.parquet" for domain in scored_domains(run)]
+    tables = [pq.read_table(file, columns=_TOKEN[:3]).group_by(_TOKEN[:3]).aggregate([]) for file in files]
+    tokens = sum(table.num_rows for table in tables)
+    documents = sum(len(table.column("document").unique()) for table in tables)
+    samples = [path.read_text(encoding="utf-8").splitlines() for path in (run / FOLDER).glob("samples_*.jsonl")]
+    items = sum(len({json.loads(line)["doc_hash"] for line in lines}) for lines in samples)
+    return f"{tokens:,} tokens of {documents:,} documents" + (f", {items:,} items of tasks" if items else "")
+
+
 def paired_draws(domains: Sequence[str], pairs: Sequence[tuple[Path, str]], seed: int) -> Floats | None:
     """Return the mean nll [X, P] of policies of runs, on the same resamples of the documents of all domains together.
 
