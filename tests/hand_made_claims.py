@@ -9,6 +9,6 @@ def claim(name, *conditions, domain="prose"):
     return decide(name, domain, "statement", "found.", *conditions)
 
 
-def low(quantity, value=-1.0, half=0.5):
+def low(quantity, value=-1.0, half=0.5, possible=None):
     draws_X = None if value is None else np.concatenate([[value], np.linspace(value - half, value + half, 101)])
-    return condition(quantity, draws_X, below=0)
+    return condition(quantity, draws_X, below=0, possible=possible)

@@ -8,6 +8,8 @@ from duollm.analysis.claims.evidence import Evidence
 from duollm.analysis.claims.models import task_claim
 from duollm.analysis.claims.oracle import fitted_change
 from duollm.analysis.verdicts import (
+    FITTED_CHANGE,
+    SHARE,
     Claim,
     Condition,
     Reading,
@@ -15,7 +17,6 @@ from duollm.analysis.verdicts import (
     decide,
     mean_over_seeds,
     over_seeds,
-    possible_values,
     united,
 )
 from duollm.models.branch import Branch
@@ -127,7 +128,7 @@ class TestSeeds:
         """Net of selection noise, a share is a difference of shares."""
         quantity, seeds = "share of documents whose first half uses big more", []
         for share in (0.15, 0.85):
-            one = claim("C13", low(quantity, share, 0.1))
+            one = claim("C13", low(quantity, share, 0.1, SHARE))
             seeds.append(replace(one, readings=[Reading("shared", labels, "undecided", quantity, one.estimate)]))
         whole = over_seeds(seeds)
         assert (whole.estimate.low, whole.estimate.high) == (0, 1)
@@ -136,19 +137,16 @@ class TestSeeds:
     def test_every_bounded_quantity_is_known_and_its_ends_decide_nothing(self):
         claims = [*decide_claims(Evidence("prose", 12)), task_claim({})]
         claims += decide_claims(Evidence("prose", 12, router_branches=(Branch.SKIP, Branch.BIG)))
-        every = [one for claim in claims for one in claim.conditions]
-        unbounded = ("nll", "area", "share of the way", "share of it")
-        for one in every:
-            least, greatest = possible_values(one)
-            assert (one.quantity, greatest < np.inf) == (one.quantity, not one.quantity.startswith(unbounded))
-            assert one.above is None or least < one.above
-            assert one.below is None or one.below < greatest
-        assert possible_values(next(one for one in every if one.quantity.startswith("number"))) == (0, 12)
+        bounded = [one for claim in claims for one in claim.conditions if one.possible]
+        for one in bounded:
+            assert one.above is None or one.possible[0] < one.above
+            assert one.below is None or one.below < one.possible[1]
+        assert next(one.possible for one in bounded if one.quantity.startswith("number")) == (0, 12)
 
     @pytest.mark.parametrize("layers", [2, 3, 12, 101])
     def test_no_line_through_shares_is_steeper_than_its_ends_say(self, layers):
         steepest = fitted_change((np.linspace(-1, 1, layers)[None] > 0).astype(float))
-        assert 1 <= steepest[0] <= possible_values(low("share of big, last layer - first layer on a fitted line"))[1]
+        assert 1 <= steepest[0] <= FITTED_CHANGE[1]
 
     def test_readings_are_compared_too(self):
         readings = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, sqrt
+from math import sqrt
 from typing import Literal
 
 import numpy as np
@@ -15,12 +15,22 @@ Labels = Literal["text", "drawn", "net"]
 search gains on drawn ones."""
 
 
+Range = tuple[float, float]
+"""The least and the greatest value that a quantity can take."""
+SHARE: Range = (0, 1)
+DIFFERENCE: Range = (-1, 1)
+"""Of two shares, or a correlation."""
+FITTED_CHANGE: Range = (-1.5, 1.5)
+"""Of a share: a least-squares line through shares of layers changes no more, however many layers there are."""
+
+
 @dataclass(frozen=True)
 class Condition:
     """One quantity and the rule it must meet. An estimate of None was not measured in this run.
 
     Attributes:
         above, below: the open range; None where it has no end. With neither, `rule` says what was judged.
+        possible: the values that the quantity can take, if they end somewhere. Over seeds, intervals end there.
     """
 
     quantity: str
@@ -29,6 +39,7 @@ class Condition:
     verdict: Verdict
     above: float | None = None
     below: float | None = None
+    possible: Range | None = None
 
     @property
     def drop(self) -> Estimate | None:
@@ -69,25 +80,8 @@ class Claim:
     readings: Sequence[Reading] = ()
 
 
-ANY_VALUE = (-inf, inf)
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % points of Student's t with 1, 2, ... degrees of freedom."""
-_POSSIBLE: tuple[tuple[str, tuple[float, float]], ...] = (
-    ("share of documents", (0, 1)),
-    ("share of high-loss tokens", (0, 1)),
-    ("largest departure of a layer's share", (0, 1)),
-    ("correlation", (-1, 1)),
-    ("accuracy", (-1, 1)),
-    ("share of big, most used - least used layer", (-1, 1)),
-    ("share of big, first - second half", (-1, 1)),
-    ("share of big, last", (-1.5, 1.5)),
-    ("share of skip, last", (-1.5, 1.5)),
-)
-"""Values that quantities can take, by how they begin. Losses, areas and shares of a loss have no such range.
-
-A least-squares line through shares of layers changes by at most 1.5, however many layers there are.
-"""
-_BUDGET = "number of big layers"
 _WORST_FIRST: tuple[Verdict, ...] = ("not reproduced", "unstable", "undecided", "not measured", "reproduced")
 
 
@@ -104,15 +98,20 @@ def decide(name: str, domain: str, statement: str, finding: str, *conditions: Co
 
 
 def condition(
-    quantity: str, draws_X: Floats | None, *, above: float | None = None, below: float | None = None
+    quantity: str,
+    draws_X: Floats | None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    possible: Range | None = None,
 ) -> Condition:
     """Judge a quantity by its 95 % interval against the open range (above, below)."""
     rule = f"above {above:g}" if below is None else f"below {below:g}"
     if above is not None and below is not None:
         rule = f"between {above:g} and {below:g}"
     if draws_X is None or not np.isfinite(draws_X[0]) or not np.isfinite(draws_X[1:]).any():
-        return Condition(quantity, rule, None, "not measured", above, below)
-    return judge(Condition(quantity, rule, interval(draws_X), "undecided", above, below))
+        return Condition(quantity, rule, None, "not measured", above, below, possible)
+    return judge(Condition(quantity, rule, interval(draws_X), "undecided", above, below, possible))
 
 
 def judge(one: Condition) -> Condition:
@@ -155,7 +154,7 @@ def over_seeds(claims: Sequence[Claim]) -> Claim:
     conditions = [_mean([seed[name] for seed in seeds if name in seed]) for name in seeds[0]]
     first = measured[0]
     whole = decide(first.id, first.domain, first.statement, first.finding, *conditions)
-    possible = {one.quantity: possible_values(one) for one in conditions}
+    possible = {one.quantity: one.possible for one in conditions}
     readings = [_reading(reading, measured, possible) for reading in first.readings]
     verdict = _agreed([claim.verdict for claim in measured])
     return replace(whole, source=first.source, readings=readings, verdict=verdict)
@@ -165,20 +164,13 @@ def _agreed(verdicts: Sequence[Verdict]) -> Verdict:
     return verdicts[0] if len(set(verdicts)) == 1 else "unstable"
 
 
-def possible_values(one: Condition) -> tuple[float, float]:
-    """Return the least and the greatest value that a quantity can take."""
-    if one.quantity.startswith(_BUDGET) and one.above is not None and one.below is not None:
-        return 0, round(one.above + one.below)  # C2 allows budgets as far from 0 as from L
-    return next((ends for beginning, ends in _POSSIBLE if one.quantity.startswith(beginning)), ANY_VALUE)
-
-
-def _reading(first: Reading, claims: Sequence[Claim], possible: Mapping[str, tuple[float, float]]) -> Reading:
+def _reading(first: Reading, claims: Sequence[Claim], possible: Mapping[str, Range | None]) -> Reading:
     """Put a reading of the first claim together with the same ones of the others."""
     every = [one for claim in claims for one in claim.readings]
     seeds = [one for one in every if (one.context, one.labels) == (first.context, first.labels)]
     same = [one.estimate for one in seeds if one.quantity == first.quantity and one.estimate]
     # Net of selection noise, a share is a difference of shares.
-    ends = ANY_VALUE if first.labels == "net" else possible.get(first.quantity, ANY_VALUE)
+    ends = None if first.labels == "net" else possible.get(first.quantity)
     return replace(first, verdict=_agreed([one.verdict for one in seeds]), estimate=mean_over_seeds(same, ends))
 
 
@@ -186,13 +178,13 @@ def _mean(seeds: Sequence[Condition]) -> Condition:
     estimates = [one.estimate for one in seeds if one.estimate]
     if len(estimates) < 2:
         return next((one for one in seeds if one.estimate), seeds[0])
-    whole = replace(seeds[0], estimate=mean_over_seeds(estimates, possible_values(seeds[0])))
+    whole = replace(seeds[0], estimate=mean_over_seeds(estimates, seeds[0].possible))
     if whole.above is None and whole.below is None:
         return replace(whole, verdict=_agreed([one.verdict for one in seeds]))
     return judge(whole)
 
 
-def mean_over_seeds(estimates: Sequence[Estimate], possible: tuple[float, float] = ANY_VALUE) -> Estimate:
+def mean_over_seeds(estimates: Sequence[Estimate], possible: Range | None = None) -> Estimate:
     """Return the mean over seeds, with the wider of two intervals: over documents, and Student's over seeds.
 
     Over documents it is as wide as those of the seeds in the mean: seeds are studied on much the same documents.
@@ -208,4 +200,5 @@ def mean_over_seeds(estimates: Sequence[Estimate], possible: tuple[float, float]
     over_documents = float(np.mean([one.high - one.low for one in estimates])) / 2
     over_seeds = _STUDENT[min(len(values) - 1, len(_STUDENT)) - 1] * float(values.std(ddof=1)) / sqrt(len(values))
     half = max(over_documents, over_seeds)
-    return Estimate(mean, max(mean - half, possible[0]), min(mean + half, possible[1]))
+    low, high = np.clip([mean - half, mean + half], *possible or (None, None)).tolist()
+    return Estimate(mean, low, high)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from duollm.analysis.verdicts import Claim, condition, decide
+from duollm.analysis.verdicts import DIFFERENCE, Claim, condition, decide
 from duollm.errors import UserError
 from duollm.records.bootstrap import Floats, percent, stratified_draws, with_interval
 
@@ -63,9 +63,14 @@ def task_claim(behind_X: Mapping[float, Floats]) -> Claim:
         behind_X: accuracy of the dense model of equal FLOPs minus that of the duo at a share of big.
     """
     quantity = "accuracy: dense of equal FLOPs - duo, at big share "
-    mostly = [condition(f"{quantity}{share:g}", behind_X.get(share), below=NEAR_ACCURACY) for share in (0.75, 1.0)]
-    small = condition(f"{quantity}0", behind_X.get(0.0), above=0)
-    shown = [condition(f"{share:g}", behind_X[share], above=0) for share in SHARES if share in behind_X]
+    mostly = [
+        condition(f"{quantity}{share:g}", behind_X.get(share), below=NEAR_ACCURACY, possible=DIFFERENCE)
+        for share in (0.75, 1.0)
+    ]
+    small = condition(f"{quantity}0", behind_X.get(0.0), above=0, possible=DIFFERENCE)
+    shown = [
+        condition(f"{share:g}", behind_X[share], above=0, possible=DIFFERENCE) for share in SHARES if share in behind_X
+    ]
     found = "; ".join(f"at {one.quantity} {with_interval(one.estimate, percent)}" for one in shown)
     return decide("C14", BY_TASKS, f"{_C14}, by tasks", f"Accuracy of dense above the duo: {found}.", *mostly, small)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from duollm.analysis.claims.evidence import SMALL_BIG, Evidence
 from duollm.analysis.difficulty import MUCH, NOTHING
-from duollm.analysis.verdicts import Claim, Condition, Verdict, condition, decide
+from duollm.analysis.verdicts import DIFFERENCE, FITTED_CHANGE, SHARE, Claim, Condition, Verdict, condition, decide
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats, interval, percent, whole, with_interval
 from duollm.records.keys import ALL_BIG, BEST_PATTERNS, ORACLE, STATIC, ramp_oracle
@@ -85,7 +85,7 @@ def _c2(evidence: Evidence) -> Claim:
     fall = condition(f"nll: oracle at k = {middle} - at k = 0", fall_X, below=0)
     rise = condition(f"nll: oracle at k = {layers} - at k = {middle}", rise_X, above=0)
     quantity = "number of big layers at which the oracle's nll is lowest"
-    lowest = condition(quantity, lowest_X, above=layers / 3 - 0.5, below=2 * layers / 3 + 0.5)
+    lowest = condition(quantity, lowest_X, above=layers / 3 - 0.5, below=2 * layers / 3 + 0.5, possible=(0, layers))
     allowed = f"the claim allows {lowest.above:.3g} to {lowest.below:.3g}"
     return decide(
         "C2",
@@ -170,7 +170,7 @@ def _c7(evidence: Evidence) -> Claim:
     share_XL = evidence.oracle_share_XL.get(k)
     departure_X = None if share_XL is None else np.abs(share_XL - k / layers).max(1)
     quantity = f"largest departure of a layer's share of big from k / L, at k = {k}"
-    departure = condition(quantity, departure_X, below=EVEN)
+    departure = condition(quantity, departure_X, below=EVEN, possible=SHARE)
     statement = f"At k = {k} of {layers} the oracle's big layers are spread nearly evenly"
     finding = (
         f"The layer that departs most from an even share of big does so by {with_interval(departure.estimate)} "
@@ -182,7 +182,7 @@ def _c7(evidence: Evidence) -> Claim:
 def _slope_claim(evidence: Evidence, name: str, k: int, preferred: str, **allowed: float) -> Claim:
     share_XL, layers = evidence.oracle_share_XL.get(k), evidence.num_layers
     quantity = f"share of big, last layer - first layer on a fitted line, at k = {k}"
-    slope = condition(quantity, fitted_change(share_XL), **allowed)
+    slope = condition(quantity, fitted_change(share_XL), **allowed, possible=FITTED_CHANGE)
     statement = f"At k = {k} of {layers} the oracle makes {preferred} layers big more often"
     finding = f"From the first layer to the last a fitted share of big changes by {with_interval(slope.estimate)}."
     return decide(name, evidence.domain, statement, finding, slope)
@@ -202,8 +202,12 @@ def _c9(evidence: Evidence) -> Claim:
     if share_XL is not None and evidence.branches == (Branch.SKIP, Branch.BIG):
         half = evidence.num_layers // 2
         spread_X, early_X = evidence.oracle_spread_X, share_XL[:, :half].mean(1) - share_XL[:, -half:].mean(1)
-    spread = condition(f"share of big, most used - least used layer, at k = {k}", spread_X, above=UNEVEN)
-    early = condition(f"share of big, first - second half of the layers, at k = {k}", early_X, below=EARLY_EXIT)
+    spread = condition(
+        f"share of big, most used - least used layer, at k = {k}", spread_X, above=UNEVEN, possible=DIFFERENCE
+    )
+    early = condition(
+        f"share of big, first - second half of the layers, at k = {k}", early_X, below=EARLY_EXIT, possible=DIFFERENCE
+    )
     return decide(
         "C9",
         evidence.domain,
@@ -218,8 +222,10 @@ def _c9(evidence: Evidence) -> Claim:
 def _c11(evidence: Evidence) -> Claim:
     k, (nothing_X, much_X) = evidence.focus[0], evidence.hard_X or (None, None)
     of = f"share of high-loss tokens, at k = {k}, to which"
-    nothing = condition(f"{of} neither all big nor the oracle saves {NOTHING:g} nats", nothing_X, above=SOME)
-    much = condition(f"{of} the oracle saves {MUCH:g} nat or more", much_X, above=SOME)
+    nothing = condition(
+        f"{of} neither all big nor the oracle saves {NOTHING:g} nats", nothing_X, above=SOME, possible=SHARE
+    )
+    much = condition(f"{of} the oracle saves {MUCH:g} nat or more", much_X, above=SOME, possible=SHARE)
     return decide(
         "C11",
         evidence.domain,

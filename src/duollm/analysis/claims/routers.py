@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from duollm.analysis.claims.evidence import PAPER_ROUTER, Evidence
 from duollm.analysis.claims.oracle import fitted_change
-from duollm.analysis.verdicts import Claim, Condition, condition, decide
+from duollm.analysis.verdicts import DIFFERENCE, FITTED_CHANGE, SHARE, Claim, Condition, condition, decide
 from duollm.models.branch import Branch
 from duollm.records.bootstrap import Floats, nats, percent, with_interval
 
@@ -49,14 +49,20 @@ def _depth_and_time(name: str, statement: str, evidence: Evidence) -> Claim:
     if _skips(evidence):
         for k in [k for k in evidence.focus if k in evidence.use]:
             change_X = fitted_change(evidence.use[k].share_XLC[:, :, Branch.SKIP])
-            conditions.append(condition(f"share of skip, {line}, {_named(evidence)} at k = {k}", change_X, above=0))
+            conditions.append(
+                condition(
+                    f"share of skip, {line}, {_named(evidence)} at k = {k}", change_X, above=0, possible=FITTED_CHANGE
+                )
+            )
         missing = [*(() if conditions else [f"share of skip, {line}"]), f"share of big, {line}", halves]
     else:
         for k in evidence.focus:
             use = evidence.use.get(k)
             change_X = fitted_change(use.share_XLC[:, :, Branch.BIG]) if use else None
-            conditions.append(condition(f"share of big, {line}, at k = {k}", change_X, above=0))
-            conditions.append(condition(f"{halves}, at k = {k}", use.early_X if use else None, above=0))
+            conditions.append(condition(f"share of big, {line}, at k = {k}", change_X, above=0, possible=FITTED_CHANGE))
+            conditions.append(
+                condition(f"{halves}, at k = {k}", use.early_X if use else None, above=0, possible=DIFFERENCE)
+            )
         missing = [f"share of skip, {line}"]
     conditions += [condition(quantity, None, above=0) for quantity in missing]
     return decide(name, evidence.domain, statement, _finding(evidence, conditions), *conditions)
@@ -66,7 +72,8 @@ def _c13(evidence: Evidence) -> Claim:
     used = {k: evidence.use[k] for k in (round(share * evidence.num_layers) for share in FIGURE_7) if k in evidence.use}
     stem = "share of documents whose first half uses big more"
     conditions = [
-        condition(f"{stem}, {_named(evidence)} at k = {k}", use.documents_X, above=0.5) for k, use in used.items()
+        condition(f"{stem}, {_named(evidence)} at k = {k}", use.documents_X, above=0.5, possible=SHARE)
+        for k, use in used.items()
     ]
     finding = _finding(evidence, conditions, percent)
     if not (used and not _skips(evidence)):
@@ -81,12 +88,14 @@ def _c17(evidence: Evidence) -> Claim:
     uses = evidence.use if _skips(evidence) else {}
     stem = "correlation of a layer's share of skip in the first and the second half of the window"
     conditions = [
-        condition(f"{stem}, {_named(evidence)} at k = {k}", use.again_X, above=0)
+        condition(f"{stem}, {_named(evidence)} at k = {k}", use.again_X, above=0, possible=DIFFERENCE)
         for k, use in uses.items()
         if 0 < k < evidence.num_layers
     ]
     beside = "after each layer's mean is taken out"
-    within = [condition(f"{beside}, at k = {k}", use.again_within_X, above=0) for k, use in uses.items()]
+    within = [
+        condition(f"{beside}, at k = {k}", use.again_within_X, above=0, possible=DIFFERENCE) for k, use in uses.items()
+    ]
     finding = _finding(evidence, [*conditions, *within])
     statement = "Layers that are skipped early in a sequence tend to be skipped later too"
     conditions = conditions or [condition(stem, None, above=0)]
