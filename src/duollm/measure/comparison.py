@@ -20,10 +20,10 @@ from duollm.measure.timing import Timer, Workload, fixed_workloads
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.progress import show
 from duollm.records.files import KINDS, ResultFile, write_result
 from duollm.records.patterns import pattern_columns
 from duollm.routes.space import RouteSpace
+from duollm.terminal import show
 
 _CANDIDATES = 3
 """Patterns per budget. The oracle's tokens tell the best from the bad, but hardly from the second."""

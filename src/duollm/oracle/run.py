@@ -27,9 +27,9 @@ from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, sea
 from duollm.oracle.store import Columns, OracleStore
 from duollm.oracle.tries import DrawnTries, best_of_columns
 from duollm.oracle.units import Units
-from duollm.progress import show
 from duollm.records.patterns import pattern_columns
 from duollm.routes.sampling import derived_seed
+from duollm.terminal import show
 
 REDUCTIONS: list[Callable[[OracleConfig, LabelSource], Reduction | None]] = [
     lambda config, labels: DrawnLabels(config.resampled_labels, labels) if config.resampled_labels else None,
