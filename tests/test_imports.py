@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Each part may import those before it, and those of its own rank that do not import it.
 RANKS = [
-    {"errors", "files", "options", "strict_yaml", "config", "recipe_files", "machine", "progress", "ridge", "terminal"},
+    {"errors", "files", "options", "strict_yaml", "config", "recipe_files", "machine", "ridge", "terminal"},
     {"models"},
     {"routes"},
     {"flops"},
@@ -36,7 +36,7 @@ RANKS = [
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-NO_TORCH = {"errors", "files", "options", "strict_yaml", "config", "recipe_files", "machine", "progress", "terminal"}
+NO_TORCH = {"errors", "files", "options", "strict_yaml", "config", "recipe_files", "machine", "terminal"}
 NO_TORCH |= {"records", "analysis", "report", "stages", "cli"}
 HEAVY = {"torch", "transformers"}
 HOME_FOLDER = re.compile(r"/(?:home|Users|root)/[A-Za-z0-9_.-]+")

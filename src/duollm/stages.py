@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from duollm.files import fingerprint, read_json, remove, write_json
-from duollm.progress import working
+from duollm.terminal import working
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from duollm.oracle.noise import LabelSource
 from duollm.oracle.plan import SearchPlan
 from duollm.oracle.run import OracleRun
 from duollm.oracle.store import OracleStore
-from duollm.progress import counted, say, working
 from duollm.recipe_files import to_yaml
 from duollm.report.model_card import add_results
 from duollm.report.page import write_report
@@ -41,6 +40,7 @@ from duollm.routers.static import Prior, patterns_of, static_priors
 from duollm.routers.train import router_name, train_router, trainings
 from duollm.routes.space import RouteSpace, parse_branches
 from duollm.stages import Stage, run_stages
+from duollm.terminal import counted, say, working
 from duollm.training.loop import Context
 from duollm.training.pretrain import pretrain
 from duollm.training.world import World, join_world

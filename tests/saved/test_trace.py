@@ -107,7 +107,7 @@ def test_a_trace_that_fails_leaves_the_file_as_it_was(trace, tmp_path, monkeypat
 
 
 def test_progress_goes_to_standard_error(trace, monkeypatch):
-    monkeypatch.setattr("duollm.progress._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("duollm.terminal._SECONDS_BETWEEN_LINES", 0.0)
     code, output = trace("model", "--text", "text", "--sequence-length", "8", "--batch-size", "1")
     assert code == 0
     assert "".join(row["text"] for row in rows_of(output.out)) == TEXT

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from duollm import progress as terminal
+from duollm import terminal
 from duollm.errors import UserError
 from duollm.training.loop import NonFiniteLossError, Progress, load_checkpoint, save_checkpoint
 from duollm.training.optimizer import TrainingPlan, make_optimizer

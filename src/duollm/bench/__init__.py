@@ -6,8 +6,7 @@ from functools import partial
 
 from duollm.machine import Precision, describe_machine
 from duollm.measure.timing import durations
-from duollm.progress import working
-from duollm.terminal import GrowingTable
+from duollm.terminal import GrowingTable, working
 
 Row = dict[str, float | int | str]
 

@@ -23,11 +23,11 @@ from duollm.data.packed import PackedData, Windows
 from duollm.files import replacing
 from duollm.measure.executor import policy_losses, token_columns
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.progress import show
 from duollm.records.files import write_result
 from duollm.records.keys import SHUFFLED
 from duollm.routers.static import SCALES, Prior, chosen_scale
 from duollm.routes.space import RouteSpace, focus_budgets
+from duollm.terminal import show
 
 _VALIDATION_WINDOWS = 64
 """Few, for every policy is executed on them."""

@@ -20,9 +20,10 @@ from duollm.measure.timing import Timer, Workload, fixed_workloads
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Policy
-from duollm.progress import show
 from duollm.records.files import KINDS, ResultFile, write_result
+from duollm.records.patterns import pattern_columns
 from duollm.routes.space import RouteSpace
+from duollm.terminal import show
 
 _CANDIDATES = 3
 """Patterns per budget. The oracle's tokens tell the best from the bad, but hardly from the second."""
@@ -110,12 +111,8 @@ def compare_patterns(model: DuoForCausalLM, texts: Mapping[str, Windows], run: P
             show(f"fixed patterns on {domain}", len(nll_RU), len(chosen_R), unit="patterns")
             nll_WT, _ = policy_losses(model, token_ids_WT, routes=route_L)
             nll_RU.append(np.bincount(document_W, nll_WT.double().sum(1).cpu().numpy()))
-        columns = {
-            "document": np.tile(names, len(chosen_R)),
-            "route": np.repeat(chosen_R, len(names)),
-            "nll_sum": np.concatenate(nll_RU),
-            "tokens": np.tile(np.bincount(document_W) * nll_WT.shape[1], len(chosen_R)),
-        }
+        tokens_U = np.bincount(document_W) * (token_ids_WT.shape[1] - 1)
+        columns = pattern_columns(names.tolist(), chosen_R, np.stack(nll_RU, axis=1), tokens_U)
         write_result(run / "evaluate" / f"{domain}{ending}.parquet", columns, facts)
 
 

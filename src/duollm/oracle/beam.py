@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from duollm.oracle.budgets import Budget, Cells
+from duollm.oracle.budgets import Budget
 from duollm.oracle.tree import Prefixes, Tree, join
 from duollm.oracle.trial import Method, Trial
 
@@ -33,13 +33,8 @@ class Beam(Method):
         width: number of prefixes to keep after each layer, over all budgets.
     """
 
+    least = (("width", 1),)
     width: int = 64
-
-    def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
-        """Check the budgets and the width."""
-        super().begin(budgets, cells, shape_BT)
-        if self.width < 1:
-            raise ValueError(f"width must be at least 1, got {self.width}")
 
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Walk from the first choice to the last, and enter the routes that reach the end."""

@@ -30,13 +30,8 @@ class Sampled(Method):
         routes: number of routes to draw per budget, uniformly and with replacement.
     """
 
+    least = (("routes", 1),)
     routes: int = 100
-
-    def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
-        """Check the budgets and the number of routes."""
-        super().begin(budgets, cells, shape_BT)
-        if self.routes < 1:
-            raise ValueError(f"routes must be at least 1, got {self.routes}")
 
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Draw and try."""
@@ -60,6 +55,7 @@ class Local(Method):
         width: largest number of routes that a step tries in context "shared".
     """
 
+    least = (("width", 1), ("steps", 0))
     start: Tensor | None = None
     steps: int = 16
     width: int = 16
@@ -68,9 +64,6 @@ class Local(Method):
     def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
         """Check the budgets and the settings; find the start of every budget."""
         super().begin(budgets, cells, shape_BT)
-        if self.width < 1 or self.steps < 0:
-            name, least = ("width", 1) if self.width < 1 else ("steps", 0)
-            raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.start is None:
             return
         shape = (len(budgets), *shape_BT)

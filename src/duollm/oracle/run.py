@@ -27,8 +27,9 @@ from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, sea
 from duollm.oracle.store import Columns, OracleStore
 from duollm.oracle.tries import DrawnTries, best_of_columns
 from duollm.oracle.units import Units
-from duollm.progress import show
+from duollm.records.patterns import pattern_columns
 from duollm.routes.sampling import derived_seed
+from duollm.terminal import show
 
 REDUCTIONS: list[Callable[[OracleConfig, LabelSource], Reduction | None]] = [
     lambda config, labels: DrawnLabels(config.resampled_labels, labels) if config.resampled_labels else None,
@@ -156,7 +157,9 @@ class OracleRun:
             tokens |= self._token_columns(context, windows, found)
         nll_WMR = [table.nll_MR[:, self.pattern_R] for table in tables] or self._run_patterns(windows, counted_WN)
         nll_of = _by_document(windows.documents, nll_WMR)
-        routes = _route_columns(nll_of, self.pattern_R)
+        sums_DR = np.stack([nll_MR.sum(0, dtype=np.float64) for nll_MR in nll_of.values()])
+        tokens_D = np.array([len(nll_MR) for nll_MR in nll_of.values()])
+        routes = pattern_columns(list(nll_of), self.pattern_R, sums_DR, tokens_D)
         big_R = self.plan.space.count_big(self.pattern_R)
         best_of = best_of_columns(nll_of, big_R, self.plan.big_layers("shared"), drawn_of)
         return {"tokens": tokens, "routes": routes, "best_of": best_of}
@@ -245,14 +248,3 @@ def _by_document(documents: list[str], nll_WMR: Sequence[Tensor]) -> dict[str, N
     for document, nll_MR in zip(documents, nll_WMR, strict=True):
         nll_of.setdefault(document, []).append(nll_MR.cpu().numpy())
     return {document: np.concatenate(parts) for document, parts in nll_of.items()}
-
-
-def _route_columns(nll_of: dict[str, NDArray[np.float32]], pattern_R: NDArray[np.int64]) -> Columns:
-    """Sums of nll, a row per document and pattern."""
-    tokens = np.array([len(nll_MR) for nll_MR in nll_of.values()], dtype=np.int32)
-    return {
-        "document": np.repeat(list(nll_of), len(pattern_R)),
-        "route": np.tile(pattern_R, len(nll_of)),
-        "nll_sum": np.concatenate([nll_MR.sum(0, dtype=np.float64) for nll_MR in nll_of.values()]),
-        "tokens": np.repeat(tokens, len(pattern_R)),
-    }

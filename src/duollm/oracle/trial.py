@@ -10,6 +10,7 @@ L layers, D hidden, Q cells, K budgets, B sequences, T tokens given.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -166,9 +167,11 @@ class Method:
 
     Attributes:
         every_route: whether all routes are tried.
+        least: the least values of settings.
     """
 
-    every_route = False
+    every_route: ClassVar[bool] = False
+    least: ClassVar[tuple[tuple[str, int], ...]] = ()
 
     def begin(self, budgets: Sequence[Budget], cells: Cells, shape_BT: torch.Size) -> None:
         """Check the settings and prepare for a whole search.
@@ -179,6 +182,9 @@ class Method:
         for budget in budgets:
             if not self.every_route and not isinstance(budget, Exactly | AtMost):
                 raise ValueError(f"approximate methods take budgets Exactly and AtMost, got {budget}; use 'exact'")
+        for name, least in self.least:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def __call__(self, trial: Trial, budgets: Sequence[Budget], generator: torch.Generator) -> None:
         """Try routes."""

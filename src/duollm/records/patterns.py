@@ -9,6 +9,7 @@ Shape letters: D documents, R routes (patterns), N sizes of a draw.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,16 @@ class PatternSums:
             return None
         places = np.flatnonzero(self.route_R == route)
         return self.nll_DR[:, places[0]] if len(places) else None
+
+
+def pattern_columns(documents: Sequence[str], route_R: Integers, nll_DR: Floats, counted_D: Integers) -> dict[str, Any]:
+    """Return the columns of the file that holds `PatternSums`: a row per document and pattern."""
+    return {
+        "document": np.repeat(documents, len(route_R)),
+        "route": np.tile(route_R, len(documents)),
+        "nll_sum": nll_DR.flatten(),
+        "tokens": np.repeat(counted_D, len(route_R)).astype(np.int32),
+    }
 
 
 def read_patterns(run: Path, oracle: Tokens) -> PatternSums:

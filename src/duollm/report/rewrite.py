@@ -13,12 +13,12 @@ from duollm.analysis.results import Results, read_results
 from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.files import check_folder, write_text
-from duollm.progress import say, working
 from duollm.recipe_files import recipe_of
 from duollm.records.tokens import read_tokens
 from duollm.report.compare import unique_name
 from duollm.report.page import assemble, write_report
 from duollm.report.payload import page_data
+from duollm.terminal import say, working
 
 _FACTS = ("version", "commit")
 """What of a run's provenance is compared."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duollm.config import RouterConfig
 from duollm.errors import UserError
@@ -116,24 +116,26 @@ class WindowRouter(CodebookRouter):
         toll_R = price_of_big(loss_WR.mean(0), big_R) * (big_R - big_layers)
         kept = choose_routes(loss_WR + toll_R, loss_WR + toll_R, static, config.codebook_routes)
         routes_RL, big_R = routes_RL[kept], big_R[kept]
-        seen = _Seen(trainer.plan.steps * trainer.plan.batch_size, self.hidden_size, len(kept), model.device)
+        windows = trainer.plan.steps * trainer.plan.batch_size
+        sizes = {"mean_WD": self.hidden_size, "loss_WR": len(kept)}  # of the prompts so far, and of their losses
+        seen = nn.ParameterDict({name: torch.zeros(windows, size, device=model.device) for name, size in sizes.items()})
 
         def take_step(batch_BT: Tensor, step: int) -> dict[str, float]:
             rows = trainer.world.share(torch.arange(trainer.plan.batch_size))
             mean_BD = self._mean_states(model, batch_BT, routes_RL[0])
             loss_BR = self.losses(model, batch_BT, routes_RL, routes_RL[0])
-            for into, values in ((seen.mean_WD, mean_BD), (seen.loss_WR, loss_BR)):
+            for into, values in ((seen["mean_WD"], mean_BD), (seen["loss_WR"], loss_BR)):
                 of_step = into.new_zeros(trainer.plan.batch_size, into.shape[1])
                 of_step[rows] = values
                 into[step * len(of_step) : (step + 1) * len(of_step)] = trainer.world.add_up(of_step)
             return {"nll": loss_BR[:, 0].mean().item()}
 
         trainer.take_steps(self, seen, take_step)
-        mean_R = seen.loss_WR.mean(0)
+        mean_R = seen["loss_WR"].mean(0)
         static, price = int(mean_R.masked_fill(big_R != big_layers, torch.inf).argmin()), price_of_big(mean_R, big_R)
-        loss_WR = seen.loss_WR - seen.loss_WR.mean(1, keepdim=True)  # how hard a text is, no pattern changes
+        loss_WR = seen["loss_WR"] - seen["loss_WR"].mean(1, keepdim=True)  # how hard a text is, no pattern changes
         toll_R = price * (big_R - big_layers)
-        self.choose(routes_RL, static, toll_R, seen.mean_WD, loss_WR, len(loss_WR), config)
+        self.choose(routes_RL, static, toll_R, seen["mean_WD"], loss_WR, len(loss_WR), config)
         self.price.fill_(price)
 
     def losses(self, model: DuoForCausalLM, ids_BT: Tensor, routes_RL: Tensor, static_L: Tensor) -> Tensor:
@@ -168,18 +170,3 @@ class WindowRouter(CodebookRouter):
         static_L = routes_RL[loss_R.masked_fill(big_R != big_layers, torch.inf).argmin()]
         routes_RL = routes_RL[(routes_RL[:, : self.decide_at] == static_L[: self.decide_at]).all(-1)]
         return routes_RL, int((routes_RL == static_L).all(-1).nonzero()[0])
-
-
-class _Seen:
-    """The prompts and losses of a training so far, as the state of a `Trainer`."""
-
-    def __init__(self, windows: int, hidden: int, patterns: int, device: torch.device) -> None:
-        self.mean_WD = torch.zeros(windows, hidden, device=device)
-        self.loss_WR = torch.zeros(windows, patterns, device=device)
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.mean_WD.copy_(state_dict["mean_WD"])
-        self.loss_WR.copy_(state_dict["loss_WR"])

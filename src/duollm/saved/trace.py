@@ -20,13 +20,13 @@ from duollm.errors import UserError
 from duollm.files import replacing
 from duollm.measure.executor import policy_losses, route_digits
 from duollm.models.branch import Branch
-from duollm.progress import show, working
 from duollm.records.facts import list_domains
 from duollm.records.keys import ALL_BIG, ALL_SMALL, ORACLE, Key
 from duollm.records.tokens import read_tokens
 from duollm.saved.model import Saved
 from duollm.saved.plain_text import PlainText
 from duollm.saved.text import TextSettings, held_out_text
+from duollm.terminal import show, working
 
 COLUMNS = (
     *("domain", "document", "window", "position", "token_id", "text"),

@@ -25,7 +25,7 @@ from duollm.data.packed import PackedData
 from duollm.errors import UserError
 from duollm.files import fingerprint, replacing, write_text
 from duollm.machine import autocast, matmul_peak
-from duollm.progress import show
+from duollm.terminal import show
 from duollm.training.optimizer import TrainingPlan, make_optimizer
 from duollm.training.world import World
 

@@ -10,7 +10,6 @@ from duollm.analysis.claims.runs import (
     differences,
     equal_share,
     notes_on,
-    role_of,
     studies_of,
 )
 from duollm.config import Recipe
@@ -38,15 +37,17 @@ def dense(width):
 
 def study(name, sections, *claims, seed=0):
     results = SimpleNamespace(claims=list(claims), data={"prose": None})
-    beside = role_of(recipe(**sections)).startswith(("dense", "frozen"))
+    beside = Run(Path(), recipe(**sections), None).role.startswith(("dense", "frozen"))
     return Run(Path(name), recipe(seed, **sections), None if beside else results)
 
 
 def test_parts_are_read_from_recipes():
-    parts = {name: role_of(recipe(**each)) for name, each in {"main": MAIN, "skip": SKIP, "opt": OPT}.items()}
+    parts = {
+        name: Run(Path(), recipe(**each), None).role for name, each in {"main": MAIN, "skip": SKIP, "opt": OPT}.items()
+    }
     assert len(set(parts.values())) == 3
-    assert role_of(recipe(**dense(272))) == "dense of width 272"
-    assert role_of(recipe(**FROZEN)) == "frozen"
+    assert Run(Path(), recipe(**dense(272)), None).role == "dense of width 272"
+    assert Run(Path(), recipe(**FROZEN), None).role == "frozen"
 
 
 def test_a_column_holds_one_run_of_each_part_and_seed():

@@ -35,25 +35,20 @@ class Run:
         Raises:
             UserError: it is none, or its results are missing or of another version.
         """
-        recipe = recipe_of(folder)
-        beside = role_of(recipe).startswith(("dense", "frozen"))
-        return cls(folder, recipe, None if beside else read_results(folder))
+        run = cls(folder, recipe_of(folder), None)
+        return run if run.role.startswith(("dense", "frozen")) else replace(run, results=read_results(folder))
 
     @property
     def role(self) -> str:
-        """Which part it plays."""
-        return role_of(self.recipe)
-
-
-def role_of(recipe: Recipe) -> str:
-    """Return which part a run plays, by its recipe."""
-    if recipe.pretrain.branch_shares == (0.0, 0.0, 1.0):
-        return f"dense of width {recipe.model.intermediate_size}"
-    if recipe.pretrain.freeze == "big":
-        return "frozen"
-    branches = "-".join(dict.fromkeys([*recipe.oracle.branches, *recipe.router.branches]))
-    skipped = " of whole layers" if "skip" in branches and recipe.model.skip_scope == "layer" else ""
-    return f"{recipe.model.architecture} {branches}{skipped}"
+        """Which part it plays, by its recipe."""
+        recipe = self.recipe
+        if recipe.pretrain.branch_shares == (0.0, 0.0, 1.0):
+            return f"dense of width {recipe.model.intermediate_size}"
+        if recipe.pretrain.freeze == "big":
+            return "frozen"
+        branches = "-".join(dict.fromkeys([*recipe.oracle.branches, *recipe.router.branches]))
+        skipped = " of whole layers" if "skip" in branches and recipe.model.skip_scope == "layer" else ""
+        return f"{recipe.model.architecture} {branches}{skipped}"
 
 
 STUDY = "llama small-big"

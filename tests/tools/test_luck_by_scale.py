@@ -1,0 +1,51 @@
+"""The curve over scale: shares from hand-made rows, and the docs against the rows that they cite."""
+
+import pytest
+
+import luck_by_scale
+from duollm.records.bootstrap import Estimate
+from duollm.report.chart import rows
+
+
+def estimate(value, low, high):
+    return {"value": value, "low": low, "high": high}
+
+
+def test_shares_have_the_interval_of_their_part():
+    noise = {"gain": estimate(2.0, 1.0, 3.0), "gain_beyond_drawn": estimate(0.1, 0.05, 0.2)}
+    here = {"domain": "prose", "big_layers": 6}
+    ceiling = {"chosen": True, "shuffled": False, "spend": "average", "gain": estimate(0.02, -0.01, 0.04)}
+    control = ceiling | {"shuffled": True, "gain": estimate(9, 9, 9)}
+    results = {
+        "selection_noise": [
+            here | noise | {"context": "reference", "gain": None},
+            here | noise | {"context": "shared"},
+        ],
+        "ceiling": [here | control, here | ceiling],
+    }
+    found = luck_by_scale.shares(results, "prose", 6)
+    assert found.gain == Estimate(2.0, 1.0, 3.0)
+    assert (found.drawn.value, found.drawn.low, found.drawn.high) == pytest.approx((0.95, 0.9, 0.975))
+    assert (found.predicted.value, found.predicted.low, found.predicted.high) == pytest.approx((0.01, -0.005, 0.02))
+    assert luck_by_scale.shares(results | {"ceiling": []}, "prose", 6).predicted is None
+
+
+def test_the_page_shows_what_the_committed_rows_say():
+    found = luck_by_scale.measured()
+    page = (luck_by_scale.DOCS / "finding.md").read_text(encoding="utf-8")
+    assert [line for line in luck_by_scale.table(found) if line not in page] == []
+    written = (luck_by_scale.DOCS / "finding" / "luck_by_scale.csv").read_text(encoding="utf-8")
+    lines = [",".join(map(str, row)) for row in rows(luck_by_scale.chart(found))]
+    assert written.splitlines() == lines
+
+
+def test_a_run_is_kept_without_what_the_page_does_not_cite(tmp_path, monkeypatch):
+    monkeypatch.setattr(luck_by_scale, "DOCS", tmp_path)
+    (tmp_path / "finding").mkdir()
+    cited = {key: [1] for key in luck_by_scale.KEPT} | {"units": []}
+    rest = {"timing": {}, "provenance": {"commit": "abc", "seed": 0, "command": ["/somewhere/duollm"]}}
+    luck_by_scale.write_json(tmp_path / "results.json", cited | rest)
+    path = luck_by_scale.keep(tmp_path, "small", "duollm study")
+    kept = luck_by_scale.json.loads(path.read_text(encoding="utf-8"))
+    assert kept.keys() == {"command", *luck_by_scale.KEPT, "provenance"} - {"units"}
+    assert kept["provenance"] == {"commit": "abc", "seed": 0}
