@@ -21,7 +21,7 @@ from duollm.report.style import GREY, Look, policy_look
 
 EXTREME_SHARE = 0.01
 """Share of tokens, those of highest and of lowest gain, left outside the figure of difficulty."""
-_HIGH_LOSS = f"a high loss: the top {1 - HIGH_LOSS_QUANTILE:.0%} of tokens lie at its right"
+_HIGH_LOSS = f"right of this line: the {1 - HIGH_LOSS_QUANTILE:.0%} of tokens with the highest loss"
 _COUNT_COLOURS = LinearSegmentedColormap.from_list("counts", ["#bcd9ea", "#0b4f7d", "#04192b"])
 _BRANCH_COLOURS = {Branch.SKIP: "#ffffff", Branch.SMALL: "#cfe3f1", Branch.BIG: "#0b4f7d"}
 

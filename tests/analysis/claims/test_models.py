@@ -3,7 +3,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from duollm.analysis.claims.models import BY_TASKS, model_claims, paired_draws, scored_domains, task_claim, task_draws
+from duollm.analysis.claims.models import (
+    BY_TASKS,
+    model_claims,
+    paired_draws,
+    scored_domains,
+    scored_size,
+    task_claim,
+    task_draws,
+)
 from duollm.errors import UserError
 from synthetic_scores import write_scores, write_task
 
@@ -19,6 +27,13 @@ def test_draws_are_paired_and_domains_are_taken_together(tmp_path):
     np.testing.assert_allclose(difference_X, 0.2, atol=1e-6)  # whatever the resample
     both_X = np.diff(-paired_draws(["prose", "code"], pairs, seed=0))[:, 0]
     assert both_X[0] == pytest.approx((30 * 0.2 + 10 * 0.5) / 40, abs=1e-6)
+
+
+def test_the_size_of_scores_counts_what_every_policy_shares_once(tmp_path):
+    write_scores(tmp_path, {"random:0": 3.0, "random:1": 2.0})
+    assert scored_size(tmp_path) == "600 tokens of 30 documents"
+    write_task(tmp_path, {"random:0": 0.3, "random:1": 0.4})
+    assert scored_size(tmp_path) == "600 tokens of 30 documents, 300 items of tasks"
 
 
 def test_what_was_not_scored_is_not_measured(tmp_path):

@@ -126,8 +126,10 @@ def scored_size(run: Path) -> str:
     tables = [pq.read_table(file, columns=_TOKEN[:3]).group_by(_TOKEN[:3]).aggregate([]) for file in files]
     tokens = sum(table.num_rows for table in tables)
     documents = sum(len(table.column("document").unique()) for table in tables)
-    samples = [path.read_text(encoding="utf-8").splitlines() for path in (run / FOLDER).glob("samples_*.jsonl")]
-    items = sum(len({json.loads(line)["doc_hash"] for line in lines}) for lines in samples)
+    items = 0
+    for path in (run / FOLDER).glob("samples_*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        items += len({each["doc_hash"] for each in lines if "acc" in each})
     return f"{tokens:,} tokens of {documents:,} documents" + (f", {items:,} items of tasks" if items else "")
 
 
