@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from duollm.files import write_json
+from duollm.files import replacing
 from duollm.records.bootstrap import Estimate
 from duollm.records.keys import AVERAGE
 from duollm.report.chart import Chart, Panel, Point, Series, draw_chart, draw_series, level, write_csv
@@ -67,14 +67,21 @@ class Shares:
 def keep(run: Path, name: str, command: str) -> Path:
     """Write the rows of a run's results.json that the page cites; return their path."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    kept = {"command": command, "provenance": _without_paths(results["provenance"])}
+    provenance = {key: results["provenance"][key] for key in ("version", "commit", "seed", "machine")}
+    kept = {"command": command, "provenance": provenance} | {key: results[key] for key in KEPT if results.get(key)}
     path = DOCS / "finding" / f"{name}.json"
-    write_json(path, kept | {key: results[key] for key in KEPT if results.get(key)})
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_rounded(kept), ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
-def _without_paths(provenance: dict[str, Any]) -> dict[str, Any]:
-    return {key: provenance[key] for key in ("version", "commit", "seed", "machine") if key in provenance}
+def _rounded(value: Any) -> Any:
+    """The value with numbers of six digits, as the page has them."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items() if key != "platform"}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def shares(results: dict[str, Any], domain: str, big_layers: int) -> Shares:
@@ -88,6 +95,13 @@ def shares(results: dict[str, Any], domain: str, big_layers: int) -> Shares:
     drawn = Estimate(1 - left.value / gain.value, 1 - left.high / gain.value, 1 - left.low / gain.value)
     predicted = ceiling and {name: part / gain.value for name, part in ceiling["gain"].items()}
     return Shares(gain, drawn, predicted and _estimate(predicted))
+
+
+def measured() -> dict[str, list[list[Shares]]]:
+    """Return, by text, the shares of every model at its two budgets."""
+    results = [json.loads((DOCS / model.path).read_text(encoding="utf-8")) for model in MODELS]
+    pairs = list(zip(results, MODELS, strict=True))
+    return {text: [[shares(rows, text, big) for big in model.big_layers] for rows, model in pairs] for text in TEXTS}
 
 
 def _rows(rows: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -156,9 +170,7 @@ def main() -> None:
             parser.error("give nothing, or: keep RUN NAME COMMAND")
         print(keep(Path(given[1]), given[2], given[3]))
         return
-    results = [json.loads((DOCS / model.path).read_text(encoding="utf-8")) for model in MODELS]
-    pairs = list(zip(results, MODELS, strict=True))
-    found = {text: [[shares(rows, text, big) for big in model.big_layers] for rows, model in pairs] for text in TEXTS}
+    found = measured()
     drawn = chart(found)
     with styled():
         figure = draw_chart(drawn)

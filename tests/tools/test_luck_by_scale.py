@@ -1,8 +1,11 @@
 """The curve over scale: shares from hand-made rows, and the docs against the rows that they cite."""
 
+import json
+
 import pytest
 
 import luck_by_scale
+from duollm.files import write_json
 from duollm.records.bootstrap import Estimate
 from duollm.report.chart import rows
 
@@ -43,9 +46,11 @@ def test_a_run_is_kept_without_what_the_page_does_not_cite(tmp_path, monkeypatch
     monkeypatch.setattr(luck_by_scale, "DOCS", tmp_path)
     (tmp_path / "finding").mkdir()
     cited = {key: [1] for key in luck_by_scale.KEPT} | {"units": []}
-    rest = {"timing": {}, "provenance": {"commit": "abc", "seed": 0, "command": ["/somewhere/duollm"]}}
-    luck_by_scale.write_json(tmp_path / "results.json", cited | rest)
+    provenance = {"version": "0.1.0", "commit": "abc", "seed": 0, "machine": {"platform": "x", "cores": 2}}
+    rest = {"timing": {}, "provenance": provenance | {"command": ["/somewhere/duollm"]}, "nll": [{"nll": 1 / 3}]}
+    write_json(tmp_path / "results.json", cited | rest)
     path = luck_by_scale.keep(tmp_path, "small", "duollm study")
-    kept = luck_by_scale.json.loads(path.read_text(encoding="utf-8"))
+    kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept.keys() == {"command", *luck_by_scale.KEPT, "provenance"} - {"units"}
-    assert kept["provenance"] == {"commit": "abc", "seed": 0}
+    assert kept["provenance"] == provenance | {"machine": {"cores": 2}}
+    assert kept["nll"] == [{"nll": 0.333333}]
