@@ -160,18 +160,17 @@ def shared_search(
     space, ffns, flops = space or RouteSpace(config.num_hidden_layers), [0, 0, 0], 0
     ffn, prefixes, attention = ffn_parameters(config), 1, 0
     other_ffns = 2 * sequence_length * (sum(ffn[branch] for branch in space.branches) - ffn.big)
-    choosing = [layers[0] for layers in space.group_layers]
     for index, layer in enumerate(_flops_over_sequence(config, sequence_length)):
         taken = [space.fixed[index]] if index in space.fixed else space.branches
-        if index in choosing:
+        if index in space.leaders:
             prefixes = min(prefixes, width or prefixes)
             flops += prefixes * (layer.big + other_ffns)
         else:
             flops += sum(prefixes // len(taken) * layer[branch] for branch in taken)
         attention += prefixes
         for branch in taken:
-            ffns[branch] += prefixes if index in choosing else prefixes // len(taken)
-        prefixes *= space.base if index in choosing else 1
+            ffns[branch] += prefixes if index in space.leaders else prefixes // len(taken)
+        prefixes *= space.base if index in space.leaders else 1
     heads = prefixes * sequence_length * head_flops(config)
     return SearchCost(attention, ffns[Branch.SMALL], ffns[Branch.BIG], prefixes, flops + heads)
 

@@ -95,16 +95,19 @@ class Study:
         self.num_layers = num_layers or recipe.model.num_hidden_layers
         self._priors_of: dict[tuple[str, ...], Mapping[int, Prior]] = {}
 
+    @property
+    def _plan(self) -> SearchPlan:
+        return SearchPlan(self.recipe.oracle, self.num_layers, self.recipe.data.sequence_length)
+
     def _space(self, branches: Sequence[str]) -> RouteSpace:
         """The routes of these branches, in the oracle's groups of layers and with its fixed layers."""
-        recipe = self.recipe
-        searched = SearchPlan(recipe.oracle, self.num_layers, recipe.data.sequence_length).space
+        searched = self._plan.space
         return RouteSpace(searched.num_layers, parse_branches(branches), searched.group_layers, searched.fixed)
 
     @property
     def _groups(self) -> dict[str, Any]:
         """What the stages that route depend on, if layers do not vary by themselves."""
-        space = self._space(self.recipe.oracle.branches)
+        space = self._plan.space
         return {} if space.by_layer else {key: space.facts[key] for key in ("groups", "fixed")}
 
     def stages(self) -> list[Stage]:
@@ -298,8 +301,7 @@ class Study:
             "version": __version__,
             **self._labels,
         }
-        facts = fingerprints | SearchPlan(recipe.oracle, model.config.num_hidden_layers, data.sequence_length).facts
-        store = OracleStore(self.run / "oracle", facts)
+        store = OracleStore(self.run / "oracle", fingerprints | self._plan.facts)
         world = self.world
         OracleRun(
             model, data, recipe.oracle, recipe.seed, store, world.rank, world.size, self._open_labels(), world.wait
@@ -377,8 +379,7 @@ class Study:
             model, texts = self._load_model(), self._compared_texts()
             names, spend = self._router_names(), self.recipe.router.spend
             routers = counted(trained_routers(self.run, names, spend, model), "routers", len(names) * len(spend))
-            searched = SearchPlan(self.recipe.oracle, model.config.num_hidden_layers, self._data.sequence_length)
-            compare_routers(model, routers, texts, searched.space.lowest, self.run)
+            compare_routers(model, routers, texts, self._plan.space.lowest, self.run)
             compare_patterns(model, texts, self.run)
 
     def _report(self) -> None:

@@ -1,9 +1,10 @@
 """Analyses a run: bootstraps its records once and makes every list of results.json from the draws."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from duollm.records.facts import describe_model, list_domains, read_json, read_t
 from duollm.records.patterns import PatternSums, read_compared_patterns, read_patterns
 from duollm.records.records import Draws, Records, pool, records_of_compared_text, records_of_oracle_text
 from duollm.records.tokens import Tokens, read_tokens
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -75,47 +78,43 @@ def analyse(run: Path, bootstrap_samples: int = 2000, seed: int = 0) -> Results:
     records, compared, best_of = _with_pooled(domains)
     draws = [Draws(one, bootstrap_samples, seed) for one in records]
     more = [Draws(one, bootstrap_samples, seed) for one in compared]
-    single = list(zip(domains, draws, strict=False))  # without the pooled one
+    tokens, patterns = [one.tokens for one in domains], [one.patterns for one in domains]
+    bootstraps = [each.bootstrap for each in draws]
     model = describe_model(run, first.tokens)
-    branches, like_opt = first.tokens.space.branches, model.get("architecture") == "opt"
+    gather = partial(gather_evidence, branches=first.tokens.space.branches, like_opt=model.get("architecture") == "opt")
     results = Results(
         provenance=read_json(run / "provenance.json"),
         model=model,
         data={one.tokens.domain: one.size for one in domains},
         context=first.tokens.context,
         bootstrap={"samples": bootstrap_samples, "seed": seed, "level": 0.95},
-        nll=[row for each in draws for row in nll_rows(each)],
-        gap_closed=[row for each in draws for row in gap_rows(each)],
-        comparison=[row for pair in zip(draws, more, strict=True) for row in comparison_rows(*pair, timing)],
-        families=[row for each in more for row in family_rows(each, bootstrap_samples, seed)],
-        spend=[row for each in more for row in spend_rows(each)],
-        agreement=[row for each in draws for row in agreement_rows(each)],
+        nll=_each(nll_rows, draws),
+        gap_closed=_each(gap_rows, draws),
+        comparison=_each(partial(comparison_rows, timing=timing), draws, more),
+        families=_each(partial(family_rows, samples=bootstrap_samples, seed=seed), more),
+        spend=_each(spend_rows, more),
+        agreement=_each(agreement_rows, draws),
         timing=timing.facts if timing else None,
-        selection_noise=[row for each in draws for row in noise_rows(each)],
-        units=[row for each in draws for row in unit_rows(each)],
-        tries=[row for pair in zip(draws, best_of, strict=True) for row in tries_rows(*pair)],
-        ceiling=[row for each in more for row in ceiling_rows(each, first.predictors)],
-        decomposition=[row for each in draws for row in decomposition_rows(each)],
-        best_of_patterns=[
-            row for one, each in single for row in best_of_pattern_rows(one.tokens, one.patterns, each.bootstrap, seed)
-        ],
-        best_of_routes=[
-            row
-            for one, each in single
-            for row in best_of_route_rows(one.tokens, one.best_of, one.patterns, each.bootstrap)
-        ],
-        layer_use=[row for one, each in single for row in layer_use_rows(each, one.tokens, edges)],
-        difficulty=[row for one, each in single for row in difficulty_rows(one.tokens, each.bootstrap)],
-        difficulty_by_class=[row for one, each in single for row in class_rows(one.tokens, each.bootstrap)],
-        helped_most=[row for one, _ in single for row in helped_rows(one.tokens, seed)],
-        claims=[
-            claim
-            for each, other in zip(draws, more, strict=True)
-            for claim in decide_claims(gather_evidence(each, other, branches, like_opt), each)
-        ],
+        selection_noise=_each(noise_rows, draws),
+        units=_each(unit_rows, draws),
+        tries=_each(tries_rows, draws, best_of),
+        ceiling=_each(partial(ceiling_rows, predictors=first.predictors), more),
+        decomposition=_each(decomposition_rows, draws),
+        best_of_patterns=_each(partial(best_of_pattern_rows, seed=seed), tokens, patterns, bootstraps),
+        best_of_routes=_each(best_of_route_rows, tokens, best_of, patterns, bootstraps),
+        layer_use=_each(partial(layer_use_rows, edges=edges), draws, tokens),
+        difficulty=_each(difficulty_rows, tokens, bootstraps),
+        difficulty_by_class=_each(class_rows, tokens, bootstraps),
+        helped_most=_each(partial(helped_rows, seed=seed), tokens),
+        claims=_each(lambda each, other: decide_claims(gather(each, other), each), draws, more),
     )
     write_results(run, results)
     return results
+
+
+def _each(rows: Callable[..., Iterable[Row]], *of_domains: Sequence[Any]) -> list[Row]:
+    """Return the rows of every domain, and of all pooled where nothing is given for single domains only."""
+    return [row for given in zip(*of_domains, strict=False) for row in rows(*given)]
 
 
 def _read_domain(run: Path, name: str, seed: int) -> _Domain:
