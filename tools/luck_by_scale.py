@@ -37,13 +37,10 @@ class Model:
 
 
 MODELS = (
-    Model("quick, 3.8 M, 1 M tokens", "finding/quick.json", (6, 8)),
     Model("quick 49k, 9.6 M, 1 M tokens", "finding/quick-49152.json", (6, 8)),
     Model("reference 0, 5.8 M, 6 M tokens", "reference/results-0.json", (6, 8)),
     Model("reference 1, the same, seed 1", "reference/results-1.json", (6, 8)),
-    Model("hour, 11 M, 9 M tokens", "finding/hour.json", (6, 8)),
     Model("width 512, 42 M, 80 M tokens", "finding/width-512.json", (6, 8)),
-    Model("SmolLM2 distilled, small FFNs for skips", "finding/smollm2-distilled.json", (15, 24)),
     Model("SmolLM2 FFNs, skipped", "finding/smollm2-ffn-85.json", (15, 24)),
     Model("SmolLM2 layers, skipped", "finding/smollm2-layer-85.json", (15, 24)),
 )
@@ -142,7 +139,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
 def table(found: dict[str, list[list[Shares]]]) -> Iterator[str]:
     """Yield the lines of the Markdown table."""
     texts = list(found)
-    yield f"| model | big or kept | gain, both | {' | '.join(f'drawn, {text}' for text in texts)} | predicted, both |"
+    drawn = " | ".join(f"drawn, {TEXTS[text]}" for text in texts)
+    yield f"| model | layers big | gain, both domains | {drawn} | ceiling, both domains |"
     yield "|---" * (4 + len(texts)) + "|"
     for number, model in enumerate(MODELS):
         for place, big in enumerate(model.big_layers):
