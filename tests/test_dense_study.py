@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from duollm.checks import given_config
 from duollm.config import Recipe
 from duollm.convert.saving import load_model
 from duollm.errors import UserError
@@ -96,6 +97,12 @@ def test_what_does_not_fit_the_checkpoint_is_refused_before_the_small_ffns_are_m
     with pytest.raises(UserError, match=complaint):
         study("pretrain", **changes)
     assert not (tmp_path / "run" / "converted").exists()
+
+
+def test_a_checkpoint_that_names_no_family_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"hidden_size": 4}')
+    with pytest.raises(UserError, match=r"model\.dense: .* model type None is not supported"):
+        given_config(Recipe.model_validate({"model": {"dense": str(tmp_path)}}))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,16 @@
 """Whether a study can carry out a recipe: the configuration of its model, and what that model allows."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from duollm.config import ModelConfig, Recipe
+from duollm.convert.saving import is_duo
 from duollm.data.tokenizer import load_tokenizer
 from duollm.errors import UserError, in_a_line
-from duollm.files import read_json
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.conversion import read_dense_config
@@ -34,11 +34,11 @@ def given_config(recipe: Recipe) -> DuoConfig | None:
                 raise ValueError(f"{model.path} holds no config.json; give the folder of a saved model")
             return DuoConfig.from_json_file(Path(model.path, "config.json"))
         folder = str(model.dense)
-        with suppress(OSError, ValueError):  # of a folder that is damaged, or none, the reading of a dense one tells
-            if read_json(Path(folder, "config.json"))["model_type"] == DuoConfig.model_type:
-                dense = dense_config(DuoConfig.from_json_file(Path(folder, "config.json")), Branch.BIG)
-                return duo_config(dense, model.small_intermediate_size, model.skip_scope)
-        return duo_config(read_dense_config(folder), model.small_intermediate_size, model.skip_scope)
+        if is_duo(Path(folder)):
+            dense = dense_config(DuoConfig.from_json_file(Path(folder, "config.json")), Branch.BIG)
+        else:
+            dense = read_dense_config(folder)
+        return duo_config(dense, model.small_intermediate_size, model.skip_scope)
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         key, given, fault = "path" if model.path else "dense", model.path or model.dense, " ".join(str(error).split())
         raise UserError(f"model.{key}: {fault if str(given) in fault else f'{given}: {fault}'}") from None

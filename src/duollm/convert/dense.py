@@ -1,22 +1,19 @@
 """Stage 0: converts a dense checkpoint to a duo and derives its small FFNs from the big ones."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import PreTrainedModel
 
 from duollm.config import ConvertConfig, DataConfig
-from duollm.convert.saving import History, load_model, save_model, silence_transformers
+from duollm.convert.saving import History, is_duo, load_model, save_model, silence_transformers
 from duollm.convert.small_ffn import initialise_small_ffns
 from duollm.data.packed import PackedData
 from duollm.data.packing import prepare_data
 from duollm.data.tokenizer import check_vocabulary, load_tokenizer, vocabulary_size
 from duollm.errors import UserError
-from duollm.files import read_json
 from duollm.flops import count_parameters
 from duollm.machine import peak_memory_bytes
 from duollm.models.conversion import read_dense_config
@@ -52,7 +49,7 @@ def open_dense(
     """
     torch.manual_seed(seed)
     try:
-        duo = _big_of_duo(Path(dense))
+        duo = load_model(Path(dense)).to_dense() if is_duo(Path(dense)) else None
         if small_intermediate_size is None:
             config = duo_config(duo.config if duo else read_dense_config(dense), 1, skip_scope)
             small_intermediate_size = max(1, config.intermediate_size // 16)
@@ -67,15 +64,6 @@ def open_dense(
             f"{dense} ({model.config.intermediate_size})"
         )
     return model.eval()
-
-
-def _big_of_duo(folder: Path) -> PreTrainedModel | None:
-    """Return the dense model that a saved duo is with all layers big; None if the folder holds no duo."""
-    settings = None
-    with suppress(OSError, ValueError):  # no folder, or one that is damaged: of that, the loading of a dense one tells
-        settings = read_json(folder / "config.json")
-    is_duo = isinstance(settings, dict) and settings.get("model_type") == "duo"
-    return load_model(folder).to_dense() if is_duo else None
 
 
 def convert(

@@ -13,7 +13,8 @@ from yaml import YAMLError
 
 from duollm.data.packed import PackedData
 from duollm.errors import UserError
-from duollm.files import replacing, write_text
+from duollm.files import read_json, replacing, write_text
+from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 
 if TYPE_CHECKING:
@@ -106,6 +107,15 @@ def save_model(model: DuoForCausalLM, tokenizer: "PreTrainedTokenizerBase", fold
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_text(temporary / CARD, _card(model, history))
+
+
+def is_duo(folder: Path) -> bool:
+    """Return whether a folder holds a saved duo, by its config.json."""
+    try:
+        settings = read_json(folder / "config.json")
+    except (OSError, ValueError):  # what reads a dense model says what is wrong
+        return False
+    return isinstance(settings, dict) and settings.get("model_type") == DuoConfig.model_type
 
 
 def load_model(folder: Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> DuoForCausalLM:

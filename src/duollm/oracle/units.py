@@ -15,7 +15,7 @@ from duollm.oracle.budgets import Budget, Cells
 from duollm.oracle.contexts import Batch
 from duollm.oracle.frontier import Frontier
 from duollm.oracle.noise import OWN_PREDICTION, LabelSource, draw_labels
-from duollm.oracle.reductions import Entered, Reduction
+from duollm.oracle.reductions import LeafTable, Reduction
 
 
 class Units(Reduction):
@@ -26,33 +26,25 @@ class Units(Reduction):
 
     Attributes:
         sizes: tokens per unit; the last unit of a sequence may be shorter.
-        nll_3NR: losses of the text, of y' and of y'' (`DrawnLabels`), nats, float32.
+        parts: tables of the losses of the text, of y' and of y'' (`DrawnLabels`).
         excess_3N: what is subtracted from them: the surprise of a drawn label, 0 for the text.
     """
 
     every_route = True
     left_to_right = False
+    parts: Sequence[LeafTable] = ()
 
     def __init__(self, sizes: Sequence[int], source: LabelSource = OWN_PREDICTION) -> None:
         self.sizes, self.source = sizes, source
 
     def begin(self, batch: Batch, cells: Cells, budgets: Sequence[Budget], generator: torch.Generator) -> None:
-        """Draw the labels."""
-        super().begin(batch, cells, budgets, generator)
+        """Draw the labels, and make a table for each."""
         label_2SN, excess_2SN, _ = draw_labels(batch, 1, generator, self.source)
-        self.label_3ND = [batch.label_ND, *batch.model.lm_head.weight[label_2SN[:, 0]]]
         self.excess_3N = torch.cat([torch.zeros_like(excess_2SN[:1, 0]), excess_2SN[:, 0]])
-
-    def start(self, rows_N: Tensor) -> None:
-        """Forget what was kept; leaves of these tokens of the batch follow."""
-        super().start(rows_N)
-        shape = (3, len(rows_N), self.cells.space.size)
-        self.nll_3NR = torch.full(shape, torch.inf, dtype=torch.float32, device=rows_N.device)
-
-    def update(self, entered: Entered) -> None:
-        """Take in leaves; a token may come under many routes."""
-        for nll_NR, label_ND in zip(self.nll_3NR, self.label_3ND, strict=True):
-            nll_NR[entered.tokens_M, entered.ids_M] = entered.nll(label_ND)
+        counted_N = torch.ones_like(batch.labels_N, dtype=torch.bool)
+        self.label_3ND = [batch.label_ND, *batch.model.lm_head.weight[label_2SN[:, 0]]]
+        self.parts = [LeafTable(counted_N, cells.space.size, each) for each in self.label_3ND]
+        super().begin(batch, cells, budgets, generator)
 
     def columns(self, frontier: Frontier) -> dict[str, Tensor]:
         """Return, for every size, the losses of each token under the route of its unit.
@@ -61,7 +53,9 @@ class Units(Reduction):
         y' and scored on y''. The latter two are without their surprise.
         """
         cell_R = self.cells.of_routes(torch.arange(self.cells.space.size, device=self.rows_N.device))
-        nll_3NR = self.nll_3NR - self.excess_3N[:, self.rows_N, None]
+        pairs = zip(self.parts, self.excess_3N, strict=True)
+        nll_3NR = [table.nll_MR - excess_N[:, None] for table, excess_N in pairs]
+        self.parts = ()
         kept = {}
         for size in self.sizes:
             unit_N = _unit_of(frontier.padding_BT, size)
