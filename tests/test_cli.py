@@ -123,6 +123,20 @@ def test_a_dry_run_prints_the_resolved_recipe_and_does_nothing(study, capsys, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("router.big_layers", "[99]", "router.big_layers holds 99; this model has 12 layers"),
+        ("data.sequence_length", "4096", "must not exceed the 2048 positions of this model"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_recipes_model_does_not_allow(study, capsys, key, value, fault):
+    assert cli.main(["study", "--dry-run", f"--{key}", value]) == 2
+    said = capsys.readouterr()
+    assert fault in said.err
+    assert (said.out, study) == ("", [])
+
+
 def test_plan_prints_the_numbers(capsys):
     assert cli.main(["plan", "paper"]) == 0
     shown = capsys.readouterr().out

@@ -95,6 +95,11 @@ def test_the_ceiling_is_measured_anew_if_static_is_chosen_in_another_precision(t
     assert settings[0] != settings[1]
 
 
+def test_budgets_in_layers_are_not_dropped_for_shares():
+    with pytest.raises(UserError, match=r"^--router\.big_layers: .* --router\.shares null$"):
+        load_recipe(RECIPE, {"router.big_layers": "[15]"})
+
+
 def test_budgets_given_as_shares_are_the_nearest_that_groups_allow():
     recipe = load_recipe(RECIPE, {"router.shares": "[0.01, 0.45, 0.5, 0.95]"})
     assert completed(recipe, recipe.model).router.big_layers == [3, 12, 15, 27]

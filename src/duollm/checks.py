@@ -56,17 +56,18 @@ def completed(recipe: Recipe, sizes: DuoConfig | ModelConfig) -> Recipe:
     return recipe.model_copy(update={"router": router.model_copy(update={"big_layers": sorted(nearest)})})
 
 
-def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig, given: str = "the model", runs: bool = False) -> None:
+def check_recipe(recipe: Recipe, sizes: DuoConfig | ModelConfig, runs: bool = False) -> None:
     """Refuse settings that a study could not carry out, before it works for hours.
 
     Args:
         sizes: those of the model.
-        given: names the model in messages.
         runs: whether it is to run on this machine, so that it must fit its memory.
 
     Raises:
         UserError: the message begins with a key of the recipe.
     """
+    model = recipe.model.path or recipe.model.dense
+    given = f"the model in {model}" if model else "this model"
     length, layers, positions = recipe.data.sequence_length, sizes.num_hidden_layers, sizes.max_position_embeddings
     with _names_section("router"):
         check_kinds(recipe.router, length)

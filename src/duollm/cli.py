@@ -151,8 +151,11 @@ def _resolve(options: argparse.Namespace) -> "Recipe":
 def _study(options: argparse.Namespace, command: list[str], until: str) -> None:
     recipe = _resolve(options)
     if options.dry_run:
+        from duollm.checks import check_recipe, completed
         from duollm.recipe_files import to_yaml
 
+        if not (recipe.model.path or recipe.model.dense):  # those may have other sizes, and opening them may take long
+            check_recipe(completed(recipe, recipe.model), recipe.model)
         print(to_yaml(recipe), end="")
         return
     run = Path(options.out or Path("runs", recipe.name))

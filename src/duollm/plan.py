@@ -63,7 +63,7 @@ def plan(recipe: Recipe, devices: Devices | None = None) -> list[Row]:
     """
     config, length = planned_config(recipe), recipe.data.sequence_length
     recipe = completed(recipe, config)
-    check_recipe(recipe, config, recipe.model.path or recipe.model.dense or "the model")
+    check_recipe(recipe, config)
     parts, layers = count_parameters(config), config.num_hidden_layers
     rows = [Row("parameters", name, each, "", f"{each / parts.total:.1%}") for name, each in parts._asdict().items()]
     rows += [Row("parameters", "total", parts.total)]

@@ -65,12 +65,15 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
             raise UserError(f"--{key}: {section} is not a section")
         owner[name] = _parse_override(key, text)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         key, message = explain(error)
         overridden = [name for name in overrides if f"{key}.".startswith(f"{name}.")]
         place = f"--{overridden[0]}" if overridden else ": ".join(filter(None, (str(path or ""), key)))
         raise UserError(f"{place}: {message}" if place else message) from None
+    if recipe.router.shares and "router.big_layers" in overrides:
+        raise UserError("--router.big_layers: the recipe gives shares, which take its place; add --router.shares null")
+    return recipe
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -59,7 +59,7 @@ def run_study(recipe: Recipe, run: Path, command: list[str], until: str = "repor
     silence_transformers()
     config = given_config(recipe)
     recipe = completed(recipe, config or recipe.model)
-    check_recipe(recipe, config or recipe.model, f"the model in {recipe.model.path or recipe.model.dense}", runs=True)
+    check_recipe(recipe, config or recipe.model, runs=True)
     world = join_world()
     study = Study(recipe, run, world, (config or recipe.model).num_hidden_layers)
     if world.first:
