@@ -96,7 +96,7 @@ def test_the_ceiling_is_measured_anew_if_static_is_chosen_in_another_precision(t
 
 
 def test_budgets_in_layers_are_not_dropped_for_shares():
-    with pytest.raises(UserError, match=r"^--router\.big_layers: .* --router\.shares null$"):
+    with pytest.raises(UserError, match=r"^router\.big_layers: .* set router\.shares to null$"):
         load_recipe(RECIPE, {"router.big_layers": "[15]"})
 
 

@@ -72,7 +72,7 @@ def load_recipe(path: Path | None, overrides: Mapping[str, str] | None = None) -
         place = f"--{overridden[0]}" if overridden else ": ".join(filter(None, (str(path or ""), key)))
         raise UserError(f"{place}: {message}" if place else message) from None
     if recipe.router.shares and "router.big_layers" in overrides:
-        raise UserError("--router.big_layers: the recipe gives shares, which take its place; add --router.shares null")
+        raise UserError("router.big_layers: the recipe gives shares, which take its place; set router.shares to null")
     return recipe
 
 
