@@ -37,6 +37,7 @@ class Model:
 
 
 MODELS = (
+    Model("quick, 3.8 M, 1 M tokens", "finding/quick.json", (6, 8)),
     Model("quick 49k, 9.6 M, 1 M tokens", "finding/quick-49152.json", (6, 8)),
     Model("reference 0, 5.8 M, 6 M tokens", "reference/results-0.json", (6, 8)),
     Model("reference 1, the same, seed 1", "reference/results-1.json", (6, 8)),
