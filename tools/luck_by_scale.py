@@ -109,7 +109,7 @@ def _rows(rows: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> Iterator[di
 
 
 def _estimate(found: dict[str, float]) -> Estimate:
-    return Estimate(found["value"], found["low"], found["high"])
+    return Estimate(**found)
 
 
 def chart(found: dict[str, list[list[Shares]]]) -> Chart:

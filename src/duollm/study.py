@@ -249,7 +249,7 @@ class Study:
                 after=("data", "pretrain", *(["labels"] if router_class(kind).needs_labels else [])),
                 outputs=tuple(f"routers/{router_name(kind, big)}" for big in budgets),
                 scratch=(f"resume/{name}.pt",),
-                version=3,
+                version=4,
             )
             for name, kind, budgets in trainings(recipe.router)
         ]

@@ -99,9 +99,10 @@ class WindowRouter(CodebookRouter):
         """Choose the patterns and fit their losses to the mean states of prompts, in closed form.
 
         Candidates are static and random patterns of the budget and its neighbours; the first sequences leave as many as
-        they would choose with their labels in hand. All batches are then run on each of these. On all of them static
-        and the price of a big layer are chosen again, for the first sequences are few. The other patterns are chosen as
-        those of `codebook`, by cross-fitted predictions. If nothing can be predicted, static alone remains.
+        they would choose with their labels in hand. All batches are then run on each of these, with the prompt on the
+        static of the first sequences. These are few, so static and the price of a big layer are chosen again on all
+        batches. The other patterns are chosen as those of `codebook`, by cross-fitted predictions. If nothing can be
+        predicted, static alone remains.
         """
         training.prepare_model()
         config, model, trainer = training.config, training.model, training.trainer
