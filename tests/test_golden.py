@@ -145,6 +145,8 @@ def flattened(row: dict[str, Any], leading: str | None) -> dict[str, Any]:
         elif isinstance(value, list) and value and is_estimate(value[0]):
             flat |= {name: [each["value"] for each in value]}
             flat |= {ends[end]: [each[end] for each in value] for end in ends}
+        elif name == "share_by_layer_and_position":  # it had no intervals
+            flat[name] = [[each["value"] for each in line] for line in value]
         elif value is None and name in MAY_LACK:
             flat |= {name: None, ends["low"]: None, ends["high"]: None}
         else:

@@ -1,7 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from duollm.analysis.layers import position_edges, share_by_position
+from duollm.records.bootstrap import Bootstrap
+from duollm.records.tokens import read_tokens
 from picking import pick
 
 
@@ -14,11 +18,18 @@ class TestLayerUse:
         assert np.shape(row.share_by_layer_and_position) == (6, 8)
         assert {row.policy for row in results.layer_use if not row.kind} == {"oracle"}
 
-    def test_shares_by_position_equal_a_plain_loop(self):
-        routes_TL, position_T = np.random.default_rng(0).integers(0, 3, (40, 3)), np.tile(np.arange(1, 11), 4)
-        share_LP = share_by_position(routes_TL, position_T, np.array([1, 4, 11]))
-        for p, inside_T in enumerate([position_T < 4, position_T >= 4]):
-            np.testing.assert_allclose(share_LP[:, p], (routes_TL[inside_T] == 2).mean(0))
+    def test_shares_by_position_equal_a_plain_loop_in_every_draw(self, compared):
+        run, _, _ = compared
+        tokens = read_tokens(run, "code")[0]
+        bootstrap = Bootstrap([np.bincount(tokens.document_T)], samples=20, seed=3)
+        key = next(key for key in tokens.routers() if key.big_layers == 2)
+        edges = position_edges(tokens.position_T)
+        share_XPL = share_by_position(tokens, key, edges, bootstrap)
+        is_big_TL = tokens.policies[key].routes_TL == 2
+        for x, weights_D in enumerate(bootstrap.weights_XD):
+            for p, (first, end) in enumerate(pairwise(edges)):
+                weight_T = weights_D[tokens.document_T] * ((tokens.position_T >= first) & (tokens.position_T < end))
+                np.testing.assert_allclose(share_XPL[x, p], np.average(is_big_TL, axis=0, weights=weight_T))
 
     def test_edges_cover_every_position_once(self):
         edges = position_edges(np.arange(1, 128))

@@ -4,7 +4,6 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
@@ -247,8 +246,10 @@ def test_the_table_of_a_figure_holds_what_it_draws(analysed, tmp_path):
     losses = tables["losses_of_text"].query("series == 'oracle'")["y"].astype(float)
     assert losses.tolist() == pytest.approx(code.oracle(results.searched_budget).nll_T[: len(losses)], rel=1e-5)
     [layer] = [row for row in results.layer_use if (row.domain, row.policy, row.big_layers) == ("code", "oracle", 3)]
-    cells = tables["layer_use_by_position"].query("panel == 'code, oracle, k = 3'")["y"].astype(float)
-    assert cells.tolist() == pytest.approx((np.array(layer.share_by_layer_and_position) - 0.5).ravel(), abs=1e-5)
+    cells = tables["layer_use_by_position"].query("panel == 'code, oracle, k = 3'")
+    for column, name in (("y", "value"), ("low", "low"), ("high", "high")):
+        shares = [getattr(share, name) - 0.5 for share_P in layer.share_by_layer_and_position for share in share_P]
+        assert cells[column].astype(float).tolist() == pytest.approx(shares, abs=1e-5)
     routes = domains[0].oracle(results.searched_budget).routes_TL[:20]
     strip = tables["routes"].query(f"panel == '{results.domains[0]}, oracle, k = 2' and series == 'layer 4, branch'")
     assert strip["y"].astype(int).tolist() == routes[:, 4].tolist()

@@ -11,7 +11,7 @@ import numpy as np
 
 from duollm.analysis.results import AgreementRow, LayerUseRow, fields_of
 from duollm.models.branch import Branch
-from duollm.records.bootstrap import Floats, Integers, interval, intervals, sum_by_document
+from duollm.records.bootstrap import Bootstrap, Floats, Integers, interval, intervals, sum_by_document
 from duollm.records.keys import DRAWN_ORACLE, ORACLE, Key
 from duollm.records.records import Draws
 from duollm.records.tokens import Tokens
@@ -23,12 +23,12 @@ def layer_use_rows(draws: Draws, tokens: Tokens, edges: Integers) -> Iterator[La
     for quantity, key in draws.records.sums:
         if quantity == TAKEN and key.policy != DRAWN_ORACLE and key.context in (None, draws.records.context):
             share_XL = draws.mean(TAKEN, key)[:, :, Branch.BIG]
-            share_LP = share_by_position(tokens.policies[key].routes_TL, tokens.position_T, edges)
+            share_XPL = share_by_position(tokens, key, edges, draws.bootstrap)
             yield LayerUseRow(
                 **fields_of(draws.records.domain, key),
                 share_by_layer=intervals(share_XL),
                 position_edges=edges.tolist(),
-                share_by_layer_and_position=share_LP.tolist(),
+                share_by_layer_and_position=[intervals(share_XP) for share_XP in share_XPL.T.swapaxes(1, 2)],
             )
 
 
@@ -42,11 +42,14 @@ def position_edges(position_T: Integers, most_bins: int = 8) -> Integers:
     return np.round(np.linspace(first, last + 1, bins + 1)).astype(np.int64)
 
 
-def share_by_position(routes_TL: Integers, position_T: Integers, edges: Integers) -> Floats:
-    """Return the share of tokens whose layer is big, by layer and bin of positions: [L, P]."""
-    bin_T, is_big_TL = np.searchsorted(edges, position_T, side="right") - 1, (routes_TL == Branch.BIG).astype(float)
-    big_PL = sum_by_document(is_big_TL, bin_T, len(edges) - 1)
-    return np.asarray((big_PL / np.bincount(bin_T, minlength=len(edges) - 1)[:, None]).T)
+def share_by_position(tokens: Tokens, key: Key, edges: Integers, bootstrap: Bootstrap) -> Floats:
+    """Return the share of tokens whose layer is big, by draw, bin of positions and layer: [X, P, L]."""
+    documents, bins = len(tokens.documents), len(edges) - 1
+    cell_T = tokens.document_T * bins + np.searchsorted(edges, tokens.position_T, side="right") - 1
+    is_big_TL = (tokens.policies[key].routes_TL == Branch.BIG).astype(np.float64)
+    big_DPL = sum_by_document(is_big_TL, cell_T, documents * bins).reshape(documents, bins, -1)
+    count_DP = np.bincount(cell_T, minlength=documents * bins).reshape(documents, bins)
+    return bootstrap.ratio(big_DPL, count_DP)
 
 
 def agreement_rows(draws: Draws) -> Iterator[AgreementRow]:

@@ -239,7 +239,7 @@ class LayerUseRow(PolicyRow):
 
     share_by_layer: list[Estimate]
     position_edges: list[int]
-    share_by_layer_and_position: list[list[float]]
+    share_by_layer_and_position: list[list[Estimate]]
 
 
 @dataclass(frozen=True)

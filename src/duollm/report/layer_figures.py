@@ -21,6 +21,7 @@ from duollm.report.style import DEPARTURE_COLOURS, GREY, Look, policy_look, rout
 
 _MOST_BUDGETS = 3
 _LAYER = "layer (0 is the first)"
+_DOTS = "A dot: even use lies in the 95 % interval over documents."
 
 
 def share_over_depth(results: Results, budgets: Sequence[int], routers: Sequence[str]) -> Chart:
@@ -47,17 +48,24 @@ def _by_layer(look: Look, shares: Sequence[Estimate]) -> Series:
 
 
 def share_over_depth_and_position(results: Results, budgets: Sequence[int], routers: Sequence[str]) -> Chart:
-    """Return layer x position maps of the share of big minus k / L, one row per domain and policy."""
+    """Return layer x position maps of the share of big minus k / L, one row per domain and policy.
+
+    A dot marks a cell whose 95 % interval over documents has even use in it.
+    """
     scale = _colour_scale(results, budgets)
 
     def panel(domain: str, policy: str, k: int) -> Panel:
         found, name = _find(results, domain, policy, k), policy if policy == ORACLE else f"{policy} router"
         series, edges = [], []
         if found is not None:
-            edges, shares_LP = found.position_edges, np.array(found.share_by_layer_and_position)
-            for layer, shares_P in enumerate(shares_LP - k / results.num_layers):
+            edges, even = found.position_edges, k / results.num_layers
+            for layer, share_P in enumerate(found.share_by_layer_and_position):
                 look = Look(f"layer {layer}, share of big minus k / L", GREY, "")
-                series.append(Series(look, [Point(x, y) for x, y in zip(edges, shares_P.tolist(), strict=False)]))
+                points = [
+                    Point(x, share.value - even, share.low - even, share.high - even)
+                    for x, share in zip(edges, share_P, strict=False)
+                ]
+                series.append(Series(look, points))
         draw = partial(_draw_map, edges=edges, scale=scale)
         return Panel(f"{domain}, {name}, k = {k}", "position in the window", "layer", series, draw)
 
@@ -66,7 +74,7 @@ def share_over_depth_and_position(results: Results, budgets: Sequence[int], rout
         figure.colorbar(mappable, ax=everything, label="share of big minus k / L", shrink=0.5, aspect=30)
 
     grid = [[panel(domain, policy, k) for k in budgets] for domain in results.domains for policy in (ORACLE, *routers)]
-    return Chart(grid, 4.1, 2.1, columns=0, intervals="", finish=finish)
+    return Chart(grid, 4.1, 2.1, columns=0, intervals=_DOTS, finish=finish)
 
 
 def _draw_map(axes: Axes, panel: Panel, edges: Sequence[float], scale: Normalize) -> None:
@@ -78,6 +86,14 @@ def _draw_map(axes: Axes, panel: Panel, edges: Sequence[float], scale: Normalize
     values_LP = np.array([[point.y for point in series.points] for series in panel.series])
     look: dict[str, Any] = {"norm": scale, "cmap": DEPARTURE_COLOURS, "rasterized": True}
     axes.pcolormesh(edges, np.arange(len(values_LP) + 1) - 0.5, values_LP, **look)
+    middle_P = (np.array(edges[:-1]) + edges[1:]) / 2
+    even = [
+        (middle, layer)
+        for layer, series in enumerate(panel.series)
+        for middle, point in zip(middle_P, series.points, strict=True)
+        if point.low <= 0 <= point.high
+    ]
+    axes.plot(*np.reshape(even, (-1, 2)).T, ".", color=GREY, markersize=3)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -108,9 +124,11 @@ def _find(results: Results, domain: str, policy: str, k: int) -> LayerUseRow | N
 def _colour_scale(results: Results, budgets: Sequence[int]) -> Normalize:
     """Return one scale for all maps, symmetric about even use, its ends on a multiple of 0.1."""
     departures = [
-        np.abs(np.array(row.share_by_layer_and_position) - row.big_layers / results.num_layers).max()
+        abs(share.value - row.big_layers / results.num_layers)
         for row in results.layer_use
         if row.big_layers in budgets
+        for share_P in row.share_by_layer_and_position
+        for share in share_P
     ]
     end = ceil(10 * max(departures, default=0.1)) / 10
     return Normalize(-end, end)
