@@ -1,10 +1,10 @@
-"""Decides every claim of docs/claims.md: two seeds of the reference study, then small runs that some claims need.
+"""Decides every claim of docs/claims.md: three seeds of the reference study, then small runs that some claims need.
 
-    ./run reference [--out runs/claims] [--seeds 0 1] [--dry-run]
+    ./run reference [--out runs/claims] [--seeds 0 1 2] [--dry-run]
 
 It runs `duollm` again and again, and prints each command. Finished work is not repeated and killed work continues, so
-the same command goes on where it stopped. Two processes can share the work, each with one of the seeds: one thread each
-is faster than two threads in turn.
+the same command goes on where it stopped. Several processes can share the work, each with some of the seeds: one thread
+each is faster than two threads in turn.
 """
 
 import argparse
@@ -152,7 +152,7 @@ def main(given: Sequence[str] | None = None) -> None:
         metavar="FOLDER",
         help="where all runs are (default: %(default)s)",
     )
-    add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="seeds of the model (default: 0 1)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="seeds of the model (default: 0 1 2)")
     add("--recipe", type=Path, default=RECIPES / "reference.yaml", help="of the reference study")
     add("--small", type=Path, default=RECIPES / "quick.yaml", help="recipe of the runs that some claims need beside it")
     add(
