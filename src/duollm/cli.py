@@ -396,7 +396,7 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace, command: list[str]) -> None:
-    from duollm.report.rewrite import make_page, open_page
+    from duollm.report.page import make_page, open_page
 
     runs, out = [Path(run) for run in options.runs], Path(options.out) if options.out else None
     page = make_page(runs, out, anew=not options.open)

@@ -15,7 +15,7 @@ from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.flops import count_parameters, naive_search, sequence_flops, shared_search, training_flops, training_steps
 from duollm.models.configuration_duo import DuoConfig
-from duollm.oracle.beam import Beam
+from duollm.oracle.approximate import Beam
 from duollm.oracle.plan import SearchPlan
 from duollm.recipe_files import recipe_of
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace, search_oracle
-from duollm.oracle.beam import Beam
+from duollm.oracle.approximate import Beam, Local, Sampled, draw_within
 from duollm.oracle.budgets import AtMost, Cells, Exactly, FlopsShare, OnAverage, Schedule
-from duollm.oracle.local import Local, Sampled, draw_within
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.search import executed_nll
 from naive_oracle import GROUPED, forward_nll, naive_table, tiny_model, tiny_tokens

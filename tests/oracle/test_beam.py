@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace, search_oracle
-from duollm.oracle import beam
-from duollm.oracle.beam import Beam
-from duollm.oracle.local import Sampled
+from duollm.oracle import approximate
+from duollm.oracle.approximate import Beam, Sampled
 from duollm.oracle.tree import Tree
 from naive_oracle import tiny_model, tiny_tokens
 
@@ -71,12 +70,12 @@ def test_without_a_big_branch_only_budget_0_is_left():
     ],
 )
 def test_what_one_stratum_cannot_use_others_get(width, candidates, quotas):
-    assert beam._divide(width, candidates) == quotas
+    assert approximate._divide(width, candidates) == quotas
 
 
 def test_a_sequence_keeps_prefixes_that_complement_each_other():
     promise_MU = torch.tensor([[3.0, 3.0, 0.0], [0.0, 1.0, 4.0], [0.0, 0.9, 4.2], [1.0, 1.0, 1.0]])
-    chosen = beam._keep(promise_MU[:, None], 3)
+    chosen = approximate._keep(promise_MU[:, None], 3)
     # The best on average first; then what lowers the sum of minima most: 0 (by 1), then 2 (by 1.1).
     assert chosen[0, 0] == 3
     assert set(chosen[1:, 0].tolist()) == {0, 2}

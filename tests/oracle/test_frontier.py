@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duollm import Branch, RouteSpace
-from duollm.oracle.budgets import AtMost, Cells, Exactly, FlopsShare, OnAverage, Schedule
-from duollm.oracle.frontier import Frontier
+from duollm.oracle.budgets import AtMost, Cells, Exactly, FlopsShare, Frontier, OnAverage, Schedule
 
 SKIP, SMALL, BIG = Branch
 CELLS = Cells(RouteSpace(3), small_cost=1, big_cost=4)

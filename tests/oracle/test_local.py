@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from duollm import Branch, RouteSpace, search_oracle
+from duollm.oracle.approximate import Local, Sampled, moves
 from duollm.oracle.budgets import AtMost, Cells, Exactly
-from duollm.oracle.local import Local, Sampled, moves
 from naive_oracle import naive_table, tiny_model, tiny_tokens
 
 SKIP, SMALL, BIG = Branch

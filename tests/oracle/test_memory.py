@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from duollm.oracle.memory import default_bytes
+from duollm.oracle.tree import default_bytes
 
 MEBIBYTE = 2**20
 BUDGET = 32 * MEBIBYTE

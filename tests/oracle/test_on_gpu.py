@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from duollm import Branch, DuoConfig, DuoForCausalLM, RouteSpace, search_oracle
+from duollm.oracle.approximate import Local
 from duollm.oracle.budgets import Exactly
-from duollm.oracle.local import Local
 from duollm.oracle.noise import DrawnLabels
 from duollm.oracle.reductions import LeafTable, RandomRoutes
-from duollm.oracle.rounding import rounding_bias
+from duollm.oracle.run import rounding_bias
 from naive_oracle import GROUPED, tiny_model, tiny_tokens
 
 pytestmark = [

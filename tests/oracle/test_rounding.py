@@ -4,7 +4,7 @@ import torch
 
 from duollm import RouteSpace, loss_table, search_oracle
 from duollm.oracle.budgets import Exactly
-from duollm.oracle.rounding import describe_bias, rounding_bias
+from duollm.oracle.run import describe_bias, rounding_bias
 from naive_oracle import tiny_model, tiny_tokens
 
 SPACE, BUDGETS = RouteSpace(num_layers=3), [Exactly(1), Exactly(2)]
@@ -30,7 +30,7 @@ def test_products_of_lower_precision_are_compared_with_full_ones(monkeypatch):
         precisions.append(torch.get_float32_matmul_precision())
         return search_oracle(*given, **settings)
 
-    monkeypatch.setattr("duollm.oracle.rounding.search_oracle", searched)
+    monkeypatch.setattr("duollm.oracle.run.search_oracle", searched)
     torch.set_float32_matmul_precision("high")
     try:
         found_K = rounding_bias(tiny_model(), tiny_tokens(1, 6)[0], SPACE, BUDGETS, "exact")

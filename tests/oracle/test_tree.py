@@ -4,8 +4,7 @@ import torch
 from duollm import Branch, RouteSpace
 from duollm.oracle.budgets import Cells
 from duollm.oracle.contexts import Batch
-from duollm.oracle.memory import Rows
-from duollm.oracle.tree import Tree
+from duollm.oracle.tree import Rows, Tree
 from naive_oracle import tiny_model, tiny_tokens
 
 SKIP, SMALL, BIG = Branch

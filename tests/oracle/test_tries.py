@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from duollm import RouteSpace, search_oracle
-from duollm.oracle.noise import DrawnLabels
-from duollm.oracle.tries import DrawnTries, best_of_columns
+from duollm.oracle.noise import DrawnLabels, DrawnTries, best_of_columns
 from duollm.records.best_of import draw_sizes
 from naive_oracle import GROUPED, tiny_model, tiny_tokens
 

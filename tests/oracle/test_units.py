@@ -7,9 +7,9 @@ import torch
 from duollm import RouteSpace, search_oracle
 from duollm.config import ModelConfig, OracleConfig
 from duollm.errors import UserError
+from duollm.oracle.noise import Units
 from duollm.oracle.plan import check_settings
 from duollm.oracle.search import loss_tables
-from duollm.oracle.units import Units
 from naive_oracle import tiny_model, tiny_tokens
 
 SPACE = RouteSpace(3)

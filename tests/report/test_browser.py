@@ -14,8 +14,7 @@ from duollm.models.branch import Branch
 from duollm.recipe_files import to_yaml
 from duollm.records.keys import Key
 from duollm.records.tokens import read_tokens
-from duollm.report.page import write_report
-from duollm.report.rewrite import compare_reports
+from duollm.report.page import compare_reports, write_report
 from synthetic_run import Plan, write_run
 
 SEEDS = {"owl": 0, "crow": 1}

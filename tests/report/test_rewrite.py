@@ -10,7 +10,7 @@ import pytest
 from duollm import cli
 from duollm.config import Recipe, ReportConfig
 from duollm.recipe_files import to_yaml
-from duollm.report.rewrite import differences, rewrite_report
+from duollm.report.page import differences, rewrite_report
 from reading_pages import data_of
 from synthetic_run import Plan, write_run
 

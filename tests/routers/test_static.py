@@ -6,8 +6,8 @@ import torch
 from duollm.measure.executor import policy_losses
 from duollm.models.branch import Branch
 from duollm.routers import static
+from duollm.routers.base import by_group
 from duollm.routers.calibration import calibrate, mean_cost
-from duollm.routers.groups import by_group
 from duollm.routers.marginal import RandomGates
 from duollm.routers.registry import load_router, make_router, save_router
 from duollm.routers.static import SCALES, calibrate_around, chosen_scale, patterns_of, static_priors

@@ -13,7 +13,7 @@ from duollm.machine import device_memory_bytes
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.oracle.budgets import Budget, Cells, Exactly, OnAverage, parse_budget, parse_budgets
-from duollm.oracle.memory import default_bytes, row_bytes
+from duollm.oracle.tree import default_bytes, row_bytes
 from duollm.routes.space import LARGEST_LISTED, RouteSpace, parse_branches, searchable_groups
 
 SHARD_WINDOWS = 8

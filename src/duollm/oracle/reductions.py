@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from duollm.oracle.budgets import Budget, Cells, Exactly
+from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Batch
-from duollm.oracle.frontier import Frontier
 from duollm.routes.sampling import draw_route_ids
 
 

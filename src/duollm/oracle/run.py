@@ -5,6 +5,7 @@ R patterns, K budgets.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -17,18 +18,17 @@ from torch import Tensor
 from duollm.config import OracleConfig
 from duollm.data.packed import PackedData, Windows
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import Cells, Exactly
+from duollm.oracle.budgets import Budget, Cells, Exactly
 from duollm.oracle.fixed import draw_patterns, fixed_columns, pattern_losses
-from duollm.oracle.noise import OWN_PREDICTION, DrawnLabels, LabelSource
+from duollm.oracle.noise import OWN_PREDICTION, DrawnLabels, DrawnTries, LabelSource, Units, best_of_columns
 from duollm.oracle.plan import SHARD_WINDOWS, SearchPlan, check_settings
 from duollm.oracle.reductions import LeafTable, RandomRoutes, Reduction
-from duollm.oracle.rounding import describe_bias, rounding_bias
 from duollm.oracle.search import SEARCHES, OracleResult, executed_nll, join, search_oracle
 from duollm.oracle.store import Columns, OracleStore
-from duollm.oracle.tries import DrawnTries, best_of_columns
-from duollm.oracle.units import Units
+from duollm.oracle.trial import Method
 from duollm.records.patterns import pattern_columns
 from duollm.routes.sampling import derived_seed
+from duollm.routes.space import RouteSpace
 from duollm.terminal import show
 
 REDUCTIONS: list[Callable[[OracleConfig, LabelSource], Reduction | None]] = [
@@ -248,3 +248,37 @@ def _by_document(documents: list[str], nll_WMR: Sequence[Tensor]) -> dict[str, N
     for document, nll_MR in zip(documents, nll_WMR, strict=True):
         nll_of.setdefault(document, []).append(nll_MR.cpu().numpy())
     return {document: np.concatenate(parts) for document, parts in nll_of.items()}
+
+
+def rounding_bias(
+    model: DuoForCausalLM, token_ids_T: Tensor, space: RouteSpace, budgets: Sequence[Budget], method: str | Method
+) -> Tensor | None:
+    """Return how much higher the best losses are in float32, mean over the tokens, nats [K].
+
+    The sample is searched in context shared, once as it is and once in float32 with products of full precision. None if
+    that is the same.
+    """
+    is_exact = model.dtype == torch.float32
+    if is_exact and torch.get_float32_matmul_precision() == "highest":
+        return None
+    rounded_K1T = search_oracle(model, token_ids_T[None], space, budgets=budgets, method=method).nll
+    exact = model if is_exact else deepcopy(model).float()
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        exact_K1T = search_oracle(exact, token_ids_T[None], space, budgets=budgets, method=method).nll
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return (exact_K1T - rounded_K1T)[:, 0].nanmean(-1)
+
+
+def describe_bias(model: DuoForCausalLM, bias_K: Tensor, budgets: Sequence[Budget], tokens: int) -> str:
+    """Say the bias in one line."""
+    kind, precision = str(model.dtype).removeprefix("torch."), torch.get_float32_matmul_precision()
+    if precision != "highest":
+        kind += f", its products in precision {precision!r}"
+    largest = int(bias_K.abs().argmax())
+    return (
+        f"The model is in {kind}. On {tokens} tokens its oracle lies {bias_K.mean():+.4f} nats below that of the "
+        f"same weights in float32, mean over budgets; at most {bias_K[largest]:+.4f} ({budgets[largest].name})"
+    )

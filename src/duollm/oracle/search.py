@@ -17,16 +17,13 @@ from torch import Tensor
 from duollm.measure.executor import policy_losses
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.beam import Beam
-from duollm.oracle.budgets import Budget, Cells, Exactly, parse_budgets
+from duollm.oracle.approximate import Beam, Local, Sampled
+from duollm.oracle.budgets import Budget, Cells, Exactly, Frontier, parse_budgets
 from duollm.oracle.checks import check_options, check_search
 from duollm.oracle.contexts import Attend, Batch
-from duollm.oracle.frontier import Frontier
 from duollm.oracle.head import HeadBound, log_normaliser
-from duollm.oracle.local import Local, Sampled
-from duollm.oracle.memory import Rows, rows_of_blocks
 from duollm.oracle.reductions import BestSoFar, Reduction
-from duollm.oracle.tree import Tree, follow
+from duollm.oracle.tree import Rows, Tree, follow, rows_of_blocks
 from duollm.oracle.trial import Method, Trial
 from duollm.routes.space import RouteSpace
 

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly
+from duollm.oracle.budgets import AtMost, Budget, Cells, Exactly, Frontier
 from duollm.oracle.contexts import Attend, Batch
-from duollm.oracle.frontier import Frontier
 from duollm.oracle.head import LARGE, HeadBound, log_normaliser
-from duollm.oracle.memory import Rows
 from duollm.oracle.reductions import Entered, Leaves, Reduction
-from duollm.oracle.tree import follow
+from duollm.oracle.tree import Rows, follow
 
 # The bound and the exact loss are rounded differently; a leaf this close to the best is evaluated too.
 _ROUNDING = 1e-4

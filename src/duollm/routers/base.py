@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from duollm.config import RouterConfig
 from duollm.flops import layer_parameters
+from duollm.measure.executor import deciding_flops
 from duollm.models.branch import Branch
 from duollm.models.configuration_duo import DuoConfig
 from duollm.models.modeling_duo import DuoForCausalLM
 from duollm.models.policy import Choice, FixedRoutes, Policy, choice_weights
 from duollm.oracle.labels import Labels
-from duollm.routers.groups import by_group
 from duollm.routes.sampling import derived_seed
 from duollm.routes.space import RouteSpace
 from duollm.training.loop import LossFn, Trainer
@@ -277,3 +277,40 @@ def branch_costs(config: DuoConfig, branches: Sequence[Branch]) -> Tensor:
     if big == small:
         return torch.tensor([-1.0, 0.0, 1.0])
     return torch.tensor([(skip - small) / (big - small), 0.0, 1.0])
+
+
+class ByGroup(nn.Module):
+    """Asks a policy at the first layer of every group. The other layers follow, and fixed layers take their branch.
+
+    The memory holds the policy's own memory and the choices of the groups so far.
+    """
+
+    def __init__(self, policy: Policy, space: RouteSpace) -> None:
+        super().__init__()
+        self.policy, self.space = policy, space
+        self.leader_of = {layer: layers[0] for layers in space.group_layers for layer in layers}
+
+    def begin(self, position_ids_BT: Tensor) -> tuple[Any, dict[int, Choice]]:
+        """Return the memory for layer 0."""
+        begin = getattr(self.policy, "begin", None)
+        return begin and begin(position_ids_BT), {}
+
+    def forward(self, layer_idx: int, states_BTD: Tensor, memory: Any) -> tuple[Choice, Any]:
+        """Return the choice of the layer's group, or the branch to which the layer is fixed."""
+        if layer_idx in self.space.fixed:
+            return self.space.fixed[layer_idx], memory
+        inner, taken = memory
+        leader = self.leader_of[layer_idx]
+        if leader != layer_idx:
+            return taken[leader], memory
+        choice, inner = self.policy(layer_idx, states_BTD, inner)
+        return choice, (inner, taken | {layer_idx: choice})
+
+    def flops_per_token(self) -> int:
+        """Count what the policy counts."""
+        return deciding_flops(self.policy)
+
+
+def by_group(policy: Policy, space: RouteSpace) -> Policy:
+    """Return the policy, held to one decision per group where layers vary in groups or are fixed."""
+    return policy if space.by_layer else ByGroup(policy, space)

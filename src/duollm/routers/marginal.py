@@ -16,8 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from duollm.models.branch import Branch
 from duollm.models.modeling_duo import DuoForCausalLM
-from duollm.routers.base import Router
-from duollm.routers.groups import by_group
+from duollm.routers.base import Router, by_group
 from duollm.routes.space import RouteSpace
 
 GAIN_SCALE = 100.0
