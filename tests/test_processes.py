@@ -25,7 +25,7 @@ def oracle_command(folder, run):
         "router.big_layers": "[1]",
     }
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "duollm.cli", "oracle", *flags]
+    return [sys.executable, "-m", "duollm", "oracle", *flags]
 
 
 def run_processes(command, count):

@@ -88,7 +88,7 @@ def _skipping(*branches: str, model: Path | None = None) -> dict[str, object]:
 
 def duollm(arguments: Sequence[str]) -> None:
     """Run one command of duollm; stop here if it fails."""
-    code = subprocess.run([sys.executable, "-m", "duollm.cli", *arguments], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", "duollm", *arguments], check=False).returncode
     if code:
         sys.exit(code)
 

@@ -482,7 +482,3 @@ VERBS = {
     "claims": Verb("decide the claims of the paper by one or several runs", _add_claims_options, _claims),
     "bench": Verb("measure the speed of training, search or inference", _add_bench_options, _bench),
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())
