@@ -73,10 +73,10 @@ def test_commands_are_printed_and_no_more(capsys, tmp_path, commands):
     lines = capsys.readouterr().out.splitlines()
     assert not commands
     assert not list(tmp_path.iterdir())
-    assert sum(line.startswith("duollm study") for line in lines) == 3 * 6
+    assert sum(line.startswith("duollm study") for line in lines) == 3 * 7
     assert sum(line.startswith("duollm pretrain") for line in lines) == 3 * 7
     [claims] = [line for line in lines if line.startswith("duollm claims runs/a ")]
-    assert claims.count("/small-1/") == 12
+    assert claims.count("/small-1/") == 13
     layers = next(line for line in lines if "skip-layers" in line)
     assert "--model.skip_scope layer" in layers
     assert "--model.path" not in layers  # a saved model has a scope of its own
