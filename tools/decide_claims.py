@@ -63,7 +63,8 @@ def runs_beside(recipe: Recipe, folder: Path, model: Path | None) -> Iterator[Ru
     yield Run("skip-layers", "study", study | _skipping("skip", "big") | {"model.skip_scope": "layer"})
     yield Run("skip-small", "study", routers | _skipping("skip", "small", "big", model=model))
     three = routers | _skipping("skip", "small", "big")
-    yield Run("skip-small-layers", "study", three | {"model.skip_scope": "layer"})
+    three = routers | _skipping("skip", "small", "big") | {"model.skip_scope": "layer"}
+    yield Run("skip-small-layers", "study", three)
     yield Run("opt", "study", routers | {"model.architecture": "opt"})
     opt = folder / "opt" if model else None
     yield Run(
