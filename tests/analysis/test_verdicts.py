@@ -114,11 +114,12 @@ class TestSeeds:
         apart = mean_over_seeds([Estimate(1.0, 0.9, 1.1), Estimate(2.0, 1.9, 2.1)])
         assert (apart.value, apart.high) == (1.5, pytest.approx(1.5 + 12.706 / 2))
 
-    def test_it_holds_the_truth_in_95_percent_of_studies_with_two_seeds(self):
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_it_holds_the_truth_in_95_percent_of_studies(self, count):
         """Seeds scatter, documents hardly do: only Student's interval is wide enough."""
         random, held = np.random.default_rng(0), 0
         for _ in range(2000):
-            seeds = [Estimate(value, value - 0.1, value + 0.1) for value in random.standard_normal(2)]
+            seeds = [Estimate(value, value - 0.1, value + 0.1) for value in random.standard_normal(count)]
             whole = mean_over_seeds(seeds)
             held += whole.low < 0 < whole.high
         assert 0.94 < held / 2000 < 0.97

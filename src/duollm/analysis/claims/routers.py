@@ -122,7 +122,10 @@ def _c18(evidence: Evidence) -> Claim:
     harm = condition(
         "area of gains-off-policy - area of gains", _difference(evidence, "gains-off-policy", "gains"), below=0
     )
-    statement = "Labels of the kind 'all other layers run big' are off-policy and harm a router"
+    statement = (
+        "Labels of the kind 'all other layers run big' (a stand-in for those of arXiv 2604.17228) are off-policy and "
+        "harm a router"
+    )
     finding = f"Over all budgets the off-policy router gains {with_interval(harm.estimate)} nats more than the other."
     return decide("C18", evidence.domain, statement, finding, harm)
 
