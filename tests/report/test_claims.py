@@ -83,6 +83,19 @@ def test_one_domain_can_be_asked_for(seeds, capsys):
         print_claims(seeds, "cod", "table")
 
 
+def test_a_study_may_lack_the_domain_of_another(seeds, tmp_path, capsys):
+    prose = tmp_path / "prose"
+    shutil.copytree(seeds[0], prose)
+    (prose / "config.yaml").write_text(to_yaml(load_recipe(prose / "config.yaml", {"model.hidden_size": "256"})))
+    results = json.loads((prose / "results.json").read_text())
+    results["data"] = {"prose": results["data"]["prose"]}
+    results["claims"] = [claim for claim in results["claims"] if claim["domain"] == "prose"]
+    (prose / "results.json").write_text(json.dumps(results))
+    for domain, others in ((None, [str(prose)]), ("code", [])):
+        claims = {claim["id"]: claim for claim in json.loads(printed(capsys, [seeds[0], prose], domain, "json"))}
+        assert list(claims["C1"]["other_studies"]) == others
+
+
 def test_a_run_twice_is_told_by_its_name(seeds, capsys):
     rows = list(csv.DictReader(io.StringIO(printed(capsys, [seeds[0], seeds[0]], form="csv"))))
     assert "study-0" in rows[0]

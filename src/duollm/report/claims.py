@@ -172,8 +172,11 @@ def _of_study(
             place: [claims[name, place] for claims in by_column if (name, place) in claims]
             for place in ([BY_TASKS] if by_tasks else [domain, *others])
         }
-        measured = (place for place, seeds in found.items() if any(seed.verdict != "not measured" for seed in seeds))
-        seeds = found[next(measured, BY_TASKS if by_tasks else domain)]
+        decided = [seeds for seeds in found.values() if seeds]
+        measured = (seeds for seeds in decided if any(seed.verdict != "not measured" for seed in seeds))
+        if not decided:  # the study has no such domain
+            continue
+        seeds = next(measured, decided[0])
         yield (int(name[1:]), by_tasks), (over_seeds(seeds), [seed.verdict for seed in seeds])
 
 
