@@ -6,10 +6,12 @@ import shutil
 import pytest
 
 from duollm.analysis.analyse import analyse
+from duollm.analysis.results import read_results
+from duollm.analysis.verdicts import over_seeds
 from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.recipe_files import load_recipe, to_yaml
-from duollm.report.claims import WIDTH, print_claims
+from duollm.report.claims import WIDTH, claims_together, print_claims
 from synthetic_run import Plan, write_run
 
 
@@ -94,6 +96,21 @@ def test_a_study_may_lack_the_domain_of_another(seeds, tmp_path, capsys):
     for domain, others in ((None, [str(prose)]), ("code", [])):
         claims = {claim["id"]: claim for claim in json.loads(printed(capsys, [seeds[0], prose], domain, "json"))}
         assert list(claims["C1"]["other_studies"]) == others
+    assert claims_together([seeds[0], prose]) == {}
+
+
+def test_runs_of_one_study_decide_together(seeds):
+    together = claims_together(seeds)
+    assert set(together) == {"prose", "code", "pooled"}
+    for domain, claims in together.items():
+        by_seed = [[claim for claim in read_results(run).claims if claim.domain == domain] for run in seeds]
+        pairs = [over_seeds(pair) for pair in zip(*by_seed, strict=True)]
+        expected = {claim.id: (claim.verdict, claim.estimate) for claim in pairs}
+        assert {claim.id for claim in claims} == set(expected)
+        own = {claim.id: (claim.verdict, claim.estimate) for claim in claims if claim.domain == domain}
+        assert own.items() <= expected.items()
+        assert len(own) > 10
+    assert claims_together([seeds[0], seeds[0]]) == {}  # one seed twice
 
 
 def test_a_run_twice_is_told_by_its_name(seeds, capsys):
