@@ -9,6 +9,8 @@ import pytest
 
 from browsing import HOSTILE, visit
 from duollm.analysis.analyse import analyse
+from duollm.analysis.results import read_results
+from duollm.analysis.verdicts import over_seeds
 from duollm.config import Recipe, ReportConfig
 from duollm.models.branch import Branch
 from duollm.recipe_files import to_yaml
@@ -155,11 +157,17 @@ def compared_page(folder, **plans):
     compare_reports([folder / name for name in plans], folder / "report.html")
 
 
-def test_runs_stand_side_by_side(tab, tmp_path):
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("seeds")
+    compared_page(folder, **{name: (Plan(documents=6, seed=seed), ["a", " b"]) for name, seed in SEEDS.items()})
+    return folder
+
+
+def test_runs_stand_side_by_side(tab, two_seeds):
     """The same text under two models: the second run has a policy's losses of its own."""
-    compared_page(tmp_path, **{name: (Plan(documents=6, seed=seed), ["a", " b"]) for name, seed in SEEDS.items()})
-    owl, crow = (read_tokens(tmp_path / name, "prose")[0].oracle(3).nll_T for name in ("owl", "crow"))
-    visit(tab, tmp_path, "")
+    owl, crow = (read_tokens(two_seeds / name, "prose")[0].oracle(3).nll_T for name in ("owl", "crow"))
+    visit(tab, two_seeds, "")
     for name in ("owl", "crow"):
         tab.wait_for_selector(f'#runs-frontier [data-series="{name} · hindsight (oracle)"]', state="attached")
     assert tab.locator("#runs-numbers tbody tr").count() == 2
@@ -177,6 +185,22 @@ def test_runs_stand_side_by_side(tab, tmp_path):
     tab.get_by_label("Run", exact=True).select_option("1")
     assert tab.title().startswith("crow ")
     assert "run=1" in tab.evaluate("location.hash")
+
+
+def test_every_run_has_its_own_verdicts_and_seeds_decide_together(tab, two_seeds):
+    runs = [read_results(two_seeds / name) for name in SEEDS]
+    visit(tab, two_seeds, "runs")
+    assert tab.locator("#runs-claims thead th").all_inner_texts() == ["claim", *SEEDS, "together"]
+    rows = tab.locator("#runs-claims tbody tr")
+    for name in ("C1", "C3", "C6"):
+        claims = [next(one for one in run.claims if one.id == name) for run in runs]
+        cells = rows.filter(has=tab.get_by_role("link", name=name, exact=True)).locator("td").all_inner_texts()
+        for claim, cell in zip([*claims, over_seeds(claims)], cells, strict=True):
+            assert claim.verdict in cell
+            assert f"{claim.estimate.value:.3f} [".replace("-", "\u2212") in cell
+    assert "C14, C15, C16" in tab.inner_text("#runs-open")
+    rows.first.get_by_role("link").click()
+    assert tab.locator(".claim.chosen h2").inner_text().startswith("C1:")
 
 
 def test_every_run_has_its_own_name_for_the_cheapest_policy(tab, tmp_path):
@@ -219,16 +243,18 @@ def test_runs_without_a_common_text_say_so(tab, tmp_path):
     compared_page(tmp_path, owl=(plan, ["a", " b"]), crow=(plan, ["c", "d"]))
     visit(tab, tmp_path, "runs")
     assert tab.inner_text("#runs-texts") == "These runs show no text in common."
+    assert tab.locator("#runs-claims thead th").all_inner_texts() == ["claim", "owl", "crow"]  # one seed, twice
+    assert not tab.locator("#runs-together").is_visible()
 
 
-def test_no_view_has_an_accessibility_fault(tab, page_run):
+def test_no_view_has_an_accessibility_fault(tab, page_run, two_seeds):
     """axe-core knows the rules of WCAG that a program can check."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     for width, scheme in ((1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")):
         tab.set_viewport_size({"width": width, "height": 800})
         tab.emulate_media(color_scheme=scheme)
-        for view in (*VIEWS, "tokens?other=linear&pins=1,3&layer=2&kind=stuck&find=a"):
-            visit(tab, page_run, view)
+        for view in ("runs", *VIEWS, "tokens?other=linear&pins=1,3&layer=2&kind=stuck&find=a"):
+            visit(tab, two_seeds if view == "runs" else page_run, view)
             if view.startswith("tokens"):
                 tab.hover('#text [data-t="4"] >> nth=0')
             faults = axe.run(tab).response["violations"]

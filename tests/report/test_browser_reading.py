@@ -156,6 +156,35 @@ def test_a_figure_for_papers_has_claim_verdict_n_and_seed(tab, page_run):
     assert tab.locator(".claim.chosen h2").inner_text().startswith("C10")
 
 
+def test_a_claim_about_the_oracle_stands_in_every_context_and_net_of_noise(tab, page_run):
+    results = read_results(page_run)
+    claim = next(one for one in results.claims if (one.id, one.domain) == ("C1", results.headline))
+    contexts, labels = ["shared", "committed"], ["text", "drawn", "net"]
+    visit(tab, page_run, "claims")
+    table = tab.locator("#claim-C1 > table")
+    assert table.locator("tbody th").all_inner_texts() == contexts
+    cells = {
+        (context, label): table.locator("tbody tr").nth(row).locator("td").nth(column).inner_text()
+        for row, context in enumerate(contexts)
+        for column, label in enumerate(labels)
+    }
+    for reading in claim.readings:
+        shown = cells.pop((reading.context, reading.labels))
+        assert reading.verdict in shown
+        assert f"{reading.estimate.value:.3f} [".replace("-", "\u2212") in shown
+    assert all("not measured" in cell for cell in cells.values())
+    assert "drawn from the model's own prediction" in tab.inner_text("#claims-legend")
+
+
+def test_every_claim_names_its_source(tab, page_run):
+    visit(tab, page_run, "claims")
+    assert "Alizadeh et al., figure 4b; the paper's value: lowest at 6 of 12" in tab.inner_text("#claim-C2")
+    for claim, number in (("C18", "2604.17228"), ("C19", "2505.12601")):
+        assert f"Source: arXiv {number}, a paper by others" in tab.inner_text(f"#claim-{claim}")
+        assert number in tab.locator(f"#claim-{claim} a").get_attribute("href")
+    assert "C18 and C19 are claims about routers by others" in tab.inner_text("#view-claims")
+
+
 def test_charts_of_the_same_policies_share_a_legend(tab, page_run):
     visit(tab, page_run, "layers")
     tab.wait_for_selector('#depth [data-series="even use"]', state="attached")

@@ -6,10 +6,12 @@ import shutil
 import pytest
 
 from duollm.analysis.analyse import analyse
+from duollm.analysis.results import read_results
+from duollm.analysis.verdicts import over_seeds
 from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.recipe_files import load_recipe, to_yaml
-from duollm.report.claims import WIDTH, print_claims
+from duollm.report.claims import WIDTH, claims_together, print_claims
 from synthetic_run import Plan, write_run
 
 
@@ -81,6 +83,34 @@ def test_one_domain_can_be_asked_for(seeds, capsys):
     assert {claim["domain"] for claim in claims} == {"code"}
     with pytest.raises(UserError, match="did you mean 'code'"):
         print_claims(seeds, "cod", "table")
+
+
+def test_a_study_may_lack_the_domain_of_another(seeds, tmp_path, capsys):
+    prose = tmp_path / "prose"
+    shutil.copytree(seeds[0], prose)
+    (prose / "config.yaml").write_text(to_yaml(load_recipe(prose / "config.yaml", {"model.hidden_size": "256"})))
+    results = json.loads((prose / "results.json").read_text())
+    results["data"] = {"prose": results["data"]["prose"]}
+    results["claims"] = [claim for claim in results["claims"] if claim["domain"] == "prose"]
+    (prose / "results.json").write_text(json.dumps(results))
+    for domain, others in ((None, [str(prose)]), ("code", [])):
+        claims = {claim["id"]: claim for claim in json.loads(printed(capsys, [seeds[0], prose], domain, "json"))}
+        assert list(claims["C1"]["other_studies"]) == others
+    assert claims_together([seeds[0], prose]) == {}
+
+
+def test_runs_of_one_study_decide_together(seeds):
+    together = claims_together(seeds)
+    assert set(together) == {"prose", "code", "pooled"}
+    for domain, claims in together.items():
+        by_seed = [[claim for claim in read_results(run).claims if claim.domain == domain] for run in seeds]
+        pairs = [over_seeds(pair) for pair in zip(*by_seed, strict=True)]
+        expected = {claim.id: (claim.verdict, claim.estimate) for claim in pairs}
+        assert {claim.id for claim in claims} == set(expected)
+        own = {claim.id: (claim.verdict, claim.estimate) for claim in claims if claim.domain == domain}
+        assert own.items() <= expected.items()
+        assert len(own) > 10
+    assert claims_together([seeds[0], seeds[0]]) == {}  # one seed twice
 
 
 def test_a_run_twice_is_told_by_its_name(seeds, capsys):

@@ -119,6 +119,24 @@ class ClaimTable:
             print(fill(line.format(contexts=", ".join(contexts) or "none"), WIDTH))
 
 
+def claims_together(folders: Sequence[Path]) -> dict[str, list[Claim]]:
+    """Return the claims as all runs together decide them, by domain; empty if the runs are not of one study.
+
+    A study has a run for each seed, or several that measure different parts of it.
+    """
+    runs = [Run.read(folder) for folder in folders]
+    columns = columns_of(runs)[0] if all(run.results for run in runs) else []
+    studies = studies_of(columns)
+    if len(studies) != 1 or len({column.seed for column in columns}) < len(columns):
+        return {}
+    main = columns[0].main.results
+    assert main
+    return {
+        domain: [claim for _, (claim, _) in _of_study(columns, domain, domain == main.headline)]
+        for domain in dict.fromkeys([*main.domains, main.headline])
+    }
+
+
 @dataclass(frozen=True)
 class Decided:
     """A claim over all seeds of the study that decides it.
@@ -172,8 +190,11 @@ def _of_study(
             place: [claims[name, place] for claims in by_column if (name, place) in claims]
             for place in ([BY_TASKS] if by_tasks else [domain, *others])
         }
-        measured = (place for place, seeds in found.items() if any(seed.verdict != "not measured" for seed in seeds))
-        seeds = found[next(measured, BY_TASKS if by_tasks else domain)]
+        decided = [seeds for seeds in found.values() if seeds]
+        measured = (seeds for seeds in decided if any(seed.verdict != "not measured" for seed in seeds))
+        if not decided:  # the study has no such domain
+            continue
+        seeds = next(measured, decided[0])
         yield (int(name[1:]), by_tasks), (over_seeds(seeds), [seed.verdict for seed in seeds])
 
 

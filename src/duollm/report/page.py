@@ -6,6 +6,7 @@ import re
 import webbrowser
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from urllib.parse import quote
 
 from duollm.analysis.analyse import analyse
 from duollm.analysis.results import Results, read_results
+from duollm.analysis.verdicts import Claim
 from duollm.config import Recipe
 from duollm.errors import UserError
 from duollm.files import check_folder, write_text
 from duollm.recipe_files import recipe_of
 from duollm.records.tokens import read_tokens
+from duollm.report.claims import claims_together
 from duollm.report.compare import unique_name
 from duollm.report.figures import draw_figures
-from duollm.report.payload import compressed, page_data
+from duollm.report.payload import compressed, page_data, rounded
 from duollm.terminal import say, working
 
 MODULES = (
@@ -52,18 +55,24 @@ def write_report(run: Path, shown_documents: int = 1000, missing: Sequence[str] 
     return run / "report.html"
 
 
-def assemble(runs: Sequence[Mapping[str, Any]], settings: Sequence[tuple[str, Sequence[str]]] = ()) -> str:
+def assemble(
+    runs: Sequence[Mapping[str, Any]],
+    settings: Sequence[tuple[str, Sequence[str]]] = (),
+    together: Mapping[str, Sequence[Claim]] | None = None,
+) -> str:
     """Put style, modules and data into the page.
 
     Args:
         runs: the data of each run, see `page_data`.
         settings: the settings in which several runs differ, each with its value in every run.
+        together: the claims as several runs decide them together, by domain; see `claims_together`.
 
     The modules become one script, since a page opened from a file cannot import. Their top-level names must differ.
     """
     folder = files("duollm.report") / "page"
     script = "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in MODULES)
-    data = compressed({"runs": runs, "settings": settings})
+    claims = {domain: rounded([asdict(claim) for claim in found]) for domain, found in (together or {}).items()}
+    data = compressed({"runs": runs, "settings": settings, "together": claims})
     parts = {
         "style": (folder / "page.css").read_text(encoding="utf-8"),
         "data": base64.b64encode(data).decode(),
@@ -125,7 +134,7 @@ def rewrite_report(run: Path) -> Path:
 
 
 def compare_reports(runs: Sequence[Path], out: Path) -> None:
-    """Write one page for several runs: their frontiers overlaid, their settings, and the text that they share.
+    """Write one page for several runs: frontiers overlaid, verdicts side by side, settings, and the text they share.
 
     Raises:
         UserError: as `rewrite_report`; or a run is given twice.
@@ -139,7 +148,8 @@ def compare_reports(runs: Sequence[Path], out: Path) -> None:
         one = page_data(run, results, domains, recipe.report.shown_documents, missing, len(runs))
         folder = quote(Path(os.path.relpath(run / "figures", out.parent)).as_posix())
         data.append(one | {"name": unique_name(run, runs), "folder": folder})
-    write_text(out, assemble(data, differences([_settings(*pair) for pair in zip(recipes, data, strict=True)])))
+    settings = differences([_settings(*pair) for pair in zip(recipes, data, strict=True)])
+    write_text(out, assemble(data, settings, claims_together(runs)))
 
 
 def _current_results(run: Path) -> Results:

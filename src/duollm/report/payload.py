@@ -79,7 +79,7 @@ def page_data(
         "figures": [
             _figure(path.stem, like_opt, sample(path.stem, results)) for path in sorted((run / "figures").glob("*.svg"))
         ],
-        "results": _rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
+        "results": rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents, most_bytes) for tokens in domains],
     }
 
@@ -229,14 +229,14 @@ def _changes(values_T: Integers) -> list[int]:
     return [0, *(np.flatnonzero(np.diff(values_T)) + 1).tolist()]
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Round floats, and write an estimate as [value, low, high], for a small page."""
     if isinstance(value, dict):
         if value.keys() == {"value", "low", "high"}:
-            return [_rounded(number) for number in value.values()]
-        return {name: _rounded(inner) for name, inner in value.items() if inner is not None}
+            return [rounded(number) for number in value.values()]
+        return {name: rounded(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None
     return value

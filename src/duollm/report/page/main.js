@@ -41,6 +41,7 @@ function nameRun(page, data) {
   byId("missing-stages").textContent = `Still missing: ${data.missing.join(", ")}.`;
   for (const node of document.querySelectorAll("[data-context]")) node.hidden = node.dataset.context !== data.results.context;
   for (const node of document.querySelectorAll("[data-random-routes]")) node.textContent = data.randomRoutes;
+  for (const node of document.querySelectorAll("[data-drawn-from]")) node.textContent = data.drawnFrom;
 }
 
 function prepare(page) {

@@ -8,16 +8,17 @@ import { placeOf } from "./inspector.js";
 import { CLASSES, QUANTITIES, classify, quantile } from "./quantities.js";
 import { scatterChart } from "./scatter.js";
 import { address, setState, state } from "./state.js";
-import { chip, claimsOn, domainName, domainOptions, nearest, notMeasured, ofText, unmeasured } from "./story.js";
-import { sortableTable } from "./table.js";
+import { chip, claimsOn, decided, domainName, domainOptions, judged, nearest, notMeasured, ofText, unmeasured } from "./story.js";
+import { plainTable, sortableTable } from "./table.js";
 
 export function drawClaims(data) {
   const groups = Map.groupBy?.(data.results.claims, (claim) => claim.id) ?? grouped(data.results.claims);
+  byId("claims-legend").hidden = !data.results.claims.some((claim) => claim.readings.length);
   const cards = [...groups].map(([id, claims]) => {
-    const conditions = claims.flatMap((claim) => claim.conditions.map((one) => ({ ...one, domain: claim.domain })));
+    const conditions = claims.flatMap((claim) => claim.conditions.map((one) => [domainName(claim.domain), one.quantity, one.rule, withInterval(one.estimate), chip(one.verdict)]));
     const rows = united(claims).map((claim) => el("li", {}, el("b", {}, domainName(claim.domain)), chip(claim.verdict), el("span", {}, claim.finding, leftOpen(claim))));
-    const table = el("table", { class: "plain stacked" }, el("thead", {}, el("tr", {}, ["text", "quantity", "reproduced if", "measured", "verdict"].map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, conditions.map(conditionRow)));
-    return el("article", { class: id === state.claim ? "claim chosen" : "claim", id: `claim-${id}` }, el("h2", {}, `${id}: ${claims[0].statement}`), el("ul", {}, rows), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
+    const table = plainTable(["text", "quantity", "reproduced if", "measured", "verdict"], conditions);
+    return el("article", { class: id === state.claim ? "claim chosen" : "claim", id: `claim-${id}` }, el("h2", {}, `${id}: ${claims[0].statement}`), sourceOf(claims[0]), el("ul", {}, rows), readingsOf(data, claims), el("details", {}, el("summary", {}, `All ${conditions.length} conditions`), table));
   });
   byId("claims").replaceChildren(...cards);
   if (state.claim) byId(`claim-${state.claim}`)?.scrollIntoView();
@@ -40,9 +41,29 @@ function grouped(claims) {
   return groups;
 }
 
-function conditionRow(one) {
-  const cells = [["quantity", one.quantity], ["reproduced if", one.rule], ["measured", withInterval(one.estimate)], ["verdict", chip(one.verdict)]];
-  return el("tr", {}, el("th", { scope: "row", "data-label": "text" }, domainName(one.domain)), cells.map(([label, content]) => el("td", { "data-label": label }, content)));
+// "figure 4b: lowest at 6 of 12" is a place in the paper, with its own value; "arXiv ..." is another paper.
+function sourceOf({ source }) {
+  const [place, value] = source.split(": ");
+  const number = place.match(/^arXiv (.+)/)?.[1];
+  const where = number ? [el("a", { href: `https://arxiv.org/abs/${number}` }, place), ", a paper by others"] : [`Alizadeh et al., ${place}`, value && `; the paper's value: ${value}`];
+  return el("p", { class: "soft" }, "Source: ", where);
+}
+
+const LABELS = { text: "labels of the text", drawn: "drawn labels", net: "net of selection noise" };
+
+// The verdicts on a claim about the oracle, by context and labels; those of single texts fold away behind the main one.
+function readingsOf(data, claims) {
+  const [first, ...others] = claims.filter((claim) => claim.readings.length).sort((a, b) => (b.domain === data.headline) - (a.domain === data.headline));
+  if (!first) return null;
+  const more = others.length > 0 && el("details", {}, el("summary", {}, `The same table for ${others.map((claim) => domainName(claim.domain)).join(" and ")}`), others.map(readingsTable));
+  return [readingsTable(first), more];
+}
+
+function readingsTable({ domain, conditions, readings }) {
+  const [{ quantity }] = readings;
+  const at = (context, labels) => readings.find((one) => one.context === context && one.labels === labels) ?? { verdict: "not measured" };
+  const rows = [...new Set(readings.map((one) => one.context))].map((context) => [context, ...Object.keys(LABELS).map((labels) => decided(at(context, labels), quantity))]);
+  return plainTable(["context", ...Object.values(LABELS)], rows, `${domainName(domain)}, ${judged({ quantity, conditions })}`);
 }
 
 export function drawTables(data) {

@@ -1,4 +1,4 @@
-// Several runs side by side: their frontiers, their main numbers, the text that they share, and how their settings differ.
+// Several runs side by side: their frontiers, their main numbers, the verdicts on the claims, the text that they share, and how their settings differ.
 
 import { lineChart } from "./chart.js";
 import { isRouter } from "./colour.js";
@@ -7,8 +7,8 @@ import { byId, count, el, number, percent, select, signed } from "./dom.js";
 import { PAIRED, frontierLines } from "./frontier.js";
 import { findPolicy } from "./quantities.js";
 import { address, setState, state } from "./state.js";
-import { domainOptions, factsAt } from "./story.js";
-import { sortableTable } from "./table.js";
+import { claimsOn, decided, domainName, domainOptions, factsAt, judged } from "./story.js";
+import { plainTable, sortableTable } from "./table.js";
 
 const COLOURS = 6;
 const DASHES = { oracle: "", static: "6 3", "executed-together": "1 4" };
@@ -22,6 +22,7 @@ export function drawRuns(data) {
   );
   byId("runs-frontier").replaceChildren(overlaid(runs));
   byId("runs-numbers").replaceChildren(mainNumbers(runs));
+  byId("runs-claims").replaceChildren(claimsBeside(data.page));
   byId("runs-texts").replaceChildren(...commonTexts(runs));
   byId("runs-settings").replaceChildren(settingsTable(data.page));
 }
@@ -75,6 +76,26 @@ function mainNumbers(runs) {
   return sortableTable({ name: "runs", caption: "nats per token; gains are over the fixed pattern", columns, rows });
 }
 
+// A row a claim, a column a run; and one for all runs where they are of one study.
+function claimsBeside({ runs, together }) {
+  const all = together[state.pool];
+  const columns = [...runs.map((run) => claimsOn(run, poolOf(run))), ...(all ? [all] : [])];
+  const ids = [...new Set(columns.flat().map((claim) => claim.id))];
+  const none = { verdict: "not measured" };
+  const claims = ids.map((id) => columns.map((column) => column.find((claim) => claim.id === id) ?? none));
+  const firstMeasured = (row) => row.find((claim) => claim.verdict !== none.verdict);
+  const rows = claims.filter(firstMeasured).map((row) => {
+    const first = firstMeasured(row);
+    const link = el("a", { href: address({ view: "claims", claim: first.id, run: row.indexOf(first) }) }, first.id);
+    const where = ({ domain, estimate }) => estimate && domain !== state.pool && el("small", {}, `on ${domainName(domain)}`);
+    return [[link, `: ${first.statement}`, el("small", {}, judged(first))], ...row.map((claim) => decided(claim, first.quantity, where(claim)))];
+  });
+  const open = ids.filter((id, i) => !firstMeasured(claims[i]));
+  byId("runs-together").hidden = !all;
+  byId("runs-open").textContent = open.length ? `None of these runs measured ${open.join(", ")}.` : "";
+  return plainTable(["claim", ...runs.map((run) => run.name), ...(all ? ["together"] : [])], rows, domainName(state.pool));
+}
+
 function commonTexts(runs) {
   const links = runs.flatMap((run, i) =>
     runs.slice(i + 1).flatMap((other) =>
@@ -101,7 +122,5 @@ function whyNoText(runs) {
 
 function settingsTable({ runs, settings: rows }) {
   if (!rows.length) return el("p", {}, "The recipes are the same.");
-  const head = ["setting", ...runs.map((run) => run.name)];
-  const line = ([name, values]) => el("tr", {}, el("th", { scope: "row", "data-label": "setting" }, name), values.map((value, i) => el("td", { "data-label": runs[i].name }, value)));
-  return el("table", { class: "plain stacked" }, el("thead", {}, el("tr", {}, head.map((one) => el("th", { scope: "col" }, one)))), el("tbody", {}, rows.map(line)));
+  return plainTable(["setting", ...runs.map((run) => run.name)], rows.map(([name, values]) => [name, ...values]));
 }

@@ -1,14 +1,25 @@
-// The overview: what was studied, what was found, in words, and the verdicts on the paper's claims.
+// The overview: what was studied, what was found, in words, and the verdicts on the claims.
 
 import { policyLabel, variantOf } from "./colour.js";
 import { byId, count, el, interval, number, pValue, percent, select, signed, withInterval } from "./dom.js";
 import { frontier, gainOf, gainsChart } from "./frontier.js";
 import { address, setState, state } from "./state.js";
 
-export const MARKS = { reproduced: "✓", "not reproduced": "✗", undecided: "?", "not measured": "–" };
+export const MARKS = { reproduced: "✓", "not reproduced": "✗", undecided: "?", "not measured": "–", unstable: "~" };
 
 export function chip(verdict) {
   return el("span", { class: `chip ${verdict.replace(" ", "-")}` }, `${MARKS[verdict]} ${verdict}`);
+}
+
+// A verdict with the estimate that decides it, and what was estimated unless the table says so.
+export function decided({ verdict, quantity, estimate }, expected, ...more) {
+  const number = estimate ? [" ", el("span", {}, withInterval(estimate)), quantity !== expected && el("small", {}, quantity)] : verdict === "undecided" && el("small", {}, "measured in part");
+  return el("div", {}, chip(verdict), number, more);
+}
+
+export function judged({ quantity, conditions }) {
+  const rule = conditions.find((one) => one.quantity === quantity)?.rule;
+  return rule ? `${quantity} (reproduced if ${rule})` : quantity;
 }
 
 export function contextsOf(results) {

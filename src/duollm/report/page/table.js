@@ -1,4 +1,4 @@
-// Sortable tables. A column of estimates shows a number, a whisker on a scale that the column shares, and the interval.
+// Tables, plain and sortable. A column of estimates shows a number, a whisker on a scale that the column shares, and the interval.
 
 import { csv, download, el, interval, number, svg } from "./dom.js";
 
@@ -34,6 +34,13 @@ export function sortableTable({ name, caption, columns, rows, sort = null, desce
     el("table", { class: "sortable" }, el("caption", {}, caption), el("thead", {}, el("tr", {}, headings)), body),
     el("div", { class: "downloads" }, el("button", { type: "button", click: save }, "CSV")),
   );
+}
+
+// A table in which nothing is sorted. The first cell of a row names it.
+export function plainTable(names, rows, caption) {
+  const line = ([first, ...rest]) => el("tr", {}, el("th", { scope: "row", "data-label": names[0] }, first), rest.map((cell, i) => el("td", { "data-label": names[i + 1] }, cell)));
+  const head = el("thead", {}, el("tr", {}, names.map((name) => el("th", { scope: "col" }, name))));
+  return el("table", { class: "plain stacked" }, caption && el("caption", {}, caption), head, el("tbody", {}, rows.map(line)));
 }
 
 function compare(a, b, descending) {
