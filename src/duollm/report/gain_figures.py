@@ -1,6 +1,7 @@
 """Figures of the oracle's gain: selection noise, its parts, the ceiling, in every context, and by class of tokens."""
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import Any, TypeVar
 
 from matplotlib.axes import Axes
@@ -92,23 +93,14 @@ def _side_by_side(results: Results, domain: str, contexts: Sequence[str]) -> lis
         columns.append((f"{domain}, context {context}", f"{_BUDGET}\n({_EARLIER[context]})", measured))
     together = [(look, gains.get((EXECUTED, context), [])) for context, look in _CONTEXTS.items()]
     columns.append((f"{domain}, picks executed together", _BUDGET, together))
-    everything = [point for *_, measured in columns for _, points in measured for point in points]
-    x_range = min(point.x for point in everything) - 0.5, max(point.x for point in everything) + 0.5
-    y_range = (
-        1.05 * min([0, *(point.low for point in everything)]) - 0.02,
-        1.05 * max(point.high for point in everything),
-    )
-    return [
-        Panel(
-            title,
-            label,
-            _GAIN,
-            [level("static", 0), *(lines(look, points) for look, points in measured if points)],
-            x_range=x_range,
-            y_range=y_range,
-        )
-        for title, label, measured in columns
-    ]
+    points = [point for *_, measured in columns for _, points in measured for point in points]
+    ends = [0, *(end for point in points for end in point[1:4] if isfinite(end))]
+    scale: dict[str, Any] = {"x_range": (0, results.num_layers), "y_range": (1.05 * min(ends) - 0.02, 1.05 * max(ends))}
+    panels = []
+    for title, label, measured in columns:
+        series = [lines(look, points) for look, points in measured if points]
+        panels.append(Panel(title, label, _GAIN, [level("static", 0), *series], **scale))
+    return panels
 
 
 def gains_by_tries(results: Results, domain: str, budgets: Sequence[int]) -> Chart:
