@@ -44,7 +44,7 @@ function classTable(data, domain, rows) {
 function helpedTable(data, domain, rows) {
   const gain = (field, label) => ({ name: field, label, high: true, text: (row) => number(row[field]), value: (row) => row[field] });
   const columns = [
-    { name: "token", label: "token", text: (row) => el("code", {}, el("bdi", {}, oneLine(row.text))), value: (row) => row.text },
+    { name: "token", label: "token", text: (row) => el("code", {}, el("bdi", {}, oneLine(row.text) || "no text")), value: (row) => row.text },
     { name: "times", label: "times", high: true, text: (row) => count(row.tokens), value: (row) => row.tokens },
     gain("gain", "gain, true labels"),
     gain("gain_drawn", "gain, made-up labels"),
