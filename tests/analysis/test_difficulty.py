@@ -3,13 +3,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from duollm.analysis.difficulty import LINE_STARTS, class_rows, difficulty, hard_without_gain, with_difficulty
+from duollm.analysis.difficulty import (
+    LINE_STARTS,
+    class_rows,
+    difficulty,
+    hard_without_gain,
+    helped_rows,
+    with_difficulty,
+)
 from duollm.records.bootstrap import Bootstrap, interval
 from duollm.records.keys import ALL_SMALL, ORACLE, Key
 from duollm.records.patterns import first_half
 from duollm.records.records import Records
 from duollm.records.tokens import read_tokens
 from picking import pick
+from synthetic_run import Plan, write_run
 
 
 class TestDifficulty:
@@ -90,3 +98,8 @@ class TestClasses:
         assert [row.text for row in rows] == ranked
         for row in rows:
             assert row.gain == pytest.approx(gain_T[(texts == row.text) & ~in_first_T].mean())
+
+    def test_the_text_of_a_token_stays_whole(self, tmp_path):
+        write_run(tmp_path, Plan(documents=8), {"prose": ["\0", "a\0", "\n"]})
+        rows = helped_rows(read_tokens(tmp_path, "prose")[0], seed=0)
+        assert {row.text for row in rows} == {"\0", "a\0", "\n"}

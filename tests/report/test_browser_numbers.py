@@ -137,3 +137,49 @@ def test_a_claim_that_was_measured_in_part_says_what_is_missing(tab, page_run, t
     line = lines.filter(has_text="C12").inner_text()
     assert code.verdict in line
     assert line.endswith("(measured on code).")
+
+
+def test_difficulty_stands_by_class_and_by_token(tab, page_run):
+    results = read_results(page_run)
+
+    def cells(table):
+        return [
+            [cell.split("\n")[0].replace("\u2212", "-") for cell in line.locator("th, td").all_inner_texts()]
+            for line in table.locator("tbody tr").all()
+        ]
+
+    for pool, domains in (("pooled", results.domains), ("code", ["code"])):
+        visit(tab, page_run, f"figures?pool={pool}")
+        for holder in ("#classes", "#helped"):
+            captions = tab.locator(f"{holder} caption").all_inner_texts()
+            assert [text.partition(",")[0] for text in captions] == domains
+
+    def agree(shown, numbers):
+        """Whether cells are these numbers as rounded on the page, the missing ones as dashes."""
+        for text, value in zip(shown, numbers, strict=True):
+            if value is None:
+                assert text == "\u2013"
+            elif text.endswith(" %"):
+                assert float(text[:-2]) == pytest.approx(100 * value, abs=0.51)
+            else:
+                assert float(text) == pytest.approx(value, abs=5.1e-4)
+
+    classes = sorted((row for row in results.difficulty_by_class if row.domain == "code"), key=lambda row: -row.tokens)
+    for row, shown in zip(classes, cells(tab.locator("#classes")), strict=True):
+        assert shown[0] == (f"{row.name} (Python)" if row.kind == "python" else row.name)
+        measured = (row.nll_small, row.gain, row.gain_drawn, row.high_loss, row.unhelped)  # nothing was predicted
+        agree(shown[1:], [row.tokens, *(one and one.value for one in measured)])
+    helped = [row for row in results.helped_most if row.domain == "code"]
+    for row, shown in zip(helped, cells(tab.locator("#helped")), strict=True):
+        assert shown[0] == row.text.replace("\t", "\u21e5").replace(" ", "\u00b7")
+        agree(shown[1:], [row.tokens, row.gain, row.gain_drawn, row.gain_all_big])
+
+
+def test_a_run_without_classes_says_nothing_of_them(tab, page_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(page_run, run)
+    write_results(run, replace(read_results(run), difficulty_by_class=[], helped_most=[]))
+    write_report(run, figures=False)
+    visit(tab, run, "figures")
+    assert not tab.locator("#by-class").is_visible()
+    assert not tab.locator("#helped-most").is_visible()

@@ -13,8 +13,9 @@ from duollm.analysis.analyse import analyse
 from duollm.analysis.results import BestOfRow, PolicyRow
 from duollm.records.bootstrap import Estimate
 from duollm.records.tokens import read_tokens
+from duollm.report import figures
 from duollm.report.chart import draw_chart
-from duollm.report.figures import CAPTIONS, draw_figures, sample, shorten_names
+from duollm.report.figures import CAPTIONS, caption, draw_figures, sample, shorten_names
 from duollm.report.layer_figures import agreement_over_depth, share_over_depth, share_over_depth_and_position
 from duollm.report.loss_figures import best_of_draws, loss_by_cost, nll_by_budget, oracle_sliding
 from duollm.report.style import policy_look, router_looks, smaller
@@ -142,13 +143,36 @@ def test_all_figures_twice_the_same(analysed, tmp_path):
     run, results = analysed
     domains = [read_tokens(run, domain)[0] for domain in results.domains]
     once, again = (draw_figures(folder, results, domains) for folder in (tmp_path / "a", tmp_path / "b"))
-    assert len(once) == 11
+    assert len(once) == 13
     assert set(once) <= set(CAPTIONS)
     for name, svg in once.items():
         assert svg.read_bytes() == again[name].read_bytes()
         assert svg.with_suffix(".pdf").read_bytes() == again[name].with_suffix(".pdf").read_bytes()
         assert svg.with_suffix(".csv").read_bytes() == again[name].with_suffix(".csv").read_bytes()
         ElementTree.parse(svg)
+
+
+def test_a_picture_has_the_number_that_the_paper_gives_it(analysed, tmp_path, monkeypatch):
+    results = replace(analysed[1], model=analysed[1].model | {"architecture": "opt"})
+    domains = [read_tokens(analysed[0], domain)[0] for domain in results.domains]
+    notes = {}
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: notes.update({name: figure.get_suptitle()}))
+    draw_figures(tmp_path, analysed[1], domains)
+    numbers = {"best_of_draws": "4a", "nll_by_budget": "4b", "oracle_sliding": "4c", "difficulty": "5", "routes": "7"}
+    numbers |= {"layer_use": "2", "layer_use_by_position": "3", "losses_of_text": "6"}
+    assert {name for name, note in notes.items() if note.startswith("Paper, figure ")} == set(numbers)
+    assert {
+        name for name, number in numbers.items() if not notes[name].startswith(f"Paper, figure {number}. ")
+    } == set()
+    draw_figures(tmp_path, results, domains)
+    assert notes["layer_use"].startswith("Paper, figure 9. ")
+
+
+def test_figures_of_an_opt_like_model_are_the_papers_ninth(analysed):
+    plain, opt = analysed[1], replace(analysed[1], model=analysed[1].model | {"architecture": "opt"})
+    (text, claims), (text_of_opt, claims_of_opt) = (caption("layer_use_by_position", one) for one in (plain, opt))
+    assert ("figure 3" in text, "figure 9" in text_of_opt) == (True, True)
+    assert (claims, claims_of_opt) == (("C10",), ("C16",))
 
 
 def _routers(*kinds, spends=("average",)):

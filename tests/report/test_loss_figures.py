@@ -6,6 +6,7 @@ import pytest
 from duollm.analysis.claims.models import SHARES
 from duollm.analysis.claims.runs import Run, columns_of
 from duollm.config import Recipe
+from duollm.report import loss_figures
 from duollm.report.chart import draw_chart
 from duollm.report.loss_figures import duo_and_dense, write_duo_and_dense
 from hidden_intervals import hidden_intervals
@@ -43,6 +44,11 @@ def test_duo_and_dense_models_stand_at_their_shares(tmp_path):
     assert behind.to_numpy() == pytest.approx(0.1, abs=1e-4)
     assert set(table["y axis"]) == {"nll (nats per token)", "accuracy on tasks"}
     assert (tmp_path / "duo_and_dense.svg").exists()
+
+
+def test_the_picture_has_the_number_that_the_paper_gives_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_figures, "save", lambda figure, *_: figure.get_suptitle())
+    assert write_duo_and_dense(column(tmp_path), tmp_path).startswith("Paper, figure 8. Seed ")
 
 
 def test_the_one_point_of_the_frozen_model_shows_its_interval(tmp_path):

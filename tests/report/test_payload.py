@@ -145,12 +145,6 @@ def test_fifty_thousand_tokens_at_the_entropy_of_a_real_study_take_less_than_the
     assert 4 / 3 * len(compressed(packed)) / len(packed["text"]) < payload.MOST_BYTES / 50_000
 
 
-def test_figures_of_an_opt_like_model_are_the_papers_ninth():
-    plain, opt = (payload._figure("layer_use_by_position", like_opt, "") for like_opt in (False, True))
-    assert ("figure 3" in plain["caption"], "figure 9" in opt["caption"]) == (True, True)
-    assert (plain["claims"], opt["claims"]) == (("C10",), ("C16",))
-
-
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

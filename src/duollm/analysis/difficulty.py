@@ -276,7 +276,8 @@ def helped_rows(tokens: Tokens, seed: int, most: int = 10) -> Iterator[HelpedRow
 
     The gains are those on the other half: the best of many on the text that ranked them would be too good.
     """
-    k, texts = tokens.space.focus_budgets[0], np.array(tokens.text)
+    # Numpy's own strings would lose the zero that a text may end with.
+    k, texts = tokens.space.focus_budgets[0], np.array(tokens.text, dtype=object)
     gains = {name: gain_T for name, gain_T in _gains(tokens, k).items() if gain_T is not None}
     if "gain" not in gains:
         return

@@ -67,6 +67,7 @@ class Panel:
     ticks: Sequence[int] | None = None
     percent: bool = False
     perplexity: bool = False
+    x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
 
 
@@ -114,6 +115,8 @@ def draw_chart(chart: Chart, note: str = "") -> Figure:
         if panel.perplexity:
             right = axes.secondary_yaxis("right", functions=(np.exp, _logarithm))
             right.set_ylabel("perplexity")
+        if panel.x_range:
+            axes.set_xlim(*panel.x_range)
         if panel.y_range:
             axes.set_ylim(*panel.y_range)
     if note:
@@ -141,12 +144,12 @@ def draw_series(axes: Axes, panel: Panel) -> None:
             if known and points[0].low < points[0].high:
                 place = _FIRST_WHISKER + _NEXT_WHISKER * levels.index(series)
                 across = axes.get_yaxis_transform()
-                axes.errorbar([place], y, _whiskers(points), capsize=3, color=look.colour, transform=across)
+                axes.errorbar([place], y, whiskers(points), capsize=3, color=look.colour, transform=across)
         elif series.form == "points" or len(points) == 1:  # a band at one x would have no width
-            axes.errorbar(x, y, _whiskers(points) if known else None, capsize=3, **style | {"linestyle": ""})
+            axes.errorbar(x, y, whiskers(points) if known else None, capsize=3, **style | {"linestyle": ""})
         elif series.form == "bars":
             places = np.array(x, dtype=float) + (bars.index(series) - (len(bars) - 1) / 2) * _BAR
-            axes.bar(places, y, _BAR, color=look.colour, yerr=_whiskers(points), capsize=2, label=look.label)
+            axes.bar(places, y, _BAR, color=look.colour, yerr=whiskers(points), capsize=2, label=look.label)
         else:
             if known:
                 low, high = [point.low for point in points], [point.high for point in points]
@@ -162,7 +165,8 @@ def _logarithm(perplexity: Any) -> Any:
     return np.log(np.maximum(perplexity, 1e-300))
 
 
-def _whiskers(points: Sequence[Point]) -> Any:
+def whiskers(points: Sequence[Point]) -> Any:
+    """Return how far the intervals of points reach below and above them, [2, points], as matplotlib wants them."""
     return np.array([[point.y - point.low, point.high - point.y] for point in points]).T
 
 

@@ -1,5 +1,6 @@
 """Draws all figures of a run."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from duollm.report.chart import draw_chart, write_csv
 from duollm.report.gain_figures import (
     gain_by_depth,
     gains_by_budget,
+    gains_by_class,
+    gains_by_context,
     gains_by_tries,
     parts_by_budget,
 )
@@ -30,8 +33,13 @@ CAPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "agreement": ("How often routers take the oracle's branch, by layer, against chance.", ()),
     "best_of_draws": ("Best of N random patterns and routes against N (paper, figure 4a).", ("C1",)),
     "ceiling_by_depth": ("What a predictor gains, by the last layer whose states it sees.", ()),
+    "contexts": ("What the oracle gains in every context, on true labels, on drawn ones, and executed together.", ()),
     "decomposition": ("What the oracle's gain is made of: predictable, luck of the choice, rest.", ()),
     "difficulty": ("What all big and the oracle gain on each token against its loss (paper, figure 5).", ("C11",)),
+    "difficulty_by_class": (
+        "Loss by class of tokens, and what the oracle saves of it, on true labels, on drawn ones, and as predicted.",
+        ("C12",),
+    ),
     "gain_by_tries": (
         "What the search gains by the number of routes tried, on true labels and on drawn ones.",
         (),
@@ -83,6 +91,10 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict
         charts["losses_of_text"] = losses_of_text(code, rows, words, budget, results.cheapest)
     if results.selection_noise:
         charts["selection_noise"] = gains_by_budget(results, names)
+    if contexts := gains_by_context(results, names):
+        charts["contexts"] = contexts
+    if classes := gains_by_class(results):
+        charts["difficulty_by_class"] = classes
     if any(row.domain == headline and row.big_layers in focus for row in results.tries):
         charts["gain_by_tries"] = gains_by_tries(results, headline, focus)
     if results.timing:
@@ -97,10 +109,25 @@ def draw_figures(run: Path, results: Results, domains: Sequence[Tokens]) -> dict
         write_csv(chart, run / "figures" / f"{name}.csv")
     with styled():
         letters = f"k of L = {results.num_layers} layers are big;"
-        figures = {name: draw_chart(chart, f"{letters} {sample(name, results)}") for name, chart in charts.items()}
+        notes = {name: f"{_number(name, results)}{letters} {sample(name, results)}" for name in charts}
+        figures = {name: draw_chart(chart, notes[name]) for name, chart in charts.items()}
         shorten_names(names, figures.values())
         use_fonts_for_all_text(figures.values())
         return {name: save(figure, run / "figures", name) for name, figure in figures.items()}
+
+
+def caption(name: str, results: Results) -> tuple[str, tuple[str, ...]]:
+    """Return what a figure shows, and the claims that it bears on."""
+    text, claims = CAPTIONS.get(name, ("", ()))
+    if results.model.get("architecture") == "opt" and name.startswith("layer_use"):
+        return re.sub(r"figure \d", "figure 9", text), ("C16",)  # the paper shows its OPT in a figure of its own
+    return text, claims
+
+
+def _number(name: str, results: Results) -> str:
+    """Return the number that the caption gives a figure, for the picture itself."""
+    found = re.search(r"\(paper, (figure \w+)\)", caption(name, results)[0])
+    return f"Paper, {found[1]}. " if found else ""
 
 
 def sample(name: str, results: Results) -> str:

@@ -199,4 +199,4 @@ def write_duo_and_dense(columns: Sequence[Column], folder: Path) -> Path | None:
     write_csv(chart, folder / "duo_and_dense.csv")
     with styled():
         sizes = (f"Seed {column.seed}: n = {scored_size(column.main.folder)}." for column in columns)
-        return save(draw_chart(chart, " ".join(sizes)), folder, "duo_and_dense")
+        return save(draw_chart(chart, " ".join(["Paper, figure 8.", *sizes])), folder, "duo_and_dense")

@@ -28,7 +28,7 @@ from duollm.terminal import say, working
 
 MODULES = (
     *("dom", "align", "decode", "state", "colour", "names", "chart", "scatter", "table", "frontier", "story"),
-    *("quantities", "text", "inspector", "explorer", "layers", "results", "runs", "main"),
+    *("quantities", "text", "inspector", "explorer", "layers", "classes", "results", "runs", "main"),
 )
 """The modules in page/, each after those that it imports."""
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)

@@ -7,7 +7,6 @@ Shape letters: T tokens, L layers, P policies.
 """
 
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from duollm.analysis.results import Results
 from duollm.records.bootstrap import Floats, Integers
 from duollm.records.keys import ALL_BIG, ALL_SMALL, DRAWN_ORACLE, DRAWN_STATIC, SHUFFLED, Key
 from duollm.records.tokens import Tokens
-from duollm.report.figures import CAPTIONS, sample
+from duollm.report.figures import caption, sample
 
 LOSS_UNIT = 1e-2
 """Nats per step of a packed loss."""
@@ -42,8 +41,8 @@ _HIDDEN = ("drawn-", "unit", "predictor-", f"ceiling-{SHUFFLED}", "best-of-", "o
 """How the names of policies begin whose tokens are not on the page."""
 _FIELDS = (
     *("provenance", "model", "context", "bootstrap", "nll", "comparison", "families", "spend", "agreement", "timing"),
-    *("selection_noise", "units", "difficulty", "ceiling", "decomposition", "best_of_patterns", "best_of_routes"),
-    "claims",
+    *("selection_noise", "units", "difficulty", "difficulty_by_class", "helped_most", "ceiling", "decomposition"),
+    *("best_of_patterns", "best_of_routes", "claims"),
 )
 
 
@@ -56,7 +55,7 @@ def page_data(
         runs: number of runs that share the page.
     """
     most_bytes = MOST_BYTES // (runs * len(domains))
-    everything, like_opt = asdict(results), results.model.get("architecture") == "opt"
+    everything = asdict(results)
     everything["provenance"] = _without_folders(everything["provenance"])
     shares = [{**row, "share_by_layer_and_position": None} for row in everything["layer_use"]]
     return {
@@ -76,9 +75,7 @@ def page_data(
         "highLoss": HIGH_LOSS_QUANTILE,
         "lossUnit": LOSS_UNIT,
         "folder": "figures",
-        "figures": [
-            _figure(path.stem, like_opt, sample(path.stem, results)) for path in sorted((run / "figures").glob("*.svg"))
-        ],
+        "figures": [_figure(path.stem, results) for path in sorted((run / "figures").glob("*.svg"))],
         "results": rounded({name: everything[name] for name in _FIELDS} | {"layer_use": shares}),
         "domains": [pack_tokens(tokens, shown_documents, most_bytes) for tokens in domains],
     }
@@ -98,11 +95,9 @@ def drawn_from(facts: Mapping[str, Any]) -> str:
     return source if temperature == 1 else f"{source} at temperature {temperature:g}"
 
 
-def _figure(name: str, like_opt: bool, size: str) -> dict[str, Any]:
-    caption, claims = CAPTIONS.get(name, ("", ()))
-    if like_opt and name.startswith("layer_use"):  # the paper shows its OPT in a figure of its own
-        caption, claims = re.sub(r"figure \d", "figure 9", caption), ("C16",)
-    return {"name": name, "caption": caption, "claims": claims, "sample": size}
+def _figure(name: str, results: Results) -> dict[str, Any]:
+    text, claims = caption(name, results)
+    return {"name": name, "caption": text, "claims": claims, "sample": sample(name, results)}
 
 
 def compressed(page: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,7 @@
 // Claims, comparison, losses, further charts and the facts of the run.
 
 import { lineChart } from "./chart.js";
+import { drawDifficulty } from "./classes.js";
 import { policyLabel, policyLook, routerKinds, variantOf } from "./colour.js";
 import { byId, count, el, number, oneLine, pValue, percent, select, signed, withInterval } from "./dom.js";
 import { PAIRED, gainOf, paired } from "./frontier.js";
@@ -150,6 +151,7 @@ function spendTable(rows) {
 export function drawFigures(data) {
   byId("figure-controls").replaceChildren(select("Text", domainOptions(data), state.pool, (value) => setState({ ...ofText(data, value), pool: value })), state.pool === "pooled" ? el("span", { class: "soft" }, `Two charts show one text only, ${data.domains[0].name}: difficulty, and blind tries.`) : "");
   byId("charts").replaceChildren(...[noiseChart(data), unitsChart(data), partsChart(data), ceilingChart(data), bestOfChart(data), costChart(data), difficultyChart(data)].filter(Boolean));
+  drawDifficulty(data);
   byId("files").replaceChildren(...(data.figures.length ? data.figures.map((figure) => paperFigure(data, figure)) : [el("li", {}, "They are drawn when the study ends.")]));
 }
 
