@@ -34,6 +34,7 @@ RANKS = [
     {"saved"},
     {"stages", "study", "checks", "plan", "bench"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 NO_TORCH = {"errors", "files", "options", "strict_yaml", "config", "recipe_files", "machine", "terminal"}

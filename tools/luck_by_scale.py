@@ -8,6 +8,7 @@ labels are paired with the text, token by token, so what they leave is known bet
 """
 
 import argparse
+import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,9 +42,9 @@ MODELS = (
     Model("quick 49k, 9.6 M, 1 M tokens", "finding/quick-49152.json", (6, 8)),
     Model("reference, 5.8 M, 6 M tokens, seed 0", "finding/reference-6m-0.json", (6, 8)),
     Model("reference, 6 M tokens, seed 1", "finding/reference-6m-1.json", (6, 8)),
-    Model("reference, 13 M tokens, seed 0", "reference/results-0.json", (6, 8)),
-    Model("reference, 13 M tokens, seed 1", "reference/results-1.json", (6, 8)),
-    Model("reference, 13 M tokens, seed 2", "reference/results-2.json", (6, 8)),
+    Model("reference, 13 M tokens, seed 0", "reference/results-0.json.gz", (6, 8)),
+    Model("reference, 13 M tokens, seed 1", "reference/results-1.json.gz", (6, 8)),
+    Model("reference, 13 M tokens, seed 2", "reference/results-2.json.gz", (6, 8)),
     Model("hour, 14 M, 9 M tokens", "finding/hour.json", (6, 8)),
     Model("width 512, 42 M, 80 M tokens", "finding/width-512.json", (6, 8)),
     Model("SmolLM2 distilled, small FFNs for skips", "finding/smollm2-distilled.json", (15, 24)),
@@ -87,6 +88,11 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def _read(path: Path) -> Any:
+    content = path.read_bytes()
+    return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+
+
 def shares(results: dict[str, Any], domain: str, big_layers: int) -> Shares:
     """Return the shares of one domain, or of all pooled, in context shared."""
     here = {"domain": domain, "big_layers": big_layers}
@@ -102,7 +108,7 @@ def shares(results: dict[str, Any], domain: str, big_layers: int) -> Shares:
 
 def measured() -> dict[str, list[list[Shares]]]:
     """Return, by text, the shares of every model at its two budgets."""
-    results = [json.loads((DOCS / model.path).read_text(encoding="utf-8")) for model in MODELS]
+    results = [_read(DOCS / model.path) for model in MODELS]
     pairs = list(zip(results, MODELS, strict=True))
     return {text: [[shares(rows, text, big) for big in model.big_layers] for rows, model in pairs] for text in TEXTS}
 
