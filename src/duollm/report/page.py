@@ -1,4 +1,4 @@
-"""Writes report.html: one file that needs no network, assembled from the files in page/ and the data of a run."""
+"""Makes the page of a run, or of several: one file that needs neither network nor model, from page/ and the runs' files."""
 
 import base64
 import os
