@@ -1,4 +1,4 @@
-"""Makes the page of a run, or of several: one file that needs neither network nor model, from page/ and the runs' files."""
+"""Makes the page of a run, or of several: one file that needs no network, from page/ and what the runs measured."""
 
 import base64
 import os
